@@ -1,0 +1,39 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint format bench clean
+
+demo: $(READY)  ## steer an analytic mixture; a picture and a table under out/demo
+	$(BIN)/python examples/mixture.py --out out/demo
+
+test: $(READY)  ## the whole test suite, without the long statistical runs
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)  ## the long statistical runs
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## the engine's overhead and memory
+	$(BIN)/python benchmarks/overhead.py
+
+clean:
+	rm -rf $(VENV) out .pytest_cache .ruff_cache
+
+# One environment, with torch and the torchvision that open_clip needs resolved together by pip.
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; try make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $(READY)

@@ -1,0 +1,48 @@
+"""guidekit: inference-time guidance and reward search for any pre-trained diffusion model.
+
+import guidekit as gk
+result = gk.sample(model, 64, guides=[gk.CFG(3.0), gk.FKSteering(reward, alpha=0.1)], cond="HepG2")
+"""
+
+from . import analytic, process, resampling, schedules, solvers, times, values
+from .errors import CheckpointError, CollapseWarning, NetworkError, RewardError
+from .guides import CFG, FKSteering, Guide, Resample
+from .models import Cond, GaussianModel, MaskedModel, Model, Null, UniformModel
+from .population import Population
+from .result import Result, load_result
+from .run import Run
+from .sample import sample
+from .view import Step, View
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CFG",
+    "CheckpointError",
+    "CollapseWarning",
+    "Cond",
+    "FKSteering",
+    "GaussianModel",
+    "Guide",
+    "MaskedModel",
+    "Model",
+    "NetworkError",
+    "Null",
+    "Population",
+    "Resample",
+    "Result",
+    "RewardError",
+    "Run",
+    "Step",
+    "UniformModel",
+    "View",
+    "analytic",
+    "load_result",
+    "process",
+    "resampling",
+    "sample",
+    "schedules",
+    "solvers",
+    "times",
+    "values",
+]

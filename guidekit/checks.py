@@ -1,0 +1,80 @@
+"""What can be wrong with a call, found before the network is called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import random
+from .guides.base import Guide
+from .models.base import Cond, Condition, Model
+from .solvers import Solver
+
+
+def check_call(model: Any, n: int, batch_size: int | None) -> None:
+    """The model is one, and the counts count."""
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"a base model is needed, not {type(model).__name__}; wrap a network in gk.GaussianModel, "
+            "gk.MaskedModel or gk.UniformModel"
+        )
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n={n!r}: the number of samples per condition is an int of at least 1")
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size={batch_size!r}: the most rows in one forward, at least 1, or None")
+
+
+def conditions(model: Model, cond: Any) -> list[Condition]:
+    """The conditions, one for each group."""
+    listed = cond if isinstance(cond, list) else [cond]
+    if not listed:
+        raise ValueError("cond=[]: a list of conditions has one entry per group")
+    if model.null is None and 0 < sum(c is None for c in listed) < len(listed):
+        raise ValueError("cond has None beside conditions, but the model has no null condition: build it with null=...")
+    return listed
+
+
+def keys(seed: int | Sequence[int], groups: int, device: torch.device) -> Tensor:
+    """The groups' keys. With one seed every group has the same noise, so that it equals a run of its own."""
+    seeds = [seed] * groups if isinstance(seed, int) else list(seed)
+    if len(seeds) != groups or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
+        raise ValueError(f"seed={seed!r}: an int, or one int for each of the {groups} groups")
+    return random.key(seeds, device)
+
+
+def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, steps: int) -> None:
+    """Every guide works with this model and solver."""
+    for guide in guides:
+        name = type(guide).__name__
+        if not isinstance(guide, Guide):
+            raise TypeError(f"guides holds {guide!r}, which is not a Guide; a list like [gk.CFG(3.)] is needed")
+        if not 0 <= guide.start <= guide.stop <= 1:
+            raise ValueError(f"{name}(start={guide.start}, stop={guide.stop}): fractions with 0 <= start <= stop <= 1")
+        if guide.steer and not guide.tilts:
+            raise ValueError(f"{name}(steer=True): it has no tilt that the weights could correct for")
+        if guide.stochastic and solver is not None and not solver.stochastic:
+            raise ValueError(
+                f"{name} weights, branches or resamples particles, and {solver!r} is deterministic: copies would stay "
+                "equal and have no log-probability. Take DDPM(), DDIM(eta=1.) or SDEDPMpp()"
+            )
+        for need in (Cond(), *guide.needs):
+            need.check(model)
+        guide.check(model, steps)
+
+
+def check_noise(noise: Any, model: Model, rows: int, moves: int) -> None:
+    """The starting noise (rows, *shape), or that of the whole chain (moves + 1, rows, *shape)."""
+    if noise is None:
+        return
+    shape = model.process.noise_shape(model.shape)
+    dtype = model.process.noise(random.key([0]), shape, model.dtype).dtype
+    fits = isinstance(noise, Tensor) and tuple(noise.shape) in ((rows, *shape), (moves + 1, rows, *shape))
+    if not fits or noise.dtype != dtype or noise.device.type != model.device.type:
+        given = f"{tuple(noise.shape)}, {noise.dtype} on {noise.device}" if isinstance(noise, Tensor) else repr(noise)
+        raise ValueError(
+            f"noise is {given}; needed is {(rows, *shape)} for the start, or {(moves + 1, rows, *shape)} for the "
+            f"whole chain, {dtype} on {model.device}"
+        )

@@ -1,0 +1,93 @@
+"""The hooks of a guide. One published method is one subclass in one file; every hook is optional.
+
+A guide reads a `View` and returns tensors; it keeps nothing in itself (it is frozen). What it must remember of a
+particle it returns as a memo, which then follows that particle through every selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..models.base import Cond, Model
+from ..population import Population
+from ..tree import Tree
+from ..view import Step, View
+
+Scale = float | Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Base of all guides.
+
+    steer         the tilt bends the proposal only, and the weights correct for it; otherwise it changes the target
+    start, stop   the guide acts while start <= fraction of the run < stop
+    """
+
+    _: KW_ONLY
+    steer: bool = False
+    start: float = 0.0
+    stop: float = 1.0
+
+    grad: ClassVar[bool] = False  # keep the graph from x_t to the evaluations
+    copies: ClassVar[int] | Any = 1  # starting rows for each particle
+
+    @property
+    def needs(self) -> tuple[Cond, ...]:
+        """The network evaluations that it reads, besides Cond()."""
+        return ()
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Further base models that it uses."""
+        return ()
+
+    def check(self, model: Model, steps: int) -> None:
+        """Raise ValueError if it cannot work with this model, before the first network call."""
+
+    def tilt(self, view: View) -> Tensor | float:
+        """What to add to the prediction: to the clean mean, or to the log-probabilities of tokens."""
+        return 0.0
+
+    def finish(self, view: View, prediction: Tensor) -> Tensor:
+        """What cannot be added. Runs after all tilts, in the order of the list."""
+        return prediction
+
+    def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
+        """The increment of the log-weights, and the new memo. Called at every look, also the last (t = 0)."""
+        return 0.0, memo
+
+    def branch(self, step: Step) -> int:
+        """Children of each particle in the move that starts at this step."""
+        return 1
+
+    def select(self, population: Population, step: Step) -> Population:
+        """Which particles live; step.n are to be left in each group."""
+        return population
+
+    # what the engine asks ------------------------------------------------------------------------------------
+
+    def active(self, step: Step) -> bool:
+        return self.start <= step.fraction < self.stop
+
+    def has(self, hook: str) -> bool:
+        """Whether the class overrides a hook."""
+        return getattr(type(self), hook) is not getattr(Guide, hook)
+
+    @property
+    def tilts(self) -> bool:
+        return self.has("tilt") or self.has("finish")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it needs moves with noise: copies of a particle must part again, and p/q must exist."""
+        return self.steer or self.has("branch") or self.has("select")
+
+
+def at(scale: Scale, t: float) -> float:
+    """The value of a number or of a function of t."""
+    return float(scale(t)) if callable(scale) else float(scale)

@@ -1,0 +1,55 @@
+r"""Classifier-free guidance (Ho and Salimans, 2022), https://arxiv.org/abs/2207.12598.
+
+    d <- d_null + w (d_cond - d_null)
+
+in the coordinates of the prediction: the clean mean, where it equals the usual rule for noise, velocity or score, or
+log p(x_0^i | x_t) of tokens, where it is p_cond^w p_null^(1 - w) normalised at every position. w = 1 is the
+conditional model, w = 0 the unconditional one.
+
+`rescale` (Lin et al., 2023, https://arxiv.org/abs/2305.08891, section 3.4) brings the standard deviation of every
+sample's prediction back towards that of the conditional one: d <- d (1 - phi + phi std(d_cond)/std(d)), taken here on
+the clean mean, so that it does not depend on what the network predicts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..models.base import Cond, Model, Null
+from ..process import Gaussian
+from ..view import View
+from .base import Guide, Scale, at
+
+
+@dataclass(frozen=True)
+class CFG(Guide):
+    """Classifier-free guidance with weight `scale`, a number or a function of t. One extra row per particle.
+
+    >>> import guidekit as gk
+    >>> gk.CFG(3.0, start=0.1, stop=0.8).needs
+    (Null(),)
+    """
+
+    scale: Scale
+    rescale: float = 0.0
+
+    @property
+    def needs(self) -> tuple[Cond, ...]:
+        return (Null(),)
+
+    def check(self, model: Model, steps: int) -> None:
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"CFG(rescale={self.rescale}): rescale lies in [0, 1]")
+        if self.rescale and not isinstance(model.process, Gaussian):
+            raise ValueError("CFG(rescale=...) is for Gaussian processes; log-probabilities of tokens are normalised")
+
+    def tilt(self, view: View) -> Tensor:
+        return (at(self.scale, view.t) - 1) * (view.evals[Cond()] - view.evals[Null()])
+
+    def finish(self, view: View, prediction: Tensor) -> Tensor:
+        if self.rescale == 0:
+            return prediction
+        ratio = view.evals[Cond()].flatten(1).std(1) / prediction.flatten(1).std(1)
+        return prediction * view.rows(1 - self.rescale + self.rescale * ratio)

@@ -1,0 +1,210 @@
+"""A base model: a process, somebody's network, and how to encode a condition and decode a sample.
+
+The engine calls a model as `model(x, t, cond)` and receives predictions in the coordinates in which guidance is linear
+(see `guidekit.process`). It asks for evaluations by description: `Cond()`, `Null()` and others of this form are small
+hashable objects, so that equal ones of several guides are evaluated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NetworkError
+from ..process import Process
+
+Condition = Any  # what the user gives for one group: "HepG2", a prompt, 3, a tensor
+Encoded = Any  # None, a tensor, or a dict of tensors
+
+
+class Model:
+    """What every base model has. Subclasses say how a network's output becomes a prediction, in `__call__`."""
+
+    process: Process
+    shape: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype  # of the state x of Gaussian processes and of its noise
+    net: Callable
+    null: Encoded
+
+    def __init__(self, net, process, shape, decode=None, encode_cond=None, null=None, dtype=None, device=None):
+        if not callable(net):
+            raise TypeError(f"net is a callable (x, t, cond) -> tensor, not {type(net).__name__}")
+        self.net, self.process, self.shape = net, process, tuple(shape)
+        self._decode, self._encode = decode, encode_cond
+        self.net_dtype, found = _kind(net)
+        self.dtype = dtype or (torch.float64 if self.net_dtype == torch.float64 else torch.float32)
+        self.device = torch.device(device or found)
+        self.null = None if null is None else _tensors(null, self.device)
+
+    def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+        """The prediction at x_t; one forward of the network. cond has one entry per row, or is None."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its network predicts")
+
+    def encode(self, cond: Condition) -> Encoded:
+        """One condition as the network takes it, without a row axis; None is the null condition."""
+        if cond is None:
+            return self.null
+        return _tensors(cond if self._encode is None else self._encode(cond), self.device)
+
+    def decode(self, x: Tensor) -> Any:
+        """Samples as the user wants them: a tensor, or a list with one entry per row."""
+        return x if self._decode is None else self._decode(x)
+
+    def modules(self) -> list[nn.Module]:
+        """The networks whose mode a run must leave as it found it."""
+        return [self.net] if isinstance(self.net, nn.Module) else []
+
+    def _forward(self, x: Tensor, t: float, cond: Encoded, shape: tuple[int, ...]) -> Tensor:
+        """Call the network with one t per row, in its own precision, and check what it returns."""
+        times = torch.full((len(x),), t, dtype=self.dtype, device=x.device)
+        if x.is_floating_point():
+            x = x.to(self.net_dtype or x.dtype)
+        out = self.net(x, times, cond)
+        given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        if given != (len(x), *shape):
+            raise NetworkError(
+                f"the network returned {given} for an input of shape {tuple(x.shape)}; "
+                f"{type(self).__name__} needs a tensor of shape {(len(x), *shape)}"
+            )
+        return out.to(self.dtype)
+
+
+# evaluations -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cond:
+    """The model at the user's condition; every run evaluates it. Other evaluations change one of these methods."""
+
+    def model(self, base: Model) -> Model:
+        """Whose network."""
+        return base
+
+    def cond(self, model: Model, cond: Encoded) -> Encoded:
+        """The condition of the rows, given the user's."""
+        return cond
+
+    def during(self, model: Model, rows: slice) -> AbstractContextManager:
+        """What holds during the forward in which these rows are evaluated."""
+        return nullcontext()
+
+    def check(self, model: Model) -> None:
+        """Raise if the model cannot offer this evaluation."""
+
+
+@dataclass(frozen=True)
+class Null(Cond):
+    """The model at its null condition."""
+
+    def cond(self, model: Model, cond: Encoded) -> Encoded:
+        return map_cond(lambda v, rows: v.expand(len(rows), *v.shape), model.null, cond)
+
+    def check(self, model: Model) -> None:
+        if model.null is None:
+            raise ValueError(
+                "a guide needs the model without its condition, but the model has no null condition: "
+                "build it with null=..., the encoded 'no condition' that it was trained with"
+            )
+
+
+def evaluate(
+    model: Model,
+    needs: Sequence[Cond],
+    x: Tensor,
+    t: float,
+    cond: Encoded,
+    count: Callable[[int], None],
+    limit: int | None = None,
+) -> dict[Cond, Tensor]:
+    """All evaluations at (x, t), in one forward for each distinct network (more where `limit` rows are exceeded).
+
+    `count` is told the rows of each forward.
+    """
+    found: dict[Cond, Tensor] = {}
+    rows = len(x)
+    most = len(needs) if limit is None else max(1, limit // rows)
+    for net, group in groupby(sorted(needs, key=lambda e: id(e.model(model))), key=lambda e: e.model(model)):
+        branches = list(group)
+        for part in (branches[i : i + most] for i in range(0, len(branches), most)):
+            with ExitStack() as stack:
+                for i, need in enumerate(part):
+                    stack.enter_context(need.during(net, slice(i * rows, (i + 1) * rows)))
+                out = net(_repeat(x, len(part)), t, _stack([need.cond(net, cond) for need in part]))
+            count(rows * len(part))
+            found |= dict(zip(part, out.split(rows), strict=True))
+    return found
+
+
+def expand(encoded: Sequence[Encoded], group: Tensor) -> Encoded:
+    """The condition of every row from those of the groups."""
+    if encoded[0] is None:
+        return None
+    if isinstance(encoded[0], dict):
+        return {k: torch.stack([e[k] for e in encoded])[group] for k in encoded[0]}
+    return torch.stack(list(encoded))[group]
+
+
+def map_cond(f: Callable[[Tensor, Tensor], Tensor], encoded: Encoded, like: Encoded) -> Encoded:
+    """f(encoded tensor, row tensor) for a tensor or for every entry of a dict."""
+    if isinstance(encoded, dict):
+        return {k: f(v, like[k]) for k, v in encoded.items()}
+    return f(encoded, like)
+
+
+@contextmanager
+def borrowed(models: Sequence[Model]) -> Iterator[None]:
+    """Put networks into evaluation mode without parameter gradients, and afterwards back as they were."""
+    modules = [m for model in models for net in model.modules() for m in net.modules()]
+    parameters = [p for m in modules for p in m.parameters(recurse=False)]
+    training, grads = [m.training for m in modules], [p.requires_grad for p in parameters]
+    try:
+        for m in modules:
+            m.training = False
+        for p in parameters:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for m, mode in zip(modules, training, strict=True):
+            m.training = mode
+        for p, grad in zip(parameters, grads, strict=True):
+            p.requires_grad_(grad)
+
+
+def _repeat(x: Tensor, times: int) -> Tensor:
+    return x if times == 1 else torch.cat([x] * times)
+
+
+def _stack(conds: list[Encoded]) -> Encoded:
+    if len(conds) == 1 or conds[0] is None:
+        return conds[0]
+    if isinstance(conds[0], dict):
+        return {k: torch.cat([c[k] for c in conds]) for k in conds[0]}
+    return torch.cat(conds)
+
+
+def _tensors(value: Any, device: torch.device) -> Encoded:
+    """A tensor or a dict of tensors from what encode_cond returned."""
+    if isinstance(value, dict):
+        return {k: torch.as_tensor(v, device=device) for k, v in value.items()}
+    try:
+        return torch.as_tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"the condition {value!r} is no tensor or dict of tensors; give the model an encode_cond that makes it one"
+        ) from error
+
+
+def _kind(net: Callable) -> tuple[torch.dtype | None, torch.device]:
+    """Floating dtype and device of a network: those of its first floating parameter or buffer."""
+    if isinstance(net, nn.Module):
+        for v in [*net.parameters(), *net.buffers()]:
+            if v.is_floating_point():
+                return v.dtype, v.device
+    return None, torch.device("cpu")

@@ -1,0 +1,60 @@
+"""Discrete base models around any network that returns logits of the clean tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..process import Masked, Uniform
+from .base import Encoded, Model
+
+LOG_ZERO = -1e3  # of a token that cannot be: its probability is 0 in float64, and differences of two stay finite
+
+
+class _TokenModel(Model):
+    noising: type[Masked] | type[Uniform]
+
+    def __init__(
+        self,
+        net: Callable[[Tensor, Tensor, Any], Tensor],
+        vocab_size: int,
+        length: int,
+        decode: Callable[[Tensor], Any] | None = None,
+        encode_cond: Callable[[Any], Any] | None = None,
+        null: Any = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        self.vocab_size, self.length = vocab_size, length
+        super().__init__(net, self.noising(vocab_size), (length,), decode, encode_cond, null, dtype, device)
+
+    def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+        return self._forward(x, t, cond, (self.length, self.vocab_size)).log_softmax(-1).clamp(min=LOG_ZERO)
+
+
+class MaskedModel(_TokenModel):
+    """`net(tokens, t, cond) -> logits (rows, length, vocab_size)` as a masked (absorbing) base model.
+
+    The mask has the id vocab_size. t, cond, decode, encode_cond and null are as in `GaussianModel`; a network that
+    takes no time ignores t. Predictions are log p(x_0^i = v | x_t).
+
+    >>> import torch, guidekit as gk
+    >>> model = gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 4), vocab_size=4, length=6)
+    >>> gk.sample(model, 2, steps=6).x.shape
+    torch.Size([2, 6])
+    """
+
+    noising = Masked
+
+
+class UniformModel(_TokenModel):
+    """`net(tokens, t, cond) -> logits (rows, length, vocab_size)` as a base model with uniform noise.
+
+    Every token may change at every step. Arguments are as in `MaskedModel`; there is no mask.
+    """
+
+    noising = Uniform

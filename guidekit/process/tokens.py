@@ -1,0 +1,141 @@
+r"""Discrete diffusion over tokens: absorbing (masked) and uniform noise, with alpha(t) = 1 - t the share kept.
+
+A prediction is log p(x_0^i = v | x_t), shape (rows, length, V), normalised over v. The reverse kernels factorise over
+positions i; with p_i(v) the prediction, u = s/t and from t down to s:
+
+    Masked    a masked position stays masked with probability u and becomes v with (1 - u) p_i(v); others stay.
+    Uniform   q(x_s = v | x_t) = q(x_t | x_s = v) sum_w p_i(w) q(x_s = v | x_0 = w) / q(x_t | x_0 = w),
+              q(x_s | x_0) = alpha_s [x_s = x_0] + (1 - alpha_s)/V,
+              q(x_t | x_s) = g [x_t = x_s] + (1 - g)/V,      g = alpha_t/alpha_s.
+
+The second is the posterior averaged over x_0, which is exact when p_i is the exact marginal. A move up in time is the
+forward process. Draws add float64 Gumbel noise to float64 log-probabilities. The clean estimate is the mode.
+
+References: Austin et al. (2021), https://arxiv.org/abs/2107.03006; Sahoo et al. (2024), https://arxiv.org/abs/2406.07524;
+Schiff et al. (2025), https://arxiv.org/abs/2412.10193; on float64, Zheng et al. (2025), https://arxiv.org/abs/2409.02908.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import random, times
+from ..solvers import DDPM, Move, Solver
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """Independent draws per position; log_probs has shape (rows, length, states), float64, normalised."""
+
+    log_probs: Tensor
+    random = True
+
+    def push(self, noise: Tensor) -> Tensor:
+        return (self.log_probs + noise).argmax(-1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log q(x), one float64 per row."""
+        return self.log_probs.gather(-1, x[..., None])[..., 0].flatten(1).sum(1)
+
+
+def _moves(steps: int | Sequence[float], solver: Solver | None) -> list[Move]:
+    """Token moves are rows without coefficients."""
+    if not isinstance(solver, DDPM | None):
+        raise ValueError(
+            f"solver={solver!r} is for Gaussian processes; token processes move by their own "
+            "ancestral kernel: leave solver=None, or DDPM(times=...) for another time grid"
+        )
+    grid = times.make(steps, solver.times if solver else "uniform", None, 1.0)
+    return [Move(t, s) for t, s in zip(grid, grid[1:], strict=False)]
+
+
+def _fixed(x: Tensor, states: int) -> Tensor:
+    """log of the point mass at x."""
+    return torch.full((*x.shape, states), -torch.inf, dtype=torch.float64, device=x.device).scatter_(
+        -1, x[..., None], 0.0
+    )
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Absorbing noise: a token is replaced by the mask (id V) with probability t."""
+
+    V: int
+    t_max = 1.0
+
+    def moves(self, steps: int | Sequence[float], solver: Solver | None) -> list[Move]:
+        return _moves(steps, solver)
+
+    def scales(self, t: float) -> tuple[float, float]:
+        return 1 - t, t
+
+    def noise_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape, self.V + 1)
+
+    def noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return random.gumbel(keys, shape)
+
+    def prior(self, noise: Tensor, t: float) -> Tensor:
+        return torch.full(noise.shape[:-1], self.V, device=noise.device)
+
+    def clean(self, prediction: Tensor, x: Tensor) -> Tensor:
+        return torch.where(x == self.V, prediction.argmax(-1), x)
+
+    def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical:
+        fixed = _fixed(x, self.V + 1)
+        t, s = move.t, move.s
+        if s > t:  # a kept token is masked with probability (s - t)/(1 - t)
+            fixed = fixed + _log((1 - s) / (1 - t))
+            fixed[..., self.V] = torch.where(x == self.V, 0.0, _log((s - t) / (1 - t)))
+            return Categorical(fixed)
+        log_p = predictions[0].double().log_softmax(-1) + _log(1 - s / t)
+        stay = log_p.new_full((*x.shape, 1), _log(s / t))
+        return Categorical(torch.where((x == self.V)[..., None], torch.cat([log_p, stay], -1), fixed))
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform noise: a token is drawn anew from all V with probability t."""
+
+    V: int
+    t_max = 1.0
+
+    def moves(self, steps: int | Sequence[float], solver: Solver | None) -> list[Move]:
+        return _moves(steps, solver)
+
+    def scales(self, t: float) -> tuple[float, float]:
+        return 1 - t, t
+
+    def noise_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape, self.V)
+
+    def noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return random.gumbel(keys, shape)
+
+    def prior(self, noise: Tensor, t: float) -> Tensor:
+        return noise.argmax(-1)
+
+    def clean(self, prediction: Tensor, x: Tensor) -> Tensor:
+        return prediction.argmax(-1)
+
+    def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical:
+        kept_t, kept_s = 1 - move.t, 1 - move.s
+        if move.s > move.t:
+            return Categorical(self._keep(x, kept_s / kept_t).log())
+        p = predictions[0].double().softmax(-1) / self._keep(x, kept_t)
+        p = kept_s * p + (1 - kept_s) / self.V * p.sum(-1, keepdim=True)
+        return Categorical((self._keep(x, kept_t / kept_s) * p).log().log_softmax(-1))
+
+    def _keep(self, x: Tensor, kept: float) -> Tensor:
+        """kept [x = v] + (1 - kept)/V over v."""
+        p = torch.full((*x.shape, self.V), (1 - kept) / self.V, dtype=torch.float64, device=x.device)
+        return p.scatter_(-1, x[..., None], kept + (1 - kept) / self.V)
+
+
+def _log(p: float) -> float:
+    return math.log(p) if p > 0 else -math.inf

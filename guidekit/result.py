@@ -1,0 +1,178 @@
+"""What a run returns: samples with their weights, where they came from and what they cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import random, resampling
+from .errors import CheckpointError
+from .population import effective_size, log_mean_exp
+from .rewarding import Cost
+
+_ROWS = ("x", "group", "log_weights", "rewards", "noise", "row")
+_TENSORS = (*_ROWS, "ancestors")
+_FORMAT = "guidekit-result-1"
+
+
+class Trace(list):
+    """One dict per step; `trace["ess"]` is a column, as a tensor (steps,) or (steps, groups)."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return torch.tensor([row[key] for row in self]) if isinstance(key, str) else super().__getitem__(key)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Samples of a run, row by row; groups of n rows each, one for every condition.
+
+    x            final states (groups*n, *shape)
+    samples      decoded: a tensor, or a list with one entry per row
+    rewards      float64 (groups*n,), NaN where a sample could not be scored, or None where there was no reward
+    group        index of the row's condition
+    log_weights  unnormalised, float64: exp(log_weights - log_z) has mean 1 in every group
+    ancestors    (steps, rows of the run): for each step and row, the row of the step before from which it descends
+    row          the row of the run that each sample is, for ancestors and noise; see `lineage`
+    trace        one dict per step with t, ess, resampled, distinct, mean_reward, max_reward (a list with one entry per
+                 group) and seconds; distinct counts the starting particles that still have descendants
+    cost         .network_rows, .network_calls, .reward_calls (distinct samples scored), .unscored, .seconds
+    noise        the starting noise of each sample
+    config       the arguments of the run, as plain values
+    """
+
+    x: Tensor
+    samples: Any
+    rewards: Tensor | None
+    group: Tensor
+    log_weights: Tensor
+    ancestors: Tensor
+    trace: Trace
+    cost: Cost
+    row: Tensor
+    noise: Tensor | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def groups(self) -> int:
+        return int(self.group.max()) + 1 if len(self) else 0
+
+    @property
+    def log_z(self) -> Tensor:
+        """Estimate of log E[exp(r/alpha)] for each group; exp of it is unbiased."""
+        return log_mean_exp(self._by_group(self.log_weights))
+
+    @property
+    def ess(self) -> Tensor:
+        """Effective sample size of each group."""
+        return effective_size(self._by_group(self.log_weights))
+
+    @property
+    def weights(self) -> Tensor:
+        """Normalised weights, summing to 1 in every group."""
+        return self._by_group(self.log_weights).softmax(-1).flatten()
+
+    def lineage(self) -> Tensor:
+        """(steps + 1, samples): the row of the run from which each sample descends, at every step and the start."""
+        rows = [self.row]
+        for parent in reversed(self.ancestors.unbind(0)):
+            rows.append(parent[rows[-1]])
+        return torch.stack(rows[::-1])
+
+    def best(self, k: int = 1) -> Result:
+        """The k samples of highest reward in every group, best first."""
+        if self.rewards is None:
+            raise ValueError("best(k) needs rewards: give gk.sample a reward=..., or a guide that has one")
+        size = len(self) // self.groups
+        if not 1 <= k <= size:
+            raise ValueError(f"best({k}): every group has {size} samples")
+        order = self._by_group(self.rewards).nan_to_num(-torch.inf).topk(k, -1).indices
+        return self._select(order)
+
+    def resample(self, seed: int = 0) -> Result:
+        """Equally weighted samples, drawn from the weighted ones group by group (systematic)."""
+        log_w = self._by_group(self.log_weights)
+        keys = random.fold(random.key([seed] * self.groups, log_w.device), "result")
+        chosen = self._select(resampling.systematic(log_w.softmax(-1), log_w.shape[1], keys))
+        return replace(chosen, log_weights=self.log_z.repeat_interleave(log_w.shape[1]))
+
+    def to_frame(self):
+        """A pandas DataFrame with sample (or x), group, reward and weight."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_frame() needs pandas: pip install 'guidekit[report]'") from error
+        samples = self.samples if isinstance(self.samples, list) else list(self.x.cpu().numpy())
+        columns = {"sample": samples, "group": self.group.tolist(), "weight": self.weights.tolist()}
+        if self.rewards is not None:
+            columns["reward"] = self.rewards.tolist()
+        return pandas.DataFrame(columns)
+
+    def save(self, path: str | Path) -> Path:
+        """Write tensors.safetensors and result.json into the folder `path`; decoded samples must be plain or tensors."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v for k in _TENSORS if (v := getattr(self, k)) is not None}
+        text: dict[str, Any] = {"format": _FORMAT, "cost": asdict(self.cost), "trace": list(self.trace)}
+        text["config"] = self.config
+        if isinstance(self.samples, Tensor):
+            tensors |= {} if self.samples is self.x else {"samples": self.samples}
+        else:
+            text["samples"] = list(self.samples)
+        try:
+            encoded = json.dumps(text, indent=1)
+        except TypeError as error:
+            raise TypeError(f"samples that are neither tensors nor plain values cannot be saved: {error}") from error
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            path / "tensors.safetensors",
+        )
+        (path / "result.json").write_text(encoded, encoding="utf-8")
+        return path
+
+    def _by_group(self, v: Tensor) -> Tensor:
+        return v.view(self.groups, -1)
+
+    def _select(self, order: Tensor) -> Result:
+        """Rows by their place within each group, order (groups, k)."""
+        size = len(self) // self.groups
+        rows = (order + torch.arange(self.groups, device=order.device)[:, None] * size).flatten()
+        kept = {k: v[rows] for k in _ROWS if (v := getattr(self, k)) is not None}
+        return replace(self, **kept, samples=_pick(self.samples, rows))
+
+
+def load_result(path: str | Path) -> Result:
+    """Read what `Result.save` wrote."""
+    path = Path(path)
+    try:
+        text = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        tensors = load_file(path / "tensors.safetensors")
+        if text["format"] != _FORMAT:
+            raise CheckpointError(f"{path}: format {text['format']!r}, this version reads {_FORMAT!r}")
+        samples = text["samples"] if "samples" in text else tensors.get("samples", tensors["x"])
+        fields: dict[str, Any] = {k: tensors[k] for k in _TENSORS if k in tensors}
+        fields = {"rewards": None} | fields
+        return Result(
+            **fields,
+            samples=samples,
+            trace=Trace(text["trace"]),
+            cost=Cost(**text["cost"]),
+            config=text["config"],
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} holds no saved result: {error.filename} is missing") from error
+    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not a result that guidekit saved, or is truncated: {error}") from error
+
+
+def _pick(samples: Any, rows: Tensor) -> Any:
+    return samples[rows] if isinstance(samples, Tensor) else [samples[i] for i in rows.tolist()]

@@ -1,0 +1,323 @@
+"""One run of a sampler: the steps that `gk.sample` loops over, each of which can be called by hand.
+
+    branch -> move -> look -> select,     population to population, for each move of the solver's table
+
+`look` is the only place that calls the network: one forward per micro-batch serves the prediction, the clean estimate,
+the look-ahead and every guide. The prediction stays with its particle, so survivors are not evaluated again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks, random, tree
+from .errors import NetworkError
+from .guides.base import Guide
+from .models.base import Cond, Model, borrowed, expand
+from .population import Population
+from .rewarding import Cost, Scorer
+from .solvers import Solver
+from .view import Step, View
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the trace, on the device until the run ends: one value for each group."""
+
+    t: float
+    ess: Tensor
+    resampled: Tensor
+    distinct: Tensor
+    mean_reward: Tensor
+    max_reward: Tensor
+    parent: Tensor
+    seconds: float
+
+
+class Run:
+    """A prepared run. Building it checks every argument and calls no network; the arguments are `gk.sample`'s."""
+
+    def __init__(
+        self,
+        model: Model,
+        n: int,
+        *,
+        steps: int | Sequence[float] = 50,
+        guides: Iterable[Guide] = (),
+        cond: Any = None,
+        reward: Any = None,
+        solver: Solver | None = None,
+        noise: Tensor | None = None,
+        seed: int | Sequence[int] = 0,
+        batch_size: int | None = None,
+    ):
+        checks.check_call(model, n, batch_size)
+        self.model, self.n, self.guides, self.solver = model, n, tuple(guides), solver
+        self.reward, self.noise, self.seed, self.batch_size = reward, noise, seed, batch_size
+        self.moves = model.process.moves(steps, solver)
+        self.conditions = checks.conditions(model, cond)
+        self.groups = len(self.conditions)
+        self.keys = checks.keys(seed, self.groups, model.device)
+        checks.check_guides(self.guides, model, solver, len(self.moves))
+        self.rows = n * math.prod(g.copies for g in self.guides)  # of one group, until the last selection
+        checks.check_noise(noise, model, self.groups * self.rows, len(self.moves))
+        self.names = _names(self.guides)
+        self.order = max(1, *(len(m.b) for m in self.moves))
+        self.steered = any(g.steer for g in self.guides)
+        judges = [getattr(g, "reward", None) for g in self.guides]
+        self.judge = next((r for r in judges if r is not None), None)
+        self.cost = Cost()
+        self.score = Scorer(self.cost, model.device)
+        self.trace: list[Row] = []
+        self._encoded = [model.encode(c) for c in self.conditions]
+        self._faults: list[tuple[int, Tensor]] = []
+        self._clock = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent, that before an interruption included."""
+        return self.cost.seconds + time.perf_counter() - self._clock
+
+    def step(self, index: int) -> Step:
+        """The point of the grid at which a population stands after `index` moves."""
+        total = len(self.moves)
+        t = self.moves[index].t if index < total else self.moves[-1].s
+        return Step(index, total, t, self.n if index == total else self.rows, random.fold(self.keys, index))
+
+    def borrowed(self):
+        """Context in which the networks are in evaluation mode; afterwards they are as they were."""
+        return borrowed([self.model, *(m for g in self.guides for m in g.models)])
+
+    # the four parts of a step ------------------------------------------------------------------------------------
+
+    def start(self) -> Population:
+        """Particles at the first time."""
+        return Population.cat([self.look(self._born(rows), 0) for rows in self._chunks(self.groups * self.rows)])
+
+    def advance(self, pop: Population, index: int) -> Population:
+        """The whole step: move number `index`, in micro-batches, then the selection."""
+        children = len(pop) * self.width(index)
+        parts = (self.branch(pop, index, rows) for rows in self._chunks(children))
+        return self.select(Population.cat([self.look(self.move(p, index), index + 1) for p in parts]), index + 1)
+
+    def width(self, index: int) -> int:
+        """Children of each particle in this move."""
+        step = self.step(index)
+        return math.prod(g.branch(step) for g in self.guides if g.active(step))
+
+    def branch(self, pop: Population, index: int, rows: slice = slice(None)) -> Population:
+        """Every particle's children (those rows of them), side by side, still where their parent is."""
+        k = self.width(index)
+        child = torch.arange(len(pop) * k, device=pop.x.device)[rows]
+        parent = child // k
+        pop = pop.take(rows if k == 1 else parent)
+        return replace(pop, parent=parent, slot=pop.slot * k + child % k, branch=k)
+
+    def move(self, pop: Population, index: int) -> Population:
+        """x_s = q.push(noise); where a guide steers, the weights take the ratio p/q."""
+        move, process = self.moves[index], self.model.process
+        p = process.kernel(pop.x, pop.predictions, move)
+        q = process.kernel(pop.x, pop.proposals, move) if pop.proposals and p.random else p
+        x = q.push(self._noise(pop, index + 1) if q.random else None)
+        log_w = pop.log_w if q is p else pop.log_w + p.log_prob(x) - q.log_prob(x)
+        return replace(pop, x=x, log_w=log_w)
+
+    def look(self, pop: Population, index: int) -> Population:
+        """Evaluate the network, apply the tilts, update the weights and memos."""
+        view = self._view(pop, self.step(index))
+        with torch.set_grad_enabled(view.x.requires_grad):
+            view, proposal = self._predict(view)
+            log_w, memos = pop.log_w, []
+            for guide, name, memo in zip(self.guides, self.names, pop.memos, strict=True):
+                increment, memo = guide.log_weight(view.own(name), memo)
+                log_w = log_w + increment
+                memos.append(memo)
+            if view.step.last and self.judge is not None:
+                view.score(self.judge)
+        return self._looked(pop, view, proposal, log_w, tuple(memos))
+
+    def select(self, pop: Population, index: int) -> Population:
+        """The guides' selections, in the order of the list, and a line of the trace."""
+        step, ess = self.step(index), pop.ess
+        size = len(pop)
+        for guide, name in zip(self.guides, self.names, strict=True):
+            if guide.has("select"):
+                pop = guide.select(pop, step.own(name))
+        if len(pop) != self.groups * step.n:
+            raise ValueError(
+                f"step {index}: {len(pop) // self.groups} of {size // self.groups} rows per group are left where "
+                f"{step.n} were asked for; a guide that branches needs one that selects"
+            )
+        self.trace.append(self._row(pop, step, ess))
+        return pop
+
+    # parts of a look ---------------------------------------------------------------------------------------------
+
+    def _view(self, pop: Population, step: Step) -> View:
+        """The rows with their evaluations; where a guide needs gradients, x carries them."""
+        active = [g for g in self.guides if g.active(step)]
+        x = pop.x
+        if step.t > 0 and x.is_floating_point() and any(g.grad for g in active):
+            x = x.detach().requires_grad_()
+        cond = expand(self._encoded, pop.group)
+        view = View(self.model, step, x, cond, pop.group, pop.slot, {}, None, self.score, self.batch_size)
+        if step.t == 0:
+            return view
+        needs = tuple(dict.fromkeys([Cond(), *(n for g in active for n in g.needs)]))
+        with torch.set_grad_enabled(x.requires_grad):
+            evals = view.evaluate(x, step.t, needs)
+        return replace(view, evals=evals, prediction=evals[Cond()])
+
+    def _predict(self, view: View) -> tuple[View, Tensor | None]:
+        """Tilts that need no gradients, then those that do and so see the estimate that the first have made."""
+        target, push = view.prediction, None
+        if target is None:
+            return view, None
+        active = [(g, n) for g, n in zip(self.guides, self.names, strict=True) if g.active(view.step) and g.tilts]
+        for grad in (False, True):
+            for guide, name in active:
+                if guide.grad is not grad:
+                    continue
+                tilt = guide.tilt(view.own(name))
+                if guide.steer:
+                    push = tilt if push is None else push + tilt
+                else:
+                    target = target + tilt
+            view = view.with_prediction(target)
+        proposal = target if push is None else target + push
+        for guide, name in active:
+            own = view.own(name)
+            proposal = guide.finish(own, proposal)
+            target = target if guide.steer else guide.finish(own, target)
+        return view.with_prediction(target), proposal if self.steered else None
+
+    def _looked(self, pop: Population, view: View, proposal: Tensor | None, log_w: Tensor, memos: tuple) -> Population:
+        """The population after a look, free of graphs."""
+        predictions, proposals = pop.predictions, pop.proposals
+        if view.prediction is not None:
+            self._verify(view, pop)
+            predictions = (view.prediction.detach(), *predictions[: self.order - 1])
+            if proposal is not None:
+                proposals = (proposal.detach(), *proposals[: self.order - 1])
+        scored = view.scored(self.judge)
+        return replace(
+            pop,
+            log_w=log_w.detach(),
+            predictions=predictions,
+            proposals=proposals,
+            memos=tree.map(Tensor.detach, memos),
+            rewards=pop.rewards if scored is None else scored.detach(),
+        )
+
+    def _verify(self, view: View, pop: Population) -> None:
+        """No NaN or infinity in the prediction: at once on the host, at the end of the run on a device."""
+        assert view.prediction is not None
+        bad = ~view.prediction.detach().flatten(1).sum(1).isfinite()
+        if bad.device.type == "cpu":
+            self._raise_fault(view.step.index, bad, view, pop)
+        else:
+            self._faults.append((view.step.index, bad))
+
+    def _raise_fault(self, index: int, bad: Tensor, view: View | None = None, pop: Population | None = None) -> None:
+        if not bad.any():
+            return
+        rows = bad.nonzero().flatten()
+        rows = (rows if pop is None else pop.group[rows] * (len(pop) // self.groups) + pop.slot[rows]).tolist()
+        ours = view is not None and bool(view.evals[Cond()][bad].isfinite().all())
+        who = "the guides' tilts made" if ours else "the network returned"
+        listed = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        raise NetworkError(
+            f"{who} NaN or infinity at step {index} of {len(self.moves)} (t = {self.step(index).t:.4g}) in "
+            f"{len(rows)} rows: {listed}"
+        )
+
+    def settle(self) -> None:
+        """Read what was left on the device: faults of the network and counts."""
+        for index, bad in self._faults:
+            self._raise_fault(index, bad)
+        self._faults.clear()
+        self.score.settle()
+
+    # rows and their noise ----------------------------------------------------------------------------------------
+
+    def _chunks(self, rows: int) -> Iterator[slice]:
+        """Micro-batches such that one forward has at most batch_size rows."""
+        size = rows if self.batch_size is None else max(1, self.batch_size // self._evaluations)
+        return (slice(i, min(i + size, rows)) for i in range(0, rows, size))
+
+    @property
+    def _evaluations(self) -> int:
+        """Most rows that one particle takes in one forward."""
+        needs = dict.fromkeys([Cond(), *(need for g in self.guides for need in g.needs)])
+        return max(Counter(id(need.model(self.model)) for need in needs).values())
+
+    def _born(self, rows: slice) -> Population:
+        row = torch.arange(self.groups * self.rows, device=self.model.device)[rows]
+        pop = Population(
+            x=row,
+            log_w=torch.zeros(len(row), dtype=torch.float64, device=row.device),
+            group=row // self.rows,
+            slot=row % self.rows,
+            parent=row,
+            root=row,
+            predictions=(),
+            proposals=(),
+            memos=(None,) * len(self.guides),
+            rewards=torch.full((len(row),), torch.nan, dtype=torch.float64, device=row.device),
+            groups=self.groups,
+        )
+        return replace(pop, x=self.model.process.prior(self._noise(pop, 0), self.moves[0].t))
+
+    def _noise(self, pop: Population, index: int) -> Tensor:
+        """Noise of the start (index 0) or of move index - 1, by address or as the user gave it."""
+        shape = self.model.process.noise_shape(self.model.shape)
+        if self.noise is not None:
+            row = pop.group * self.rows + pop.slot
+            if self.noise.dim() == len(shape) + 2:
+                return self.noise[index][row]
+            if index == 0:
+                return self.noise[row]
+        keys = random.fold(random.fold(self.keys, "noise"), index)
+        return self.model.process.noise(random.fold(keys[pop.group], pop.slot), shape, self.model.dtype)
+
+    def start_noise(self, root: Tensor) -> Tensor:
+        """The noise from which the particles with these roots started."""
+        if self.noise is not None and self.noise.dim() == len(self.model.process.noise_shape(self.model.shape)) + 2:
+            return self.noise[0][root]
+        born = self._born(slice(None)).take(root)
+        return self._noise(born, 0)
+
+    def _row(self, pop: Population, step: Step, ess: Tensor) -> Row:
+        """A line of the trace; nothing here waits for the device."""
+        stayed = torch.arange(len(pop), device=pop.x.device) == pop.parent
+        root = pop.by_group(pop.root).sort(-1).values
+        rewards = pop.by_group(pop.rewards)
+        return Row(
+            step.t,
+            ess,
+            ~pop.by_group(stayed).all(-1),
+            (root.diff(dim=-1) != 0).sum(-1) + 1,
+            rewards.nanmean(-1),
+            torch.where(rewards.isnan().all(-1), torch.nan, rewards.nan_to_num(-torch.inf).amax(-1)),
+            pop.parent,
+            self.seconds,
+        )
+
+
+def _names(guides: Sequence[Guide]) -> list[str]:
+    """Addresses of the guides' randomness, which do not depend on the order of different ones."""
+    seen: Counter[str] = Counter()
+    names = []
+    for guide in guides:
+        name = type(guide).__name__
+        names.append(f"{name}.{seen[name]}")
+        seen[name] += 1
+    return names

@@ -1,0 +1,75 @@
+r"""DPM-Solver++ and its stochastic form, for the clean prediction, of first order and second order (2M).
+
+With lambda = log(alpha/sigma), h = lambda_s - lambda_t and h' the step before,
+
+    DPM-Solver++      x_s = (sigma_s/sigma_t) x_t + alpha_s (1 - e^-h) D
+    SDE-DPM-Solver++  x_s = (sigma_s/sigma_t) e^-h x_t + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z
+    D = d_0                                  order 1
+    D = d_0 + h/(2 h') (d_0 - d_1)           order 2, from the second step on
+
+The first and the last step are of order 1: at the first there is no d_1, and at the last h is infinite. Order 1 is
+DDIM(eta=0) and DDPM.
+
+References: Lu et al. (2022), https://arxiv.org/abs/2211.01095, equations 13 and 18 of its appendix on the SDE.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+
+from ..times import Grid
+from .base import Move, Point, Solver, decay
+from .ddim import posterior
+
+
+def _two_step(move: Move, ratio: float, gain: float) -> Move:
+    """Replace d_0 by d_0 + ratio (d_0 - d_1) in the term of weight `gain`."""
+    (b,) = move.b
+    return move._replace(b=(b + gain * ratio, -gain * ratio))
+
+
+def _ratio(t: Point, s: Point, last: Point | None) -> float:
+    """h/(2 h'), or 0 where the step is of first order."""
+    if last is None or s.sigma == 0 or last.alpha == 0:
+        return 0.0
+    return math.log(decay(t, s)) / (2 * math.log(decay(last, t)))
+
+
+@dataclass(frozen=True)
+class DPMpp(Solver):
+    """DPM-Solver++(1) or (2M): the usual choice for few steps without rewards."""
+
+    order: int = 2
+    _: KW_ONLY
+    times: str | Grid = "uniform"
+
+    def __post_init__(self) -> None:
+        _check_order(self)
+
+    def step(self, t: Point, s: Point, last: Point | None) -> list[Move]:
+        move, ratio = posterior(t, s, 0.0), _ratio(t, s, last if self.order == 2 else None)
+        return [_two_step(move, ratio, s.alpha * (1 - decay(t, s))) if ratio else move]
+
+
+@dataclass(frozen=True)
+class SDEDPMpp(Solver):
+    """SDE-DPM-Solver++(1) or (2M): stochastic, so it serves rewards and resampling."""
+
+    order: int = 1
+    _: KW_ONLY
+    times: str | Grid = "uniform"
+
+    stochastic = True
+
+    def __post_init__(self) -> None:
+        _check_order(self)
+
+    def step(self, t: Point, s: Point, last: Point | None) -> list[Move]:
+        move, ratio = posterior(t, s, 1.0), _ratio(t, s, last if self.order == 2 else None)
+        return [_two_step(move, ratio, s.alpha * (1 - decay(t, s) ** 2)) if ratio else move]
+
+
+def _check_order(solver: DPMpp | SDEDPMpp) -> None:
+    if solver.order not in (1, 2):
+        raise ValueError(f"{type(solver).__name__}(order={solver.order}): there is order 1 and order 2")

@@ -1,0 +1,90 @@
+r"""Time grids: where the steps of a run lie. Each takes a schedule and a number of steps and returns steps + 1
+times from t_max down to 0.
+
+    uniform    t_i = t_max (1 - i/N)
+    cosine     t_i = t_max cos(pi i / 2N): dense near noise; for masked tokens few are unmasked at first
+    log_snr    log(alpha/sigma) evenly spaced (Lu et al., 2022), then a last step to 0
+    karras     (sigma/alpha)^(1/rho) evenly spaced, rho = 7 (Karras et al., 2022), then a last step to 0
+
+The last two need a schedule. Where its sigma/alpha begins at infinity they take 200, where it ends at zero 0.002.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .schedules import Schedule
+
+Grid = Callable[["Schedule | None", int, float], Sequence[float]]
+_LOW, _HIGH = 0.002, 200.0
+
+
+def uniform(schedule: Schedule | None, steps: int, t_max: float = 1.0) -> list[float]:
+    return [t_max * (1 - i / steps) for i in range(steps)] + [0.0]
+
+
+def cosine(schedule: Schedule | None, steps: int, t_max: float = 1.0) -> list[float]:
+    return [t_max * math.cos(math.pi * i / (2 * steps)) for i in range(steps)] + [0.0]
+
+
+def log_snr(schedule: Schedule | None, steps: int, t_max: float = 1.0) -> list[float]:
+    return _spaced(schedule, steps, t_max, "log_snr", lambda low, high, u: high ** (1 - u) * low**u)
+
+
+def karras(schedule: Schedule | None, steps: int, t_max: float = 1.0, rho: float = 7.0) -> list[float]:
+    def between(low: float, high: float, u: Tensor) -> Tensor:
+        return (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+
+    return _spaced(schedule, steps, t_max, "karras", between)
+
+
+GRIDS: dict[str, Grid] = {"uniform": uniform, "cosine": cosine, "log_snr": log_snr, "karras": karras}
+
+
+def _spaced(schedule: Schedule | None, steps: int, t_max: float, name: str, between: Callable) -> list[float]:
+    """t_max, then the times at which sigma/alpha takes the values `between` gives, then 0."""
+    if schedule is None:
+        raise ValueError(f"the time grid {name!r} needs a noise schedule; for tokens take 'uniform' or 'cosine'")
+    low, high = _ratio(schedule, torch.tensor([1e-14, t_max], dtype=torch.float64)).tolist()
+    low, high = (low if low > 1e-6 else _LOW), (high if math.isfinite(high) else _HIGH)
+    u = torch.linspace(0, 1, max(steps, 2), dtype=torch.float64)[:steps]
+    inner = _inverse(schedule, between(low, high, u), t_max)
+    return [t_max, *inner.tolist()[1:], 0.0]
+
+
+def _ratio(schedule: Schedule, t: Tensor) -> Tensor:
+    alpha, sigma = schedule(t)
+    return sigma / alpha
+
+
+def _inverse(schedule: Schedule, ratio: Tensor, t_max: float) -> Tensor:
+    """The times at which sigma/alpha = ratio, by bisection (the ratio rises in t)."""
+    low, high = torch.full_like(ratio, 1e-9), torch.full_like(ratio, t_max)
+    for _ in range(80):
+        middle = (low + high) / 2
+        below = _ratio(schedule, middle) < ratio
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def make(steps: int | Sequence[float], times: str | Grid, schedule: Schedule | None, t_max: float) -> list[float]:
+    """The grid of a run: `steps` is a number of steps, or the times themselves (which may go up again)."""
+    if isinstance(steps, bool) or not isinstance(steps, (int, Sequence)):
+        raise TypeError(f"steps is a number of steps or a sequence of times, not {steps!r}")
+    if isinstance(steps, int):
+        if steps < 1:
+            raise ValueError(f"steps={steps}: at least one step is needed")
+        if isinstance(times, str) and times not in GRIDS:
+            raise ValueError(f"times={times!r}: there is {', '.join(GRIDS)}, or a function (schedule, steps, t_max)")
+        return [float(t) for t in (GRIDS[times] if isinstance(times, str) else times)(schedule, steps, t_max)]
+    grid = [float(t) for t in steps]
+    if len(grid) < 2 or grid[-1] != 0 or grid[0] == 0 or not all(0 <= t <= 1 for t in grid):
+        raise ValueError(f"times start above 0, stay within [0, 1] and end at 0; given {grid}")
+    if any(t == s for t, s in pairwise(grid)):
+        raise ValueError(f"neighbouring times must differ; given {grid}")
+    return grid

@@ -1,0 +1,117 @@
+"""What a guide may read: where the run stands (`Step`), and the particles there (`View`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import random
+from .models.base import Cond, Encoded, Model, evaluate
+
+if TYPE_CHECKING:
+    from .rewarding import Scorer
+
+
+@dataclass(frozen=True)
+class Step:
+    """A point of the time grid. `index` runs from 0 (noise) to `total` (samples); `key` has one entry per group."""
+
+    index: int
+    total: int
+    t: float
+    n: int
+    key: Tensor
+
+    @property
+    def last(self) -> bool:
+        """Whether the particles are final samples."""
+        return self.index == self.total
+
+    @property
+    def fraction(self) -> float:
+        """The share of the run that is done, in [0, 1]."""
+        return self.index / self.total
+
+    def own(self, name: str | int) -> Step:
+        """The same step with randomness of its own."""
+        return replace(self, key=random.fold(self.key, name))
+
+
+@dataclass(frozen=True)
+class View:
+    """Rows of a population at (x_t, t), in the middle of a look.
+
+    x            states; with gradients where a guide asks for them
+    evals        what the network returned: {Cond(): ..., Null(): ..., ...}; empty at t = 0
+    prediction   the one that defines the target as far as it is known: with the tilts applied so far; None at t = 0
+    cond         the encoded condition of the rows
+    group, slot  the row's address
+    """
+
+    model: Model
+    step: Step
+    x: Tensor
+    cond: Encoded
+    group: Tensor
+    slot: Tensor
+    evals: dict[Cond, Tensor]
+    prediction: Tensor | None
+    scorer: Scorer
+    limit: int | None = None
+    name: str = ""
+    _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def t(self) -> float:
+        return self.step.t
+
+    @property
+    def clean(self) -> Tensor:
+        """The estimate of x_0: the prediction's for t > 0, x itself at t = 0."""
+        return self.x if self.prediction is None else self.model.process.clean(self.prediction, self.x)
+
+    @property
+    def samples(self) -> Any:
+        """The clean estimate, decoded (once)."""
+        if "samples" not in self._cache:
+            self._cache["samples"] = self.model.decode(self.clean)
+        return self._cache["samples"]
+
+    def score(self, reward: Any) -> Tensor:
+        """The reward of every row's clean estimate, float64, NaN where it could not be scored (asked once)."""
+        if reward not in self._cache:
+            self._cache[reward] = self.scorer(reward, self.samples)
+        return self._cache[reward]
+
+    def scored(self, reward: Any) -> Tensor | None:
+        """The reward if a guide has asked for it here."""
+        return self._cache.get(reward)
+
+    def evaluate(self, x: Tensor, t: float, needs: tuple[Cond, ...] = (Cond(),)) -> dict[Cond, Tensor]:
+        """Further evaluations of the network, at other states of these rows or another time; they are counted."""
+        return evaluate(self.model, needs, x, t, self.cond, self.scorer.cost.network, self.limit)
+
+    @property
+    def key(self) -> Tensor:
+        """One key per row, for the guide's own random numbers; different for every guide, step and row."""
+        return random.fold(self.step.own(self.name).key[self.group], self.slot)
+
+    def own(self, name: str) -> View:
+        """The same view in the hands of one guide."""
+        return replace(self, name=name)
+
+    def with_prediction(self, prediction: Tensor | None) -> View:
+        """The same rows with another prediction, and nothing decoded yet."""
+        return self if prediction is self.prediction else replace(self, prediction=prediction, _cache={})
+
+    def zeros(self) -> Tensor:
+        """0 for each row, float64."""
+        return torch.zeros(len(self.x), dtype=torch.float64, device=self.x.device)
+
+    def rows(self, v: Tensor) -> Tensor:
+        """A number for each row, shaped to multiply the prediction."""
+        like = self.x if self.prediction is None else self.prediction
+        return v.view(-1, *[1] * (like.dim() - 1)).to(like.dtype)
