@@ -108,7 +108,7 @@ class GaussianMixture(Model):
         return self.means[k] + self.stds[k, None] * z
 
     def tilted(self, *, linear: Any = None, quadratic: Any = None, alpha: float = 1.0) -> GaussianMixture:
-        """The law p(x) exp(r(x)/alpha)/Z for r = linear.x, or r = -kappa/2 |x - center|^2 from quadratic=(center, kappa)."""
+        """The law p exp(r/alpha)/Z for r = linear.x, or r = -kappa/2 |x - center|^2 with quadratic=(center, kappa)."""
         log_w, means, stds = self._tilt(linear, quadratic, alpha)
         return GaussianMixture(log_w.softmax(-1).clamp(min=1e-300), means, stds, self.schedule, self.labels)
 
@@ -179,7 +179,7 @@ class MixtureKernel:
 
 @dataclass(frozen=True)
 class ExactReverse(Gaussian):
-    """The true reverse process of a mixture. It reads x_t and not the prediction, which guides therefore cannot bend."""
+    """The true reverse process of a mixture. It reads x_t and not the prediction, so tilts do not bend it."""
 
     mixture: GaussianMixture | None = None
 

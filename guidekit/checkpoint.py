@@ -22,7 +22,7 @@ from . import tree
 from .describe import describe
 from .errors import CheckpointError
 from .population import Population
-from .run import Row, Run
+from .run import Record, Run
 
 _FORMAT = "guidekit-checkpoint-1"
 _SHARE = 0.05  # of the time at most goes into saving
@@ -48,7 +48,7 @@ class Checkpoint:
             self._expect(text)
             form = {f.name: text["population"][f.name] for f in fields(Population)}
             whole = {k: _unflat(v, tensors) for k, v in form.items()}
-            self.run.trace[:] = [Row(**{k: _unflat(v, tensors) for k, v in row.items()}) for row in text["trace"]]
+            self.run.records[:] = [Record(*(_unflat(v, tensors) for v in row)) for row in text["records"]]
             for name, spent in text["cost"].items():
                 setattr(self.run.cost, name, spent)
             self._index = text["index"]
@@ -68,11 +68,10 @@ class Checkpoint:
         self.run.settle()
         tensors: dict[str, Tensor] = {}
         form = {f.name: _flat(getattr(pop, f.name), f.name, tensors) for f in fields(Population)}
-        rows = [
-            {f.name: _flat(getattr(row, f.name), f"trace.{i}.{f.name}", tensors) for f in fields(Row)}
-            for i, row in enumerate(self.run.trace)
+        records = [
+            [_flat(v, f"record.{i}.{j}", tensors) for j, v in enumerate(r)] for i, r in enumerate(self.run.records)
         ]
-        text = {"format": _FORMAT, "index": index, "run": self.config, "population": form, "trace": rows}
+        text = {"format": _FORMAT, "index": index, "run": self.config, "population": form, "records": records}
         text["cost"] = asdict(replace(self.run.cost, seconds=self.run.seconds))
         part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         save_file(

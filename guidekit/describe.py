@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def describe(value: Any) -> Any:
-    """JSON-able description, the same in another process: types with their fields, functions by name, tensors by hash."""
+    """JSON-able and the same in another process: types with their fields, functions by name, tensors by hash."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (torch.dtype, torch.device, PurePath)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from .population import Population
@@ -32,9 +31,8 @@ class Bar:
             self.bar.set_postfix(self._numbers(pop))
 
     def _numbers(self, pop: Population) -> dict[str, str]:
-        row = self.run.trace[-1]
-        shown = {"ess": f"{float(row.ess.min()):.0f}"}
-        best, mean = float(row.max_reward.max()), float(row.mean_reward.nanmean())
-        if math.isfinite(best):
-            shown |= {"best": f"{best:.3g}", "mean": f"{mean:.3g}"}
+        shown = {"ess": f"{float(pop.ess.min()):.0f}"}
+        known = pop.rewards[~pop.rewards.isnan()]
+        if len(known):
+            shown |= {"best": f"{float(known.max()):.3g}", "mean": f"{float(known.mean()):.3g}"}
         return shown | {"rows/s": f"{self.run.cost.network_rows / max(self.run.seconds, 1e-9):.0f}"}

@@ -118,7 +118,7 @@ class Result:
         return pandas.DataFrame(columns)
 
     def save(self, path: str | Path) -> Path:
-        """Write tensors.safetensors and result.json into the folder `path`; decoded samples must be plain or tensors."""
+        """Write tensors.safetensors and result.json into the folder `path`; samples are tensors or plain values."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         tensors = {k: v for k in _TENSORS if (v := getattr(self, k)) is not None}

@@ -12,8 +12,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,18 +28,14 @@ from .solvers import Solver
 from .view import Step, View
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the trace, on the device until the run ends: one value for each group."""
+class Record(NamedTuple):
+    """What a step leaves behind for the trace, on the device: log-weights before the selection, survivors after it."""
 
     t: float
-    ess: Tensor
-    resampled: Tensor
-    distinct: Tensor
-    mean_reward: Tensor
-    max_reward: Tensor
-    parent: Tensor
     seconds: float
+    log_w: Tensor
+    parent: Tensor
+    rewards: Tensor
 
 
 class Run:
@@ -74,9 +70,11 @@ class Run:
         self.steered = any(g.steer for g in self.guides)
         judges = [getattr(g, "reward", None) for g in self.guides]
         self.judge = next((r for r in judges if r is not None), None)
+        self._ids = torch.arange(self.groups * self.rows, device=model.device)
+        self._keys = self._address(self._ids // self.rows, self._ids % self.rows)
         self.cost = Cost()
         self.score = Scorer(self.cost, model.device)
-        self.trace: list[Row] = []
+        self.records: list[Record] = []
         self._encoded = [model.encode(c) for c in self.conditions]
         self._faults: list[tuple[int, Tensor]] = []
         self._clock = time.perf_counter()
@@ -90,7 +88,7 @@ class Run:
         """The point of the grid at which a population stands after `index` moves."""
         total = len(self.moves)
         t = self.moves[index].t if index < total else self.moves[-1].s
-        return Step(index, total, t, self.n if index == total else self.rows, random.fold(self.keys, index))
+        return Step(index, total, t, self.n if index == total else self.rows, self.keys)
 
     def borrowed(self):
         """Context in which the networks are in evaluation mode; afterwards they are as they were."""
@@ -116,9 +114,11 @@ class Run:
     def branch(self, pop: Population, index: int, rows: slice = slice(None)) -> Population:
         """Every particle's children (those rows of them), side by side, still where their parent is."""
         k = self.width(index)
+        if k == 1:
+            return replace(pop.take(rows), parent=self._ids[rows], branch=1)
         child = torch.arange(len(pop) * k, device=pop.x.device)[rows]
         parent = child // k
-        pop = pop.take(rows if k == 1 else parent)
+        pop = pop.take(parent)
         return replace(pop, parent=parent, slot=pop.slot * k + child % k, branch=k)
 
     def move(self, pop: Population, index: int) -> Population:
@@ -146,8 +146,7 @@ class Run:
 
     def select(self, pop: Population, index: int) -> Population:
         """The guides' selections, in the order of the list, and a line of the trace."""
-        step, ess = self.step(index), pop.ess
-        size = len(pop)
+        step, size, log_w = self.step(index), len(pop), pop.log_w
         for guide, name in zip(self.guides, self.names, strict=True):
             if guide.has("select"):
                 pop = guide.select(pop, step.own(name))
@@ -156,7 +155,7 @@ class Run:
                 f"step {index}: {len(pop) // self.groups} of {size // self.groups} rows per group are left where "
                 f"{step.n} were asked for; a guide that branches needs one that selects"
             )
-        self.trace.append(self._row(pop, step, ess))
+        self.records.append(Record(step.t, self.seconds, log_w, pop.parent, pop.rewards))
         return pop
 
     # parts of a look ---------------------------------------------------------------------------------------------
@@ -220,11 +219,11 @@ class Run:
     def _verify(self, view: View, pop: Population) -> None:
         """No NaN or infinity in the prediction: at once on the host, at the end of the run on a device."""
         assert view.prediction is not None
-        bad = ~view.prediction.detach().flatten(1).sum(1).isfinite()
-        if bad.device.type == "cpu":
-            self._raise_fault(view.step.index, bad, view, pop)
-        else:
-            self._faults.append((view.step.index, bad))
+        total = view.prediction.detach().flatten(1).sum(1)
+        if total.device.type != "cpu":
+            self._faults.append((view.step.index, ~total.isfinite()))
+        elif not math.isfinite(total.sum().item()):
+            self._raise_fault(view.step.index, ~total.isfinite(), view, pop)
 
     def _raise_fault(self, index: int, bad: Tensor, view: View | None = None, pop: Population | None = None) -> None:
         if not bad.any():
@@ -259,8 +258,8 @@ class Run:
         needs = dict.fromkeys([Cond(), *(need for g in self.guides for need in g.needs)])
         return max(Counter(id(need.model(self.model)) for need in needs).values())
 
-    def _born(self, rows: slice) -> Population:
-        row = torch.arange(self.groups * self.rows, device=self.model.device)[rows]
+    def _born(self, rows: slice | Tensor) -> Population:
+        row = self._ids[rows]
         pop = Population(
             x=row,
             log_w=torch.zeros(len(row), dtype=torch.float64, device=row.device),
@@ -285,31 +284,18 @@ class Run:
                 return self.noise[index][row]
             if index == 0:
                 return self.noise[row]
-        keys = random.fold(random.fold(self.keys, "noise"), index)
-        return self.model.process.noise(random.fold(keys[pop.group], pop.slot), shape, self.model.dtype)
+        keys = self._keys[pop.parent] if pop.branch == 1 else self._address(pop.group, pop.slot)
+        return self.model.process.noise(random.fold(keys, index), shape, self.model.dtype)
+
+    def _address(self, group: Tensor, slot: Tensor) -> Tensor:
+        """The key of each row's noise, which is the same for a row of the same slot in any group with this seed."""
+        return random.fold(random.fold(self.keys, "noise")[group], slot)
 
     def start_noise(self, root: Tensor) -> Tensor:
         """The noise from which the particles with these roots started."""
         if self.noise is not None and self.noise.dim() == len(self.model.process.noise_shape(self.model.shape)) + 2:
             return self.noise[0][root]
-        born = self._born(slice(None)).take(root)
-        return self._noise(born, 0)
-
-    def _row(self, pop: Population, step: Step, ess: Tensor) -> Row:
-        """A line of the trace; nothing here waits for the device."""
-        stayed = torch.arange(len(pop), device=pop.x.device) == pop.parent
-        root = pop.by_group(pop.root).sort(-1).values
-        rewards = pop.by_group(pop.rewards)
-        return Row(
-            step.t,
-            ess,
-            ~pop.by_group(stayed).all(-1),
-            (root.diff(dim=-1) != 0).sum(-1) + 1,
-            rewards.nanmean(-1),
-            torch.where(rewards.isnan().all(-1), torch.nan, rewards.nan_to_num(-torch.inf).amax(-1)),
-            pop.parent,
-            self.seconds,
-        )
+        return self._noise(self._born(root), 0)
 
 
 def _names(guides: Sequence[Guide]) -> list[str]:

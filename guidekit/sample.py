@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .checkpoint import Checkpoint, describe_run
 from .errors import CollapseWarning, RewardError
 from .guides.base import Guide
 from .models.base import Model
-from .population import Population
+from .population import Population, effective_size
 from .progress import Bar
 from .result import Result, Trace
 from .run import Run
@@ -118,7 +119,7 @@ def finish(run: Run, pop: Population) -> Result:
         group=pop.group,
         log_weights=pop.log_w,
         ancestors=_ancestors(run),
-        trace=Trace(_plain(row) for row in run.trace),
+        trace=trace(run),
         cost=run.cost,
         row=torch.arange(len(pop), device=pop.x.device),
         noise=run.start_noise(pop.root),
@@ -136,15 +137,39 @@ def decoded(run: Run, x: Tensor) -> Any:
     return [sample for part in parts for sample in part]
 
 
+def trace(run: Run) -> Trace:
+    """The records of a run as plain rows. Only here the device is waited for."""
+    rows: list[dict[str, Any]] = []
+    root = run.records[0].parent
+    for _, records in groupby(run.records, key=lambda r: (len(r.log_w), len(r.parent))):
+        records, roots = list(records), []
+        for record in records:
+            root = record.parent if record is run.records[0] else root[record.parent]
+            roots.append(root)
+        log_w, parent, rewards, origin = (
+            torch.stack(v).view(len(records), run.groups, -1)
+            for v in ([r.log_w for r in records], [r.parent for r in records], [r.rewards for r in records], roots)
+        )
+        best = rewards.nan_to_num(-torch.inf).amax(-1)
+        columns = {
+            "ess": effective_size(log_w),
+            "resampled": (parent != torch.arange(parent[0].numel(), device=parent.device).view_as(parent[0])).any(-1),
+            "distinct": 1 + origin.sort(-1).values.diff().ne(0).sum(-1),
+            "mean_reward": rewards.nanmean(-1),
+            "max_reward": torch.where(rewards.isnan().all(-1), torch.nan, best),
+        }
+        values = zip(*(v.tolist() for v in columns.values()), strict=True)
+        rows += [
+            {"t": record.t, "seconds": record.seconds} | dict(zip(columns, row, strict=True))
+            for record, row in zip(records, values, strict=True)
+        ]
+    return Trace(rows)
+
+
 def _ancestors(run: Run) -> Tensor:
     """(steps, rows), with -1 where a step has fewer rows than the widest."""
-    return torch.nn.utils.rnn.pad_sequence([row.parent for row in run.trace], batch_first=True, padding_value=-1)
-
-
-def _plain(row) -> dict[str, Any]:
-    names = ("t", "ess", "resampled", "distinct", "mean_reward", "max_reward", "seconds")
-    values = {k: getattr(row, k) for k in names}
-    return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in values.items()}
+    parents = [record.parent for record in run.records]
+    return torch.nn.utils.rnn.pad_sequence(parents, batch_first=True, padding_value=-1)
 
 
 def _check(run: Run, result: Result) -> None:
@@ -159,7 +184,7 @@ def _check(run: Run, result: Result) -> None:
     lost = 0 if result.rewards is None else int(result.rewards.isnan().sum())
     if lost:
         warnings.warn(f"{lost} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=4)
-    if run.n > 4 and run.trace:
+    if run.n > 4:
         ess = result.trace["ess"].amin(-1)
         low, step = ess.min(0)
         if low < max(1.5, 0.01 * run.n):

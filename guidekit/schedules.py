@@ -5,8 +5,8 @@ level is: that is where samples come out. One class of process, `guidekit.proces
 
 | schedule | alpha(t) | sigma(t) | kind |
 |---|---|---|---|
-| Cosine | cos(pi t / 2) | sin(pi t / 2) | variance preserving (Nichol and Dhariwal, 2021, without offset) |
-| Linear | exp(-(beta_max - beta_min) t^2/4 - beta_min t/2) | sqrt(1 - alpha^2) | VP (Ho et al., 2020; Song et al., 2021) |
+| Cosine | cos(pi t / 2) | sin(pi t / 2) | VP (Nichol and Dhariwal, 2021, no offset) |
+| Linear | exp(-(beta_max - beta_min) t^2/4 - beta_min t/2) | sqrt(1 - alpha^2) | VP (Song et al., 2021) |
 | Flow | 1 - t | t | rectified flow (Liu et al., 2022; Lipman et al., 2023) |
 | VE | 1 | sigma_min (sigma_max/sigma_min)^t | variance exploding (Song et al., 2021) |
 | EDM | 1 | (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho | Karras et al., 2022 |

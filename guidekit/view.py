@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """A point of the time grid. `index` runs from 0 (noise) to `total` (samples); `key` has one entry per group."""
+    """A point of the time grid. `index` runs from 0 (noise) to `total` (samples); `n` rows of a group are to live."""
 
     index: int
     total: int
     t: float
     n: int
-    key: Tensor
+    keys: Tensor
+    name: str = ""
 
     @property
     def last(self) -> bool:
@@ -35,9 +36,14 @@ class Step:
         """The share of the run that is done, in [0, 1]."""
         return self.index / self.total
 
-    def own(self, name: str | int) -> Step:
-        """The same step with randomness of its own."""
-        return replace(self, key=random.fold(self.key, name))
+    @property
+    def key(self) -> Tensor:
+        """One key per group, for random numbers that belong to this step and this guide alone."""
+        return random.fold(random.fold(self.keys, self.name), self.index)
+
+    def own(self, name: str) -> Step:
+        """The same step in the hands of one guide."""
+        return replace(self, name=name)
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,6 @@ class View:
     prediction: Tensor | None
     scorer: Scorer
     limit: int | None = None
-    name: str = ""
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -97,11 +102,11 @@ class View:
     @property
     def key(self) -> Tensor:
         """One key per row, for the guide's own random numbers; different for every guide, step and row."""
-        return random.fold(self.step.own(self.name).key[self.group], self.slot)
+        return random.fold(self.step.key[self.group], self.slot)
 
     def own(self, name: str) -> View:
         """The same view in the hands of one guide."""
-        return replace(self, name=name)
+        return replace(self, step=self.step.own(name))
 
     def with_prediction(self, prediction: Tensor | None) -> View:
         """The same rows with another prediction, and nothing decoded yet."""

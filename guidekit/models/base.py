@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -130,8 +129,10 @@ def evaluate(
     found: dict[Cond, Tensor] = {}
     rows = len(x)
     most = len(needs) if limit is None else max(1, limit // rows)
-    for net, group in groupby(sorted(needs, key=lambda e: id(e.model(model))), key=lambda e: e.model(model)):
-        branches = list(group)
+    networks: dict[Model, list[Cond]] = {}
+    for need in needs:
+        networks.setdefault(need.model(model), []).append(need)
+    for net, branches in networks.items():
         for part in (branches[i : i + most] for i in range(0, len(branches), most)):
             with ExitStack() as stack:
                 for i, need in enumerate(part):

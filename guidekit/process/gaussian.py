@@ -20,25 +20,39 @@ from ..solvers import DDPM, Move, Solver
 
 @dataclass(frozen=True)
 class Normal:
-    """The kernel N(mean, std^2); std = 0 is a point mass, without a log-probability."""
+    """The kernel N(a x_t + sum_i b_i d_i, c^2) of one row of a solver's table; c = 0 is a point mass."""
 
-    mean: Tensor
-    std: float
+    x: Tensor
+    predictions: tuple[Tensor, ...]
+    move: Move
 
     @property
     def random(self) -> bool:
-        return self.std > 0
+        return self.move.c > 0
+
+    @property
+    def mean(self) -> Tensor:
+        return self._add(self.x * self.move.a)
 
     def push(self, noise: Tensor | None) -> Tensor:
-        return self.mean if noise is None else torch.add(self.mean, noise, alpha=self.std)
+        """a x_t + sum_i b_i d_i + c z; the noise is used up (its memory becomes x_s)."""
+        if noise is None:
+            return self.mean
+        return self._add(noise.mul_(self.move.c).add_(self.x, alpha=self.move.a))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log N(x; mean, std^2), one float64 per row."""
-        if self.std == 0:
+        """log N(x; mean, c^2), one float64 per row."""
+        if not self.random:
             raise ValueError("a deterministic move has no log-probability; take a stochastic solver, e.g. DDPM()")
-        z = ((x - self.mean) / self.std).flatten(1)
-        constant = z.shape[1] * (math.log(self.std) + 0.5 * math.log(2 * math.pi))
+        z = (x - self.mean).div_(self.move.c).flatten(1)
+        constant = z.shape[1] * (math.log(self.move.c) + 0.5 * math.log(2 * math.pi))
         return -0.5 * z.square().sum(1, dtype=torch.float64) - constant
+
+    def _add(self, x: Tensor) -> Tensor:
+        """x + sum_i b_i d_i, in place."""
+        for d, b in zip(self.predictions, self.move.b, strict=False):
+            x.add_(d, alpha=b)
+        return x
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,4 @@ class Gaussian:
         return prediction
 
     def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Normal:
-        mean = x * move.a
-        for d, b in zip(predictions, move.b, strict=False):
-            mean.add_(d, alpha=b)
-        return Normal(mean, move.c)
+        return Normal(x, predictions, move)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def _moves(steps: int | Sequence[float], solver: Solver | None) -> list[Move]:
             "ancestral kernel: leave solver=None, or DDPM(times=...) for another time grid"
         )
     grid = times.make(steps, solver.times if solver else "uniform", None, 1.0)
-    return [Move(t, s) for t, s in zip(grid, grid[1:], strict=False)]
+    return [Move(t, s) for t, s in pairwise(grid)]
 
 
 def _fixed(x: Tensor, states: int) -> Tensor:

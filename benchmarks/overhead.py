@@ -1,0 +1,119 @@
+"""What the engine costs beside the network: time over a hand-written loop, and memory over the particles' own state.
+
+    python benchmarks/overhead.py [--out benchmarks/results/overhead.json]
+
+Times are ratios within one run: the two loops alternate, and the median of the pairwise ratios is reported. The
+hand-written loop is ancestral sampling with torch.randn, as short as it can be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import guidekit as gk
+
+SHAPE = (3, 64, 64)
+
+
+def hand_written(net, noise: Tensor, moves) -> Tensor:
+    """DDPM with a network that predicts x_0."""
+    x = noise
+    for move in moves:
+        t = torch.full((len(x),), move.t)
+        d = net(x, t, None)
+        x = move.a * x + move.b[0] * d
+        if move.c > 0:
+            x = x + move.c * torch.randn(x.shape)
+    return x
+
+
+class Sleepy:
+    """A network that takes a given time, and no memory bandwidth of its own beyond one pass."""
+
+    def __init__(self, milliseconds: float):
+        self.seconds = milliseconds / 1000
+
+    def __call__(self, x: Tensor, t: Tensor, cond) -> Tensor:
+        end = time.perf_counter() + self.seconds
+        out = x * 0.5
+        while time.perf_counter() < end:
+            pass
+        return out
+
+
+def ratio(net, rows: int, steps: int, repeats: int) -> dict[str, float]:
+    """Median over pairs of (gk.sample / hand-written loop)."""
+    model = gk.GaussianModel(net, SHAPE, predicts="clean")
+    moves = model.process.moves(steps, None)
+    pairs = []
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            hand_written(net, torch.randn(rows, *SHAPE), moves)
+            middle = time.perf_counter()
+            gk.sample(model, rows, steps=steps)
+            pairs.append((time.perf_counter() - middle, middle - start))
+    ratios = [ours / theirs for ours, theirs in pairs[1:]]
+    return {
+        "ratio": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+        "hand_written_ms_per_step": 1e3 * statistics.median(t for _, t in pairs[1:]) / steps,
+    }
+
+
+def peak_memory(rows: int, batch_size: int | None) -> float:
+    """Megabytes that a run adds at its peak, in a process of its own."""
+    code = f"from overhead import memory_run; memory_run({rows}, {batch_size})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, check=True)
+    return float(done.stdout)
+
+
+def memory_run(rows: int, batch_size: int | None) -> None:
+    """A network with wide activations (64 channels) on 16 x 16 images, CFG and FK steering."""
+    wide = torch.nn.Conv2d(3, 256, 1)
+    narrow = torch.nn.Conv2d(256, 3, 1)
+    model = gk.GaussianModel(lambda x, t, c: narrow(wide(x)), (3, 16, 16), predicts="clean", null=torch.tensor(0))
+    guides = [gk.CFG(2.0), gk.FKSteering(lambda x: x.mean((1, 2, 3)), alpha=1.0)]
+    gk.sample(model, 4, steps=2, guides=guides, cond=1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gk.sample(model, rows, steps=3, guides=guides, cond=1, batch_size=batch_size)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overhead.json"))
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    found = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "trivial network, 64x3x64x64": ratio(lambda x, t, c: x * 0.5, 64, 20, options.repeats),
+        "network of 5 ms, 4x3x64x64": ratio(Sleepy(5), 4, 20, options.repeats),
+        "network of 20 ms, 64x3x64x64": ratio(Sleepy(20), 64, 20, options.repeats),
+    }
+    state = 10_000 * 3 * 16 * 16 * 4 / 2**20
+    found["memory"] = {
+        "state of 10,000 particles (x or prediction), MB": state,
+        "10,000 particles, batch_size=256, MB": peak_memory(10_000, 256),
+        "10,000 particles at once, MB": peak_memory(10_000, None),
+        "256 particles at once, MB": peak_memory(256, None),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
