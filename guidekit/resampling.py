@@ -41,7 +41,7 @@ def systematic(weights: Tensor, n: int, key: Tensor) -> Tensor:
 def residual(weights: Tensor, n: int, key: Tensor) -> Tensor:
     copies = _floor(n * weights)
     settled = copies.sum(-1, keepdim=True)
-    rest = _invert((n * weights - copies).clamp(min=0), random.uniform(key, (n,)).sort(-1).values)
+    rest = _invert((n * weights - copies).clamp(min=0), random.uniform(key, (n,)))  # unsorted: a part of it is used
     place = torch.arange(n, device=weights.device).expand_as(rest)
     return torch.where(place < settled, _repeat(copies, n), rest).sort(-1).values
 

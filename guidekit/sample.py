@@ -140,15 +140,12 @@ def decoded(run: Run, x: Tensor) -> Any:
 def trace(run: Run) -> Trace:
     """The records of a run as plain rows. Only here the device is waited for."""
     rows: list[dict[str, Any]] = []
-    root = run.records[0].parent
-    for _, records in groupby(run.records, key=lambda r: (len(r.log_w), len(r.parent))):
-        records, roots = list(records), []
-        for record in records:
-            root = record.parent if record is run.records[0] else root[record.parent]
-            roots.append(root)
+    roots = _roots(run)
+    for _, some in groupby(zip(run.records, roots, strict=True), key=lambda r: (len(r[0].log_w), len(r[1]))):
+        records, origins = zip(*some, strict=True)
         log_w, parent, rewards, origin = (
             torch.stack(v).view(len(records), run.groups, -1)
-            for v in ([r.log_w for r in records], [r.parent for r in records], [r.rewards for r in records], roots)
+            for v in ([r.log_w for r in records], [r.parent for r in records], [r.rewards for r in records], origins)
         )
         best = rewards.nan_to_num(-torch.inf).amax(-1)
         columns = {
@@ -164,6 +161,14 @@ def trace(run: Run) -> Trace:
             for record, row in zip(records, values, strict=True)
         ]
     return Trace(rows)
+
+
+def _roots(run: Run) -> list[Tensor]:
+    """For every step, the row of the start from which each particle descends."""
+    roots = [run.records[0].parent]
+    for record in run.records[1:]:
+        roots.append(roots[-1][record.parent])
+    return roots
 
 
 def _ancestors(run: Run) -> Tensor:

@@ -1,0 +1,205 @@
+"""The laws of design.md, for every guide on every process that it serves."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+import guidekit as gk
+
+from ..problems import PROBLEMS, STEPS, Problem, deviations, estimates, populations
+from .cases import CASES, Case
+
+N = 12
+PAIRS = [pytest.param(c, PROBLEMS[p], id=f"{c.name}-{p}") for c in CASES for p in c.processes]
+# The particles of small populations degenerate on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::guidekit.CollapseWarning")
+every = pytest.mark.parametrize("case, problem", PAIRS)
+
+
+def run(problem: Problem, guides=(), n: int = N, **options) -> gk.Result:
+    return gk.sample(problem.model, n, **{"steps": STEPS, "cond": problem.cond} | options, guides=guides)
+
+
+def assert_same(a: gk.Result, b: gk.Result) -> None:
+    assert torch.equal(a.x, b.x)
+    assert torch.equal(a.log_weights, b.log_weights)
+    assert torch.equal(a.ancestors, b.ancestors)
+
+
+@every
+def test_idle_settings_give_the_unguided_sampler_bit_for_bit(case: Case, problem: Problem):
+    if case.idle is None:
+        pytest.fail("say at which settings the guide does nothing")
+    plain, idle = run(problem), run(problem, [case.idle(problem)])
+    assert torch.equal(plain.x, idle.x)
+    assert torch.equal(plain.ancestors, idle.ancestors)
+    assert idle.log_weights.std() < 1e-12
+
+
+@every
+def test_the_guide_does_something_at_usual_settings(case: Case, problem: Problem):
+    plain, guided = run(problem, n=64), run(problem, [case.make(problem)], n=64)
+    changed = not torch.equal(plain.x, guided.x) or guided.log_weights.std() > 1e-3
+    assert changed or case.name == "Resample"  # alone it has no weights to act on
+
+
+@every
+def test_the_weighted_law_and_z_are_unbiased_at_eight_particles(case: Case, problem: Problem):
+    """E[mean of w f] = E[f exp(r/alpha)] under the unguided chain, f = 1 being Z: for all N, so also for N = 8."""
+    if case.target == "own":
+        return
+    result = populations(problem, 4000, 8, [case.make(problem)])
+    truth, error = problem.tilted(reward=case.target == "tilted")
+    # 4 features, each a mean of 4,000 independent populations: 4.5 standard errors fail by chance once in 10^4 runs
+    assert np.abs(deviations(estimates(problem, result), truth, error)).max() < 4.5
+
+
+@every
+def test_a_shift_of_the_reward_changes_log_z_alone(case: Case, problem: Problem):
+    guide = case.make(problem)
+    if not isinstance(guide, gk.FKSteering):
+        return
+    plain = run(problem, [guide])
+    shifted = run(problem, [_replaced(guide, reward=lambda x: problem.reward(x) + 3.0)])
+    assert torch.equal(plain.x, shifted.x)
+    # sums of some ten float64 terms of size 10
+    assert torch.allclose(shifted.log_z - plain.log_z, torch.tensor(3.0 / problem.alpha).double(), atol=1e-9)
+
+
+@every
+def test_reward_and_temperature_scale_together(case: Case, problem: Problem):
+    guide = case.make(problem)
+    if not isinstance(guide, gk.FKSteering):
+        return
+    plain = run(problem, [guide])
+    scaled = run(problem, [_replaced(guide, reward=lambda x: 4 * problem.reward(x), alpha=4 * guide.alpha)])
+    assert_same(plain, scaled)  # powers of two: exact
+
+
+@every
+@pytest.mark.parametrize("batch_size", [1, 5, 7])
+def test_a_row_does_not_depend_on_its_micro_batch(case: Case, problem: Problem, batch_size: int):
+    guides = [case.make(problem)]
+    whole, parts = run(problem, guides), run(problem, guides, batch_size=batch_size)
+    assert torch.equal(whole.ancestors, parts.ancestors)
+    assert torch.allclose(whole.x.double(), parts.x.double(), rtol=1e-12, atol=1e-12)  # float64 throughout
+    assert torch.allclose(whole.log_weights, parts.log_weights, rtol=1e-11, atol=1e-11)
+    assert whole.cost.network_rows == parts.cost.network_rows
+    assert whole.cost.reward_calls == parts.cost.reward_calls
+
+
+@every
+def test_groups_equal_runs_of_their_own(case: Case, problem: Problem):
+    guides = [case.make(problem)]
+    conds = [problem.cond, None, problem.cond]
+    seeds = [3, 3, 8]
+    together = gk.sample(problem.model, N, steps=STEPS, guides=guides, cond=conds, seed=seeds)
+    for i, (cond, seed) in enumerate(zip(conds, seeds, strict=True)):
+        alone = run(problem, guides, cond=cond, seed=seed)
+        mine = together.group == i
+        assert torch.allclose(together.x[mine].double(), alone.x.double(), rtol=1e-12, atol=1e-12)
+        assert torch.allclose(together.log_weights[mine], alone.log_weights, rtol=1e-11, atol=1e-11)
+        assert torch.equal(together.ancestors[:, mine] - i * N, alone.ancestors)
+        assert torch.allclose(together.log_z[i], alone.log_z[0], rtol=1e-11)
+
+
+@every
+def test_rows_and_reward_calls_are_what_the_guide_declares(case: Case, problem: Problem):
+    result = run(problem, [case.make(problem)], n=N)
+    assert result.cost.network_rows == case.rows(N, STEPS)
+    assert result.cost.network_calls == STEPS  # all branches of a step in one forward
+    assert result.cost.reward_calls == case.calls(N, STEPS)
+
+
+@every
+@pytest.mark.parametrize("stop_at", [1, 3, STEPS])
+def test_interrupted_and_resumed_equals_uninterrupted(case: Case, problem: Problem, stop_at: int, tmp_path):
+    class Kill(Exception):
+        pass
+
+    def kill(population, step):
+        if step.index == stop_at:
+            raise Kill
+
+    guides, file = [case.make(problem)], tmp_path / "run.safetensors"
+    whole = run(problem, guides)
+    with pytest.raises(Kill):
+        run(problem, guides, checkpoint=file, callbacks=[kill])
+    resumed = run(problem, guides, checkpoint=file)
+    assert_same(whole, resumed)
+    assert [row["ess"] for row in whole.trace] == [row["ess"] for row in resumed.trace]
+    assert resumed.cost.network_rows == whole.cost.network_rows
+    assert resumed.cost.reward_calls == whole.cost.reward_calls
+
+
+@every
+def test_all_state_follows_its_particle(case: Case, problem: Problem):
+    """After every selection, what a particle carries is what a fresh look at its x would give."""
+    guide = case.make(problem)
+    stepper = gk.Run(problem.model, 64, steps=STEPS, guides=[guide], cond=problem.cond)
+    blank = gk.Run(problem.model, 64, steps=STEPS, guides=[guide], cond=problem.cond)
+    with torch.no_grad():
+        pop = stepper.start()
+        for index in range(STEPS):
+            pop = stepper.advance(pop, index)
+            fresh = blank.look(pop, index + 1)
+            for kept, new in zip(pop.predictions[:1], fresh.predictions[:1], strict=True):
+                assert torch.allclose(kept, new, rtol=1e-12, atol=1e-12)
+            for kept, new in zip(pop.proposals[:1], fresh.proposals[:1], strict=True):
+                assert torch.allclose(kept, new, rtol=1e-12, atol=1e-12)
+            known = ~pop.rewards.isnan()
+            if isinstance(guide, gk.FKSteering) and guide.due(stepper.step(index + 1)):
+                clean = pop.x
+                if stepper.step(index + 1).t > 0:
+                    clean = problem.model.process.clean(pop.predictions[0], pop.x)
+                assert known.all()
+                assert torch.allclose(pop.memos[0], problem.reward(clean).double() / guide.alpha, atol=1e-12)
+                assert torch.allclose(pop.rewards, problem.reward(clean).double(), atol=1e-12)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_the_order_of_four_guides_does_not_matter(problem: Problem):
+    """Tilts add and every guide has randomness of its own."""
+    guides = [
+        gk.CFG(1.5),
+        gk.CFG(0.7, steer=True),
+        gk.CFG(lambda t: 1 + t, stop=0.6),
+        gk.FKSteering(problem.reward, problem.alpha),
+    ]
+    results = [run(problem, order) for order in permutations(guides)]
+    for other in results[1:]:
+        assert torch.equal(results[0].ancestors, other.ancestors)
+        assert torch.allclose(results[0].x.double(), other.x.double(), rtol=1e-11, atol=1e-11)
+        assert torch.allclose(results[0].log_weights, other.log_weights, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+@pytest.mark.parametrize("ess", [0.0, 0.5, 1.0])
+def test_steering_beside_a_reward_leaves_the_tilted_target_unchanged(problem: Problem, ess: float):
+    """CFG bends the proposal, FK weighs: together still p exp(r/alpha), with its Z."""
+    guides = [gk.CFG(1.4, steer=True), gk.FKSteering(problem.reward, problem.alpha, ess=ess)]
+    result = populations(problem, 4000, 8, guides, first=50_000)
+    truth, error = problem.tilted()
+    assert np.abs(deviations(estimates(problem, result), truth, error)).max() < 4.5  # as above
+
+
+@pytest.mark.parametrize("first", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("second", CASES, ids=lambda c: c.name)
+def test_every_pair_of_guides_runs_together(first: Case, second: Case):
+    for name in ("vp-1d", "masked"):
+        if name in first.processes and name in second.processes:
+            problem = PROBLEMS[name]
+            result = run(problem, [first.make(problem), second.make(problem)])
+            assert result.x.double().isfinite().all()
+            assert result.log_weights.isfinite().all()
+            assert result.cost.network_rows <= 2 * N * STEPS  # CFG twice shares its evaluations
+
+
+def _replaced(guide: gk.FKSteering, **changes) -> gk.FKSteering:
+    from dataclasses import replace
+
+    return replace(guide, **changes)
