@@ -10,10 +10,10 @@ demo: $(READY)  ## steer an analytic mixture; a picture and a table under out/de
 	$(BIN)/python examples/mixture.py --out out/demo
 
 test: $(READY)  ## the whole test suite, without the long statistical runs
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-slow: $(READY)  ## the long statistical runs
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto -m slow
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -33,8 +32,8 @@ class Guide:
     start: float = 0.0
     stop: float = 1.0
 
-    grad: ClassVar[bool] = False  # keep the graph from x_t to the evaluations
-    copies: ClassVar[int] | Any = 1  # starting rows for each particle
+    grad = False  # keep the graph from x_t to the evaluations
+    copies = 1  # starting rows for each particle
 
     @property
     def needs(self) -> tuple[Cond, ...]:

@@ -1,0 +1,73 @@
+"""On an accelerator: the same laws, the same noise, and no waiting for the device inside the loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import guidekit as gk
+from guidekit import random
+
+from .problems import PROBLEMS, STEPS
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator"),
+    pytest.mark.filterwarnings("ignore::guidekit.CollapseWarning"),
+]
+
+
+def on_device(name: str) -> gk.Model:
+    model, device = PROBLEMS[name].model, torch.device("cuda")
+    if isinstance(model, gk.analytic.TokenTable):
+        table = model.table.view(-1, *[model.vocab_size] * model.length).to(device)
+        noising = "masked" if isinstance(model.process, gk.process.Masked) else "uniform"
+        return gk.analytic.TokenTable(table[0], noising, classes=table[1:])
+    parts = (v.to(device) for v in (model.weights, model.means, model.stds))
+    return gk.analytic.GaussianMixture(*parts, model.schedule, labels=model.labels)
+
+
+def test_noise_has_the_same_bits_as_on_the_host():
+    keys = random.fold(random.key(5), torch.arange(100))
+    assert torch.equal(random._bits(keys.cuda(), 33).cpu(), random._bits(keys, 33))
+    assert torch.allclose(random.normal(keys.cuda(), (7,)).cpu(), random.normal(keys, (7,)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("resampler", ["multinomial", "stratified", "systematic", "residual", "ssp"])
+def test_a_steered_run_equals_the_host(name: str, resampler: str):
+    problem = PROBLEMS[name]
+    guides = [gk.CFG(1.5), gk.FKSteering(problem.reward, problem.alpha, ess=0.8, resampler=resampler)]
+    runs = [
+        gk.sample(model, 64, steps=STEPS, guides=guides, cond=problem.cond)
+        for model in (problem.model, on_device(name))
+    ]
+    assert torch.equal(runs[0].ancestors, runs[1].ancestors.cpu())
+    assert torch.allclose(runs[0].x.double(), runs[1].x.double().cpu(), atol=1e-8)
+    assert torch.allclose(runs[0].log_weights, runs[1].log_weights.cpu(), atol=1e-8)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_loop_does_not_wait_for_the_device(name: str):
+    problem = PROBLEMS[name]
+    guides = [gk.CFG(1.5), gk.FKSteering(problem.reward, problem.alpha)]
+    run = gk.Run(on_device(name), 64, steps=STEPS, guides=guides, cond=problem.cond)
+    with torch.no_grad(), run.borrowed():
+        pop = run.start()  # caches what it needs
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for index in range(STEPS):
+                pop = run.advance(pop, index)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_nan_is_reported_at_the_end_with_its_step_and_rows():
+    def net(x, t, cond):
+        bad = (t < 0.5)[:, None] & (torch.arange(len(x), device=x.device) == 3)[:, None]
+        return torch.where(bad, torch.nan, x * 0.5)
+
+    model = gk.GaussianModel(net, (2,), predicts="clean", device="cuda")
+    with pytest.raises(gk.NetworkError, match=r"step 3 of 5 .*1 rows: 3"):
+        gk.sample(model, 6, steps=5)
