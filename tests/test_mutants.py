@@ -1,0 +1,113 @@
+"""The tests themselves are tested: a wrong sign, factor, time or gather in the engine makes one of them fail.
+
+Every mutant is a copy of the packages with one line changed; the named tests must then fail (and, unchanged, pass).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+
+LAWS = "tests/conformance/test_laws.py"
+UNBIASED = f"{LAWS}::test_the_weighted_law_and_z_are_unbiased_at_eight_particles"
+STATE = f"{LAWS}::test_all_state_follows_its_particle"
+GROUPS = f"{LAWS}::test_groups_equal_runs_of_their_own"
+FK, CFG, HOOKS = "tests/test_fk.py", "tests/test_cfg.py", "tests/test_hooks.py"
+
+MUTANTS = [
+    ("weights do not telescope", "guides/fk.py", "return now - before, now", "return now, now", UNBIASED),
+    ("reward times alpha", "guides/fk.py", "value / self.alpha", "value * self.alpha", UNBIASED),
+    ("the sign of the reward", "guides/fk.py", "value / self.alpha", "-value / self.alpha", UNBIASED),
+    ("no last factor", "guides/fk.py", "return step.last or (", "return (", UNBIASED),
+    (
+        "the last weight by the look-ahead",
+        "guides/fk.py",
+        "view.score(self.reward) if view.step.last else ",
+        "",
+        FK + "::test_the_last_step_is_weighted_by_the_true_reward_and_not_by_the_look_ahead",
+    ),
+    (
+        "weights dropped where nothing is resampled",
+        "guides/resample.py",
+        "torch.where(needed, log_mean_exp(log_w)[:, None], log_w)",
+        "torch.where(needed, log_mean_exp(log_w)[:, None], log_w.amax())",
+        FK + "::test_adaptive_resampling_carries_the_weights_that_it_does_not_use",
+    ),
+    (
+        "weights kept after resampling",
+        "guides/resample.py",
+        "torch.where(needed, log_mean_exp(log_w)[:, None], log_w)",
+        "log_w.gather(1, index)",
+        UNBIASED,
+    ),
+    (
+        "Z forgotten at resampling",
+        "guides/resample.py",
+        "torch.where(needed, log_mean_exp(log_w)[:, None], log_w)",
+        "torch.where(needed, torch.zeros_like(log_w), log_w)",
+        UNBIASED,
+    ),
+    ("log Z without 1/N", "population.py", " - math.log(log_w.shape[-1])", "", UNBIASED),
+    (
+        "stale memos",
+        "population.py",
+        "{k: tree.take(v, index) for k, v in self._state().items()}",
+        "{k: v if k == 'memos' and len(self) == len(index) else tree.take(v, index) for k, v in self._state().items()}",
+        STATE,
+    ),
+    (
+        "stale predictions",
+        "population.py",
+        "{k: tree.take(v, index) for k, v in self._state().items()}",
+        "{k: v if k == 'predictions' and not isinstance(index, slice) else tree.take(v, index)"
+        " for k, v in self._state().items()}",
+        STATE,
+    ),
+    ("survivors of the first group for all", "population.py", "[:, None] * size).flatten()", "[:, None] * 0).flatten()", GROUPS),
+    ("conditions of the first group for all", "models/base.py", "torch.stack(list(encoded))[group]", "torch.stack(list(encoded))[group * 0]", GROUPS),
+    ("q/p instead of p/q", "run.py", "pop.log_w + p.log_prob(x) - q.log_prob(x)", "pop.log_w - p.log_prob(x) + q.log_prob(x)", UNBIASED),
+    ("a steered proposal without its weights", "run.py", "pop.log_w + p.log_prob(x) - q.log_prob(x)", "pop.log_w", UNBIASED),
+    ("steering changes the target", "run.py", "target = target if guide.steer else guide.finish", "target = proposal if guide.steer else guide.finish", UNBIASED),
+    ("the same noise at every step", "run.py", "random.fold(keys, index), shape", "keys, shape", FK),
+    ("cfg off by one", "guides/cfg.py", "(at(self.scale, view.t) - 1)", "at(self.scale, view.t)", CFG),
+    ("cfg with cond and null swapped", "guides/cfg.py", "view.evals[Cond()] - view.evals[Null()]", "view.evals[Null()] - view.evals[Cond()]", CFG),
+    ("noise of t for s", "solvers/ddim.py", "c = eta * s.sigma * max", "c = eta * t.sigma * max", FK),
+    ("staying masked with the chance of leaving", "process/tokens.py", "_log(s / t))\n", "_log(1 - s / t))\n", FK + "::test_the_enumerated_law_of_four_tokens"),
+    ("uniform kernel with alpha_s for alpha_t/alpha_s", "process/tokens.py", "self._keep(x, kept_t / kept_s) * p", "self._keep(x, kept_s) * p", FK + "::test_the_enumerated_law_of_four_tokens"),
+    ("the sorted largest of residual resampling", "resampling.py", "random.uniform(key, (n,)))  # unsorted", "random.uniform(key, (n,)).sort(-1).values)  # sorted", UNBIASED),
+    ("a gradient tilt sees the plain estimate", "run.py", "            view = view.with_prediction(target)\n        proposal", "        proposal", HOOKS),
+]  # fmt: skip
+
+
+def passes(folder: Path, which: str) -> bool:
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *options, which], cwd=folder, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr[-2000:]
+    return done.returncode == 0
+
+
+def copy(folder: Path) -> Path:
+    for name in ("guidekit", "rewards", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+@pytest.mark.parametrize("name, file, line, wrong, which", MUTANTS, ids=[m[0] for m in MUTANTS])
+def test_a_mutant_is_found(name: str, file: str, line: str, wrong: str, which: str, tmp_path: Path):
+    path = copy(tmp_path) / "guidekit" / file
+    text = path.read_text()
+    assert line in text, f"the line that {name!r} changes is gone: bring this list up to date"
+    path.write_text(text.replace(line, wrong))
+    assert not passes(tmp_path, which)
+
+
+def test_without_a_mutation_they_pass(tmp_path: Path):
+    assert passes(copy(tmp_path), UNBIASED)
