@@ -54,7 +54,7 @@ class GaussianMixture(Model):
         means: Sequence[Any] | Tensor,
         stds: Sequence[float] | Tensor,
         schedule: Schedule | None = None,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int] | Tensor | None = None,
     ):
         means = torch.as_tensor(means)
         means = means if means.is_floating_point() else means.to(torch.get_default_dtype())
@@ -65,7 +65,8 @@ class GaussianMixture(Model):
                 f"a mixture needs K positive weights, K means and K positive stds; given {tuple(weights.shape)}, "
                 f"{tuple(means.shape)}, {tuple(stds.shape)}"
             )
-        self.weights, self.stds, self.labels = weights / weights.sum(), stds, labels
+        self.weights, self.stds = weights / weights.sum(), stds
+        self.labels = None if labels is None else torch.as_tensor(labels, device=means.device)
         self.schedule = Cosine() if schedule is None else schedule
         null = None if labels is None else torch.tensor(-1)
         super().__init__(
@@ -85,7 +86,7 @@ class GaussianMixture(Model):
         alpha, sigma = self.process.scales(t)
         log_p = self.weights.log() + _log_normal(x, alpha * self.means, (alpha * self.stds) ** 2 + sigma**2)
         if cond is not None and self.labels is not None:
-            own = torch.as_tensor(self.labels, device=x.device) == cond[:, None]
+            own = self.labels == cond[:, None]
             log_p = torch.where(own | (cond < 0)[:, None], log_p, -torch.inf)
         return log_p.softmax(-1)
 

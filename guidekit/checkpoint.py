@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import tree
-from .describe import describe
+from .describe import describe, weights
 from .errors import CheckpointError
 from .population import Population
 from .run import Record, Run
@@ -33,7 +33,7 @@ class Checkpoint:
 
     def __init__(self, path: str | Path, run: Run):
         self.path, self.run = Path(path), run
-        self.config = json.loads(json.dumps(describe_run(run)))
+        self.config = json.loads(json.dumps(describe_run(run) | {"weights": weights(run.model.modules())}))
         self._saved_at, self._took, self._index = time.perf_counter(), 0.0, -1
         self.path.parent.mkdir(parents=True, exist_ok=True)
 

@@ -5,42 +5,43 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Sequence, Set
-from pathlib import PurePath
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 
-def describe(value: Any) -> Any:
+def describe(value: Any, depth: int = 6) -> Any:
     """JSON-able and the same in another process: types with their fields, functions by name, tensors by hash."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, (torch.dtype, torch.device, PurePath)):
-        return str(value)
-    if isinstance(value, Tensor):
+    if depth == 0:
+        return _name(type(value))
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = torch.as_tensor(value)
         return {"tensor": list(value.shape), "dtype": str(value.dtype), "sha256": digest(value)}
     if isinstance(value, nn.Module):
-        return {
-            "module": _name(type(value)),
-            "parameters": {k: list(p.shape) for k, p in value.state_dict().items()},
-        }
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"type": _name(type(value))} | {
-            f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
+        return {"module": _name(type(value)), "weights": {k: list(p.shape) for k, p in value.state_dict().items()}}
     if isinstance(value, Mapping):
-        return {str(k): describe(v) for k, v in value.items()}
-    if isinstance(value, Set):
-        return sorted(map(str, value))
-    if isinstance(value, Sequence):
-        return [describe(v) for v in value]
-    if callable(value) and hasattr(value, "__qualname__"):
+        return {str(k): describe(v, depth - 1) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(v, depth - 1) for v in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {"type": _name(type(value))} | describe(fields, depth - 1)
+    if hasattr(value, "__qualname__"):
         return _name(value)
     if hasattr(value, "__dict__"):
-        return {"type": _name(type(value))} | {k: describe(v) for k, v in sorted(vars(value).items())}
+        return {"type": _name(type(value))} | describe(dict(sorted(vars(value).items())), depth - 1)
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def weights(modules: Iterable[nn.Module]) -> str:
+    """A hash of the sums of all weights: another training of the same network is told apart, at the cost of a pass."""
+    sums = [v.detach().double().sum() for m in modules for v in m.state_dict().values() if v.numel()]
+    return digest(torch.stack([s.cpu() for s in sums])) if sums else ""
 
 
 def digest(value: Tensor) -> str:

@@ -24,7 +24,7 @@ from .guides.base import Guide
 from .models.base import Cond, Model, borrowed, expand
 from .population import Population
 from .rewarding import Cost, Scorer
-from .solvers import Solver
+from .solvers import Move, Solver
 from .view import Step, View
 
 
@@ -36,6 +36,28 @@ class Record(NamedTuple):
     log_w: Tensor
     parent: Tensor
     rewards: Tensor
+
+
+class Fault(NamedTuple):
+    """The sums of a look's predictions, perhaps still on the device, in which NaN and infinity show."""
+
+    index: int
+    total: Tensor
+    group: Tensor
+    slot: Tensor
+    size: int
+
+    def raise_if_any(self, moves: Sequence[Move], view: View | None = None) -> None:
+        bad = ~self.total.isfinite()
+        if not bad.any():
+            return
+        rows = (self.group * self.size + self.slot)[bad].tolist()
+        ours = view is not None and bool(view.evals[Cond()][bad].isfinite().all())
+        who = "the tilts of the guides made" if ours else "the network returned"
+        raise NetworkError(
+            f"{who} NaN or infinity at step {self.index} of {len(moves)} (t = {moves[self.index].t:.4g}) in "
+            f"{len(rows)} rows: {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}"
+        )
 
 
 class Run:
@@ -76,7 +98,7 @@ class Run:
         self.score = Scorer(self.cost, model.device)
         self.records: list[Record] = []
         self._encoded = [model.encode(c) for c in self.conditions]
-        self._faults: list[tuple[int, Tensor]] = []
+        self._faults: list[Fault] = []
         self._clock = time.perf_counter()
 
     @property
@@ -147,9 +169,9 @@ class Run:
     def select(self, pop: Population, index: int) -> Population:
         """The guides' selections, in the order of the list, and a line of the trace."""
         step, size, log_w = self.step(index), len(pop), pop.log_w
-        for guide, name in zip(self.guides, self.names, strict=True):
+        for place, (guide, name) in enumerate(zip(self.guides, self.names, strict=True)):
             if guide.has("select"):
-                pop = guide.select(pop, step.own(name))
+                pop = guide.select(pop, step.own(name, place))
         if len(pop) != self.groups * step.n:
             raise ValueError(
                 f"step {index}: {len(pop) // self.groups} of {size // self.groups} rows per group are left where "
@@ -220,28 +242,16 @@ class Run:
         """No NaN or infinity in the prediction: at once on the host, at the end of the run on a device."""
         assert view.prediction is not None
         total = view.prediction.detach().flatten(1).sum(1)
+        fault = Fault(view.step.index, total, pop.group, pop.slot, pop.branch * self.rows)
         if total.device.type != "cpu":
-            self._faults.append((view.step.index, ~total.isfinite()))
+            self._faults.append(fault)
         elif not math.isfinite(total.sum().item()):
-            self._raise_fault(view.step.index, ~total.isfinite(), view, pop)
-
-    def _raise_fault(self, index: int, bad: Tensor, view: View | None = None, pop: Population | None = None) -> None:
-        if not bad.any():
-            return
-        rows = bad.nonzero().flatten()
-        rows = (rows if pop is None else pop.group[rows] * (len(pop) // self.groups) + pop.slot[rows]).tolist()
-        ours = view is not None and bool(view.evals[Cond()][bad].isfinite().all())
-        who = "the guides' tilts made" if ours else "the network returned"
-        listed = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-        raise NetworkError(
-            f"{who} NaN or infinity at step {index} of {len(self.moves)} (t = {self.step(index).t:.4g}) in "
-            f"{len(rows)} rows: {listed}"
-        )
+            fault.raise_if_any(self.moves, view)
 
     def settle(self) -> None:
         """Read what was left on the device: faults of the network and counts."""
-        for index, bad in self._faults:
-            self._raise_fault(index, bad)
+        for fault in self._faults:
+            fault.raise_if_any(self.moves)
         self._faults.clear()
         self.score.settle()
 

@@ -25,6 +25,7 @@ class Step:
     n: int
     keys: Tensor
     name: str = ""
+    place: int = -1
 
     @property
     def last(self) -> bool:
@@ -41,9 +42,9 @@ class Step:
         """One key per group, for random numbers that belong to this step and this guide alone."""
         return random.fold(random.fold(self.keys, self.name), self.index)
 
-    def own(self, name: str) -> Step:
-        """The same step in the hands of one guide."""
-        return replace(self, name=name)
+    def own(self, name: str, place: int = -1) -> Step:
+        """The same step in the hands of one guide, whose memos are population.memos[step.place]."""
+        return replace(self, name=name, place=place)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Problem:
 def chain_of_mixture(model: gk.analytic.GaussianMixture, steps: int, n: int, seed: int) -> np.ndarray:
     """Ancestral sampling with the exact denoiser of the components labelled 1, in numpy."""
     rng = np.random.default_rng(seed)
-    own = np.array(model.labels) == 1
+    own = model.labels.numpy() == 1
     pi = model.weights.double().numpy()[own]
     means, stds = model.means.double().numpy()[own], model.stds.double().numpy()[own]
     scale = {
