@@ -14,12 +14,16 @@ from .models.base import Cond, Condition, Model
 from .solvers import Solver
 
 
-def check_call(model: Any, n: int, batch_size: int | None) -> None:
-    """The model is one, and the counts count."""
+def check_call(model: Any, n: int, solver: Any, batch_size: int | None) -> None:
+    """The model and the solver are such, and the counts count."""
     if not isinstance(model, Model):
         raise TypeError(
             f"a base model is needed, not {type(model).__name__}; wrap a network in gk.GaussianModel, "
             "gk.MaskedModel or gk.UniformModel"
+        )
+    if solver is not None and not isinstance(solver, Solver):
+        raise TypeError(
+            f"solver={solver!r}: an instance is needed, like gk.solvers.DDPM() or gk.solvers.DPMpp(order=2)"
         )
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n!r}: the number of samples per condition is an int of at least 1")

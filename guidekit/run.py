@@ -21,7 +21,7 @@ from torch import Tensor
 from . import checks, random, tree
 from .errors import NetworkError
 from .guides.base import Guide
-from .models.base import Cond, Model, borrowed, expand
+from .models.base import Cond, Model, borrowed, rows_of, stack
 from .population import Population
 from .rewarding import Cost, Scorer
 from .solvers import Move, Solver
@@ -77,7 +77,7 @@ class Run:
         seed: int | Sequence[int] = 0,
         batch_size: int | None = None,
     ):
-        checks.check_call(model, n, batch_size)
+        checks.check_call(model, n, solver, batch_size)
         self.model, self.n, self.guides, self.solver = model, n, tuple(guides), solver
         self.reward, self.noise, self.seed, self.batch_size = reward, noise, seed, batch_size
         self.moves = model.process.moves(steps, solver)
@@ -97,7 +97,7 @@ class Run:
         self.cost = Cost()
         self.score = Scorer(self.cost, model.device)
         self.records: list[Record] = []
-        self._encoded = [model.encode(c) for c in self.conditions]
+        self._encoded = stack([model.encode(c) for c in self.conditions])
         self._faults: list[Fault] = []
         self._clock = time.perf_counter()
 
@@ -188,7 +188,7 @@ class Run:
         x = pop.x
         if step.t > 0 and x.is_floating_point() and any(g.grad for g in active):
             x = x.detach().requires_grad_()
-        cond = expand(self._encoded, pop.group)
+        cond = rows_of(self._encoded, pop.group)
         view = View(self.model, step, x, cond, pop.group, pop.slot, {}, None, self.score, self.batch_size)
         if step.t == 0:
             return view
@@ -291,6 +291,8 @@ class Run:
         if self.noise is not None:
             row = pop.group * self.rows + pop.slot
             if self.noise.dim() == len(shape) + 2:
+                if pop.branch > 1:
+                    raise ValueError("noise= for the whole chain has one row per particle, but a guide branches")
                 return self.noise[index][row]
             if index == 0:
                 return self.noise[row]

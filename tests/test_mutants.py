@@ -71,7 +71,7 @@ MUTANTS = [
         STATE,
     ),
     ("survivors of the first group for all", "population.py", "[:, None] * size).flatten()", "[:, None] * 0).flatten()", GROUPS),
-    ("conditions of the first group for all", "models/base.py", "torch.stack(list(encoded))[group]", "torch.stack(list(encoded))[group * 0]", GROUPS),
+    ("conditions of the first group for all", "models/base.py", "encoded[group]", "encoded[group * 0]", GROUPS),
     ("q/p instead of p/q", "run.py", "pop.log_w + p.log_prob(x) - q.log_prob(x)", "pop.log_w - p.log_prob(x) + q.log_prob(x)", UNBIASED),
     ("a steered proposal without its weights", "run.py", "pop.log_w + p.log_prob(x) - q.log_prob(x)", "pop.log_w", UNBIASED),
     ("steering changes the target", "run.py", "target = target if guide.steer else guide.finish", "target = proposal if guide.steer else guide.finish", UNBIASED),

@@ -137,19 +137,29 @@ def evaluate(
             with ExitStack() as stack:
                 for i, need in enumerate(part):
                     stack.enter_context(need.during(net, slice(i * rows, (i + 1) * rows)))
-                out = net(_repeat(x, len(part)), t, _stack([need.cond(net, cond) for need in part]))
+                out = net(_repeat(x, len(part)), t, _join([need.cond(net, cond) for need in part]))
             count(rows * len(part))
             found |= dict(zip(part, out.split(rows), strict=True))
     return found
 
 
-def expand(encoded: Sequence[Encoded], group: Tensor) -> Encoded:
-    """The condition of every row from those of the groups."""
+def stack(encoded: Sequence[Encoded]) -> Encoded:
+    """The groups' conditions in one, with a group axis."""
     if encoded[0] is None:
         return None
     if isinstance(encoded[0], dict):
-        return {k: torch.stack([e[k] for e in encoded])[group] for k in encoded[0]}
-    return torch.stack(list(encoded))[group]
+        return {k: stack([e[k] for e in encoded]) for k in encoded[0]}
+    shapes = {tuple(e.shape) for e in encoded}
+    if len(shapes) > 1:
+        raise ValueError(f"the conditions encode to different shapes, {shapes}; encode_cond must pad them to one")
+    return torch.stack(list(encoded))
+
+
+def rows_of(encoded: Encoded, group: Tensor) -> Encoded:
+    """The condition of every row from the stacked ones of the groups."""
+    if isinstance(encoded, dict):
+        return {k: v[group] for k, v in encoded.items()}
+    return None if encoded is None else encoded[group]
 
 
 def map_cond(f: Callable[[Tensor, Tensor], Tensor], encoded: Encoded, like: Encoded) -> Encoded:
@@ -182,7 +192,7 @@ def _repeat(x: Tensor, times: int) -> Tensor:
     return x if times == 1 else torch.cat([x] * times)
 
 
-def _stack(conds: list[Encoded]) -> Encoded:
+def _join(conds: list[Encoded]) -> Encoded:
     if len(conds) == 1 or conds[0] is None:
         return conds[0]
     if isinstance(conds[0], dict):
