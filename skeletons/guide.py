@@ -1,0 +1,74 @@
+r"""Name of the method (Authors, year), https://arxiv.org/abs/....
+
+Copy this file to guidekit/guides/<paper>.py and delete the hooks that the method does not need. State here the formula
+that the code implements, in the symbols of the paper:
+
+    d      <- d + k(t) (c - d)                     tilt: pull the clean mean d = E[x_0 | x_t] towards c
+    d      <- clamp(d, -b, b)                      finish
+    log w  <- log w + (r(d_s) - r(d_before))/alpha    weights; the last r is that of x_0, so the sum is r(x_0)/alpha
+
+and which law the weighted samples follow. Here: that of the pulled and clamped model, times exp(r(x_0)/alpha)/Z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from guidekit.guides.base import Guide, Scale, at  # within the library: from .base import ...
+from guidekit.guides.resample import resample
+from guidekit.process import Gaussian
+
+
+@dataclass(frozen=True)  # a guide keeps nothing in itself: it may serve several runs at once
+class Pull(Guide):  # Guide adds steer=False, start=0., stop=1. as keywords
+    """One line on what it does and what it costs: no extra network rows, one reward call per row and step.
+
+    centre   what each hook does not need to say again is said here, with shapes
+    scale    a number or a function of t; 0 does nothing
+    """
+
+    centre: float
+    scale: Scale = 0.1
+    bound: float = float("inf")
+    reward: Callable[[Any], Any] | None = None  # a field of this name also fills Result.rewards
+    alpha: float = 1.0
+    children: int = 1
+
+    grad = False  # True: view.x carries gradients and the evaluations keep their graph
+    copies = 1  # starting rows for each sample asked for; `select` must thin them at the last step
+
+    @property
+    def needs(self):  # network evaluations besides Cond(), e.g. (Null(),); read them as view.evals[Null()]
+        return ()
+
+    @property
+    def models(self):  # further base models that it calls, so that their networks are left as they were found
+        return ()
+
+    def check(self, model, steps):  # before the first network call: raise ValueError, saying what to do instead
+        if not isinstance(model.process, Gaussian):
+            raise ValueError("Pull moves a clean mean, and tokens have none; use it with a Gaussian process")
+
+    def tilt(self, view):  # what to ADD to the prediction; called at t > 0 while start <= fraction < stop
+        return at(self.scale, view.t) * (self.centre - view.prediction)
+
+    def finish(self, view, prediction):  # what cannot be added; after all tilts, in the order of the list
+        return prediction.clamp(-self.bound, self.bound)
+
+    def log_weight(self, view, memo):  # at every look, whatever start and stop say: index 0 (noise) to the last (t = 0)
+        if self.reward is None or view.step.index == 0:
+            return 0.0, memo
+        value = view.score(self.reward) / self.alpha  # float64 (rows,), NaN where the sample could not be scored
+        before = view.zeros() if memo is None else memo  # None at the first look
+        now = torch.where(value.isfinite(), value, -torch.inf if view.step.last else before)
+        return now - before, now  # the memo follows its particle: None, a tensor with the row axis first, or a tuple
+
+    def branch(self, step):  # children of each particle in the move that starts here
+        return self.children
+
+    def select(self, population, step):  # step.n rows of each group are to live; step.key is for random numbers
+        return resample(population, step, ess=0.5, resampler="systematic")

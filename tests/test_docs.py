@@ -1,0 +1,104 @@
+"""What the documents show runs: code blocks, doctests, the skeleton and the demo."""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import importlib
+import pkgutil
+import re
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import guidekit as gk
+import rewards
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = [m.name for package in (gk, rewards) for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+
+
+def blocks(page: Path) -> list[str]:
+    """The Python blocks of a page, each behind as many empty lines as it has lines above it, for the tracebacks."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        "\n" * text.count("\n", 0, m.start(1)) + m[1] for m in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = ModuleType(f"page_{page.stem}")  # a real module, for dataclasses look theirs up
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of networks without training
+        for block in blocks(page):
+            exec(compile(block, str(page), "exec"), module.__dict__)
+
+
+def test_pages_have_code_and_every_fence_is_closed():
+    assert sum(len(blocks(page)) for page in PAGES) > 10
+    assert not [p.name for p in PAGES if p.read_text(encoding="utf-8").count("\n```") % 2]
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("name", ["guidekit", "rewards", *MODULES])
+def test_the_examples_in_docstrings_give_what_they_say(name: str):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_docstrings_have_examples():
+    found = [t for name in MODULES for t in doctest.DocTestFinder().find(importlib.import_module(name))]
+    assert sum(len(t.examples) for t in found) > 10
+
+
+def skeleton():
+    return runpy.run_path(str(ROOT / "skeletons" / "guide.py"))["Pull"]
+
+
+def test_the_skeleton_is_a_working_guide():
+    """Pulled towards 1 and weighed: towards the reward, and log Z of a reward of zero is zero."""
+    pull, base = skeleton(), gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 1.0], [0.4, 0.4])
+    plain = gk.sample(base, 200, steps=20)
+    guides = [pull(1.0, scale=lambda t: 0.3 * (1 - t), bound=1.2, reward=lambda x: x[:, 0], alpha=0.5, children=2)]
+    guided = gk.sample(base, 200, steps=20, guides=guides)
+    assert guided.weights @ guided.x[:, 0].double() > plain.x.mean() + 0.5
+    assert guided.x.abs().max() <= 1.2
+    assert guided.cost.network_rows == 200 + 2 * 200 * 19
+    assert float(gk.sample(base, 50, steps=20, guides=[pull(1.0, reward=lambda x: 0 * x[:, 0])]).log_z) == 0
+
+
+def test_the_skeleton_does_nothing_when_idle():
+    base = gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 1.0], [0.4, 0.4])
+    idle = gk.sample(base, 50, steps=10, guides=[skeleton()(1.0, scale=0.0)])
+    assert torch.equal(idle.x, gk.sample(base, 50, steps=10).x)
+
+
+def test_the_skeleton_refuses_what_it_cannot_serve():
+    with pytest.raises(ValueError, match="tokens have none"):
+        gk.Run(gk.analytic.TokenTable(torch.zeros(2, 2)), 4, guides=[skeleton()(1.0)])
+
+
+def test_the_demo_comes_near_the_exact_target(tmp_path: Path):
+    demo = runpy.run_path(str(ROOT / "examples" / "mixture.py"))
+    demo["main"](["--out", str(tmp_path / "demo"), "--n", "400", "--steps", "30"])
+    with open(tmp_path / "demo" / "table.csv", newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["unguided", "best of 4", "steered"]
+    exact = float(rows["steered"]["exact_mean"])
+    away = {name: abs(float(row["mean_reward"]) - exact) for name, row in rows.items()}
+    assert away["steered"] < away["best of 4"] < away["unguided"]
+    assert rows["steered"]["network_rows"] == rows["unguided"]["network_rows"] == str(400 * 30)
+    assert (tmp_path / "demo" / "mixture.png").stat().st_size > 10_000
+    assert len(gk.load_result(tmp_path / "demo" / "steered")) == 400
