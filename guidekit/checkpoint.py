@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import tree
-from .describe import describe, weights
+from .describe import describe_run, weights
 from .errors import CheckpointError
 from .population import Population
 from .run import Record, Run
@@ -93,21 +93,6 @@ class Checkpoint:
                 f"checkpoint {self.path} is of another run: {k} was {_short(text['run'].get(k))} and is "
                 f"{_short(self.config[k])} now; give this run another file, or delete that one"
             )
-
-
-def describe_run(run: Run) -> dict[str, Any]:
-    """What decides the bytes of a run."""
-    return {
-        "model": describe(run.model),
-        "n": run.n,
-        "moves": [list(m) for m in run.moves],
-        "guides": describe(run.guides),
-        "cond": describe(run.conditions),
-        "reward": describe(run.reward),
-        "solver": describe(run.solver),
-        "noise": describe(run.noise),
-        "seed": describe(run.seed),
-    }
 
 
 def _flat(value: Any, name: str, into: dict[str, Tensor]) -> Any:

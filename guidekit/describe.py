@@ -6,11 +6,14 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .run import Run
 
 
 def describe(value: Any, depth: int = 6) -> Any:
@@ -36,6 +39,21 @@ def describe(value: Any, depth: int = 6) -> Any:
     if hasattr(value, "__dict__"):
         return {"type": _name(type(value))} | describe(dict(sorted(vars(value).items())), depth - 1)
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+    """What decides the bytes of a run."""
+    return {
+        "model": describe(run.model),
+        "n": run.n,
+        "moves": [list(m) for m in run.moves],
+        "guides": describe(run.guides),
+        "cond": describe(run.conditions),
+        "reward": describe(run.reward),
+        "solver": describe(run.solver),
+        "noise": describe(run.noise),
+        "seed": describe(run.seed),
+    }
 
 
 def weights(modules: Iterable[nn.Module]) -> str:

@@ -101,9 +101,10 @@ def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
     """
     count = math.prod(shape)
     half = (count + 1) // 2
-    z = torch.empty(*key.shape, 2 * half, dtype=dtype, device=key.device)
-    rows = len(key) if key.device.type != "cpu" else max(1, _BLOCK // max(half, 1))
-    for part, keys in zip(z.split(rows), key.split(rows), strict=True):
+    flat = key.reshape(-1)
+    z = torch.empty(len(flat), 2 * half, dtype=dtype, device=key.device)
+    rows = len(flat) if key.device.type != "cpu" else max(1, _BLOCK // max(half, 1))
+    for part, keys in zip(z.split(rows), flat.split(rows), strict=True):
         _box_muller(part, _bits(keys, half, part.view(torch.int64)[..., :half]))
     return z[..., :count].reshape(*key.shape, *shape)
 

@@ -20,9 +20,11 @@ from torch import Tensor
 
 from . import checks, random, tree
 from .errors import NetworkError
+from .finish import finish
 from .guides.base import Guide
 from .models.base import Cond, Model, borrowed, rows_of, stack
 from .population import Population
+from .result import Result
 from .rewarding import Cost, Scorer
 from .solvers import Move, Solver
 from .view import Step, View
@@ -156,10 +158,10 @@ class Run:
         """Evaluate the network, apply the tilts, update the weights and memos."""
         view = self._view(pop, self.step(index))
         with torch.set_grad_enabled(view.x.requires_grad):
-            view, proposal = self._predict(view)
+            view, proposal = self._predict(view, pop.memos)
             log_w, memos = pop.log_w, []
             for guide, name, memo in zip(self.guides, self.names, pop.memos, strict=True):
-                increment, memo = guide.log_weight(view.own(name), memo)
+                increment, memo = guide.log_weight(view.own(name, memo), memo)
                 log_w = log_w + increment
                 memos.append(memo)
             if view.step.last and self.judge is not None:
@@ -180,6 +182,10 @@ class Run:
         self.records.append(Record(step.t, self.seconds, log_w, pop.parent, pop.rewards))
         return pop
 
+    def result(self, pop: Population) -> Result:
+        """The result, from the population after the last move."""
+        return finish(self, pop)
+
     # parts of a look ---------------------------------------------------------------------------------------------
 
     def _view(self, pop: Population, step: Step) -> View:
@@ -197,27 +203,27 @@ class Run:
             evals = view.evaluate(x, step.t, needs)
         return replace(view, evals=evals, prediction=evals[Cond()])
 
-    def _predict(self, view: View) -> tuple[View, Tensor | None]:
+    def _predict(self, view: View, memos: tuple) -> tuple[View, Tensor | None]:
         """Tilts that need no gradients, then those that do and so see the estimate that the first have made."""
         target, push = view.prediction, None
         if target is None:
             return view, None
-        active = [(g, n) for g, n in zip(self.guides, self.names, strict=True) if g.active(view.step) and g.tilts]
+        every = zip(self.guides, self.names, memos, strict=True)
+        active = [(g, own) for g, *own in every if g.active(view.step) and g.tilts]
         for grad in (False, True):
-            for guide, name in active:
+            for guide, own in active:
                 if guide.grad is not grad:
                     continue
-                tilt = guide.tilt(view.own(name))
+                tilt = guide.tilt(view.own(*own))
                 if guide.steer:
                     push = tilt if push is None else push + tilt
                 else:
                     target = target + tilt
             view = view.with_prediction(target)
         proposal = target if push is None else target + push
-        for guide, name in active:
-            own = view.own(name)
-            proposal = guide.finish(own, proposal)
-            target = target if guide.steer else guide.finish(own, target)
+        for guide, own in active:
+            proposal = guide.finish(view.own(*own), proposal)
+            target = target if guide.steer else guide.finish(view.own(*own), target)
         return view.with_prediction(target), proposal if self.steered else None
 
     def _looked(self, pop: Population, view: View, proposal: Tensor | None, log_w: Tensor, memos: tuple) -> Population:

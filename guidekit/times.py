@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,17 +75,28 @@ def _inverse(schedule: Schedule, ratio: Tensor, t_max: float) -> Tensor:
 
 def make(steps: int | Sequence[float], times: str | Grid, schedule: Schedule | None, t_max: float) -> list[float]:
     """The grid of a run: `steps` is a number of steps, or the times themselves (which may go up again)."""
-    if isinstance(steps, bool) or not isinstance(steps, (int, Sequence)):
+    if isinstance(steps, (Tensor, np.ndarray)):
+        steps = steps.tolist()
+    if isinstance(steps, (bool, str)) or not isinstance(steps, (int, Sequence)):
         raise TypeError(f"steps is a number of steps or a sequence of times, not {steps!r}")
-    if isinstance(steps, int):
-        if steps < 1:
-            raise ValueError(f"steps={steps}: at least one step is needed")
-        if isinstance(times, str) and times not in GRIDS:
-            raise ValueError(f"times={times!r}: there is {', '.join(GRIDS)}, or a function (schedule, steps, t_max)")
-        return [float(t) for t in (GRIDS[times] if isinstance(times, str) else times)(schedule, steps, t_max)]
-    grid = [float(t) for t in steps]
+    if not isinstance(steps, int):
+        return _checked(steps, t_max)
+    if steps < 1:
+        raise ValueError(f"steps={steps}: at least one step is needed")
+    if isinstance(times, str) and times not in GRIDS:
+        raise ValueError(f"times={times!r}: there is {', '.join(GRIDS)}, or a function (schedule, steps, t_max)")
+    return _checked((GRIDS[times] if isinstance(times, str) else times)(schedule, steps, t_max), t_max)
+
+
+def _checked(times: Sequence[float], t_max: float) -> list[float]:
+    grid = [float(t) for t in times]
     if len(grid) < 2 or grid[-1] != 0 or grid[0] == 0 or not all(0 <= t <= 1 for t in grid):
         raise ValueError(f"times start above 0, stay within [0, 1] and end at 0; given {grid}")
     if any(t == s for t, s in pairwise(grid)):
         raise ValueError(f"neighbouring times must differ; given {grid}")
+    if max(grid) > t_max:
+        raise ValueError(
+            f"times go up to {max(grid)}, but where alpha vanishes a prediction of noise or score says nothing of the "
+            f"data: start at {t_max}"
+        )
     return grid

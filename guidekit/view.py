@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import random
 from .models.base import Cond, Encoded, Model, evaluate
+from .tree import Tree
 
 if TYPE_CHECKING:
     from .rewarding import Scorer
@@ -56,6 +57,7 @@ class View:
     prediction   the one that defines the target as far as it is known: with the tilts applied so far; None at t = 0
     cond         the encoded condition of the rows
     group, slot  the row's address
+    memo         what the guide that reads this remembers of each particle
     """
 
     model: Model
@@ -68,6 +70,7 @@ class View:
     prediction: Tensor | None
     scorer: Scorer
     limit: int | None = None
+    memo: Tree = None
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -88,13 +91,13 @@ class View:
 
     def score(self, reward: Any) -> Tensor:
         """The reward of every row's clean estimate, float64, NaN where it could not be scored (asked once)."""
-        if reward not in self._cache:
-            self._cache[reward] = self.scorer(reward, self.samples)
-        return self._cache[reward]
+        if id(reward) not in self._cache:
+            self._cache[id(reward)] = self.scorer(reward, self.samples)
+        return self._cache[id(reward)]
 
     def scored(self, reward: Any) -> Tensor | None:
         """The reward if a guide has asked for it here."""
-        return self._cache.get(reward)
+        return self._cache.get(id(reward))
 
     def evaluate(self, x: Tensor, t: float, needs: tuple[Cond, ...] = (Cond(),)) -> dict[Cond, Tensor]:
         """Further evaluations of the network, at other states of these rows or another time; they are counted."""
@@ -105,9 +108,9 @@ class View:
         """One key per row, for the guide's own random numbers; different for every guide, step and row."""
         return random.fold(self.step.key[self.group], self.slot)
 
-    def own(self, name: str) -> View:
+    def own(self, name: str, memo: Tree) -> View:
         """The same view in the hands of one guide."""
-        return replace(self, step=self.step.own(name))
+        return replace(self, step=self.step.own(name), memo=memo)
 
     def with_prediction(self, prediction: Tensor | None) -> View:
         """The same rows with another prediction, and nothing decoded yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -105,15 +106,29 @@ def test_local_then_global_selection_is_unbiased(problem: Problem):
 @every
 def test_global_selection_among_all_children_is_unbiased(problem: Problem):
     """Resampling that comes first thins the children of the whole group."""
-
-    @dataclass(frozen=True)
-    class Branch(gk.Guide):
-        def branch(self, step):
-            return 3
-
     guides = [Branch(), gk.FKSteering(problem.reward, problem.alpha, ess=0.0)]
     result = populations(problem, 4000, 6, guides)
     assert np.abs(deviations(estimates(problem, result), *problem.tilted())).max() < 4.5
+
+
+@dataclass(frozen=True)
+class Branch(gk.Guide):
+    """Children, and no opinion on which of them live."""
+
+    def branch(self, step):
+        return 3
+
+
+@pytest.mark.parametrize("name", ["vp-1d", "masked"])
+def test_resampling_that_is_not_due_still_thins_the_children_it_meets(name: str):
+    problem = PROBLEMS[name]
+    for guides in (
+        [Branch(), gk.FKSteering(problem.reward, problem.alpha, every=4)],
+        [Branch(stop=0.5), gk.Resample()],
+    ):
+        result = populations(problem, 4000, 6, guides)
+        truth = problem.tilted(reward=len(guides) == 2 and isinstance(guides[1], gk.FKSteering))
+        assert np.abs(deviations(estimates(problem, result), *truth)).max() < 4.5
 
 
 def test_children_of_one_parent_differ_and_share_all_that_is_the_parents():
@@ -131,12 +146,7 @@ def test_children_of_one_parent_differ_and_share_all_that_is_the_parents():
 
 
 def test_branching_without_selection_is_an_error():
-    @dataclass(frozen=True)
-    class Branch(gk.Guide):
-        def branch(self, step):
-            return 2
-
-    with pytest.raises(ValueError, match="10 of 10 rows per group are left where 5 were asked for"):
+    with pytest.raises(ValueError, match="15 of 15 rows per group are left where 5 were asked for"):
         gk.sample(PROBLEMS["vp-1d"].model, 5, steps=3, cond=1, guides=[Branch()])
 
 
@@ -236,6 +246,27 @@ def test_multistep_stochastic_solver_with_steering_is_unbiased_for_its_own_chain
     guides = [gk.CFG(1.4, steer=True), gk.FKSteering(problem.reward, problem.alpha, ess=0.8)]
     found = estimates(problem, populations(problem, 4000, 6, guides, first=90_000, solver=solver))
     assert np.abs(deviations(found, truth, error)).max() < 4.5
+
+
+def test_a_tilt_reads_its_own_memo_of_the_look_before():
+    seen = []
+
+    @dataclass(frozen=True)
+    class Momentum(gk.Guide):
+        def tilt(self, view):
+            seen.append((view.memo, view.x))
+            return 0.0
+
+        def log_weight(self, view, memo):
+            return 0.0, view.x
+
+    problem = PROBLEMS["vp-1d"]
+    guides = [Memory(), Momentum(), gk.FKSteering(problem.reward, 0.2, ess=1.0)]
+    result = gk.sample(problem.model, 16, steps=STEPS, cond=1, guides=guides)
+    assert seen[0][0] is None
+    assert result.trace["resampled"].any()
+    for (_, before), (memo, _) in pairwise(seen):
+        assert torch.isin(memo, before).all()  # the parent's state, wherever selections have moved it since
 
 
 def test_a_memo_that_is_no_tree_of_tensors_is_an_error():

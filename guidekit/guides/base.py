@@ -71,7 +71,8 @@ class Guide:
     # what the engine asks ------------------------------------------------------------------------------------
 
     def active(self, step: Step) -> bool:
-        return self.start <= step.fraction < self.stop
+        """Whether it acts at this step; with stop=1 also at the last, where there is nothing to tilt."""
+        return self.start <= step.fraction < self.stop or (step.last and self.stop == 1)
 
     def has(self, hook: str) -> bool:
         """Whether the class overrides a hook."""

@@ -81,6 +81,4 @@ class FKSteering(Guide):
         return now - before, now
 
     def select(self, population: Population, step: Step) -> Population:
-        if not self.due(step):
-            return population
-        return resample(population, step, self.ess, self.resampler)
+        return resample(population, step, self.ess if self.due(step) else 0.0, self.resampler)

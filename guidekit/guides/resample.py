@@ -30,7 +30,7 @@ class Resample(Guide):
         check_resampling(self.ess, self.resampler)
 
     def select(self, population: Population, step: Step) -> Population:
-        return resample(population, step, self.ess, self.resampler) if self.active(step) else population
+        return resample(population, step, self.ess if self.active(step) else 0.0, self.resampler)
 
 
 def check_resampling(ess: float, resampler: str | resampling.Resampler) -> None:
@@ -40,7 +40,7 @@ def check_resampling(ess: float, resampler: str | resampling.Resampler) -> None:
 
 
 def resample(population: Population, step: Step, ess: float, resampler: str | resampling.Resampler) -> Population:
-    """Resample the groups that need it; all of them where children must be thinned to step.n."""
+    """Resample the groups that need it; all of them where they meet children that are to be thinned to step.n."""
     log_w = population.by_group(population.log_w)
     size = log_w.shape[1]
     if ess == 0 and size == step.n:
