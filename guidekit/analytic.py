@@ -92,7 +92,11 @@ class GaussianMixture(Model):
 
     def exact(self) -> GaussianMixture:
         """The same mixture with its true reverse kernels; it has no guidance, for there is no prediction to bend."""
-        other = GaussianMixture(self.weights, self.means, self.stds, self.schedule, self.labels)
+        if self.labels is not None:
+            raise ValueError(
+                "exact() kernels see no condition: build the mixture of one label instead of giving labels"
+            )
+        other = GaussianMixture(self.weights, self.means, self.stds, self.schedule)
         other.process = ExactReverse(self.schedule, mixture=self)
         return other
 
@@ -111,7 +115,8 @@ class GaussianMixture(Model):
     def tilted(self, *, linear: Any = None, quadratic: Any = None, alpha: float = 1.0) -> GaussianMixture:
         """The law p exp(r/alpha)/Z for r = linear.x, or r = -kappa/2 |x - center|^2 with quadratic=(center, kappa)."""
         log_w, means, stds = self._tilt(linear, quadratic, alpha)
-        return GaussianMixture(log_w.softmax(-1).clamp(min=1e-300), means, stds, self.schedule, self.labels)
+        weights = log_w.softmax(-1).clamp(min=torch.finfo(self.dtype).tiny)
+        return GaussianMixture(weights, means, stds, self.schedule, self.labels)
 
     def log_z(self, *, linear: Any = None, quadratic: Any = None, alpha: float = 1.0) -> Tensor:
         """log E[exp(r/alpha)]."""
@@ -124,13 +129,13 @@ class GaussianMixture(Model):
             raise ValueError(f"alpha={alpha}: the temperature must be positive")
         pi, m, v = self.weights.double().log(), self.means.double(), self.stds.double()[:, None] ** 2
         if linear is not None:
-            b = torch.as_tensor(linear).to(m).expand(self.shape) / alpha
+            b = torch.as_tensor(linear, dtype=m.dtype, device=m.device).expand(self.shape) / alpha
             log_w, means, var = pi + m @ b + 0.5 * (b @ b) * v[:, 0], m + b * v, v
         else:
-            center, kappa = (
-                torch.as_tensor(quadratic[0]).to(m).expand(self.shape),
-                float(quadratic[1]) / alpha,
-            )
+            center = torch.as_tensor(quadratic[0], dtype=m.dtype, device=m.device).expand(self.shape)
+            kappa = float(quadratic[1]) / alpha
+            if not kappa > 0:
+                raise ValueError(f"quadratic=(center, {quadratic[1]}): kappa must be positive")
             norm = 0.5 * len(center) * math.log(2 * math.pi / kappa)
             log_w = pi + _log_normal(center[None], m, v[:, 0] + 1 / kappa)[0] + norm
             var = 1 / (1 / v + kappa)
@@ -197,6 +202,9 @@ class ExactReverse(Gaussian):
     def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> MixtureKernel:
         m = self._mixture
         (a_t, s_t), (a_s, s_s) = self.scales(move.t), self.scales(move.s)
+        if move.s > move.t:  # the forward process: one component
+            one, var = x.new_ones(len(x), 1), s_s**2 - (a_s / a_t * s_t) ** 2
+            return MixtureKernel(one, a_s / a_t * x[:, None], one.new_full((1,), var))
         c = a_t / a_s
         tau = s_t**2 - (c * s_s) ** 2
         prior = (a_s * m.stds) ** 2 + s_s**2
@@ -257,7 +265,7 @@ class TokenTable(Model):
             fits = torch.where(same | (x == self.vocab_size)[:, None], 0.0, -torch.inf).sum(-1)
         else:
             other = t / self.vocab_size
-            fits = torch.where(same, math.log(1 - t + other), math.log(other)).sum(-1)
+            fits = same.double().mul_(math.log(1 - t + other) - math.log(other)).sum(-1)
         prior = self.table[:1] if cond is None else self.table[cond]
         return (prior + fits.double()).log_softmax(-1)
 

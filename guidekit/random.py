@@ -114,7 +114,7 @@ def _box_muller(z: Tensor, words: Tensor) -> None:
     half = words.shape[-1]
     z.copy_(words.view(torch.int32))
     radius, angle = z[..., :half], z[..., half:]
-    radius.abs_().add_(0.5).mul_(2.0**-31).log_().mul_(-2).sqrt_()
+    radius.add_(0.5).abs_().mul_(2.0**-31).log_().mul_(-2).sqrt_()
     cosine = torch.cos(angle.mul_(2 * math.pi * 2.0**-31), out=words.view(z.dtype)[..., :half])
     angle.sin_().mul_(radius)
     radius.mul_(cosine)

@@ -46,7 +46,8 @@ def sample(
 
     model        a base model
     n            samples per condition
-    steps        number of steps, or the times themselves (in [0, 1], the last 0; they may go up again)
+    steps        number of steps, or the times themselves (in [0, 1], the last 0; they may go up again). A run always
+                 starts from sigma times noise, so a first time below 1 leaves out the share of the data there
     guides       any guides, in one list
     cond         None, one condition, or a list of conditions: groups of n particles, each a population of its own
     reward       scores the final samples for the record; guides bring their own

@@ -36,8 +36,8 @@ class Schedule(Protocol):
 @dataclass(frozen=True)
 class Cosine:
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        angle = torch.as_tensor(t) * (math.pi / 2)
-        return angle.cos().clamp(min=0), angle.sin()
+        t = torch.as_tensor(t)
+        return ((1 - t) * (math.pi / 2)).sin(), (t * (math.pi / 2)).sin()  # exact at both ends
 
 
 @dataclass(frozen=True)

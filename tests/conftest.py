@@ -1,4 +1,4 @@
-"""One thread for each test process: the tensors are small, and threads that wait for each other cost more than they do."""
+"""One thread for each test process: on small tensors, threads that wait for each other cost more than they save."""
 
 import torch
 

@@ -92,7 +92,7 @@ class Masked:
         t, s = move.t, move.s
         if s > t:  # a kept token is masked with probability (s - t)/(1 - t)
             fixed = fixed + _log((1 - s) / (1 - t))
-            fixed[..., self.V] = torch.where(x == self.V, 0.0, _log((s - t) / (1 - t)))
+            fixed[..., self.V] = fixed.new_full(x.shape, _log((s - t) / (1 - t))).masked_fill_(x == self.V, 0.0)
             return Categorical(fixed)
         log_p = predictions[0].double().log_softmax(-1) + _log(1 - s / t)
         stay = log_p.new_full((*x.shape, 1), _log(s / t))
