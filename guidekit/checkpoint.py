@@ -33,7 +33,8 @@ class Checkpoint:
 
     def __init__(self, path: str | Path, run: Run):
         self.path, self.run = Path(path), run
-        self.config = json.loads(json.dumps(describe_run(run) | {"weights": weights(run.model.modules())}))
+        modules = (m for model in run.models for m in model.modules())
+        self.config = json.loads(json.dumps(describe_run(run) | {"weights": weights(modules)}))
         self._saved_at, self._took, self._index = time.perf_counter(), 0.0, -1
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -47,18 +48,23 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             self._expect(text)
             form = {f.name: text["population"][f.name] for f in fields(Population)}
-            whole = {k: _unflat(v, tensors) for k, v in form.items()}
-            self.run.records[:] = [Record(*(_unflat(v, tensors) for v in row)) for row in text["records"]]
-            for name, spent in text["cost"].items():
-                setattr(self.run.cost, name, spent)
-            self._index = text["index"]
-            return Population(**whole), self._index
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, CheckpointError):
-                raise
+            pop = Population(**{k: _unflat(v, tensors) for k, v in form.items()})
+            index, cost = int(text["index"]), replace(self.run.cost, **text["cost"])
+            records = [Record(*(_unflat(v, tensors) for v in row)) for row in text["records"]]
+            if (
+                not 0 < index == len(records) <= len(self.run.moves)
+                or len(pop) != self.run.groups * self.run.step(index).n
+            ):
+                raise ValueError(f"{index} steps, {len(records)} records, {len(pop)} rows")
+        except CheckpointError:
+            raise
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"checkpoint {self.path} is truncated or was not written by guidekit ({error}); delete it to start anew"
             ) from error
+        self.run.records[:], self._index = records, index
+        self.run.cost.__dict__.update(cost.__dict__)
+        return pop, index
 
     def save(self, pop: Population, index: int, force: bool = False) -> None:
         """Write the state after `index` moves, unless that would take more than a small share of the time."""
@@ -73,7 +79,7 @@ class Checkpoint:
         ]
         text = {"format": _FORMAT, "index": index, "run": self.config, "population": form, "records": records}
         text["cost"] = asdict(replace(self.run.cost, seconds=self.run.seconds))
-        part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        part = self.path.with_name(f"{self.path.name}.part")
         save_file(
             {k: v.cpu().contiguous().clone() for k, v in tensors.items()},
             part,
@@ -85,7 +91,9 @@ class Checkpoint:
 
     def _expect(self, text: dict[str, Any]) -> None:
         if text["format"] != _FORMAT:
-            raise CheckpointError(f"checkpoint {self.path} has format {text['format']!r}, not {_FORMAT!r}")
+            raise CheckpointError(
+                f"checkpoint {self.path} has format {text['format']!r}, not {_FORMAT!r}; delete it to start anew"
+            )
         other = [k for k in self.config if text["run"].get(k) != self.config[k]]
         if other:
             k = other[0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from rewards import as_reward
 
 from . import random
 from .guides.base import Guide
@@ -14,7 +17,7 @@ from .models.base import Cond, Condition, Model
 from .solvers import Solver
 
 
-def check_call(model: Any, n: int, solver: Any, batch_size: int | None) -> None:
+def check_call(model: Any, n: int, solver: Any, batch_size: int | None, guides: Any, reward: Any) -> None:
     """The model and the solver are such, and the counts count."""
     if not isinstance(model, Model):
         raise TypeError(
@@ -25,6 +28,11 @@ def check_call(model: Any, n: int, solver: Any, batch_size: int | None) -> None:
         raise TypeError(
             f"solver={solver!r}: an instance is needed, like gk.solvers.DDPM() or gk.solvers.DPMpp(order=2)"
         )
+    if isinstance(guides, (str, Guide)) or not isinstance(guides, Iterable):
+        what = "" if isinstance(guides, Guide) else " and this is not a Guide"
+        raise TypeError(f"guides={guides!r}: a list of guides is needed, like [gk.CFG(3.0)]{what}")
+    if reward is not None:
+        as_reward(reward)
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n!r}: the number of samples per condition is an int of at least 1")
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
@@ -43,10 +51,10 @@ def conditions(model: Model, cond: Any) -> list[Condition]:
 
 def keys(seed: int | Sequence[int], groups: int, device: torch.device) -> Tensor:
     """The groups' keys. With one seed every group has the same noise, so that it equals a run of its own."""
-    seeds = [seed] * groups if isinstance(seed, int) else list(seed)
-    if len(seeds) != groups or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
+    seeds = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed] * groups
+    if len(seeds) != groups or not all(isinstance(s, Integral) and not isinstance(s, bool) for s in seeds):
         raise ValueError(f"seed={seed!r}: an int, or one int for each of the {groups} groups")
-    return random.key(seeds, device)
+    return random.key([int(s) for s in seeds], device)
 
 
 def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, steps: int) -> None:

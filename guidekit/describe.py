@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,29 +19,70 @@ if TYPE_CHECKING:
     from .run import Run
 
 
-def describe(value: Any, depth: int = 6) -> Any:
-    """JSON-able and the same in another process: types with their fields, functions by name, tensors by hash."""
+def describe(value: Any) -> Any:
+    """JSON-able and the same in another process: types with their fields, functions by their code, tensors by hash.
+
+    Deep or large objects are cut off: below six levels, and after a thousand values, only types are named.
+    """
+    return _describe(value, 6, [1000])
+
+
+def _describe(value: Any, depth: int, left: list[int]) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if depth == 0:
+    left[0] -= 1
+    if depth == 0 or left[0] < 0:
         return _name(type(value))
-    if isinstance(value, (Tensor, np.ndarray)):
-        value = torch.as_tensor(value)
+    if isinstance(value, Tensor):
         return {"tensor": list(value.shape), "dtype": str(value.dtype), "sha256": digest(value)}
     if isinstance(value, nn.Module):
         return {"module": _name(type(value)), "weights": {k: list(p.shape) for k, p in value.state_dict().items()}}
-    if isinstance(value, Mapping):
-        return {str(k): describe(v, depth - 1) for k, v in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _describe(value.tolist(), depth, left)
+    if isinstance(value, (list, tuple, Mapping)) and len(value) > 100:
+        return {"items": len(value), "sha256": hashlib.sha256(_plain(value).encode()).hexdigest()}
     if isinstance(value, (list, tuple)):
-        return [describe(v, depth - 1) for v in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {"type": _name(type(value))} | describe(fields, depth - 1)
-    if hasattr(value, "__qualname__"):
+        return [_describe(v, depth - 1, left) for v in value]
+    if isinstance(value, type) or (hasattr(value, "__qualname__") and not _parts(value)):
         return _name(value)
-    if hasattr(value, "__dict__"):
-        return {"type": _name(type(value))} | describe(dict(sorted(vars(value).items())), depth - 1)
+    parts = value if isinstance(value, Mapping) else _parts(value)
+    return _plain(value) if parts is None else {str(k): _describe(v, depth - 1, left) for k, v in parts.items()}
+
+
+def _parts(value: Any) -> dict[str, Any] | None:
+    """What a function or an object is made of, by name; None where that cannot be seen."""
+    if isinstance(value, partial):
+        return {"partial": value.func, "args": value.args, "keywords": value.keywords}
+    if isinstance(value, MethodType):
+        return {"method": value.__name__, "of": value.__self__}
+    if isinstance(value, FunctionType):
+        held = [c.cell_contents for c in value.__closure__ or () if not is_empty(c)]
+        defaults = [value.__defaults__, value.__kwdefaults__]
+        return {"function": _name(value), "code": _code(value.__code__), "holds": held, "defaults": defaults}
+    if dataclasses.is_dataclass(value):
+        return {"type": _name(type(value))} | {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return {"type": _name(type(value))} | dict(sorted(vars(value).items())) if hasattr(value, "__dict__") else None
+
+
+def _plain(value: Any) -> str:
+    """repr without addresses in memory."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def is_empty(cell: CellType) -> bool:
+    """Whether a function refers to a variable that has no value yet."""
+    try:
+        return cell.cell_contents is None
+    except ValueError:
+        return True
+
+
+def _code(code: CodeType) -> str:
+    """A hash of what a function does."""
+    consts = [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return hashlib.sha256(repr((code.co_code, code.co_names, consts)).encode()).hexdigest()
 
 
 def describe_run(run: Run) -> dict[str, Any]:
@@ -46,7 +90,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     return {
         "model": describe(run.model),
         "n": run.n,
-        "moves": [list(m) for m in run.moves],
+        "moves": describe([list(m) for m in run.moves]),
         "guides": describe(run.guides),
         "cond": describe(run.conditions),
         "reward": describe(run.reward),
@@ -63,8 +107,12 @@ def weights(modules: Iterable[nn.Module]) -> str:
 
 
 def digest(value: Tensor) -> str:
-    """SHA-256 of a tensor's bytes."""
-    data = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    """SHA-256 of a tensor's bytes; of its sums and ends where it is large."""
+    value = value.detach().flatten()
+    if value.numel() > 1 << 20:
+        wide = value.double()
+        value = torch.cat([wide[:1024], wide[-1024:], wide.sum()[None], wide.abs().sum()[None]])
+    data = value.cpu().contiguous().view(torch.uint8)
     return hashlib.sha256(data.numpy().tobytes()).hexdigest()
 
 

@@ -48,7 +48,7 @@ def finish(run: Run, pop: Population) -> Result:
 
 def decoded(run: Run, x: Tensor) -> Any:
     """Decode in micro-batches."""
-    parts = [run.model.decode(part) for part in x.split(run.batch_size or len(x))]
+    parts = [run.model.decode(part) for part in (x.split(run.batch_size) if run.batch_size else [x])]
     if isinstance(parts[0], Tensor):
         return parts[0] if len(parts) == 1 else torch.cat(parts)
     return [sample for part in parts for sample in part]
@@ -106,7 +106,7 @@ def _check(run: Run, result: Result) -> None:
             raise RewardError(f"all {run.n} particles of group {group} have weight zero")
     lost = 0 if result.rewards is None else int(result.rewards.isnan().sum())
     if lost:
-        warnings.warn(f"{lost} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=4)
+        warnings.warn(f"{lost} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=5)
     if run.n > 4:
         ess = result.trace["ess"].amin(-1)
         low, step = ess.min(0)
@@ -115,5 +115,5 @@ def _check(run: Run, result: Result) -> None:
                 f"the effective sample size fell to {low:.1f} of {run.n} at step {int(step) + 1} of {len(ess)}: few "
                 "particles carry the result. Take more particles, a larger alpha, or weigh earlier and in more steps",
                 CollapseWarning,
-                stacklevel=4,
+                stacklevel=5,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .rewarding import Cost
 _ROWS = ("x", "group", "log_weights", "rewards", "noise", "row")
 _TENSORS = (*_ROWS, "ancestors")
 _FORMAT = "guidekit-result-1"
+_FILES = ("result.json", "tensors.safetensors")
 
 
 class Trace(list):
@@ -122,15 +124,15 @@ class Result:
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         tensors = {k: v for k in _TENSORS if (v := getattr(self, k)) is not None}
-        text: dict[str, Any] = {"format": _FORMAT, "cost": asdict(self.cost), "trace": list(self.trace)}
+        text: dict[str, Any] = {"format": _FORMAT, "cost": asdict(self.cost), "trace": _no_nan(list(self.trace))}
         text["config"] = self.config
         if isinstance(self.samples, Tensor):
             tensors |= {} if self.samples is self.x else {"samples": self.samples}
         else:
             text["samples"] = list(self.samples)
         try:
-            encoded = json.dumps(text, indent=1)
-        except TypeError as error:
+            encoded = json.dumps(text, indent=1, allow_nan=False)
+        except (TypeError, ValueError) as error:
             raise TypeError(f"samples that are neither tensors nor plain values cannot be saved: {error}") from error
         save_file(
             {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
@@ -164,15 +166,36 @@ def load_result(path: str | Path) -> Result:
         return Result(
             **fields,
             samples=samples,
-            trace=Trace(text["trace"]),
+            trace=Trace(_nan(text["trace"])),
             cost=Cost(**text["cost"]),
             config=text["config"],
         )
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} holds no saved result: {error.filename} is missing") from error
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        missing = [name for name in _FILES if not (path / name).exists()]
+        raise FileNotFoundError(f"{path} holds no saved result: {' and '.join(missing)} missing") from error
+    except CheckpointError:
+        raise
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a result that guidekit saved, or is truncated: {error}") from error
 
 
 def _pick(samples: Any, rows: Tensor) -> Any:
     return samples[rows] if isinstance(samples, Tensor) else [samples[i] for i in rows.tolist()]
+
+
+def _no_nan(value: Any) -> Any:
+    """NaN as null, which is what JSON has."""
+    if isinstance(value, dict):
+        return {k: _no_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_no_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _nan(value: Any) -> Any:
+    """The inverse."""
+    if isinstance(value, dict):
+        return {k: _nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_nan(v) for v in value]
+    return math.nan if value is None else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,25 +29,36 @@ class Cost:
 
 
 class Scorer:
-    """Calls rewards on decoded samples; equal strings are scored once a call."""
+    """Calls rewards on decoded samples; equal strings are scored once a step."""
 
     def __init__(self, cost: Cost, device: torch.device):
         self.cost, self.device = cost, device
         self._unscored: list[Tensor] = []
+        self._known: dict[int, dict[str, float]] = {}
 
     def __call__(self, reward: Any, samples: Any) -> Tensor:
         """Scores, float64 (rows,), with NaN for whatever is not a finite number."""
         if isinstance(samples, (list, tuple)) and all(isinstance(s, str) for s in samples):
-            place = {s: i for i, s in enumerate(dict.fromkeys(samples))}
-            scores = as_reward(reward)(list(place)).to(self.device, torch.float64)
-            self.cost.reward_calls += len(place)
-            scores = scores[torch.tensor([place[s] for s in samples], device=self.device)]
+            scores = self._strings(reward, samples)
         else:
             scores = as_reward(reward)(samples).to(self.device, torch.float64)
             self.cost.reward_calls += len(scores)
         unknown = ~scores.detach().isfinite()
         self._unscored.append(unknown.sum())
         return torch.where(unknown, torch.nan, scores)
+
+    def _strings(self, reward: Any, samples: Sequence[str]) -> Tensor:
+        """Scores of strings, the new ones alone being sent to the reward."""
+        known = self._known.setdefault(id(reward), {})
+        new = [s for s in dict.fromkeys(samples) if s not in known]
+        if new:
+            known |= dict(zip(new, as_reward(reward)(new).tolist(), strict=True))
+            self.cost.reward_calls += len(new)
+        return torch.tensor([known[s] for s in samples], dtype=torch.float64, device=self.device)
+
+    def forget(self) -> None:
+        """The step is over: what was known of its strings is let go."""
+        self._known.clear()
 
     def settle(self) -> None:
         """Add up what was left on the device, so that the loop need not wait for it."""

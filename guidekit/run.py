@@ -54,7 +54,7 @@ class Fault(NamedTuple):
         if not bad.any():
             return
         rows = (self.group * self.size + self.slot)[bad].tolist()
-        ours = view is not None and bool(view.evals[Cond()][bad].isfinite().all())
+        ours = view is not None and all(bool(e[bad].isfinite().all()) for e in view.evals.values())
         who = "the tilts of the guides made" if ours else "the network returned"
         raise NetworkError(
             f"{who} NaN or infinity at step {self.index} of {len(moves)} (t = {moves[self.index].t:.4g}) in "
@@ -79,7 +79,7 @@ class Run:
         seed: int | Sequence[int] = 0,
         batch_size: int | None = None,
     ):
-        checks.check_call(model, n, solver, batch_size)
+        checks.check_call(model, n, solver, batch_size, guides, reward)
         self.model, self.n, self.guides, self.solver = model, n, tuple(guides), solver
         self.reward, self.noise, self.seed, self.batch_size = reward, noise, seed, batch_size
         self.moves = model.process.moves(steps, solver)
@@ -116,7 +116,12 @@ class Run:
 
     def borrowed(self):
         """Context in which the networks are in evaluation mode; afterwards they are as they were."""
-        return borrowed([self.model, *(m for g in self.guides for m in g.models)])
+        return borrowed(self.models)
+
+    @property
+    def models(self) -> list[Model]:
+        """The base model and those of the guides."""
+        return [self.model, *(m for g in self.guides for m in g.models)]
 
     # the four parts of a step ------------------------------------------------------------------------------------
 
@@ -180,6 +185,7 @@ class Run:
                 f"{step.n} were asked for; a guide that branches needs one that selects"
             )
         self.records.append(Record(step.t, self.seconds, log_w, pop.parent, pop.rewards))
+        self.score.forget()
         return pop
 
     def result(self, pop: Population) -> Result:
@@ -230,7 +236,7 @@ class Run:
         """The population after a look, free of graphs."""
         predictions, proposals = pop.predictions, pop.proposals
         if view.prediction is not None:
-            self._verify(view, pop)
+            self._verify(view, pop, view.prediction if proposal is None else proposal)
             predictions = (view.prediction.detach(), *predictions[: self.order - 1])
             if proposal is not None:
                 proposals = (proposal.detach(), *proposals[: self.order - 1])
@@ -244,10 +250,9 @@ class Run:
             rewards=pop.rewards if scored is None else scored.detach(),
         )
 
-    def _verify(self, view: View, pop: Population) -> None:
+    def _verify(self, view: View, pop: Population, prediction: Tensor) -> None:
         """No NaN or infinity in the prediction: at once on the host, at the end of the run on a device."""
-        assert view.prediction is not None
-        total = view.prediction.detach().flatten(1).sum(1)
+        total = prediction.detach().flatten(1).sum(1)
         fault = Fault(view.step.index, total, pop.group, pop.slot, pop.branch * self.rows)
         if total.device.type != "cpu":
             self._faults.append(fault)

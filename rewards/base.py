@@ -5,7 +5,7 @@ Plain functions are rewards too; `as_reward` wraps them. Whatever the user's cod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -32,10 +32,13 @@ class Reward:
 
     def __call__(self, samples: Any) -> Tensor:
         """The scores as a float tensor of shape (len(samples),)."""
+        version = samples._version if isinstance(samples, Tensor) else 0
         try:
             scores = self.score(samples)
         except Exception as error:
             raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}") from error
+        if isinstance(samples, Tensor) and samples._version != version:
+            raise RewardError(f"reward {self.name!r} works on its samples in place; it must leave them as they are")
         return _checked(scores, len(samples), self.name)
 
     def __repr__(self) -> str:
@@ -71,6 +74,8 @@ def _checked(scores: Any, count: int, name: str) -> Tensor:
     """The scores as a float tensor, or an error that says what came instead."""
     if not isinstance(scores, Tensor):
         try:
+            if isinstance(scores, (Mapping, Set, str)):
+                raise TypeError("it has no order of samples")
             scores = torch.as_tensor(scores if isinstance(scores, Sequence) else list(scores), dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
             raise RewardError(

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..describe import is_empty
 from ..errors import NetworkError
 from ..process import Process
 
@@ -35,9 +38,11 @@ class Model:
     def __init__(self, net, process, shape, decode=None, encode_cond=None, null=None, dtype=None, device=None):
         if not callable(net):
             raise TypeError(f"net is a callable (x, t, cond) -> tensor, not {type(net).__name__}")
+        if not isinstance(shape, Sequence):
+            raise TypeError(f"shape={shape!r}: the shape of one sample is needed, like (3, 64, 64) or (2,)")
         self.net, self.process, self.shape = net, process, tuple(shape)
         self._decode, self._encode = decode, encode_cond
-        self.net_dtype, found = _kind(net)
+        self.net_dtype, found = _kind(self.modules())
         self.dtype = dtype or (torch.float64 if self.net_dtype == torch.float64 else torch.float32)
         self.device = torch.device(device or found)
         self.null = None if null is None else _tensors(null, self.device)
@@ -58,14 +63,20 @@ class Model:
 
     def modules(self) -> list[nn.Module]:
         """The networks whose mode a run must leave as it found it."""
-        return [self.net] if isinstance(self.net, nn.Module) else []
+        held = _held(self.net), _held(self._decode), _held(self._encode)
+        return list(dict.fromkeys(v for values in held for v in values if isinstance(v, nn.Module)))
 
     def _forward(self, x: Tensor, t: float, cond: Encoded, shape: tuple[int, ...]) -> Tensor:
         """Call the network with one t per row, in its own precision, and check what it returns."""
         times = torch.full((len(x),), t, dtype=self.dtype, device=x.device)
         if x.is_floating_point():
             x = x.to(self.net_dtype or x.dtype)
+        version = x._version
         out = self.net(x, times, cond)
+        if x._version != version:
+            raise NetworkError(
+                "the network works on its input x in place; it must leave x as it is (x = x + ..., not +=)"
+            )
         given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         if given != (len(x), *shape):
             raise NetworkError(
@@ -212,10 +223,24 @@ def _tensors(value: Any, device: torch.device) -> Encoded:
         ) from error
 
 
-def _kind(net: Callable) -> tuple[torch.dtype | None, torch.device]:
-    """Floating dtype and device of a network: those of its first floating parameter or buffer."""
-    if isinstance(net, nn.Module):
-        for v in [*net.parameters(), *net.buffers()]:
-            if v.is_floating_point():
-                return v.dtype, v.device
+def _held(net: Any) -> list[Any]:
+    """A callable and what it holds: a function's variables, a method's object, an object's attributes."""
+    if isinstance(net, (FunctionType, MethodType)):
+        function: Any = getattr(net, "__func__", net)
+        cells = [c.cell_contents for c in function.__closure__ or () if not is_empty(c)]
+        return [
+            getattr(net, "__self__", None),
+            *cells,
+            *(function.__globals__.get(n) for n in function.__code__.co_names),
+        ]
+    if isinstance(net, partial):
+        return [*_held(net.func), *net.args, *net.keywords.values()]
+    return [net, *vars(net).values()] if hasattr(net, "__dict__") and not isinstance(net, nn.Module) else [net]
+
+
+def _kind(modules: Sequence[nn.Module]) -> tuple[torch.dtype | None, torch.device]:
+    """Floating dtype and device of the network: those of the first floating parameter or buffer."""
+    for v in (v for m in modules for v in [*m.parameters(), *m.buffers()]):
+        if v.is_floating_point():
+            return v.dtype, v.device
     return None, torch.device("cpu")
