@@ -52,6 +52,8 @@ class Population:
 
     def take(self, index: Tensor | slice) -> Population:
         """The particles of these rows, with all that belongs to them."""
+        if isinstance(index, slice) and index.indices(len(self)) == (0, len(self), 1):
+            return self
         return replace(self, **{k: tree.take(v, index) for k, v in self._state().items()})
 
     def select(self, index: Tensor, log_w: Tensor) -> Population:

@@ -104,7 +104,8 @@ def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
     flat = key.reshape(-1)
     z = torch.empty(len(flat), 2 * half, dtype=dtype, device=key.device)
     rows = len(flat) if key.device.type != "cpu" else max(1, _BLOCK // max(half, 1))
-    for part, keys in zip(z.split(rows), flat.split(rows), strict=True):
+    parts = ((z, flat),) if rows >= len(flat) else zip(z.split(rows), flat.split(rows), strict=True)
+    for part, keys in parts:
         _box_muller(part, _bits(keys, half, part.view(torch.int64)[..., :half]))
     return z[..., :count].reshape(*key.shape, *shape)
 

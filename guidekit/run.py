@@ -29,6 +29,8 @@ from .rewarding import Cost, Scorer
 from .solvers import Move, Solver
 from .view import Step, View
 
+_BLOCK = 1 << 17  # numbers of noise made at a time where a step needs fewer
+
 
 class Record(NamedTuple):
     """What a step leaves behind for the trace, on the device: log-weights before the selection, survivors after it."""
@@ -89,6 +91,7 @@ class Run:
         checks.check_guides(self.guides, model, solver, len(self.moves))
         self.rows = n * math.prod(g.copies for g in self.guides)  # of one group, until the last selection
         checks.check_noise(noise, model, self.groups * self.rows, len(self.moves))
+        self._steps = self._all_steps()
         self.names = _names(self.guides)
         self.order = max(1, *(len(m.b) for m in self.moves))
         self.steered = any(g.steer for g in self.guides)
@@ -96,6 +99,7 @@ class Run:
         self.judge = next((r for r in judges if r is not None), None)
         self._ids = torch.arange(self.groups * self.rows, device=model.device)
         self._keys = self._address(self._ids // self.rows, self._ids % self.rows)
+        self._block: tuple[int, Tensor] = (-1, self._keys)
         self.cost = Cost()
         self.score = Scorer(self.cost, model.device)
         self.records: list[Record] = []
@@ -110,9 +114,12 @@ class Run:
 
     def step(self, index: int) -> Step:
         """The point of the grid at which a population stands after `index` moves."""
-        total = len(self.moves)
-        t = self.moves[index].t if index < total else self.moves[-1].s
-        return Step(index, total, t, self.n if index == total else self.rows, self.keys)
+        return self._steps[index]
+
+    def _all_steps(self) -> list[Step]:
+        total, last = len(self.moves), self.moves[-1]
+        steps = [Step(i, total, move.t, self.rows, self.keys) for i, move in enumerate(self.moves)]
+        return [*steps, Step(total, total, last.s, self.n, self.keys)]
 
     def borrowed(self):
         """Context in which the networks are in evaluation mode; afterwards they are as they were."""
@@ -237,17 +244,17 @@ class Run:
         predictions, proposals = pop.predictions, pop.proposals
         if view.prediction is not None:
             self._verify(view, pop, view.prediction if proposal is None else proposal)
-            predictions = (view.prediction.detach(), *predictions[: self.order - 1])
+            predictions = (_cut(view.prediction), *predictions[: self.order - 1])
             if proposal is not None:
-                proposals = (proposal.detach(), *proposals[: self.order - 1])
+                proposals = (_cut(proposal), *proposals[: self.order - 1])
         scored = view.scored(self.judge)
         return replace(
             pop,
-            log_w=log_w.detach(),
+            log_w=_cut(log_w),
             predictions=predictions,
             proposals=proposals,
-            memos=tree.map(Tensor.detach, memos),
-            rewards=pop.rewards if scored is None else scored.detach(),
+            memos=tree.map(_cut, memos),
+            rewards=pop.rewards if scored is None else _cut(scored),
         )
 
     def _verify(self, view: View, pop: Population, prediction: Tensor) -> None:
@@ -307,18 +314,41 @@ class Run:
                 return self.noise[index][row]
             if index == 0:
                 return self.noise[row]
-        keys = self._keys[pop.parent] if pop.branch == 1 else self._address(pop.group, pop.slot)
+        if pop.branch == 1:
+            return self._ahead(index, shape, pop.parent)
+        keys = self._address(pop.group, pop.slot)
         return self.model.process.noise(random.fold(keys, index), shape, self.model.dtype)
+
+    def _ahead(self, index: int, shape: tuple[int, ...], rows: Tensor) -> Tensor:
+        """Noise by address, where it is small for several steps at a time: calls then cost more than their work."""
+        steps = _BLOCK // (len(self._keys) * math.prod(shape))
+        if steps < 2:
+            return self.model.process.noise(random.fold(self._keys[rows], index), shape, self.model.dtype)
+        if index // steps != self._block[0]:
+            first = index - index % steps
+            keys = random.fold(self._keys, torch.arange(first, first + steps, device=rows.device)[:, None])
+            self._block = (index // steps, self.model.process.noise(keys, shape, self.model.dtype))
+        return self._block[1][index % steps][rows]  # a copy: moves use their noise up
 
     def _address(self, group: Tensor, slot: Tensor) -> Tensor:
         """The key of each row's noise, which is the same for a row of the same slot in any group with this seed."""
         return random.fold(random.fold(self.keys, "noise")[group], slot)
+
+    def chain_noise(self) -> Tensor:
+        """The noise of the whole chain, (moves + 1, rows, ...), where no guide branches: as `noise=` takes it."""
+        born = self._born(slice(None))
+        return torch.stack([self._noise(born, index) for index in range(len(self.moves) + 1)])
 
     def start_noise(self, root: Tensor) -> Tensor:
         """The noise from which the particles with these roots started."""
         if self.noise is not None and self.noise.dim() == len(self.model.process.noise_shape(self.model.shape)) + 2:
             return self.noise[0][root]
         return self._noise(self._born(root), 0)
+
+
+def _cut(v: Tensor) -> Tensor:
+    """Free of its graph."""
+    return v.detach() if v.requires_grad else v
 
 
 def _names(guides: Sequence[Guide]) -> list[str]:

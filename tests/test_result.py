@@ -192,27 +192,18 @@ def test_the_noise_of_a_steered_run_leads_a_deterministic_one():
     assert torch.allclose(ours.x, plain.x[result.lineage()[0]], rtol=1e-12)
 
 
-def recorded(problem: Problem, monkeypatch, **options) -> tuple[gk.Result, torch.Tensor]:
-    """A run, and the noise that its process handed out: the start and every random move, NaN for others."""
-    drawn: list[torch.Tensor] = []
-    kind = type(problem.model.process)
-    draw = kind.noise
-
-    def noise(self, keys, shape, dtype):
-        drawn.append(draw(self, keys, shape, dtype))
-        return drawn[-1].clone()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(kind, "noise", noise)
-        result = run(problem, **options)
-    deterministic_end = isinstance(problem.model.process, gk.process.Gaussian)  # c = 0 in the last move
-    chain = drawn[: STEPS + 1 - deterministic_end]
-    return result, torch.stack(chain + [torch.full_like(chain[0], torch.nan)] * deterministic_end)
+def recorded(problem: Problem, n: int = N, **options) -> tuple[gk.Result, torch.Tensor]:
+    """A run and the noise of its chain, with NaN for the move that takes none."""
+    cond = options.pop("cond", problem.cond)
+    chain = gk.Run(problem.model, n, steps=STEPS, cond=cond, **options).chain_noise()
+    if isinstance(problem.model.process, gk.process.Gaussian):  # c = 0 in the last move
+        chain[-1] = torch.nan
+    return run(problem, n, cond=cond, **options), chain
 
 
 @every
-def test_the_noise_of_a_whole_chain_reproduces_a_stochastic_run(problem: Problem, monkeypatch):
-    first, chain = recorded(problem, monkeypatch, seed=1)
+def test_the_noise_of_a_whole_chain_reproduces_a_stochastic_run(problem: Problem):
+    first, chain = recorded(problem, seed=1)
     kept = chain.clone()
     again = run(problem, seed=2, noise=chain)
     assert torch.equal(again.x, first.x)
@@ -223,8 +214,8 @@ def test_the_noise_of_a_whole_chain_reproduces_a_stochastic_run(problem: Problem
 
 
 @every
-def test_another_chain_noise_gives_another_run(problem: Problem, monkeypatch):
-    first, chain = recorded(problem, monkeypatch, seed=1, n=64)
+def test_another_chain_noise_gives_another_run(problem: Problem):
+    first, chain = recorded(problem, seed=1, n=64)
     for k in range(STEPS):
         other = chain.clone()
         other[k] = other[k].flip(0)
@@ -234,13 +225,13 @@ def test_another_chain_noise_gives_another_run(problem: Problem, monkeypatch):
 
 
 @every
-def test_chain_noise_is_addressed_by_row_under_resampling_and_in_groups(problem: Problem, monkeypatch):
+def test_chain_noise_is_addressed_by_row_under_resampling_and_in_groups(problem: Problem):
     options = {
         "guides": [gk.FKSteering(problem.reward, 0.4, ess=1.0)],
         "cond": [problem.cond, None],
         "seed": [4, 5],
     }
-    first, chain = recorded(problem, monkeypatch, **options)
+    first, chain = recorded(problem, **options)
     again = run(problem, noise=chain, **options)
     assert torch.equal(again.ancestors, first.ancestors)
     assert torch.equal(again.x, first.x)
