@@ -44,17 +44,6 @@ class Categorical:
         return self.log_probs.gather(-1, x[..., None])[..., 0].flatten(1).sum(1)
 
 
-def _moves(steps: int | Sequence[float], solver: Solver | None) -> list[Move]:
-    """Token moves are rows without coefficients."""
-    if not isinstance(solver, DDPM | None):
-        raise ValueError(
-            f"solver={solver!r} is for Gaussian processes; token processes move by their own "
-            "ancestral kernel: leave solver=None, or DDPM(times=...) for another time grid"
-        )
-    grid = times.make(steps, solver.times if solver else "uniform", None, 1.0)
-    return [Move(t, s) for t, s in pairwise(grid)]
-
-
 def _fixed(x: Tensor, states: int) -> Tensor:
     """log of the point mass at x."""
     return torch.full((*x.shape, states), -torch.inf, dtype=torch.float64, device=x.device).scatter_(
@@ -63,23 +52,43 @@ def _fixed(x: Tensor, states: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Masked:
-    """Absorbing noise: a token is replaced by the mask (id V) with probability t."""
+class _Tokens:
+    """What both kinds of noise share; `states` is the number of values that a position of x_t can take."""
 
     V: int
     t_max = 1.0
 
+    @property
+    def states(self) -> int:
+        return self.V
+
     def moves(self, steps: int | Sequence[float], solver: Solver | None) -> list[Move]:
-        return _moves(steps, solver)
+        """Rows without coefficients."""
+        if not isinstance(solver, DDPM | None):
+            raise ValueError(
+                f"solver={solver!r} is for Gaussian processes; token processes move by their own "
+                "ancestral kernel: leave solver=None, or DDPM(times=...) for another time grid"
+            )
+        grid = times.make(steps, solver.times if solver else "uniform", None, self.t_max)
+        return [Move(t, s) for t, s in pairwise(grid)]
 
     def scales(self, t: float) -> tuple[float, float]:
         return 1 - t, t
 
     def noise_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (*shape, self.V + 1)
+        return (*shape, self.states)
 
     def noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return random.gumbel(keys, shape)
+
+
+@dataclass(frozen=True)
+class Masked(_Tokens):
+    """Absorbing noise: a token is replaced by the mask (id V) with probability t."""
+
+    @property
+    def states(self) -> int:
+        return self.V + 1
 
     def prior(self, noise: Tensor, t: float) -> Tensor:
         return torch.full(noise.shape[:-1], self.V, device=noise.device)
@@ -100,23 +109,8 @@ class Masked:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(_Tokens):
     """Uniform noise: a token is drawn anew from all V with probability t."""
-
-    V: int
-    t_max = 1.0
-
-    def moves(self, steps: int | Sequence[float], solver: Solver | None) -> list[Move]:
-        return _moves(steps, solver)
-
-    def scales(self, t: float) -> tuple[float, float]:
-        return 1 - t, t
-
-    def noise_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (*shape, self.V)
-
-    def noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return random.gumbel(keys, shape)
 
     def prior(self, noise: Tensor, t: float) -> Tensor:
         return noise.argmax(-1)
