@@ -60,7 +60,12 @@ class GaussianMixture(Model):
         means = means if means.is_floating_point() else means.to(torch.get_default_dtype())
         weights, stds = (torch.as_tensor(v).to(means) for v in (weights, stds))
         self.means = means[:, None] if means.dim() == 1 else means
-        if not weights.shape == stds.shape == (len(means),) or (weights <= 0).any() or (stds <= 0).any():
+        if (
+            self.means.dim() != 2
+            or not weights.shape == stds.shape == (len(means),)
+            or (weights <= 0).any()
+            or (stds <= 0).any()
+        ):
             raise ValueError(
                 f"a mixture needs K positive weights, K means and K positive stds; given {tuple(weights.shape)}, "
                 f"{tuple(means.shape)}, {tuple(stds.shape)}"
@@ -80,6 +85,12 @@ class GaussianMixture(Model):
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         return _denoise(self, x, t, cond)
+
+    def encode(self, cond: Any) -> Encoded:
+        known = [] if self.labels is None else self.labels.tolist()
+        if cond is not None and cond not in known:
+            raise ValueError(f"cond={cond!r}: the labels of this mixture are {sorted(set(known))}")
+        return super().encode(cond)
 
     def responsibilities(self, x: Tensor, t: float, cond: Encoded = None) -> Tensor:
         """p(k | x_t), shape (rows, K)."""
@@ -148,7 +159,8 @@ def _denoise(mixture: GaussianMixture, x: Tensor, t: float, cond: Encoded) -> Te
     alpha, sigma = mixture.process.scales(t)
     rho = mixture.responsibilities(x, t, cond)
     gain = alpha * mixture.stds**2 / ((alpha * mixture.stds) ** 2 + sigma**2)
-    return rho @ (mixture.means * (1 - alpha * gain)[:, None]) + (rho @ gain)[:, None] * x
+    clean = mixture.means * (1 - alpha * gain)[:, None] + gain[:, None] * x[:, None]  # of each component
+    return (rho[..., None] * clean).sum(1)
 
 
 def _log_normal(x: Tensor, means: Tensor, var: Tensor) -> Tensor:
@@ -246,12 +258,16 @@ class TokenTable(Model):
         null = None if classes is None else torch.tensor(0)
         process = (Masked if noising == "masked" else Uniform)(self.vocab_size)
         super().__init__(
-            self._marginals, process, (self.length,), null=null, encode_cond=lambda c: torch.tensor(c) + 1,
-            dtype=table.dtype, device=table.device,
+            self._marginals, process, (self.length,), null=null, dtype=table.dtype, device=table.device
         )  # fmt: skip
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         return self._marginals(x, t, cond)
+
+    def encode(self, cond: Any) -> Encoded:
+        if cond is not None and cond not in range(len(self.table) - 1):
+            raise ValueError(f"cond={cond!r}: this table has {len(self.table) - 1} classes, counted from 0")
+        return self.null if cond is None else torch.tensor(cond + 1, device=self.device)
 
     def log_probs(self, x: Tensor, cond: int | None = None) -> Tensor:
         """log p(x) of whole sequences (rows, L)."""

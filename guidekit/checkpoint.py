@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import tree
-from .describe import describe_run, weights
+from .describe import describe_run, difference, weights
 from .errors import CheckpointError
 from .population import Population
 from .run import Record, Run
@@ -75,7 +75,8 @@ class Checkpoint:
         tensors: dict[str, Tensor] = {}
         form = {f.name: _flat(getattr(pop, f.name), f.name, tensors) for f in fields(Population)}
         records = [
-            [_flat(v, f"record.{i}.{j}", tensors) for j, v in enumerate(r)] for i, r in enumerate(self.run.records)
+            [_flat(v, f"record.{i}.{j}", tensors) for j, v in enumerate(r)]
+            for i, r in enumerate(self.run.records[:index])
         ]
         text = {"format": _FORMAT, "index": index, "run": self.config, "population": form, "records": records}
         text["cost"] = asdict(replace(self.run.cost, seconds=self.run.seconds))
@@ -94,12 +95,12 @@ class Checkpoint:
             raise CheckpointError(
                 f"checkpoint {self.path} has format {text['format']!r}, not {_FORMAT!r}; delete it to start anew"
             )
-        other = [k for k in self.config if text["run"].get(k) != self.config[k]]
+        other = difference({k: text["run"].get(k) for k in self.config}, self.config)
         if other:
-            k = other[0]
+            place, was, now = other
             raise CheckpointError(
-                f"checkpoint {self.path} is of another run: {k} was {_short(text['run'].get(k))} and is "
-                f"{_short(self.config[k])} now; give this run another file, or delete that one"
+                f"checkpoint {self.path} is of another run: {place} was {_short(was)} and is {_short(now)} now; give "
+                "this run another file, or delete that one"
             )
 
 

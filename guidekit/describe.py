@@ -41,6 +41,8 @@ def _describe(value: Any, depth: int, left: list[int]) -> Any:
         return {"module": _name(type(value)), "weights": {k: list(p.shape) for k, p in value.state_dict().items()}}
     if isinstance(value, (np.ndarray, np.generic)):
         return _describe(value.tolist(), depth, left)
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(_plain, value))
     if isinstance(value, (list, tuple, Mapping)) and len(value) > 100:
         return {"items": len(value), "sha256": hashlib.sha256(_plain(value).encode()).hexdigest()}
     if isinstance(value, (list, tuple)):
@@ -81,8 +83,27 @@ def is_empty(cell: CellType) -> bool:
 
 def _code(code: CodeType) -> str:
     """A hash of what a function does."""
-    consts = [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-    return hashlib.sha256(repr((code.co_code, code.co_names, consts)).encode()).hexdigest()
+    return hashlib.sha256(repr((code.co_code, code.co_names, _const(code.co_consts))).encode()).hexdigest()
+
+
+def _const(value: Any) -> Any:
+    """A constant in a form whose repr does not depend on the process."""
+    if isinstance(value, CodeType):
+        return _code(value)
+    if isinstance(value, frozenset):
+        return sorted(map(repr, value))
+    return [_const(v) for v in value] if isinstance(value, tuple) else value
+
+
+def difference(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """Where two descriptions first differ, and the values there."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        found = (difference(a[k], b[k], f"{path}.{k}" if path else k) for k in a)
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        found = (difference(v, w, f"{path}[{i}]") for i, (v, w) in enumerate(zip(a, b, strict=True)))
+    else:
+        return None if a == b else (path, a, b)
+    return next((f for f in found if f is not None), None)
 
 
 def describe_run(run: Run) -> dict[str, Any]:

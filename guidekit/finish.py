@@ -6,6 +6,7 @@ import warnings
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,9 +50,11 @@ def finish(run: Run, pop: Population) -> Result:
 def decoded(run: Run, x: Tensor) -> Any:
     """Decode in micro-batches."""
     parts = [run.model.decode(part) for part in (x.split(run.batch_size) if run.batch_size else [x])]
+    if len(parts) == 1:
+        return parts[0]
     if isinstance(parts[0], Tensor):
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-    return [sample for part in parts for sample in part]
+        return torch.cat(parts)
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [s for part in parts for s in part]
 
 
 def trace(run: Run) -> Trace:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -126,8 +127,8 @@ class Result:
         tensors = {k: v for k in _TENSORS if (v := getattr(self, k)) is not None}
         text: dict[str, Any] = {"format": _FORMAT, "cost": asdict(self.cost), "trace": _no_nan(list(self.trace))}
         text["config"] = self.config
-        if isinstance(self.samples, Tensor):
-            tensors |= {} if self.samples is self.x else {"samples": self.samples}
+        if isinstance(self.samples, (Tensor, np.ndarray)):
+            tensors |= {} if self.samples is self.x else {"samples": torch.as_tensor(self.samples)}
         else:
             text["samples"] = list(self.samples)
         try:
@@ -180,6 +181,8 @@ def load_result(path: str | Path) -> Result:
 
 
 def _pick(samples: Any, rows: Tensor) -> Any:
+    if isinstance(samples, np.ndarray):
+        return samples[rows.cpu().numpy()]
     return samples[rows] if isinstance(samples, Tensor) else [samples[i] for i in rows.tolist()]
 
 

@@ -34,7 +34,7 @@ class Scorer:
     def __init__(self, cost: Cost, device: torch.device):
         self.cost, self.device = cost, device
         self._unscored: list[Tensor] = []
-        self._known: dict[int, dict[str, float]] = {}
+        self._known: dict[int, tuple[Any, dict[str, float]]] = {}
 
     def __call__(self, reward: Any, samples: Any) -> Tensor:
         """Scores, float64 (rows,), with NaN for whatever is not a finite number."""
@@ -49,7 +49,7 @@ class Scorer:
 
     def _strings(self, reward: Any, samples: Sequence[str]) -> Tensor:
         """Scores of strings, the new ones alone being sent to the reward."""
-        known = self._known.setdefault(id(reward), {})
+        _, known = self._known.setdefault(id(reward), (reward, {}))
         new = [s for s in dict.fromkeys(samples) if s not in known]
         if new:
             known |= dict(zip(new, as_reward(reward)(new).tolist(), strict=True))

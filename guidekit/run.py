@@ -151,7 +151,7 @@ class Run:
         """Every particle's children (those rows of them), side by side, still where their parent is."""
         k = self.width(index)
         if k == 1:
-            return replace(pop.take(rows), parent=self._ids[rows], branch=1)
+            return replace(pop.take(rows), parent=self._ids[: len(pop)][rows], branch=1)
         child = torch.arange(len(pop) * k, device=pop.x.device)[rows]
         parent = child // k
         pop = pop.take(parent)
@@ -259,7 +259,7 @@ class Run:
 
     def _verify(self, view: View, pop: Population, prediction: Tensor) -> None:
         """No NaN or infinity in the prediction: at once on the host, at the end of the run on a device."""
-        total = prediction.detach().flatten(1).sum(1)
+        total = prediction.detach().reshape(len(prediction), -1).sum(1)
         fault = Fault(view.step.index, total, pop.group, pop.slot, pop.branch * self.rows)
         if total.device.type != "cpu":
             self._faults.append(fault)
@@ -315,7 +315,7 @@ class Run:
             if index == 0:
                 return self.noise[row]
         if pop.branch == 1:
-            return self._ahead(index, shape, pop.parent)
+            return self._ahead(index, shape, pop.group * self.rows + pop.slot)
         keys = self._address(pop.group, pop.slot)
         return self.model.process.noise(random.fold(keys, index), shape, self.model.dtype)
 

@@ -66,6 +66,8 @@ def sample(
     >>> bool((result.weights * result.x[:, 0]).sum() > 2)
     True
     """
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise TypeError(f"callbacks={callbacks!r}: a list of functions (population, step) is needed")
     run = Run(
         model,
         n,
@@ -78,7 +80,7 @@ def sample(
         seed=seed,
         batch_size=batch_size,
     )
-    with torch.no_grad(), run.borrowed(), Bar(run, progress) as bar:
+    with torch.inference_mode(False), torch.no_grad(), run.borrowed(), Bar(run, progress) as bar:
         return run.result(_loop(run, bar, callbacks, Checkpoint(checkpoint, run) if checkpoint else None))
 
 

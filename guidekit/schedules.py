@@ -28,7 +28,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Anything hashable that maps times to (alpha, sigma), with the signal-to-noise ratio falling in t."""
+    """Anything that maps times to (alpha, sigma), with the signal-to-noise ratio falling in t."""
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -82,8 +82,14 @@ class EDM:
         return torch.ones_like(sigma), torch.where(t > 0, sigma, 0)
 
 
-@lru_cache(maxsize=65536)
 def scales(schedule: Schedule, t: float) -> tuple[float, float]:
     """alpha and sigma at one time as Python numbers, computed in float64 on the host."""
+    return _known(schedule, t) if isinstance(schedule, (Cosine, Linear, Flow, VE, EDM)) else _scales(schedule, t)
+
+
+def _scales(schedule: Schedule, t: float) -> tuple[float, float]:
     alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
     return float(alpha), float(sigma)
+
+
+_known = lru_cache(maxsize=8192)(_scales)  # of our own schedules, which cannot change

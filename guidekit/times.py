@@ -77,6 +77,7 @@ def make(steps: int | Sequence[float], times: str | Grid, schedule: Schedule | N
     """The grid of a run: `steps` is a number of steps, or the times themselves (which may go up again)."""
     if isinstance(steps, (Tensor, np.ndarray)):
         steps = steps.tolist()
+    steps = int(steps) if isinstance(steps, np.integer) else steps
     if isinstance(steps, (bool, str)) or not isinstance(steps, (int, Sequence)):
         raise TypeError(f"steps is a number of steps or a sequence of times, not {steps!r}")
     if not isinstance(steps, int):
@@ -89,7 +90,7 @@ def make(steps: int | Sequence[float], times: str | Grid, schedule: Schedule | N
 
 
 def _checked(times: Sequence[float], t_max: float) -> list[float]:
-    grid = [float(t) for t in times]
+    grid = [t_max if 0 < t - t_max < 1e-6 else float(t) for t in times]  # float32 times are rounded
     if len(grid) < 2 or grid[-1] != 0 or grid[0] == 0 or not all(0 <= t <= 1 for t in grid):
         raise ValueError(f"times start above 0, stay within [0, 1] and end at 0; given {grid}")
     if any(t == s for t, s in pairwise(grid)):

@@ -92,12 +92,15 @@ class View:
     def score(self, reward: Any) -> Tensor:
         """The reward of every row's clean estimate, float64, NaN where it could not be scored (asked once)."""
         if id(reward) not in self._cache:
-            self._cache[id(reward)] = self.scorer(reward, self.samples)
-        return self._cache[id(reward)]
+            self._cache[id(reward)] = (
+                reward,
+                self.scorer(reward, self.samples),
+            )  # kept alive, so that its id stays its own
+        return self._cache[id(reward)][1]
 
     def scored(self, reward: Any) -> Tensor | None:
         """The reward if a guide has asked for it here."""
-        return self._cache.get(id(reward))
+        return self._cache.get(id(reward), (None, None))[1]
 
     def evaluate(self, x: Tensor, t: float, needs: tuple[Cond, ...] = (Cond(),)) -> dict[Cond, Tensor]:
         """Further evaluations of the network, at other states of these rows or another time; they are counted."""

@@ -32,12 +32,13 @@ class Reward:
 
     def __call__(self, samples: Any) -> Tensor:
         """The scores as a float tensor of shape (len(samples),)."""
-        version = samples._version if isinstance(samples, Tensor) else 0
+        watched = isinstance(samples, Tensor) and not samples.is_inference()
+        version = samples._version if watched else 0
         try:
             scores = self.score(samples)
         except Exception as error:
             raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}") from error
-        if isinstance(samples, Tensor) and samples._version != version:
+        if watched and samples._version != version:
             raise RewardError(f"reward {self.name!r} works on its samples in place; it must leave them as they are")
         return _checked(scores, len(samples), self.name)
 
@@ -61,7 +62,7 @@ def as_reward(reward: Reward | Callable[[Any], Any]) -> Reward:
     """The reward itself, or a function wrapped as one.
 
     >>> as_reward(lambda samples: [len(s) for s in samples])(["CC", "CCO"])
-    tensor([2., 3.])
+    tensor([2., 3.], dtype=torch.float64)
     """
     if isinstance(reward, Reward):
         return reward
@@ -76,7 +77,7 @@ def _checked(scores: Any, count: int, name: str) -> Tensor:
         try:
             if isinstance(scores, (Mapping, Set, str)):
                 raise TypeError("it has no order of samples")
-            scores = torch.as_tensor(scores if isinstance(scores, Sequence) else list(scores), dtype=torch.float32)
+            scores = torch.as_tensor(scores if isinstance(scores, Sequence) else list(scores), dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise RewardError(
                 f"reward {name!r} returned {type(scores).__name__} for {count} samples; "
@@ -87,4 +88,4 @@ def _checked(scores: Any, count: int, name: str) -> Tensor:
             f"reward {name!r} returned shape {tuple(scores.shape)} and {scores.dtype} for {count} samples; "
             f"it must return one real number for each, shape ({count},)"
         )
-    return scores if scores.is_floating_point() else scores.float()
+    return scores if scores.is_floating_point() else scores.double()

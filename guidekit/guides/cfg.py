@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..models.base import Cond, Model, Null
@@ -51,5 +52,6 @@ class CFG(Guide):
     def finish(self, view: View, prediction: Tensor) -> Tensor:
         if self.rescale == 0:
             return prediction
-        ratio = view.evals[Cond()].flatten(1).std(1) / prediction.flatten(1).std(1)
+        cond, guided = (v.reshape(len(v), -1).std(1, correction=0) for v in (view.evals[Cond()], prediction))
+        ratio = torch.where(guided > 0, cond / guided, 1.0)  # one number, or a constant, has no deviation to bring back
         return prediction * view.rows(1 - self.rescale + self.rescale * ratio)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -42,7 +43,9 @@ class Model:
             raise TypeError(f"shape={shape!r}: the shape of one sample is needed, like (3, 64, 64) or (2,)")
         self.net, self.process, self.shape = net, process, tuple(shape)
         self._decode, self._encode = decode, encode_cond
-        self.net_dtype, found = _kind(self.modules())
+        self.net_dtype, found = _kind(list(_networks(net)))
+        if dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"dtype={dtype}: the state is float32 or float64; a network may be in half precision")
         self.dtype = dtype or (torch.float64 if self.net_dtype == torch.float64 else torch.float32)
         self.device = torch.device(device or found)
         self.null = None if null is None else _tensors(null, self.device)
@@ -59,21 +62,25 @@ class Model:
 
     def decode(self, x: Tensor) -> Any:
         """Samples as the user wants them: a tensor, or a list with one entry per row."""
-        return x if self._decode is None else self._decode(x)
+        if self._decode is None:
+            return x
+        samples = self._decode(x if x.requires_grad else x.clone())  # its own, to do with as it likes
+        if len(samples) != len(x):
+            raise ValueError(f"decode returned {len(samples)} samples for {len(x)} rows; it must return one for each")
+        return samples
 
     def modules(self) -> list[nn.Module]:
         """The networks whose mode a run must leave as it found it."""
-        held = _held(self.net), _held(self._decode), _held(self._encode)
-        return list(dict.fromkeys(v for values in held for v in values if isinstance(v, nn.Module)))
+        return list(dict.fromkeys(m for f in (self.net, self._decode, self._encode) for m in _networks(f)))
 
     def _forward(self, x: Tensor, t: float, cond: Encoded, shape: tuple[int, ...]) -> Tensor:
         """Call the network with one t per row, in its own precision, and check what it returns."""
         times = torch.full((len(x),), t, dtype=self.dtype, device=x.device)
         if x.is_floating_point():
             x = x.to(self.net_dtype or x.dtype)
-        version = x._version
+        version = None if x.is_inference() else x._version
         out = self.net(x, times, cond)
-        if x._version != version:
+        if version is not None and x._version != version:
             raise NetworkError(
                 "the network works on its input x in place; it must leave x as it is (x = x + ..., not +=)"
             )
@@ -180,23 +187,43 @@ def map_cond(f: Callable[[Tensor, Tensor], Tensor], encoded: Encoded, like: Enco
     return f(encoded, like)
 
 
+_lent: dict[int, list[Any]] = {}  # of every module and parameter that runs have borrowed: how many, it, as it was
+_lending = Lock()
+
+
 @contextmanager
 def borrowed(models: Sequence[Model]) -> Iterator[None]:
-    """Put networks into evaluation mode without parameter gradients, and afterwards back as they were."""
-    modules = [m for model in models for net in model.modules() for m in net.modules()]
-    parameters = [p for m in modules for p in m.parameters(recurse=False)]
-    training, grads = [m.training for m in modules], [p.requires_grad for p in parameters]
+    """Put networks into evaluation mode without parameter gradients, and afterwards back as they were.
+
+    Runs in several threads may borrow one network; the last to end gives it back.
+    """
+    modules = dict.fromkeys(m for model in models for net in model.modules() for m in net.modules())
+    things = [*modules, *dict.fromkeys(p for m in modules for p in m.parameters(recurse=False))]
+    with _lending:
+        for thing in things:
+            _lent.setdefault(id(thing), [0, thing, _mode(thing)])[0] += 1
+            _set_mode(thing, False)
     try:
-        for m in modules:
-            m.training = False
-        for p in parameters:
-            p.requires_grad_(False)
         yield
     finally:
-        for m, mode in zip(modules, training, strict=True):
-            m.training = mode
-        for p, grad in zip(parameters, grads, strict=True):
-            p.requires_grad_(grad)
+        with _lending:
+            for thing in things:
+                entry = _lent[id(thing)]
+                entry[0] -= 1
+                if entry[0] == 0:
+                    _set_mode(thing, entry[2])
+                    del _lent[id(thing)]
+
+
+def _mode(thing: nn.Module | nn.Parameter) -> bool:
+    return thing.training if isinstance(thing, nn.Module) else thing.requires_grad
+
+
+def _set_mode(thing: nn.Module | nn.Parameter, mode: bool) -> None:
+    if isinstance(thing, nn.Module):
+        thing.training = mode
+    else:
+        thing.requires_grad_(mode)
 
 
 def _repeat(x: Tensor, times: int) -> Tensor:
@@ -223,19 +250,25 @@ def _tensors(value: Any, device: torch.device) -> Encoded:
         ) from error
 
 
-def _held(net: Any) -> list[Any]:
-    """A callable and what it holds: a function's variables, a method's object, an object's attributes."""
-    if isinstance(net, (FunctionType, MethodType)):
-        function: Any = getattr(net, "__func__", net)
-        cells = [c.cell_contents for c in function.__closure__ or () if not is_empty(c)]
-        return [
-            getattr(net, "__self__", None),
-            *cells,
-            *(function.__globals__.get(n) for n in function.__code__.co_names),
-        ]
-    if isinstance(net, partial):
-        return [*_held(net.func), *net.args, *net.keywords.values()]
-    return [net, *vars(net).values()] if hasattr(net, "__dict__") and not isinstance(net, nn.Module) else [net]
+def _networks(holder: Any, depth: int = 4) -> Iterator[nn.Module]:
+    """The modules that a callable holds: in its variables, its object or that object's attributes."""
+    if isinstance(holder, nn.Module):
+        yield holder
+    elif depth and holder is not None:
+        for part in _held(holder):
+            yield from _networks(part, depth - 1)
+
+
+def _held(holder: Any) -> list[Any]:
+    if isinstance(holder, MethodType):
+        return [holder.__self__, holder.__func__]
+    if isinstance(holder, FunctionType):
+        cells = [c.cell_contents for c in holder.__closure__ or () if not is_empty(c)]
+        named = [holder.__globals__.get(n) for n in holder.__code__.co_names]
+        return [*cells, *(v for v in named if isinstance(v, (nn.Module, FunctionType, partial)))]
+    if isinstance(holder, partial):
+        return [holder.func, *holder.args, *holder.keywords.values()]
+    return list(vars(holder).values()) if hasattr(holder, "__dict__") and not isinstance(holder, type) else []
 
 
 def _kind(modules: Sequence[nn.Module]) -> tuple[torch.dtype | None, torch.device]:

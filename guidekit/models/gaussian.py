@@ -44,7 +44,7 @@ class GaussianModel(Model):
     null          the encoded "no condition", for guides that need it
 
     Noise and score say nothing about x_0 where alpha = 0, so their runs start at t = 0.999 on schedules that reach it.
-    A network in half precision sees half precision; the state stays float32.
+    A network in half precision sees x in half precision; the state and t stay float32.
 
     >>> import torch, guidekit as gk
     >>> model = gk.GaussianModel(lambda x, t, cond: torch.zeros_like(x), shape=(2,), predicts="clean")
@@ -70,6 +70,8 @@ class GaussianModel(Model):
         if predicts not in PARAMETERISATIONS:
             raise ValueError(f"predicts={predicts!r}: there is {', '.join(PARAMETERISATIONS)}")
         schedule = Cosine() if schedule is None else schedule
+        if isinstance(schedule, type) or not callable(schedule):
+            raise TypeError(f"schedule={schedule!r}: an instance is needed, like gk.schedules.Cosine()")
         self.predicts = predicts
         blind = predicts in ("noise", "score") and float(schedule(torch.tensor(1.0, dtype=torch.float64))[0]) < 1e-3
         process = Gaussian(schedule, t_max=0.999 if blind else 1.0)
@@ -79,5 +81,5 @@ class GaussianModel(Model):
         a, b = PARAMETERISATIONS[self.predicts](*self.process.scales(t))
         out = self._forward(x, t, cond, self.shape)
         if a == 0:
-            return out
+            return out.clone()  # the network may use its buffer again
         return (x * a).add_(out, alpha=b) if not out.requires_grad else x * a + out * b

@@ -44,7 +44,7 @@ class Normal:
         """log N(x; mean, c^2), one float64 per row."""
         if not self.random:
             raise ValueError("a deterministic move has no log-probability; take a stochastic solver, e.g. DDPM()")
-        z = (x - self.mean).div_(self.move.c).flatten(1)
+        z = (x - self.mean).div_(self.move.c).reshape(len(x), -1)
         constant = z.shape[1] * (math.log(self.move.c) + 0.5 * math.log(2 * math.pi))
         return -0.5 * z.square().sum(1, dtype=torch.float64) - constant
 
