@@ -92,10 +92,8 @@ class View:
     def score(self, reward: Any) -> Tensor:
         """The reward of every row's clean estimate, float64, NaN where it could not be scored (asked once)."""
         if id(reward) not in self._cache:
-            self._cache[id(reward)] = (
-                reward,
-                self.scorer(reward, self.samples),
-            )  # kept alive, so that its id stays its own
+            scores = self.scorer(reward, self.samples)
+            self._cache[id(reward)] = reward, scores  # the reward is kept, so that its id stays its own
         return self._cache[id(reward)][1]
 
     def scored(self, reward: Any) -> Tensor | None:

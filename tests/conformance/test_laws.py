@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -18,6 +20,15 @@ PAIRS = [pytest.param(c, PROBLEMS[p], id=f"{c.name}-{p}") for c in CASES for p i
 # The particles of small populations degenerate on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::guidekit.CollapseWarning")
 every = pytest.mark.parametrize("case, problem", PAIRS)
+
+
+def where(applies: Callable[[Case], bool]):
+    """Only the cases that a law speaks of."""
+    return pytest.mark.parametrize("case, problem", [p for p in PAIRS if applies(p.values[0])])
+
+
+weighted = where(lambda case: case.target != "own")
+steered = where(lambda case: case.target == "tilted")
 
 
 def run(problem: Problem, guides=(), n: int = N, **options) -> gk.Result:
@@ -40,43 +51,36 @@ def test_idle_settings_give_the_unguided_sampler_bit_for_bit(case: Case, problem
     assert idle.log_weights.std() < 1e-12
 
 
-@every
+@where(lambda case: case.name != "Resample")  # alone it has no weights to act on
 def test_the_guide_does_something_at_usual_settings(case: Case, problem: Problem):
     plain, guided = run(problem, n=64), run(problem, [case.make(problem)], n=64)
-    changed = not torch.equal(plain.x, guided.x) or guided.log_weights.std() > 1e-3
-    assert changed or case.name == "Resample"  # alone it has no weights to act on
+    assert not torch.equal(plain.x, guided.x) or guided.log_weights.std() > 1e-3
 
 
-@every
+@weighted
 def test_the_weighted_law_and_z_are_unbiased_at_eight_particles(case: Case, problem: Problem):
     """E[mean of w f] = E[f exp(r/alpha)] under the unguided chain, f = 1 being Z: for all N, so also for N = 8."""
-    if case.target == "own":
-        return
     result = populations(problem, 4000, 8, [case.make(problem)])
     truth, error = problem.tilted(reward=case.target == "tilted")
     # 4 features, each a mean of 4,000 independent populations: 4.5 standard errors fail by chance once in 10^4 runs
     assert np.abs(deviations(estimates(problem, result), truth, error)).max() < 4.5
 
 
-@every
+@steered
 def test_a_shift_of_the_reward_changes_log_z_alone(case: Case, problem: Problem):
     guide = case.make(problem)
-    if not isinstance(guide, gk.FKSteering):
-        return
     plain = run(problem, [guide])
-    shifted = run(problem, [_replaced(guide, reward=lambda x: problem.reward(x) + 3.0)])
+    shifted = run(problem, [replace(guide, reward=lambda x: problem.reward(x) + 3.0)])
     assert torch.equal(plain.x, shifted.x)
     # sums of some ten float64 terms of size 10
     assert torch.allclose(shifted.log_z - plain.log_z, torch.tensor(3.0 / problem.alpha).double(), atol=1e-9)
 
 
-@every
+@steered
 def test_reward_and_temperature_scale_together(case: Case, problem: Problem):
     guide = case.make(problem)
-    if not isinstance(guide, gk.FKSteering):
-        return
     plain = run(problem, [guide])
-    scaled = run(problem, [_replaced(guide, reward=lambda x: 4 * problem.reward(x), alpha=4 * guide.alpha)])
+    scaled = run(problem, [replace(guide, reward=lambda x: 4 * problem.reward(x), alpha=4 * guide.alpha)])
     assert_same(plain, scaled)  # powers of two: exact
 
 
@@ -197,9 +201,3 @@ def test_every_pair_of_guides_runs_together(first: Case, second: Case):
             assert result.x.double().isfinite().all()
             assert result.log_weights.isfinite().all()
             assert result.cost.network_rows <= 2 * N * STEPS  # CFG twice shares its evaluations
-
-
-def _replaced(guide: gk.FKSteering, **changes) -> gk.FKSteering:
-    from dataclasses import replace
-
-    return replace(guide, **changes)
