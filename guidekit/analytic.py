@@ -204,6 +204,12 @@ class ExactReverse(Gaussian):
     def noise_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (shape[0] + 1,)
 
+    def noised(self, clean: Tensor, noise: Tensor, t: float) -> Tensor:
+        return super().noised(clean, noise[:, :-1], t)
+
+    def draws(self, move: Move) -> bool:
+        return True
+
     def prior(self, noise: Tensor, t: float) -> Tensor:
         m = self._mixture
         alpha, sigma = self.scales(t)

@@ -63,6 +63,11 @@ class Population:
         slot = torch.arange(index.shape[1], device=index.device).repeat(self.groups)
         return replace(self.take(rows), log_w=log_w.flatten(), slot=slot, branch=1)
 
+    def weighed(self, place: int, increment: Tensor, memo: Tree) -> Population:
+        """The same particles with their log-weights moved on and one guide's memo replaced."""
+        memos = (*self.memos[:place], memo, *self.memos[place + 1 :])
+        return replace(self, log_w=self.log_w + increment, memos=memos)
+
     def by_group(self, v: Tensor) -> Tensor:
         """A per-row tensor as (groups, rows of a group, ...)."""
         return v.view(self.groups, -1, *v.shape[1:])

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -89,12 +90,14 @@ class Run:
         self.groups = len(self.conditions)
         self.keys = checks.keys(seed, self.groups, model.device)
         checks.check_guides(self.guides, model, solver, len(self.moves))
-        self.rows = n * math.prod(g.copies for g in self.guides)  # of one group, until the last selection
-        checks.check_noise(noise, model, self.groups * self.rows, len(self.moves))
         self._steps = self._all_steps()
+        self.rows = max(step.n for step in self._steps)  # of one group, at the widest
+        checks.check_noise(noise, model, self.groups * self._steps[0].n, len(self.moves))
         self.names = _names(self.guides)
         self.order = max(1, *(len(m.b) for m in self.moves))
         self.steered = any(g.steer for g in self.guides)
+        self._branching = [g for g in self.guides if g.has("branch")]
+        self._draws = [model.process.draws(move) for move in self.moves]
         judges = [getattr(g, "reward", None) for g in self.guides]
         self.judge = next((r for r in judges if r is not None), None)
         self._ids = torch.arange(self.groups * self.rows, device=model.device)
@@ -117,9 +120,18 @@ class Run:
         return self._steps[index]
 
     def _all_steps(self) -> list[Step]:
-        total, last = len(self.moves), self.moves[-1]
-        steps = [Step(i, total, move.t, self.rows, self.keys) for i, move in enumerate(self.moves)]
-        return [*steps, Step(total, total, last.s, self.n, self.keys)]
+        total, moves = len(self.moves), (None, *self.moves, None)
+        return [
+            Step(i, total, 0.0 if go is None else go.t, self._alive(i / total), self.keys, came, go)
+            for i, (came, go) in enumerate(pairwise(moves))
+        ]
+
+    def _alive(self, fraction: float) -> int:
+        """Rows of each group that are to live at this point of the run."""
+        n = self.n
+        for guide in self.guides if fraction < 1 else ():
+            n = guide.rows(n, fraction)
+        return n
 
     def borrowed(self):
         """Context in which the networks are in evaluation mode; afterwards they are as they were."""
@@ -134,18 +146,28 @@ class Run:
 
     def start(self) -> Population:
         """Particles at the first time."""
-        return Population.cat([self.look(self._born(rows), 0) for rows in self._chunks(self.groups * self.rows)])
+        parts = (self._begun(self._born(rows)) for rows in self._chunks(self.groups * self.step(0).n))
+        return Population.cat([self.look(p, 0) for p in parts])
 
     def advance(self, pop: Population, index: int) -> Population:
         """The whole step: move number `index`, in micro-batches, then the selection."""
-        children = len(pop) * self.width(index)
-        parts = (self.branch(pop, index, rows) for rows in self._chunks(children))
-        return self.select(Population.cat([self.look(self.move(p, index), index + 1) for p in parts]), index + 1)
+        width = self.width(index)
+        look = self.weigh if width > 1 and self.blind else self.look
+        parts = (self.branch(pop, index, rows) for rows in self._chunks(len(pop) * width))
+        pop = self.select(Population.cat([look(self.move(p, index), index + 1) for p in parts]), index + 1)
+        if look == self.weigh:
+            pop = Population.cat([self.predict(pop.take(rows), index + 1) for rows in self._chunks(len(pop))])
+        return pop
 
     def width(self, index: int) -> int:
         """Children of each particle in this move."""
         step = self.step(index)
-        return math.prod(g.branch(step) for g in self.guides if g.active(step))
+        return math.prod(g.branch(step) for g in self._branching if g.active(step) and self._draws[index])
+
+    @property
+    def blind(self) -> bool:
+        """Whether selections need no prediction, so that the network need not see those who die."""
+        return not any(g.sees_prediction for g in self.guides if g.has("log_weight") or g.has("select"))
 
     def branch(self, pop: Population, index: int, rows: slice = slice(None)) -> Population:
         """Every particle's children (those rows of them), side by side, still where their parent is."""
@@ -154,38 +176,53 @@ class Run:
             return replace(pop.take(rows), parent=self._ids[: len(pop)][rows], branch=1)
         child = torch.arange(len(pop) * k, device=pop.x.device)[rows]
         parent = child // k
-        pop = pop.take(parent)
-        return replace(pop, parent=parent, slot=pop.slot * k + child % k, branch=k)
+        pop = pop.take(parent)  # the first child has its parent's address, and so the noise of an only child
+        return replace(pop, parent=parent, slot=pop.slot + child % k * self.step(index).n, branch=k)
 
     def move(self, pop: Population, index: int) -> Population:
         """x_s = q.push(noise); where a guide steers, the weights take the ratio p/q."""
         move, process = self.moves[index], self.model.process
         p = process.kernel(pop.x, pop.predictions, move)
         q = process.kernel(pop.x, pop.proposals, move) if pop.proposals and p.random else p
-        x = q.push(self._noise(pop, index + 1) if q.random else None)
+        noise, memos = self._chosen(pop, index) if q.random else (None, pop.memos)
+        x = q.push(noise)
         log_w = pop.log_w if q is p else pop.log_w + p.log_prob(x) - q.log_prob(x)
-        return replace(pop, x=x, log_w=log_w)
+        return replace(pop, x=x, log_w=log_w, memos=memos)
+
+    def _chosen(self, pop: Population, index: int) -> tuple[Tensor, tuple]:
+        """The noise of a move, drawn or as a guide chooses it, and the memos."""
+        noise, memos = self._noise(pop, index + 1), list(pop.memos)
+        for place, (guide, name) in enumerate(zip(self.guides, self.names, strict=True)):
+            if guide.has("noise"):
+                noise, memos[place] = guide.noise(pop, self.step(index).own(name, place), noise)
+        return noise, tuple(memos)
 
     def look(self, pop: Population, index: int) -> Population:
         """Evaluate the network, apply the tilts, update the weights and memos."""
         view = self._view(pop, self.step(index))
         with torch.set_grad_enabled(view.x.requires_grad):
             view, proposal = self._predict(view, pop.memos)
-            log_w, memos = pop.log_w, []
-            for guide, name, memo in zip(self.guides, self.names, pop.memos, strict=True):
-                increment, memo = guide.log_weight(view.own(name, memo), memo)
-                log_w = log_w + increment
-                memos.append(memo)
-            if view.step.last and self.judge is not None:
-                view.score(self.judge)
-        return self._looked(pop, view, proposal, log_w, tuple(memos))
+            return self._predicted(self._weighed(pop, view), view, proposal)
+
+    def weigh(self, pop: Population, index: int) -> Population:
+        """The part of a look that needs no network, where no guide's weights do."""
+        return self._weighed(pop, self._view(pop, self.step(index), seen=False))
+
+    def predict(self, pop: Population, index: int) -> Population:
+        """The rest of that look."""
+        view = self._view(pop, self.step(index))
+        with torch.set_grad_enabled(view.x.requires_grad):
+            return self._predicted(pop, *self._predict(view, pop.memos))
 
     def select(self, pop: Population, index: int) -> Population:
         """The guides' selections, in the order of the list, and a line of the trace."""
-        step, size, log_w = self.step(index), len(pop), pop.log_w
-        for place, (guide, name) in enumerate(zip(self.guides, self.names, strict=True)):
-            if guide.has("select"):
-                pop = guide.select(pop, step.own(name, place))
+        step, size = self.step(index), len(pop)
+        named = [(g, step.own(name, place)) for place, (g, name) in enumerate(zip(self.guides, self.names, strict=True))]
+        for guide, own in named:
+            pop = guide.weigh(pop, own)
+        log_w = pop.log_w
+        for guide, own in named:
+            pop = guide.select(pop, own)
         if len(pop) != self.groups * step.n:
             raise ValueError(
                 f"step {index}: {len(pop) // self.groups} of {size // self.groups} rows per group are left where "
@@ -201,7 +238,7 @@ class Run:
 
     # parts of a look ---------------------------------------------------------------------------------------------
 
-    def _view(self, pop: Population, step: Step) -> View:
+    def _view(self, pop: Population, step: Step, seen: bool = True) -> View:
         """The rows with their evaluations; where a guide needs gradients, x carries them."""
         active = [g for g in self.guides if g.active(step)]
         x = pop.x
@@ -209,7 +246,7 @@ class Run:
             x = x.detach().requires_grad_()
         cond = rows_of(self._encoded, pop.group)
         view = View(self.model, step, x, cond, pop.group, pop.slot, {}, None, self.score, self.batch_size)
-        if step.t == 0:
+        if step.t == 0 or not seen:
             return view
         needs = tuple(dict.fromkeys([Cond(), *(n for g in active for n in g.needs)]))
         with torch.set_grad_enabled(x.requires_grad):
@@ -239,23 +276,28 @@ class Run:
             target = target if guide.steer else guide.finish(view.own(*own), target)
         return view.with_prediction(target), proposal if self.steered else None
 
-    def _looked(self, pop: Population, view: View, proposal: Tensor | None, log_w: Tensor, memos: tuple) -> Population:
-        """The population after a look, free of graphs."""
+    def _weighed(self, pop: Population, view: View) -> Population:
+        """The population with the guides' weights and memos, and what is known of rewards."""
+        log_w, memos = pop.log_w, []
+        for guide, name, memo in zip(self.guides, self.names, pop.memos, strict=True):
+            increment, memo = guide.log_weight(view.own(name, memo), memo)
+            log_w = log_w + increment
+            memos.append(memo)
+        if view.step.last and self.judge is not None:
+            view.score(self.judge)
+        scored = view.scored(self.judge)
+        rewards = pop.rewards if scored is None else _cut(scored)
+        return replace(pop, log_w=_cut(log_w), memos=tree.map(_cut, tuple(memos)), rewards=rewards)
+
+    def _predicted(self, pop: Population, view: View, proposal: Tensor | None) -> Population:
+        """The population with its predictions, free of graphs."""
         predictions, proposals = pop.predictions, pop.proposals
         if view.prediction is not None:
             self._verify(view, pop, view.prediction if proposal is None else proposal)
             predictions = (_cut(view.prediction), *predictions[: self.order - 1])
             if proposal is not None:
                 proposals = (_cut(proposal), *proposals[: self.order - 1])
-        scored = view.scored(self.judge)
-        return replace(
-            pop,
-            log_w=_cut(log_w),
-            predictions=predictions,
-            proposals=proposals,
-            memos=tree.map(_cut, memos),
-            rewards=pop.rewards if scored is None else _cut(scored),
-        )
+        return replace(pop, predictions=predictions, proposals=proposals)
 
     def _verify(self, view: View, pop: Population, prediction: Tensor) -> None:
         """No NaN or infinity in the prediction: at once on the host, at the end of the run on a device."""
@@ -287,12 +329,13 @@ class Run:
         return max(Counter(id(need.model(self.model)) for need in needs).values())
 
     def _born(self, rows: slice | Tensor) -> Population:
-        row = self._ids[rows]
-        pop = Population(
+        """The particles of these rows, which have an address and no state yet."""
+        row, size = self._ids[rows], self.step(0).n
+        return Population(
             x=row,
             log_w=torch.zeros(len(row), dtype=torch.float64, device=row.device),
-            group=row // self.rows,
-            slot=row % self.rows,
+            group=row // size,
+            slot=row % size,
             parent=row,
             root=row,
             predictions=(),
@@ -301,13 +344,20 @@ class Run:
             rewards=torch.full((len(row),), torch.nan, dtype=torch.float64, device=row.device),
             groups=self.groups,
         )
-        return replace(pop, x=self.model.process.prior(self._noise(pop, 0), self.moves[0].t))
+
+    def _begun(self, pop: Population) -> Population:
+        """The particles in the states from which the run starts."""
+        noise = self._noise(pop, 0)
+        pop = replace(pop, x=self.model.process.prior(noise, self.moves[0].t))
+        for place, (guide, name) in enumerate(zip(self.guides, self.names, strict=True)):
+            pop = replace(pop, x=guide.begin(self.model, pop, noise, self.step(0).own(name, place)))
+        return pop
 
     def _noise(self, pop: Population, index: int) -> Tensor:
         """Noise of the start (index 0) or of move index - 1, by address or as the user gave it."""
         shape = self.model.process.noise_shape(self.model.shape)
         if self.noise is not None:
-            row = pop.group * self.rows + pop.slot
+            row = pop.group * self.step(0).n + pop.slot
             if self.noise.dim() == len(shape) + 2:
                 if pop.branch > 1:
                     raise ValueError("noise= for the whole chain has one row per particle, but a guide branches")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import random
-from .models.base import Cond, Encoded, Model, evaluate
+from . import random, tree
+from .models.base import Cond, Encoded, Model, evaluate, rows_of
+from .solvers import Move
 from .tree import Tree
 
 if TYPE_CHECKING:
@@ -18,13 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """A point of the time grid. `index` runs from 0 (noise) to `total` (samples); `n` rows of a group are to live."""
+    """A point of the time grid. `index` runs from 0 (noise) to `total` (samples); `n` rows of a group are to live.
+
+    came, move   the rows of the solver's table that led here (None at index 0) and that lead on (None at the last)
+    """
 
     index: int
     total: int
     t: float
     n: int
     keys: Tensor
+    came: Move | None = None
+    move: Move | None = None
     name: str = ""
     place: int = -1
 
@@ -80,7 +86,11 @@ class View:
     @property
     def clean(self) -> Tensor:
         """The estimate of x_0: the prediction's for t > 0, x itself at t = 0."""
-        return self.x if self.prediction is None else self.model.process.clean(self.prediction, self.x)
+        if self.prediction is not None:
+            return self.model.process.clean(self.prediction, self.x)
+        if self.t > 0:
+            raise ValueError("the clean estimate was asked for by a guide that says sees_prediction = False")
+        return self.x
 
     @property
     def samples(self) -> Any:
@@ -112,6 +122,12 @@ class View:
     def own(self, name: str, memo: Tree) -> View:
         """The same view in the hands of one guide."""
         return replace(self, step=self.step.own(name), memo=memo)
+
+    def take(self, index: Tensor) -> View:
+        """The view of some rows, each perhaps several times; nothing decoded yet."""
+        parts = {k: tree.take(getattr(self, k), index) for k in ("x", "group", "slot", "prediction", "memo")}
+        evals = {k: v[index] for k, v in self.evals.items()}
+        return replace(self, **parts, evals=evals, cond=rows_of(self.cond, index), _cache={})
 
     def with_prediction(self, prediction: Tensor | None) -> View:
         """The same rows with another prediction, and nothing decoded yet."""

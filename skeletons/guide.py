@@ -39,7 +39,7 @@ class Pull(Guide):  # Guide adds steer=False, start=0., stop=1. as keywords
     children: int = 1
 
     grad = False  # True: view.x carries gradients and the evaluations keep their graph
-    copies = 1  # starting rows for each sample asked for; `select` must thin them at the last step
+    sees_prediction = True  # False: log_weight reads x_t alone, and the network then sees only those who live
 
     @property
     def needs(self):  # network evaluations besides Cond(), e.g. (Null(),); read them as view.evals[Null()]
@@ -52,6 +52,15 @@ class Pull(Guide):  # Guide adds steer=False, start=0., stop=1. as keywords
     def check(self, model, steps):  # before the first network call: raise ValueError, saying what to do instead
         if not isinstance(model.process, Gaussian):
             raise ValueError("Pull moves a clean mean, and tokens have none; use it with a Gaussian process")
+
+    def rows(self, n, fraction):  # rows of each group that live at this fraction of the run; n are left at the end
+        return n
+
+    def begin(self, model, population, noise, step):  # the states from which the run starts; population.x the prior's
+        return population.x
+
+    def noise(self, population, step, noise):  # the noise of the move that starts here, and the new memo
+        return noise, population.memos[step.place]
 
     def tilt(self, view):  # what to ADD to the prediction; called at t > 0 while start <= fraction < stop
         return at(self.scale, view.t) * (self.centre - view.prediction)
@@ -69,6 +78,9 @@ class Pull(Guide):  # Guide adds steer=False, start=0., stop=1. as keywords
 
     def branch(self, step):  # children of each particle in the move that starts here
         return self.children
+
+    def weigh(self, population, step):  # weights that need the whole population, before anything is selected
+        return population
 
     def select(self, population, step):  # step.n rows of each group are to live; step.key is for random numbers
         return resample(population, step, ess=0.5, resampler="systematic")

@@ -48,13 +48,16 @@ class Greedy(gk.Guide):
     """n independent chains for each particle, of which the best sample is kept."""
 
     reward: Any
-    copies: int = 4  # type: ignore[assignment]
+    copies: int = 4
+
+    def rows(self, n, fraction):
+        return self.copies * n
 
     def select(self, population, step):
         if not step.last:
             return population
-        scores = population.rewards.view(population.groups, -1, self.copies)
-        index = torch.arange(scores.shape[1]) * self.copies + scores.argmax(-1)
+        scores = population.rewards.view(population.groups, -1, step.n)
+        index = torch.arange(step.n) + scores.argmax(1) * step.n
         return population.select(index, torch.zeros_like(index, dtype=torch.float64))
 
 
@@ -140,7 +143,7 @@ def test_children_of_one_parent_differ_and_share_all_that_is_the_parents():
         moved = run.move(children, 0)
     assert torch.equal(children.x, pop.x.repeat_interleave(4, 0))
     assert torch.equal(children.parent, torch.arange(5).repeat_interleave(4))
-    assert torch.equal(children.slot, torch.arange(20))
+    assert torch.equal(children.slot, (torch.arange(5)[:, None] + 5 * torch.arange(4)).flatten())  # 0, 5, 10, ...
     assert torch.equal(children.memos[0], pop.memos[0].repeat_interleave(4))
     assert len(moved.x.unique()) == 20
 
@@ -155,12 +158,12 @@ def test_copies_give_best_of_n_rows_that_are_those_of_a_plain_run(name: str):
     problem = PROBLEMS[name]
     best = gk.sample(problem.model, 50, steps=STEPS, cond=problem.cond, guides=[Greedy(problem.reward)])
     plain = gk.sample(problem.model, 200, steps=STEPS, cond=problem.cond, reward=problem.reward)
-    rewards = plain.rewards.view(50, 4)
-    assert torch.equal(best.rewards, rewards.amax(1))
-    assert torch.equal(best.x, plain.x.view(50, 4, -1)[torch.arange(50), rewards.argmax(1)])
+    rewards = plain.rewards.view(4, 50)
+    assert torch.equal(best.rewards, rewards.amax(0))
+    assert torch.equal(best.x, plain.x.view(4, 50, -1)[rewards.argmax(0), torch.arange(50)])
     assert best.cost.network_rows == 200 * STEPS
     assert best.ancestors.shape == (STEPS, 200)
-    assert torch.equal(best.lineage()[0], torch.arange(50) * 4 + rewards.argmax(1))
+    assert torch.equal(best.lineage()[0], torch.arange(50) + rewards.argmax(0) * 50)
 
 
 @pytest.mark.parametrize("name", ["vp-1d", "flow-2d", "edm-1d"])

@@ -76,7 +76,7 @@ MUTANTS = [
     ("a steered proposal without its weights", "run.py", "pop.log_w + p.log_prob(x) - q.log_prob(x)", "pop.log_w", UNBIASED),
     ("steering changes the target", "run.py", "target = target if guide.steer else guide.finish", "target = proposal if guide.steer else guide.finish", UNBIASED),
     ("the same noise at every step", "run.py", "[index % steps][rows]", "[0][rows]", FK),
-    ("the same noise for all children", "run.py", "pop.slot * k + child % k", "pop.slot * k", HOOKS),
+    ("the same noise for all children", "run.py", "pop.slot + child % k * self.step(index).n", "pop.slot", HOOKS),
     ("cfg off by one", "guides/cfg.py", "(at(self.scale, view.t) - 1)", "at(self.scale, view.t)", CFG),
     ("cfg with cond and null swapped", "guides/cfg.py", "view.evals[Cond()] - view.evals[Null()]", "view.evals[Null()] - view.evals[Cond()]", CFG),
     ("noise of t for s", "solvers/ddim.py", "c = eta * s.sigma * max", "c = eta * t.sigma * max", FK),

@@ -33,7 +33,7 @@ class Guide:
     stop: float = 1.0
 
     grad = False  # keep the graph from x_t to the evaluations
-    copies = 1  # starting rows for each particle
+    sees_prediction = True  # False: log_weight reads x_t alone, so only the survivors need the network
 
     @property
     def needs(self) -> tuple[Cond, ...]:
@@ -48,6 +48,18 @@ class Guide:
     def check(self, model: Model, steps: int) -> None:
         """Raise ValueError if it cannot work with this model, before the first network call."""
 
+    def rows(self, n: int, fraction: float) -> int:
+        """Rows of each group that live at this fraction of the run, where n would without it; at the end n are left."""
+        return n
+
+    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
+        """The states from which the run starts, given its noise and the states that the prior makes of it."""
+        return population.x
+
+    def noise(self, population: Population, step: Step, noise: Tensor) -> tuple[Tensor, Tree]:
+        """The noise of the move that starts here, given the one drawn for it, and the new memo."""
+        return noise, population.memos[step.place]
+
     def tilt(self, view: View) -> Tensor | float:
         """What to add to the prediction: to the clean mean, or to the log-probabilities of tokens."""
         return 0.0
@@ -61,8 +73,12 @@ class Guide:
         return 0.0, memo
 
     def branch(self, step: Step) -> int:
-        """Children of each particle in the move that starts at this step."""
+        """Children of each particle in the move that starts at this step; asked only where the move is random."""
         return 1
+
+    def weigh(self, population: Population, step: Step) -> Population:
+        """What the weights need the whole population for, before any selection; see `Population.weighed`."""
+        return population
 
     def select(self, population: Population, step: Step) -> Population:
         """Which particles live; step.n are to be left in each group."""
@@ -85,7 +101,7 @@ class Guide:
     @property
     def stochastic(self) -> bool:
         """Whether it needs moves with noise: copies of a particle must part again, and p/q must exist."""
-        return self.steer or self.has("branch") or self.has("select")
+        return self.steer or any(map(self.has, ("branch", "select", "noise")))
 
 
 def at(scale: Scale, t: float) -> float:

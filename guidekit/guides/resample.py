@@ -26,6 +26,8 @@ class Resample(Guide):
     ess: float = 0.5
     resampler: str | resampling.Resampler = "systematic"
 
+    sees_prediction = False
+
     def __post_init__(self) -> None:
         check_resampling(self.ess, self.resampler)
 

@@ -53,6 +53,14 @@ class Process(Protocol):
         """The estimate of x_0 in a prediction."""
         ...
 
+    def noised(self, clean: Tensor, noise: Tensor, t: float) -> Tensor:
+        """x_t from x_0 by the forward process."""
+        ...
+
+    def draws(self, move: Move) -> bool:
+        """Whether the kernel of this move is random."""
+        ...
+
     def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Kernel:
         """The reverse kernel, from the predictions with the newest first."""
         ...

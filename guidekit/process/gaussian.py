@@ -82,5 +82,12 @@ class Gaussian:
     def clean(self, prediction: Tensor, x: Tensor) -> Tensor:
         return prediction
 
+    def noised(self, clean: Tensor, noise: Tensor, t: float) -> Tensor:
+        alpha, sigma = self.scales(t)
+        return alpha * clean + sigma * noise
+
+    def draws(self, move: Move) -> bool:
+        return move.c > 0
+
     def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Normal:
         return Normal(x, predictions, move)

@@ -81,6 +81,15 @@ class _Tokens:
     def noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return random.gumbel(keys, shape)
 
+    def noised(self, clean: Tensor, noise: Tensor, t: float) -> Tensor:
+        return self.kernel(clean, (), Move(0.0, t)).push(noise)
+
+    def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical:
+        raise NotImplementedError(f"{type(self).__name__} does not say how tokens move")
+
+    def draws(self, move: Move) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class Masked(_Tokens):
