@@ -6,7 +6,22 @@ result = gk.sample(model, 64, guides=[gk.CFG(3.0), gk.FKSteering(reward, alpha=0
 
 from . import analytic, process, resampling, schedules, solvers, times, values
 from .errors import CheckpointError, CollapseWarning, NetworkError, RewardError
-from .guides import CFG, FKSteering, Guide, Resample
+from .guides import (
+    CFG,
+    DAS,
+    DDCM,
+    FKC,
+    SVDD,
+    TDS,
+    BeamSearch,
+    BestOfN,
+    DSearch,
+    FKSteering,
+    Guide,
+    Resample,
+    StartFrom,
+    ddcm,
+)
 from .models import Cond, GaussianModel, MaskedModel, Model, Null, UniformModel
 from .population import Population
 from .result import Result, load_result
@@ -18,9 +33,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CFG",
+    "DAS",
+    "DDCM",
+    "FKC",
+    "SVDD",
+    "TDS",
+    "BeamSearch",
+    "BestOfN",
     "CheckpointError",
     "CollapseWarning",
     "Cond",
+    "DSearch",
     "FKSteering",
     "GaussianModel",
     "Guide",
@@ -33,10 +56,12 @@ __all__ = [
     "Result",
     "RewardError",
     "Run",
+    "StartFrom",
     "Step",
     "UniformModel",
     "View",
     "analytic",
+    "ddcm",
     "load_result",
     "process",
     "resampling",

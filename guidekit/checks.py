@@ -17,7 +17,7 @@ from .models.base import Cond, Condition, Model
 from .solvers import Solver
 
 
-def check_call(model: Any, n: int, solver: Any, batch_size: int | None, guides: Any, reward: Any) -> None:
+def check_call(model: Any, n: int, solver: Any, batch_size: int | None, guides: Any, *rewards: Any) -> None:
     """The model and the solver are such, and the counts count."""
     if not isinstance(model, Model):
         raise TypeError(
@@ -31,8 +31,9 @@ def check_call(model: Any, n: int, solver: Any, batch_size: int | None, guides: 
     if isinstance(guides, (str, Guide)) or not isinstance(guides, Iterable):
         what = "" if isinstance(guides, Guide) else " and this is not a Guide"
         raise TypeError(f"guides={guides!r}: a list of guides is needed, like [gk.CFG(3.0)]{what}")
-    if reward is not None:
-        as_reward(reward)
+    for reward in rewards:
+        if reward is not None:
+            as_reward(reward)
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n!r}: the number of samples per condition is an int of at least 1")
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):

@@ -14,8 +14,9 @@ from rewards import as_reward
 
 from .describe import describe_run
 from .errors import CollapseWarning, RewardError
-from .population import Population, effective_size
+from .population import Population, effective_size, entropy
 from .result import Result, Trace
+from .rewarding import Cost, Scorer
 
 if TYPE_CHECKING:
     from .run import Run
@@ -29,6 +30,7 @@ def finish(run: Run, pop: Population) -> Result:
     if run.reward is not None and run.reward is not run.judge:
         rewards = run.score(run.reward, samples)
         run.settle()
+    holdout = None if run.holdout is None else Scorer(Cost(), pop.x.device)(run.holdout, samples)
     run.cost.seconds = run.seconds
     result = Result(
         x=pop.x,
@@ -41,6 +43,8 @@ def finish(run: Run, pop: Population) -> Result:
         cost=run.cost,
         row=torch.arange(len(pop), device=pop.x.device),
         noise=run.start_noise(pop.root),
+        holdout=holdout,
+        memos=pop.memos,
         config=describe_run(run),
     )
     _check(run, result)
@@ -70,6 +74,7 @@ def trace(run: Run) -> Trace:
         best = rewards.nan_to_num(-torch.inf).amax(-1)
         columns = {
             "ess": effective_size(log_w),
+            "entropy": entropy(log_w),
             "resampled": (parent != torch.arange(parent[0].numel(), device=parent.device).view_as(parent[0])).any(-1),
             "distinct": 1 + origin.sort(-1).values.diff().ne(0).sum(-1),
             "mean_reward": rewards.nanmean(-1),
@@ -116,7 +121,8 @@ def _check(run: Run, result: Result) -> None:
         if low < max(1.5, 0.01 * run.n):
             warnings.warn(
                 f"the effective sample size fell to {low:.1f} of {run.n} at step {int(step) + 1} of {len(ess)}: few "
-                "particles carry the result. Take more particles, a larger alpha, or weigh earlier and in more steps",
+                f"particles carry the result (at the end {int(result.trace['distinct'][-1].amin())} starting ones have "
+                "descendants). Take more particles, a larger alpha, or temper: weigh earlier and in more steps",
                 CollapseWarning,
                 stacklevel=5,
             )

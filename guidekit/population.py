@@ -68,6 +68,15 @@ class Population:
         memos = (*self.memos[:place], memo, *self.memos[place + 1 :])
         return replace(self, log_w=self.log_w + increment, memos=memos)
 
+    def siblings(self, v: Tensor) -> Tensor:
+        """A per-row tensor as (groups, parents, children of each)."""
+        return v.view(self.groups, -1, self.branch)
+
+    def choose(self, child: Tensor, log_w: Tensor | None = None) -> Population:
+        """One child of each parent, (groups, parents), with its own weight or these."""
+        index = torch.arange(child.shape[1], device=child.device) * self.branch + child
+        return self.select(index, self.by_group(self.log_w).gather(1, index) if log_w is None else log_w)
+
     def by_group(self, v: Tensor) -> Tensor:
         """A per-row tensor as (groups, rows of a group, ...)."""
         return v.view(self.groups, -1, *v.shape[1:])
@@ -98,6 +107,11 @@ class Population:
 def effective_size(log_w: Tensor) -> Tensor:
     """1 / sum W^2 along the last axis; 0 where all weights are zero."""
     return log_w.softmax(-1).square().sum(-1).reciprocal().nan_to_num(0.0)
+
+
+def entropy(log_w: Tensor) -> Tensor:
+    """-sum W log W along the last axis, in nats."""
+    return -torch.special.xlogy(w := log_w.softmax(-1), w).sum(-1)
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:

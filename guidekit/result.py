@@ -14,12 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from . import random, resampling
+from . import random, resampling, tree
 from .errors import CheckpointError
-from .population import effective_size, log_mean_exp
+from .population import effective_size, entropy, log_mean_exp
 from .rewarding import Cost
+from .tree import Tree
 
-_ROWS = ("x", "group", "log_weights", "rewards", "noise", "row")
+_ROWS = ("x", "group", "log_weights", "rewards", "noise", "row", "holdout")
 _TENSORS = (*_ROWS, "ancestors")
 _FORMAT = "guidekit-result-1"
 _FILES = ("result.json", "tensors.safetensors")
@@ -43,10 +44,13 @@ class Result:
     log_weights  unnormalised, float64: exp(log_weights - log_z) has mean 1 in every group
     ancestors    (steps, rows of the run): for each step and row, the row of the step before from which it descends
     row          the row of the run that each sample is, for ancestors and noise; see `lineage`
-    trace        one dict per step with t, ess, resampled, distinct, mean_reward, max_reward (a list with one entry per
-                 group) and seconds; distinct counts the starting particles that still have descendants
+    trace        one dict per step with t, ess, entropy (of the weights, in nats), resampled, distinct, mean_reward,
+                 max_reward (a list with one entry per group) and seconds; distinct counts the starting particles that
+                 still have descendants
     cost         .network_rows, .network_calls, .reward_calls (distinct samples scored), .unscored, .seconds
     noise        the starting noise of each sample
+    holdout      what a reward that took no part in the run says of the samples, or None
+    memos        what each guide of the list remembers of the samples
     config       the arguments of the run, as plain values
     """
 
@@ -60,6 +64,8 @@ class Result:
     cost: Cost
     row: Tensor
     noise: Tensor | None = None
+    holdout: Tensor | None = None
+    memos: tuple[Tree, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -83,6 +89,65 @@ class Result:
     def weights(self) -> Tensor:
         """Normalised weights, summing to 1 in every group."""
         return self._by_group(self.log_weights).softmax(-1).flatten()
+
+    @property
+    def log_z_error(self) -> Tensor:
+        """Standard error of log_z for each group, from this one run.
+
+        Lee and Whiteley (2018), https://arxiv.org/abs/1509.00394: with W_e the weight of all that descends from the
+        starting particle e and R the times that the group was resampled, Var(Z^)/Z^2 is estimated by
+        1 - (N/(N-1))^(R+1) (1 - sum_e W_e^2). Where one ancestor is left it says 1 or more: not to be trusted then.
+        Exact in the mean for multinomial resampling; local selections (SVDD) are not counted as resampling.
+        """
+        n, root = len(self) // self.groups, self._by_group(self.lineage()[0])
+        if n < 2:
+            return torch.full((self.groups,), torch.nan, dtype=torch.float64)
+        same = (root[:, :, None] == root[:, None, :]).double()
+        w = self._by_group(self.weights)
+        together = torch.einsum("gi,gij,gj->g", w, same, w)
+        resampled = self.trace["resampled"].double().sum(0).to(w)
+        relative = 1 - (n / (n - 1)) ** (resampled + 1) * (1 - together)
+        return relative.clamp(min=0).sqrt()
+
+    def summary(self, base: Result | None = None) -> list[dict[str, float]]:
+        """One row of diagnostics for each group; against an unguided result also the gains, in its standard deviations.
+
+        ancestors   starting particles that have descendants among the samples
+        distinct    different samples
+        entropy     of the weights, in nats; log n where all weigh alike
+        spread      root mean square distance of two samples (tensors of numbers)
+        reward and holdout: means under the weights. A reward that gains much more than the holdout is over-optimised
+        """
+        return [self._row(g, base) for g in range(self.groups)]
+
+    def _row(self, g: int, base: Result | None) -> dict[str, float]:
+        mine = (self.group == g).nonzero()[:, 0]
+        w = self.weights[mine]
+        part = _pick(self.samples, mine)
+        row: dict[str, float] = {
+            "group": g,
+            "n": len(mine),
+            "ess": float(self.ess[g]),
+            "entropy": float(entropy(self.log_weights[mine])),
+            "ancestors": len(self.lineage()[0][mine].unique()),
+            "distinct": len(set(part)) if isinstance(part, list) else len(self.x[mine].unique(dim=0)),
+            "log_z": float(self.log_z[g]),
+            "log_z_error": float(self.log_z_error[g]),
+        }
+        if self.x.is_floating_point():
+            x = self.x[mine].flatten(1).double()
+            row["spread"] = float((2 * x.var(0, correction=0).sum()).sqrt())
+        for name in ("rewards", "holdout"):
+            v, short = getattr(self, name), name.removesuffix("s")
+            if v is None:
+                continue
+            row[short] = _mean(v[mine], w)
+            other = getattr(base, name) if base is not None else None
+            if other is not None and base is not None:
+                theirs = other[base.group == min(g, base.groups - 1)]
+                theirs = theirs[theirs.isfinite()]
+                row[f"{short}_gain"] = (row[short] - float(theirs.mean())) / float(theirs.std())
+        return row
 
     def lineage(self) -> Tensor:
         """(steps + 1, samples): the row of the run from which each sample descends, at every step and the start."""
@@ -109,7 +174,7 @@ class Result:
         return replace(chosen, log_weights=self.log_z.repeat_interleave(log_w.shape[1]))
 
     def to_frame(self):
-        """A pandas DataFrame with sample (or x), group, reward and weight."""
+        """A pandas DataFrame with sample (or x), group, weight, reward and holdout."""
         try:
             import pandas
         except ImportError as error:
@@ -118,6 +183,8 @@ class Result:
         columns = {"sample": samples, "group": self.group.tolist(), "weight": self.weights.tolist()}
         if self.rewards is not None:
             columns["reward"] = self.rewards.tolist()
+        if self.holdout is not None:
+            columns["holdout"] = self.holdout.tolist()
         return pandas.DataFrame(columns)
 
     def save(self, path: str | Path) -> Path:
@@ -150,7 +217,7 @@ class Result:
         size = len(self) // self.groups
         rows = (order + torch.arange(self.groups, device=order.device)[:, None] * size).flatten()
         kept = {k: v[rows] for k in _ROWS if (v := getattr(self, k)) is not None}
-        return replace(self, **kept, samples=_pick(self.samples, rows))
+        return replace(self, **kept, samples=_pick(self.samples, rows), memos=tree.take(self.memos, rows))
 
 
 def load_result(path: str | Path) -> Result:
@@ -178,6 +245,12 @@ def load_result(path: str | Path) -> Result:
         raise
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a result that guidekit saved, or is truncated: {error}") from error
+
+
+def _mean(v: Tensor, w: Tensor) -> float:
+    """The weighted mean of what is known."""
+    known = v.isfinite()
+    return float((w[known] * v[known]).sum() / w[known].sum())
 
 
 def _pick(samples: Any, rows: Tensor) -> Any:

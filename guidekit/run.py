@@ -81,10 +81,11 @@ class Run:
         noise: Tensor | None = None,
         seed: int | Sequence[int] = 0,
         batch_size: int | None = None,
+        holdout: Any = None,
     ):
-        checks.check_call(model, n, solver, batch_size, guides, reward)
+        checks.check_call(model, n, solver, batch_size, guides, reward, holdout)
         self.model, self.n, self.guides, self.solver = model, n, tuple(guides), solver
-        self.reward, self.noise, self.seed, self.batch_size = reward, noise, seed, batch_size
+        self.reward, self.noise, self.seed, self.batch_size, self.holdout = reward, noise, seed, batch_size, holdout
         self.moves = model.process.moves(steps, solver)
         self.conditions = checks.conditions(model, cond)
         self.groups = len(self.conditions)
@@ -96,7 +97,9 @@ class Run:
         self.names = _names(self.guides)
         self.order = max(1, *(len(m.b) for m in self.moves))
         self.steered = any(g.steer for g in self.guides)
-        self._branching = [g for g in self.guides if g.has("branch")]
+        twists = [g.twist for g in self.guides]
+        self._counts = [t is None or t not in twists[:i] for i, t in enumerate(twists)]
+        self._branching = [g for g in self.guides if g.has("children")]
         self._draws = [model.process.draws(move) for move in self.moves]
         judges = [getattr(g, "reward", None) for g in self.guides]
         self.judge = next((r for r in judges if r is not None), None)
@@ -162,7 +165,7 @@ class Run:
     def width(self, index: int) -> int:
         """Children of each particle in this move."""
         step = self.step(index)
-        return math.prod(g.branch(step) for g in self._branching if g.active(step) and self._draws[index])
+        return math.prod(g.children(step) for g in self._branching if g.active(step) and self._draws[index])
 
     @property
     def blind(self) -> bool:
@@ -217,9 +220,12 @@ class Run:
     def select(self, pop: Population, index: int) -> Population:
         """The guides' selections, in the order of the list, and a line of the trace."""
         step, size = self.step(index), len(pop)
-        named = [(g, step.own(name, place)) for place, (g, name) in enumerate(zip(self.guides, self.names, strict=True))]
+        named = [
+            (g, step.own(name, place)) for place, (g, name) in enumerate(zip(self.guides, self.names, strict=True))
+        ]
         for guide, own in named:
-            pop = guide.weigh(pop, own)
+            weighed = guide.weigh(pop, own)
+            pop = weighed if self._counts[own.place] else replace(weighed, log_w=pop.log_w)
         log_w = pop.log_w
         for guide, own in named:
             pop = guide.select(pop, own)
@@ -279,9 +285,9 @@ class Run:
     def _weighed(self, pop: Population, view: View) -> Population:
         """The population with the guides' weights and memos, and what is known of rewards."""
         log_w, memos = pop.log_w, []
-        for guide, name, memo in zip(self.guides, self.names, pop.memos, strict=True):
+        for guide, name, counts, memo in zip(self.guides, self.names, self._counts, pop.memos, strict=True):
             increment, memo = guide.log_weight(view.own(name, memo), memo)
-            log_w = log_w + increment
+            log_w = log_w + increment if counts else log_w
             memos.append(memo)
         if view.step.last and self.judge is not None:
             view.score(self.judge)

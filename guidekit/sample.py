@@ -41,6 +41,7 @@ def sample(
     progress: bool = False,
     callbacks: Sequence[Callback] = (),
     checkpoint: str | Path | None = None,
+    holdout: Any = None,
 ) -> Result:
     """Draw n samples from a base model for every condition, steered by the guides.
 
@@ -58,6 +59,8 @@ def sample(
     progress     show a bar
     callbacks    functions (population, step), called after every step
     checkpoint   a file: written as the run goes on; the same call then continues it, to the same bytes
+    holdout      a second reward that takes no part and scores the final samples, to see whether the first was gamed;
+                 see `Result.holdout` and `Result.summary`
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
@@ -79,6 +82,7 @@ def sample(
         noise=noise,
         seed=seed,
         batch_size=batch_size,
+        holdout=holdout,
     )
     with torch.inference_mode(False), torch.no_grad(), run.borrowed(), Bar(run, progress) as bar:
         return run.result(_loop(run, bar, callbacks, Checkpoint(checkpoint, run) if checkpoint else None))

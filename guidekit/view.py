@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,7 @@ class View:
     limit: int | None = None
     memo: Tree = None
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    _kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def t(self) -> float:
@@ -114,6 +116,12 @@ class View:
         """Further evaluations of the network, at other states of these rows or another time; they are counted."""
         return evaluate(self.model, needs, x, t, self.cond, self.scorer.cost.network, self.limit)
 
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """make(), for what depends on x_t and not on the prediction: made at the first call in this look."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
     @property
     def key(self) -> Tensor:
         """One key per row, for the guide's own random numbers; different for every guide, step and row."""
@@ -127,7 +135,7 @@ class View:
         """The view of some rows, each perhaps several times; nothing decoded yet."""
         parts = {k: tree.take(getattr(self, k), index) for k in ("x", "group", "slot", "prediction", "memo")}
         evals = {k: v[index] for k, v in self.evals.items()}
-        return replace(self, **parts, evals=evals, cond=rows_of(self.cond, index), _cache={})
+        return replace(self, **parts, evals=evals, cond=rows_of(self.cond, index), _cache={}, _kept={})
 
     def with_prediction(self, prediction: Tensor | None) -> View:
         """The same rows with another prediction, and nothing decoded yet."""

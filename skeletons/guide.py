@@ -36,7 +36,7 @@ class Pull(Guide):  # Guide adds steer=False, start=0., stop=1. as keywords
     bound: float = float("inf")
     reward: Callable[[Any], Any] | None = None  # a field of this name also fills Result.rewards
     alpha: float = 1.0
-    children: int = 1
+    k: int = 1
 
     grad = False  # True: view.x carries gradients and the evaluations keep their graph
     sees_prediction = True  # False: log_weight reads x_t alone, and the network then sees only those who live
@@ -76,8 +76,8 @@ class Pull(Guide):  # Guide adds steer=False, start=0., stop=1. as keywords
         now = torch.where(value.isfinite(), value, -torch.inf if view.step.last else before)
         return now - before, now  # the memo follows its particle: None, a tensor with the row axis first, or a tuple
 
-    def branch(self, step):  # children of each particle in the move that starts here
-        return self.children
+    def children(self, step):  # children of each particle in the move that starts here
+        return self.k
 
     def weigh(self, population, step):  # weights that need the whole population, before anything is selected
         return population

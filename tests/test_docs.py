@@ -71,7 +71,7 @@ def test_the_skeleton_is_a_working_guide():
     """Pulled towards 1 and weighed: towards the reward, and log Z of a reward of zero is zero."""
     pull, base = skeleton(), gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 1.0], [0.4, 0.4])
     plain = gk.sample(base, 200, steps=20)
-    guides = [pull(1.0, scale=lambda t: 0.3 * (1 - t), bound=1.2, reward=lambda x: x[:, 0], alpha=0.5, children=2)]
+    guides = [pull(1.0, scale=lambda t: 0.3 * (1 - t), bound=1.2, reward=lambda x: x[:, 0], alpha=0.5, k=2)]
     guided = gk.sample(base, 200, steps=20, guides=guides)
     assert guided.weights @ guided.x[:, 0].double() > plain.x.mean() + 0.5
     assert guided.x.abs().max() <= 1.2

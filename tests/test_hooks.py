@@ -26,10 +26,10 @@ class Nested(gk.Guide):
 
     reward: Any
     alpha: float
-    children: int = 4
+    k: int = 4
 
-    def branch(self, step):
-        return self.children
+    def children(self, step):
+        return self.k
 
     def log_weight(self, view, memo):
         now = view.score(self.reward) / self.alpha
@@ -118,7 +118,7 @@ def test_global_selection_among_all_children_is_unbiased(problem: Problem):
 class Branch(gk.Guide):
     """Children, and no opinion on which of them live."""
 
-    def branch(self, step):
+    def children(self, step):
         return 3
 
 

@@ -6,7 +6,7 @@ particle it returns as a memo, which then follows that particle through every se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
@@ -41,6 +41,11 @@ class Guide:
         return ()
 
     @property
+    def twist(self) -> Hashable:
+        """What its log-weights stand for; of guides with equal twists, unless None, the first one's count."""
+        return None
+
+    @property
     def models(self) -> tuple[Model, ...]:
         """Further base models that it uses."""
         return ()
@@ -72,7 +77,7 @@ class Guide:
         """The increment of the log-weights, and the new memo. Called at every look, also the last (t = 0)."""
         return 0.0, memo
 
-    def branch(self, step: Step) -> int:
+    def children(self, step: Step) -> int:
         """Children of each particle in the move that starts at this step; asked only where the move is random."""
         return 1
 
@@ -101,7 +106,7 @@ class Guide:
     @property
     def stochastic(self) -> bool:
         """Whether it needs moves with noise: copies of a particle must part again, and p/q must exist."""
-        return self.steer or any(map(self.has, ("branch", "select", "noise")))
+        return self.steer or any(map(self.has, ("children", "select", "noise")))
 
 
 def at(scale: Scale, t: float) -> float:

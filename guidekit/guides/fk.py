@@ -5,18 +5,24 @@ exp(r(x_0)/alpha), so that the weighted particles follow
 
     p(x_0) exp(r(x_0)/alpha) / Z,      Z = E_p[exp(r(x_0)/alpha)].
 
-The difference potential at a step that is scored is G = exp((V_s - V_before)/alpha) with V the look-ahead value, V = r
-at the last step and V = 0 before the first: the sum telescopes to r(x_0)/alpha whatever V is, which only decides how
-far the weights spread on the way. Weights are carried where nothing is resampled, and returned with log Z.
+With v_j = gamma(t_j) V_j/alpha the look-ahead at the j-th step that is scored, the potentials on the way are
+
+    difference   log G_j = v_j - v_(j-1),   v_0 = 0            max   log G_j = max(v_1, ..., v_j)
+    final        log G_j = 0                                   sum   log G_j = v_1 + ... + v_j
+
+and the last one is exp(r(x_0)/alpha) over the product of the others, whatever V and gamma are: these only decide how
+far the weights spread on the way ("sum" spreads them most). Weights are carried where nothing is resampled.
 
 A value that is not known at a step (the clean estimate could not be scored) leaves the particle's last one standing;
-a final sample without a score has weight zero. The code published with the paper differs: its adaptive mode drops the
-weights of steps that do not resample, and it never weighs the result.
+a final sample without a score has weight zero. The code published with the paper differs: its last factor is of the
+running max or sum instead of r(x_0), its adaptive mode drops the weights of steps that do not resample, its max starts
+at zero and so ties all particles where rewards are negative, and it never weighs the result.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -26,59 +32,86 @@ from .. import resampling
 from ..models.base import Model
 from ..population import Population
 from ..tree import Tree
-from ..values import Tweedie, Value
+from ..values import Value
 from ..view import Step, View
-from .base import Guide
+from .base import Guide, Scale, at
 from .resample import check_resampling, resample
+from .twist import check_reward, twist, value_of
+
+# of the path so far: (sum of log G, running value, v_j) -> (sum of log G, running value)
+POTENTIALS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "difference": lambda total, running, v: (v, v),
+    "max": lambda total, running, v: (total + torch.fmax(running, v), torch.fmax(running, v)),
+    "sum": lambda total, running, v: (total + running.nan_to_num(0.0) + v, running.nan_to_num(0.0) + v),
+    "final": lambda total, running, v: (total, running),
+}
 
 
 @dataclass(frozen=True)
 class FKSteering(Guide):
-    """Feynman-Kac steering towards p exp(reward/alpha).
+    """Feynman-Kac steering towards p exp(reward/alpha). One reward call per particle and scored step, no extra rows.
 
     reward      a Reward or a function of decoded samples
     alpha       temperature: the smaller, the harder the steering
-    potential   "difference"
-    every       score and resample at every so many steps, and at the last
+    potential   "difference" | "max" | "sum" | "final" (importance sampling: only final samples are scored)
+    every       score and resample at every so many steps, or at the steps of this list; and at the last
     ess         resample a group when its ESS is below this share of it (0 never, 1 always)
     value       the look-ahead; None means `gk.values.Tweedie(reward)`
+    tempering   gamma, a number or a function of t
     """
 
     reward: Any
     alpha: float
     potential: str = "difference"
-    every: int = 1
+    every: int | Sequence[int] = 1
     ess: float = 0.5
     resampler: str | resampling.Resampler = "systematic"
     value: Value | None = None
+    _: KW_ONLY
+    tempering: Scale = 1.0
 
     def __post_init__(self) -> None:
-        if not callable(self.reward):
-            raise TypeError(f"FKSteering(reward=...) takes a function of samples, not {type(self.reward).__name__}")
-        if not self.alpha > 0:
-            raise ValueError(f"FKSteering(alpha={self.alpha}): the temperature must be positive")
-        if self.potential != "difference":
-            raise ValueError(f"FKSteering(potential={self.potential!r}): there is 'difference'")
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"FKSteering(every={self.every!r}): a number of steps, at least 1")
+        check_reward(self)
+        if self.potential not in POTENTIALS:
+            raise ValueError(f"FKSteering(potential={self.potential!r}): there is {', '.join(POTENTIALS)}")
+        check_every(self)
         check_resampling(self.ess, self.resampler)
+
+    @property
+    def twist(self) -> tuple[int, float]:
+        return id(self.reward), self.alpha
 
     def check(self, model: Model, steps: int) -> None:
         if self.steer:
             raise ValueError("FKSteering(steer=True): it has no tilt that the weights could correct for")
 
     def due(self, step: Step) -> bool:
-        """Whether this step is scored."""
-        return step.last or (step.index > 0 and step.index % self.every == 0 and self.active(step))
+        """Whether this step is scored and may resample."""
+        return step.last or (step.index > 0 and in_turn(self.every, step.index) and self.active(step))
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
-        if not self.due(view.step):
+        if not self.due(view.step) or (self.potential == "final" and not view.step.last):
             return 0.0, memo
-        before = view.zeros() if memo is None else memo
-        value = view.score(self.reward) if view.step.last else (self.value or Tweedie(self.reward))(view)
-        unknown = -torch.inf if view.step.last else before
-        now = torch.where(value.isfinite(), value / self.alpha, unknown)
-        return now - before, now
+        total, running = (view.zeros(), torch.full_like(view.zeros(), torch.nan)) if memo is None else memo
+        if view.step.last:
+            now = twist(self, view, total)
+            return now - total, (now, running)
+        v = at(self.tempering, view.t) * value_of(self, view) / self.alpha
+        level, best = POTENTIALS[self.potential](total, running, v)
+        level, best = (torch.where(v.isfinite(), new, old) for new, old in ((level, total), (best, running)))
+        return level - total, (level, best)
 
     def select(self, population: Population, step: Step) -> Population:
         return resample(population, step, self.ess if self.due(step) else 0.0, self.resampler)
+
+
+def in_turn(every: int | Sequence[int], index: int) -> bool:
+    """Whether a step is one of every so many, or of a list."""
+    return index % every == 0 if isinstance(every, int) else index in every
+
+
+def check_every(guide: Any) -> None:
+    every = guide.every
+    listed = [every] if isinstance(every, int) else every
+    if isinstance(every, (bool, str)) or not all(isinstance(e, int) and e > 0 for e in listed):
+        raise ValueError(f"{type(guide).__name__}(every={every!r}): a number of steps, at least 1, or a list of steps")

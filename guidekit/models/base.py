@@ -131,6 +131,26 @@ class Null(Cond):
             )
 
 
+@dataclass(frozen=True)
+class Other(Cond):
+    """Another base model of the same noising law, at the user's condition."""
+
+    network: Model
+
+    def model(self, base: Model) -> Model:
+        return self.network
+
+    def check(self, model: Model) -> None:
+        other = self.network
+        if not isinstance(other, Model):
+            raise TypeError(f"a second base model is needed, not {type(other).__name__}")
+        if other.shape != model.shape or other.process != model.process:
+            raise ValueError(
+                f"two models in one target share shape and noising law; given {model.shape}, {model.process} and "
+                f"{other.shape}, {other.process}"
+            )
+
+
 def evaluate(
     model: Model,
     needs: Sequence[Cond],

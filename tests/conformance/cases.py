@@ -7,18 +7,27 @@ target    "base": it moves or weighs without changing p; "tilted": weighted part
           "own": another law, which its own test file checks
 rows      network rows of a run, from the particles N and the steps M
 calls     reward calls of a run
+networks  forwards of each step: one for each distinct network
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
 
 import guidekit as gk
 
 from ..problems import PROBLEMS, Problem
 
 ALL = tuple(PROBLEMS)
+TOKENS = ("masked", "uniform")
+GAUSSIAN = tuple(p for p in ALL if p not in TOKENS)
+
+
+N = 12  # particles where a bit-for-bit law is asked
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Case:
     processes: tuple[str, ...] = ALL
     rows: Callable[[int, int], int] = lambda n, m: n * m
     calls: Callable[[int, int], int] = lambda n, m: 0
+    networks: int = 1
 
 
 def constant(x):
@@ -43,6 +53,46 @@ def _fk(**options) -> Callable[[Problem], gk.Guide]:
 
 def _idle_fk(**options) -> Callable[[Problem], gk.Guide]:
     return lambda p: gk.FKSteering(p.reward, float("inf"), **options)
+
+
+def _svdd(**options) -> Callable[[Problem], gk.Guide]:
+    return lambda p: gk.SVDD(p.reward, p.alpha, **{"candidates": 3} | options)
+
+
+def _idle_svdd(**options) -> Callable[[Problem], gk.Guide]:
+    return lambda p: gk.SVDD(p.reward, float("inf"), **{"candidates": 3} | options)
+
+
+def _tds(guide, **options) -> Callable[[Problem], gk.Guide]:
+    return lambda p: guide(p.reward, p.alpha, **options)
+
+
+def _idle_tds(guide, **options) -> Callable[[Problem], gk.Guide]:
+    return lambda p: guide(p.reward, float("inf"), **options)
+
+
+def tripled(n: int, m: int) -> int:
+    """Rows with three candidates: the start, and every look but the last."""
+    return n + 3 * n * (m - 1)
+
+
+@lru_cache
+def _other(name: str) -> gk.Model:
+    base = PROBLEMS[name].model
+    if isinstance(base, gk.analytic.TokenTable):
+        tables = base.table.flip(1).view(-1, *(base.vocab_size,) * base.length)
+        return gk.analytic.TokenTable(tables[0], classes=tables[1:])
+    return gk.analytic.GaussianMixture([0.6, 0.4], base.means[:2] + 0.7, base.stds[1:3], base.schedule)
+
+
+def other(p: Problem) -> gk.Model:
+    """Another model of the same noising law."""
+    return _other(p.name)
+
+
+def target(p: Problem) -> torch.Tensor:
+    """One state."""
+    return torch.tensor([0, 2, 1]) if p.name in TOKENS else torch.full(p.model.shape, 0.8, dtype=torch.float64)
 
 
 CASES = [
@@ -68,4 +118,80 @@ CASES = [
         Case(f"FK {name}", _fk(ess=0.9, resampler=name), _idle_fk(resampler=name), "tilted", calls=lambda n, m: n * m)
         for name in ("multinomial", "stratified", "residual", "ssp")
     ),
+    Case("FK max", _fk(potential="max", ess=0.9), _idle_fk(potential="max"), "tilted", calls=lambda n, m: n * m),
+    Case(  # at full strength its weights have tails that 4,000 populations do not meet
+        "FK sum", _fk(potential="sum", ess=0.9, tempering=0.2), _idle_fk(potential="sum"), "tilted",
+        calls=lambda n, m: n * m,
+    ),
+    Case("FK final", _fk(potential="final"), _idle_fk(potential="final"), "tilted", calls=lambda n, m: n),
+    Case("FK at steps", _fk(every=[2, 3]), _idle_fk(every=[2, 3]), "tilted", calls=lambda n, m: 3 * n),
+    Case(
+        "FK tempered", _fk(tempering=lambda t: (1 - t) ** 2, ess=0.9), _idle_fk(tempering=0.3), "tilted",
+        calls=lambda n, m: n * m,
+    ),
+    # the last move of a Gaussian process is deterministic, and then there is one child
+    Case("SVDD", _svdd(), _idle_svdd(), "tilted", GAUSSIAN, tripled, lambda n, m: 3 * n * (m - 1) + n),
+    Case("SVDD tokens", _svdd(), _idle_svdd(), "tilted", TOKENS, tripled, lambda n, m: 3 * n * m),
+    Case("SVDD one", _svdd(candidates=1), _idle_svdd(candidates=1), "tilted", calls=lambda n, m: n * m),
+    Case(  # moves 1/6 to 3/6 branch, and steps 2, 3, 4 and the last are scored
+        "SVDD interval", _svdd(start=0.1, stop=0.6), _idle_svdd(stop=0.6), "tilted",
+        rows=lambda n, m: n * (m - 3) + 3 * n * 3, calls=lambda n, m: 3 * n * 3 + n,
+    ),
+    Case(
+        "SVDD greedy", lambda p: gk.SVDD(p.reward, candidates=3), lambda p: gk.SVDD(constant, candidates=3), "own",
+        GAUSSIAN, tripled, lambda n, m: 3 * n * (m - 1) + n,
+    ),
+    Case(
+        "SVDD greedy tokens", lambda p: gk.SVDD(p.reward, candidates=3), lambda p: gk.SVDD(p.reward, candidates=1),
+        "own", TOKENS, tripled, lambda n, m: 3 * n * m,
+    ),
+    Case("TDS", _tds(gk.TDS, scale=0.5), _idle_tds(gk.TDS), "tilted", GAUSSIAN, calls=lambda n, m: n * (m + 1)),
+    Case(
+        "TDS scheduled", _tds(gk.TDS, scale=lambda t: 1 - t, ess=0.9), _idle_tds(gk.TDS), "tilted", GAUSSIAN,
+        calls=lambda n, m: n * (m + 1),
+    ),
+    *(
+        Case(
+            f"DAS {name}", _tds(gk.DAS, tempering=tempering, scale=0.5, ess=0.95),
+            _idle_tds(gk.DAS, tempering=tempering), "tilted", GAUSSIAN, calls=lambda n, m: n * (m + 1),
+        )
+        for name, tempering in (
+            ("adaptive", "adaptive"), ("exponential", "exponential"), ("power", "power"), ("function", lambda f: f**2),
+        )
+    ),
+    Case(
+        "FKC cfg", lambda p: gk.FKC.cfg(1.7), lambda p: gk.FKC.cfg(1.0), "own", (*GAUSSIAN, "masked"),
+        rows=lambda n, m: 2 * n * m,
+    ),
+    Case("FKC anneal", lambda p: gk.FKC.anneal(1.6), lambda p: gk.FKC.anneal(1.0), "own", ("edm-1d", "masked")),
+    Case(
+        "FKC product", lambda p: gk.FKC.product(other(p)), lambda p: gk.FKC.product(other(p), power=0.0), "own",
+        ("edm-1d", "masked"), lambda n, m: 2 * n * m, networks=2,
+    ),
+    Case(
+        "FKC tilt", lambda p: gk.FKC.tilt(p.reward, p.alpha), lambda p: gk.FKC.tilt(p.reward, float("inf")), "own",
+        ("vp-1d", "flow-2d"), calls=lambda n, m: n * m,
+    ),
+    Case(  # where the start is x_0 plus noise, it is scored
+        "FKC tilt edm", lambda p: gk.FKC.tilt(p.reward, p.alpha), lambda p: gk.FKC.tilt(p.reward, float("inf")), "own",
+        ("edm-1d",), calls=lambda n, m: n * (m + 1),
+    ),
+    Case(
+        "BestOfN", lambda p: gk.BestOfN(p.reward, 3), lambda p: gk.BestOfN(p.reward, 1), "own",
+        rows=lambda n, m: 3 * n * m, calls=lambda n, m: 3 * n,
+    ),
+    Case(
+        "BeamSearch", lambda p: gk.BeamSearch(p.reward, 4, 2), lambda p: gk.BeamSearch(constant, N, 2), "own", GAUSSIAN,
+        lambda n, m: n + 2 * n * (m - 1), lambda n, m: 2 * n * (m - 1) + n,
+    ),
+    Case(
+        "BeamSearch tokens", lambda p: gk.BeamSearch(p.reward, 18, 2), lambda p: gk.BeamSearch(constant, N, 2), "own",
+        TOKENS, lambda n, m: 18 + 2 * 18 * (m - 1), lambda n, m: 2 * 18 * m,
+    ),
+    Case(  # rows 24, 22, 20, 18, 16, 14 with round(48 / rows) = 2, 2, 2, 3, 3, 3 children
+        "DSearch", lambda p: gk.DSearch(p.reward, (24, 12), 2), lambda p: gk.DSearch(constant, (N, N), 2), "own",
+        TOKENS, lambda n, m: 24 + 48 + 44 + 40 + 54 + 48, lambda n, m: 48 + 44 + 40 + 54 + 48 + 42,
+    ),
+    Case("DDCM", lambda p: gk.DDCM(8, target=target(p)), None, "own", ("vp-1d", "flow-2d")),
+    Case("StartFrom", lambda p: gk.StartFrom(target(p)), None, "own"),
 ]  # fmt: skip

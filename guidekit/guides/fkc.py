@@ -1,0 +1,234 @@
+r"""Feynman-Kac correctors (Skreta et al., 2025), https://arxiv.org/abs/2503.02819: weights that make a heuristic path
+exact.
+
+The target of every time is a product of powers of noised models, perhaps tilted by a reward of the noisy state,
+
+    p_t ~ prod_i q_i,t^(c_i) exp(phi_t),       phi_t = beta_t r(x_t),     beta_0 = 1/alpha,
+
+of which classifier-free guidance (q_null^(1-w) q_cond^w), annealing (q^beta) and products are cases. Let C = sum c_i,
+y = x_t/alpha_t, u = (sigma_t/alpha_t)^2, s_i = grad_y log q_i = (d_i - y)/u and S = sum_i c_i s_i. In y every
+Gaussian process is driven by noise alone, d log q_i/du = (Delta log q_i + |s_i|^2)/2. The rule of the paper, for any
+drift v and noise a,
+
+    dy = (v + a^2/2 grad log p) dtau + a dW,     dlog w = (d log p/dtau + div v + <v, grad log p>) dtau,     dtau = -du,
+
+becomes with v = S/2 + lambda y, in which the divergences of the scores cancel,
+
+    dlog w = ( (|S|^2 - sum_i c_i |s_i|^2)/2 + lambda (dim + <y, S>) + dphi/dtau + <S/2 + lambda y, grad phi> ) dtau
+
+for every noise level a, and a is the solver's: DDPM has a = 1, DDIM(eta) a = eta. lambda = (C - 1)/(2 (1 + u)) keeps
+particles where the target is while they are noise, N(0, u/C), so that they weigh alike there. The proposal's clean mean
+is y + u (S + (2 lambda y + a^2 grad phi)/(1 + a^2)). Integrals over a step are trapezoids in w = 1/(1 + u), the mean
+in pure noise, (C - 1) dim/(2 (1 + u)), being integrated exactly: so the law is right up to an error of the steps.
+Powers with C != 1 start at alpha > 0, and their steps are best even in log(sigma/alpha). log Z estimates the logarithm
+of the integral of prod_i q_i^(c_i) exp(r/alpha).
+
+Masked tokens: positions are unmasked in an order that no model decides, v at position i with probability prod_k
+p_k(v)^(c_k)/Z_i, and log w += log Z_i for every position unmasked. Exact if one is unmasked at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import resampling
+from ..models.base import Cond, Model, Null, Other
+from ..population import Population
+from ..process import Gaussian, Masked
+from ..tree import Tree
+from ..view import Step, View
+from .base import Guide
+from .resample import check_resampling, resample
+from .twist import check_differentiable, check_reward, gradient
+
+
+class FKC:
+    """Targets that are products of powers. All take ess=.5 and resampler="systematic".
+
+    >>> import guidekit as gk
+    >>> gk.FKC.cfg(2.0).powers
+    ((Cond(), 2.0), (Null(), -1.0))
+    """
+
+    @staticmethod
+    def cfg(scale: float, **options: Any) -> Corrector:
+        """q_null^(1 - scale) q_cond^scale: what classifier-free guidance aims at. Two rows per particle."""
+        return Corrector(((Cond(), float(scale)), (Null(), 1.0 - scale)), **options)
+
+    @staticmethod
+    def anneal(beta: float, **options: Any) -> Corrector:
+        """q^beta: a model at the temperature 1/beta."""
+        return Corrector(((Cond(), float(beta)),), **options)
+
+    @staticmethod
+    def product(other: Model, power: float = 1.0, **options: Any) -> Corrector:
+        """q q_other^power: of two models of the same noising law, which see the same condition."""
+        return Corrector(((Cond(), 1.0), (Other(other), float(power))), **options)
+
+    @staticmethod
+    def tilt(reward: Any, alpha: float, schedule: Callable[[float], float] | None = None, **options: Any) -> Corrector:
+        """q exp(reward/alpha), by the reward of x_t itself. schedule: t -> alpha beta_t, 1 at t = 0, 0 in noise."""
+        return Corrector(((Cond(), 1.0),), reward, alpha, schedule, **options)
+
+
+@dataclass(frozen=True)
+class Corrector(Guide):
+    """Weighted particles of prod_i q_i^(c_i) exp(reward/alpha), from powers ((evaluation, c_i), ...), Cond() first."""
+
+    powers: tuple[tuple[Cond, float], ...]
+    reward: Any = None
+    alpha: float = math.inf
+    schedule: Callable[[float], float] | None = None
+    ess: float = 0.5
+    resampler: str | resampling.Resampler = "systematic"
+
+    def __post_init__(self) -> None:
+        check_resampling(self.ess, self.resampler)
+        if self.powers[0][0] != Cond() or not all(math.isfinite(c) for _, c in self.powers) or self.total <= 0:
+            raise ValueError(f"powers={self.powers}: Cond() first, and numbers with a positive sum")
+        if self.reward is not None:
+            check_reward(self)
+
+    @property
+    def total(self) -> float:
+        return sum(c for _, c in self.powers)
+
+    @property
+    def needs(self) -> tuple[Cond, ...]:
+        return tuple(need for need, _ in self.powers[1:])
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        return tuple(need.network for need in self.needs if isinstance(need, Other))
+
+    def check(self, model: Model, steps: int) -> None:
+        if self.reward is not None:
+            check_differentiable(self, model)
+        if not isinstance(model.process, (Gaussian, Masked)):
+            raise ValueError("FKC has weights for Gaussian and masked processes; uniform noise has none that are exact")
+        if self.steer or self.start > 0 or self.stop < 1:
+            raise ValueError("FKC is a path from noise to data: it takes no steer, start or stop")
+
+    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
+        if self.total == 1 or isinstance(model.process, Masked):
+            return population.x
+        if model.process.scales(step.t)[0] < 1e-3:
+            raise ValueError(
+                f"powers that add up to {self.total:g} start where a trace of the data is left; at t={step.t} there "
+                "is none: give steps=[...] from a later time, like gk.times.log_snr(schedule, 200, 0.98)"
+            )
+        return population.x / self.total**0.5
+
+    def tilt(self, view: View) -> Tensor:
+        mean = sum(c * view.evals[need] for need, c in self.powers) - view.evals[Cond()]
+        if isinstance(view.model.process, Masked):
+            return mean
+        alpha, sigma = view.model.process.scales(view.t)
+        a2 = _noise_level(view) ** 2
+        if self.total != 1:  # y + u S - d, and the drift lambda y
+            v = sigma**2 / (alpha**2 + sigma**2)
+            mean = mean + (1 - self.total) * (1 - v / (1 + a2)) / alpha * view.x
+        if self.reward is None or alpha == 0:
+            return mean
+        return mean + a2 / (1 + a2) * self._beta(view.t, view) * sigma**2 / alpha * self._slope(view)[1]
+
+    def log_weight(self, view: View, memo: Tree) -> tuple[Tensor, Tree]:
+        return (self._tokens if isinstance(view.model.process, Masked) else self._path)(view, memo)
+
+    def _tokens(self, view: View, memo: Tree) -> tuple[Tensor, Tree]:
+        new, mask = view.zeros(), view.model.process.states - 1  # type: ignore[attr-defined]
+        if memo is not None:
+            new = (memo[1] * ((memo[0] == mask) & (view.x != mask))).sum(1)
+        if view.step.last:
+            return new, memo
+        return new, (view.x, sum(c * view.evals[need].double() for need, c in self.powers).logsumexp(-1))  # type: ignore
+
+    def _path(self, view: View, memo: Tree) -> tuple[Tensor, Tree]:
+        rate, r, pull = self._rates(view)
+        if memo is None:
+            return self._start(view), (rate, r, pull)
+        came = view.step.came
+        assert came is not None
+        if came.s > came.t:
+            raise ValueError("FKC follows a path down in time: times that go up are not for it")
+        (a_t, s_t), (a_s, s_s) = (view.model.process.scales(t) for t in (came.t, came.s))
+        w_t, w_s = (a * a / (a * a + s * s) for a, s in ((a_t, s_t), (a_s, s_s)))
+        rate_s, pull_s = (memo[0], memo[2]) if view.step.last else (rate, pull)
+        excess = (self.total - 1) / 2 * math.prod(view.model.shape)
+        log_w = (memo[0] + rate_s) / 2 * (w_s - w_t) + (excess * math.log(w_s / w_t) if excess else 0.0)
+        if self.reward is not None:
+            rise = self._beta(came.s, view) - self._beta(came.t, view)
+            log_w = log_w + (memo[1] + r) / 2 * rise + (memo[2] + pull_s) / 2 * (a_s - a_t)
+        return log_w, (rate, r, pull)
+
+    def _start(self, view: View) -> Tensor:
+        """log of the integral of N(0, u)^C over y."""
+        if self.total == 1:
+            return view.zeros()
+        alpha, sigma = view.model.process.scales(view.t)
+        log_u = math.log(2 * math.pi * (sigma / alpha) ** 2)
+        d = math.prod(view.model.shape)
+        return view.zeros() + d / 2 * ((1 - self.total) * log_u - math.log(self.total))
+
+    def _rates(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        """What is integrated over w, with its mean in pure noise taken off; r(x_t); and beta <x, grad r>/alpha."""
+        zero = view.zeros()
+        alpha, sigma = view.model.process.scales(view.t)
+        if view.step.last:
+            return zero, zero if self.reward is None else _known(view.score(self.reward), -torch.inf), zero
+        w, v = alpha**2 / (alpha**2 + sigma**2), sigma**2 / (alpha**2 + sigma**2)
+        clean = [(view.evals[need].flatten(1).double(), c) for need, c in self.powers]
+        rate = zero
+        for i, (d, c) in enumerate(clean):
+            for e, f in clean[:i]:
+                rate = rate - c * f * (d - e).square().sum(1) / (2 * v**2)
+        mean = sum(c * d for d, c in clean)
+        if self.total != 1:
+            y = view.x.flatten(1).double() / alpha
+            square = sum(c * (d - y).square() for d, c in clean) / v**2
+            rate = rate + (self.total - 1) / 2 * (square + y * (mean - self.total * y) / v).sum(1)
+        if self.reward is None or alpha == 0:
+            return rate, zero, zero
+        r, slope = self._slope(view)
+        beta, x, slope = self._beta(view.t, view), view.x.flatten(1).double(), slope.flatten(1).double()
+        lean, radial = (((alpha * mean - self.total * x) * slope).sum(1), (x * slope).sum(1))
+        rate = rate + beta / (2 * w) * (lean / v + (self.total - 1) * radial)
+        return rate, r, beta / alpha * radial
+
+    def _beta(self, t: float, view: View) -> float:
+        alpha, sigma = view.model.process.scales(t)
+        share = (alpha**2 / (alpha**2 + sigma**2)) ** 2 if self.schedule is None or t == 0 else self.schedule(t)
+        return share / self.alpha
+
+    def _slope(self, view: View) -> tuple[Tensor, Tensor]:
+        """r(x_t), where known, and its gradient."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                x = view.x.detach().requires_grad_()
+                r = view.scorer(self.reward, view.model.decode(x))
+                return _known(r.detach(), 0.0), gradient(r, x)
+
+        return view.once(("slope", id(self.reward)), make)
+
+    def select(self, population: Population, step: Step) -> Population:
+        return resample(population, step, self.ess, self.resampler)
+
+
+def _known(r: Tensor, otherwise: float) -> Tensor:
+    return torch.where(r.isfinite(), r, otherwise)
+
+
+def _noise_level(view: View) -> float:
+    """a of the coming move: its noise over that of the posterior of the forward process."""
+    move, scales = view.step.move, view.model.process.scales
+    assert move is not None
+    (a_t, s_t), (a_s, s_s) = scales(move.t), scales(move.s)
+    most = s_s * max(1 - (a_t * s_s / (a_s * s_t)) ** 2, 0.0) ** 0.5
+    return move.c / most if most > 0 else 1.0

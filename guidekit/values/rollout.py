@@ -1,0 +1,74 @@
+r"""The reward of samples drawn from x_t by the model itself: with k of them, x_0^j ~ p(x_0 | x_t),
+
+    V(x_t) = alpha log 1/k sum_j exp(r(x_0^j)/alpha)        at temperature alpha,
+    V(x_t) = 1/k sum_j r(x_0^j)                             at alpha = 0, the value of the SVDD paper.
+
+Of tokens one step already draws: x_0 from prod_i p(x_0^i | x_t), with the prediction at hand and no network rows, as in
+the text experiments of Feynman-Kac steering. Of a Gaussian process the last step is deterministic, so that one step is
+the clean mean; more steps cost k (steps - 1) rows a particle.
+
+References: Singhal et al. (2025), https://arxiv.org/abs/2501.06848; Li et al. (2024), https://arxiv.org/abs/2408.08252.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import random
+from ..population import log_mean_exp
+from ..view import View
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The soft mean of the reward over k samples drawn in `steps` steps each, evenly spaced from t to 0.
+
+    alpha   its temperature; None takes that of the guide it serves
+
+    The first step moves by the guided prediction, the others by the model at the user's condition.
+    """
+
+    reward: Any
+    steps: int = 1
+    k: int = 4
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.k < 1:
+            raise ValueError(f"Rollout(steps={self.steps}, k={self.k}): both are at least 1")
+
+    def at(self, alpha: float) -> Rollout:
+        return replace(self, alpha=alpha) if self.alpha is None else self
+
+    def __call__(self, view: View) -> Tensor:
+        if view.t == 0:
+            return view.score(self.reward)
+        row = torch.arange(len(view.x) * self.k, device=view.x.device)
+        parts = row.split(view.limit or len(row))
+        scores = torch.cat([self._scores(view.take(p // self.k), p % self.k) for p in parts]).view(-1, self.k)
+        known = scores.isfinite()
+        if not self.alpha:
+            return scores.nanmean(-1)
+        spare = (~known).sum(-1).to(scores)  # of those that could not be scored nothing is known
+        soft = log_mean_exp(torch.where(known, scores / self.alpha, -torch.inf))
+        return self.alpha * (soft - (1 - spare / self.k).log()).where(known.any(-1), torch.nan)
+
+    def _scores(self, view: View, copy: Tensor) -> Tensor:
+        """The rewards of one sample for each row of the view."""
+        process, model = view.model.process, view.model
+        assert view.prediction is not None
+        x, prediction = view.x, view.prediction
+        times = [view.t * (1 - i / self.steps) for i in range(self.steps)] + [0.0]
+        keys = random.fold(random.fold(view.key, "rollout"), copy)
+        for i, (t, _) in enumerate(pairwise(times)):
+            move = process.moves(times[i:], None)[0]
+            prediction = prediction if i == 0 else next(iter(view.evaluate(x, t).values()))
+            kernel = process.kernel(x, (prediction,), move)
+            noise = process.noise(random.fold(keys, i), process.noise_shape(model.shape), model.dtype)
+            x = kernel.push(noise if kernel.random else None)
+        return view.scorer(self.reward, model.decode(x))
