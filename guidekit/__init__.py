@@ -24,6 +24,7 @@ from .guides import (
 )
 from .models import Cond, GaussianModel, MaskedModel, Model, Null, UniformModel
 from .population import Population
+from .refine import evolve, refine
 from .result import Result, load_result
 from .run import Run
 from .sample import sample
@@ -62,8 +63,10 @@ __all__ = [
     "View",
     "analytic",
     "ddcm",
+    "evolve",
     "load_result",
     "process",
+    "refine",
     "resampling",
     "sample",
     "schedules",

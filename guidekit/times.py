@@ -7,6 +7,7 @@ times from t_max down to 0.
     karras     (sigma/alpha)^(1/rho) evenly spaced, rho = 7 (Karras et al., 2022), then a last step to 0
 
 The last two need a schedule. Where its sigma/alpha begins at infinity they take 200, where it ends at zero 0.002.
+`restart` makes times that go up again, for any process.
 """
 
 from __future__ import annotations
@@ -42,6 +43,32 @@ def karras(schedule: Schedule | None, steps: int, t_max: float = 1.0, rho: float
         return (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
     return _spaced(schedule, steps, t_max, "karras", between)
+
+
+def restart(
+    steps: int, low: float = 0.1, high: float = 0.4, count: int = 2, inner: int | None = None, t_max: float = 1.0
+) -> list[float]:
+    """Times that go up again (Restart sampling, Xu et al., 2023, https://arxiv.org/abs/2306.14878), for `steps=`.
+
+    From t_max to low, then `count` times up to high by noising and down again in `inner` steps, then from low to 0.
+    A deterministic solver so forgets the errors that it made above `low`, at the small cost of some more steps.
+
+    >>> restart(4, low=0.25, high=0.5, count=1, inner=2)
+    [1.0, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.0]
+    """
+    if not 0 < low < high < t_max or steps < 2 or count < 0 or (inner is not None and inner < 1):
+        raise ValueError(
+            f"restart(steps={steps}, low={low}, high={high}, count={count}, inner={inner}): at least 2 steps, and "
+            f"0 < low < high < {t_max}"
+        )
+    before = min(max(round(steps * (t_max - low) / t_max), 1), steps - 1)
+    inner = max(round(before * (high - low) / (t_max - low)), 1) if inner is None else inner
+    down, again, rest = (_even(*v) for v in ((t_max, low, before), (high, low, inner), (low, 0.0, steps - before)))
+    return down + count * again + rest[1:]
+
+
+def _even(first: float, last: float, steps: int) -> list[float]:
+    return [first + (last - first) * i / steps for i in range(steps)] + [last]
 
 
 GRIDS: dict[str, Grid] = {"uniform": uniform, "cosine": cosine, "log_snr": log_snr, "karras": karras}

@@ -81,9 +81,8 @@ class DDCM(Guide):
 
     def _direction(self, view: View) -> Tensor | None:
         if self.target is not None:
-            own = self.target if self.target.dim() == view.x.dim() else self.target.expand_as(view.x)
-            row = view.group * view.step.n + view.slot
-            return (own[row] if own is self.target else own).to(view.x) - view.clean
+            own = self.target.to(view.x).view(-1, *view.model.shape)
+            return own[view.group * view.step.n + view.slot if len(own) > 1 else view.slot * 0] - view.clean
         if self.reward is None:
             return None
         with torch.enable_grad():

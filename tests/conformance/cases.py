@@ -92,7 +92,7 @@ def other(p: Problem) -> gk.Model:
 
 def target(p: Problem) -> torch.Tensor:
     """One state."""
-    return torch.tensor([0, 2, 1]) if p.name in TOKENS else torch.full(p.model.shape, 0.8, dtype=torch.float64)
+    return torch.tensor([[0, 2, 1]]) if p.name in TOKENS else torch.full((1, *p.model.shape), 0.8, dtype=torch.float64)
 
 
 CASES = [
