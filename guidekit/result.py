@@ -193,7 +193,7 @@ class Result:
         path.mkdir(parents=True, exist_ok=True)
         tensors = {k: v for k in _TENSORS if (v := getattr(self, k)) is not None}
         text: dict[str, Any] = {"format": _FORMAT, "cost": asdict(self.cost), "trace": _no_nan(list(self.trace))}
-        text["config"] = self.config
+        text |= {"config": self.config, "memos": tree.flatten(self.memos, "memos", tensors)}
         if isinstance(self.samples, (Tensor, np.ndarray)):
             tensors |= {} if self.samples is self.x else {"samples": torch.as_tensor(self.samples)}
         else:
@@ -237,6 +237,7 @@ def load_result(path: str | Path) -> Result:
             trace=Trace(_nan(text["trace"])),
             cost=Cost(**text["cost"]),
             config=text["config"],
+            memos=tree.unflatten(text["memos"], tensors),
         )
     except FileNotFoundError as error:
         missing = [name for name in _FILES if not (path / name).exists()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,17 +29,18 @@ class Cost:
 
 
 class Scorer:
-    """Calls rewards on decoded samples; equal strings are scored once a step."""
+    """Calls rewards on decoded samples; equal strings, and equal rows of whole numbers, are scored once a step."""
 
     def __init__(self, cost: Cost, device: torch.device):
         self.cost, self.device = cost, device
         self._unscored: list[Tensor] = []
-        self._known: dict[int, tuple[Any, dict[str, float]]] = {}
+        self._known: dict[int, tuple[Any, dict[Hashable, float]]] = {}
 
     def __call__(self, reward: Any, samples: Any) -> Tensor:
         """Scores, float64 (rows,), with NaN for whatever is not a finite number."""
-        if isinstance(samples, (list, tuple)) and all(isinstance(s, str) for s in samples):
-            scores = self._strings(reward, samples)
+        names = _names(samples)
+        if names is not None:
+            scores = self._distinct(reward, samples, names)
         else:
             scores = as_reward(reward)(samples).to(self.device, torch.float64)
             self.cost.reward_calls += len(scores)
@@ -47,20 +48,32 @@ class Scorer:
         self._unscored.append(unknown.sum())
         return torch.where(unknown, torch.nan, scores)
 
-    def _strings(self, reward: Any, samples: Sequence[str]) -> Tensor:
-        """Scores of strings, the new ones alone being sent to the reward."""
+    def _distinct(self, reward: Any, samples: Any, names: Sequence[Hashable]) -> Tensor:
+        """Scores of samples that have names, those with new names alone being sent to the reward."""
         _, known = self._known.setdefault(id(reward), (reward, {}))
-        new = [s for s in dict.fromkeys(samples) if s not in known]
+        new = {name: i for i, name in reversed(list(enumerate(names))) if name not in known}
         if new:
-            known |= dict(zip(new, as_reward(reward)(new).tolist(), strict=True))
+            places = sorted(new.values())
+            part = samples[places] if isinstance(samples, Tensor) else [samples[i] for i in places]
+            known |= dict(zip([names[i] for i in places], as_reward(reward)(part).tolist(), strict=True))
             self.cost.reward_calls += len(new)
-        return torch.tensor([known[s] for s in samples], dtype=torch.float64, device=self.device)
+        return torch.tensor([known[name] for name in names], dtype=torch.float64, device=self.device)
 
     def forget(self) -> None:
-        """The step is over: what was known of its strings is let go."""
+        """The step is over: what was known of its samples is let go."""
         self._known.clear()
 
     def settle(self) -> None:
         """Add up what was left on the device, so that the loop need not wait for it."""
         self.cost.unscored += int(sum(int(v) for v in self._unscored))
         self._unscored.clear()
+
+
+def _names(samples: Any) -> Sequence[Hashable] | None:
+    """What tells samples apart: strings themselves, tokens by their bytes (on the host); of numbers nothing does."""
+    if isinstance(samples, (list, tuple)):
+        return samples if all(isinstance(s, str) for s in samples) else None
+    if not isinstance(samples, Tensor) or samples.is_floating_point() or samples.device.type != "cpu":
+        return None
+    rows = samples.flatten(1).contiguous().numpy() if samples.dim() > 1 else samples[:, None].numpy()
+    return [row.tobytes() for row in rows]

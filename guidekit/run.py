@@ -133,7 +133,7 @@ class Run:
         """Rows of each group that are to live at this point of the run."""
         n = self.n
         for guide in self.guides if fraction < 1 else ():
-            n = guide.rows(n, fraction)
+            n = guide.particles(n, fraction)
         return n
 
     def borrowed(self):

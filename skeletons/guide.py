@@ -53,7 +53,7 @@ class Pull(Guide):  # Guide adds steer=False, start=0., stop=1. as keywords
         if not isinstance(model.process, Gaussian):
             raise ValueError("Pull moves a clean mean, and tokens have none; use it with a Gaussian process")
 
-    def rows(self, n, fraction):  # rows of each group that live at this fraction of the run; n are left at the end
+    def particles(self, n, fraction):  # rows of each group that live at this fraction of the run; n are left at the end
         return n
 
     def begin(self, model, population, noise, step):  # the states from which the run starts; population.x the prior's

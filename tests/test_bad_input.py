@@ -227,7 +227,7 @@ REFUSED = {
     "every 0": (lambda: gk.FKSteering(score, 1.0, every=0), r"every=0.*at least 1"),
     "every half": (lambda: gk.FKSteering(score, 1.0, every=0.5), r"every=0\.5.*at least 1"),
     "every true": (lambda: gk.FKSteering(score, 1.0, every=True), r"every=True.*at least 1"),
-    "unknown potential": (lambda: gk.FKSteering(score, 1.0, potential="nope"), r"'nope'.*'difference'"),
+    "unknown potential": (lambda: gk.FKSteering(score, 1.0, potential="nope"), r"'nope'.*difference"),
     "eta above 1": (lambda: gk.solvers.DDIM(eta=1.1), r"eta=1\.1.*\[0, 1\]"),
     "eta below 0": (lambda: gk.solvers.DDIM(eta=-0.1), r"eta=-0\.1.*\[0, 1\]"),
     "eta NaN": (lambda: gk.solvers.DDIM(eta=NAN), r"eta=nan.*\[0, 1\]"),

@@ -50,7 +50,7 @@ class Greedy(gk.Guide):
     reward: Any
     copies: int = 4
 
-    def rows(self, n, fraction):
+    def particles(self, n, fraction):
         return self.copies * n
 
     def select(self, population, step):

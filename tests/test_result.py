@@ -69,7 +69,8 @@ def test_the_fields_are_those_of_the_documentation(problem: Problem):
     assert torch.equal(result.row, torch.arange(rows))
     assert result.cost.network_calls == STEPS
     assert result.cost.network_rows == STEPS * rows
-    assert result.cost.reward_calls == STEPS * rows
+    distinct = problem.name in ("masked", "uniform")  # equal tokens are scored once a step
+    assert 0 < result.cost.reward_calls < STEPS * rows if distinct else result.cost.reward_calls == STEPS * rows
     assert result.cost.unscored == 0
     assert 0 < result.cost.seconds < 60
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -396,7 +397,7 @@ def test_the_files_are_safetensors_and_json_and_nothing_else(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["result.json", "tensors.safetensors"]
     tensors = load_file(tmp_path / "tensors.safetensors")
     names = {"x", "rewards", "group", "log_weights", "ancestors", "noise", "row"}
-    assert set(tensors) == names  # samples are x here, and not written twice
+    assert set(tensors) == names | {"memos.0.0", "memos.0.1"}  # samples are x here, and not written twice
     for name in names:
         assert torch.equal(tensors[name], getattr(result, name)), name
     text = json.loads((tmp_path / "result.json").read_text())
@@ -507,7 +508,7 @@ def test_a_missing_folder_is_a_file_not_found_error(tmp_path):
 
 # trace and callbacks -----------------------------------------------------------------------------------------------
 
-COLUMNS = {"t", "ess", "resampled", "distinct", "mean_reward", "max_reward", "seconds"}
+COLUMNS = {"t", "ess", "entropy", "resampled", "distinct", "mean_reward", "max_reward", "seconds"}
 
 
 @every
@@ -729,9 +730,11 @@ def test_reward_scores_the_final_samples_and_steers_nothing(problem: Problem):
     assert torch.equal(result.x, plain.x)
     assert torch.equal(result.log_weights, plain.log_weights)
     assert len(given) == 1
-    assert torch.equal(given[0], result.x)
+    assert list(dict.fromkeys(map(str, result.x.tolist()))) == [
+        str(row) for row in given[0].tolist()
+    ]  # equal ones once
     assert torch.equal(result.rewards, problem.reward(result.x).double())
-    assert result.cost.reward_calls == N
+    assert result.cost.reward_calls == len(given[0])
 
 
 def test_reward_is_recorded_beside_the_reward_that_steers():

@@ -53,7 +53,7 @@ class Guide:
     def check(self, model: Model, steps: int) -> None:
         """Raise ValueError if it cannot work with this model, before the first network call."""
 
-    def rows(self, n: int, fraction: float) -> int:
+    def particles(self, n: int, fraction: float) -> int:
         """Rows of each group that live at this fraction of the run, where n would without it; at the end n are left."""
         return n
 

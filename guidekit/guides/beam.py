@@ -69,7 +69,7 @@ class BeamSearch(Guide):
         before = (step.index - 1) / step.total
         return step.last or (step.index > 0 and self.start <= before < self.stop and in_turn(self.every, step.index))
 
-    def rows(self, n: int, fraction: float) -> int:
+    def particles(self, n: int, fraction: float) -> int:
         return max(n, self._count("width", fraction))
 
     def children(self, step: Step) -> int:

@@ -44,7 +44,7 @@ class BestOfN(Guide):
         if self.steer:
             raise ValueError("BestOfN(steer=True): it has no tilt that the weights could correct for")
 
-    def rows(self, n: int, fraction: float) -> int:
+    def particles(self, n: int, fraction: float) -> int:
         return n * self.n
 
     def log_weight(self, view: View, memo: Any) -> tuple[Any, Any]:

@@ -45,7 +45,7 @@ def DSearch(
     """A beam that narrows from width[0] to width[1] while its particles have ever more children, at equal cost a step.
 
     >>> beam = DSearch(len, width=(16, 4), branch=2)
-    >>> [beam.rows(1, f) for f in (0.0, 0.5, 0.9)], [beam.branch(f) for f in (0.0, 0.5, 0.9)]
+    >>> [beam.particles(1, f) for f in (0.0, 0.5, 0.9)], [beam.branch(f) for f in (0.0, 0.5, 0.9)]
     ([16, 10, 5], [2, 3, 6])
     """
     if not isinstance(width, (tuple, list)) or len(width) != 2 or min(width) < 1:

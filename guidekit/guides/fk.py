@@ -112,6 +112,6 @@ def in_turn(every: int | Sequence[int], index: int) -> bool:
 
 def check_every(guide: Any) -> None:
     every = guide.every
-    listed = [every] if isinstance(every, int) else every
+    listed = list(every) if isinstance(every, Sequence) else [every]
     if isinstance(every, (bool, str)) or not all(isinstance(e, int) and e > 0 for e in listed):
         raise ValueError(f"{type(guide).__name__}(every={every!r}): a number of steps, at least 1, or a list of steps")
