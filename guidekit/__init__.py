@@ -5,6 +5,7 @@ result = gk.sample(model, 64, guides=[gk.CFG(3.0), gk.FKSteering(reward, alpha=0
 """
 
 from . import analytic, process, resampling, schedules, solvers, times, values
+from .cite import cite
 from .errors import CheckpointError, CollapseWarning, NetworkError, RewardError
 from .guides import (
     CFG,
@@ -62,6 +63,7 @@ __all__ = [
     "UniformModel",
     "View",
     "analytic",
+    "cite",
     "ddcm",
     "evolve",
     "load_result",

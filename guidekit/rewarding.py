@@ -12,6 +12,9 @@ from torch import Tensor
 from rewards import as_reward
 
 
+_MOST = 1 << 18  # scores that are remembered between steps, of each reward
+
+
 @dataclass
 class Cost:
     """What a run has spent. `unscored` counts scores that came back as NaN or infinite."""
@@ -29,7 +32,7 @@ class Cost:
 
 
 class Scorer:
-    """Calls rewards on decoded samples; equal strings, and equal rows of whole numbers, are scored once a step."""
+    """Calls rewards on decoded samples; equal strings, and equal rows of whole numbers, are scored once in a run."""
 
     def __init__(self, cost: Cost, device: torch.device):
         self.cost, self.device = cost, device
@@ -60,8 +63,10 @@ class Scorer:
         return torch.tensor([known[name] for name in names], dtype=torch.float64, device=self.device)
 
     def forget(self) -> None:
-        """The step is over: what was known of its samples is let go."""
-        self._known.clear()
+        """The step is over: of very many samples the oldest are let go."""
+        for _, known in self._known.values():
+            for name in list(known)[: max(len(known) - _MOST, 0)]:
+                del known[name]
 
     def settle(self) -> None:
         """Add up what was left on the device, so that the loop need not wait for it."""

@@ -89,7 +89,9 @@ def assert_same(a: gk.Result, b: gk.Result) -> None:
     assert a.config == b.config
     for name in ("t", "ess", "resampled", "distinct", "mean_reward", "max_reward"):
         assert torch.equal(a.trace[name].nan_to_num(7.5), b.trace[name].nan_to_num(7.5)), name
-    assert (a.cost.network_rows, a.cost.reward_calls) == (b.cost.network_rows, b.cost.reward_calls)
+    assert a.cost.network_rows == b.cost.network_rows
+    if a.x.is_floating_point():  # tokens that were scored before an interruption may be scored again
+        assert a.cost.reward_calls == b.cost.reward_calls
 
 
 def stop_at(index: int, error: type[BaseException] = KeyboardInterrupt):

@@ -22,14 +22,14 @@ GROUPS = f"{LAWS}::test_groups_equal_runs_of_their_own"
 FK, CFG, HOOKS = "tests/test_fk.py", "tests/test_cfg.py", "tests/test_hooks.py"
 
 MUTANTS = [
-    ("weights do not telescope", "guides/fk.py", "return now - before, now", "return now, now", UNBIASED),
-    ("reward times alpha", "guides/fk.py", "value / self.alpha", "value * self.alpha", UNBIASED),
-    ("the sign of the reward", "guides/fk.py", "value / self.alpha", "-value / self.alpha", UNBIASED),
+    ("weights do not telescope", "guides/fk.py", "return now - total, (now, running)", "return now, (now, running)", UNBIASED),
+    ("reward times alpha", "guides/twist.py", "value / guide.alpha", "value * guide.alpha", UNBIASED),
+    ("the sign of the reward", "guides/twist.py", "value / guide.alpha", "-value / guide.alpha", UNBIASED),
     ("no last factor", "guides/fk.py", "return step.last or (", "return (", UNBIASED),
     (
         "the last weight by the look-ahead",
-        "guides/fk.py",
-        "view.score(self.reward) if view.step.last else ",
+        "guides/twist.py",
+        "view.score(guide.reward) if view.step.last else ",
         "",
         FK + "::test_the_last_step_is_weighted_by_the_true_reward_and_not_by_the_look_ahead",
     ),
@@ -84,6 +84,26 @@ MUTANTS = [
     ("uniform kernel with alpha_s for alpha_t/alpha_s", "process/tokens.py", "self._keep(x, kept_t / kept_s) * p", "self._keep(x, kept_s) * p", FK + "::test_the_enumerated_law_of_four_tokens"),
     ("the sorted largest of residual resampling", "resampling.py", "random.uniform(key, (n,)))  # unsorted", "random.uniform(key, (n,)).sort(-1).values)  # sorted", UNBIASED),
     ("a gradient tilt sees the plain estimate", "run.py", "            view = view.with_prediction(target)\n        proposal", "        proposal", HOOKS),
+    ("nested weights without 1/M", "guides/svdd.py", "log_mean_exp(log_w))", "log_w.logsumexp(-1))", UNBIASED),
+    ("nested weights of the chosen child", "guides/svdd.py", "torch.where(alike, 0, drawn), log_mean_exp(log_w))", "torch.where(alike, 0, drawn))", UNBIASED),
+    ("children drawn against their weights", "guides/svdd.py", "(log_w + random.gumbel", "(-log_w + random.gumbel", UNBIASED),
+    ("the worst child", "guides/svdd.py", "best, child = scores.max(-1)", "best, child = scores.min(-1)", "tests/test_svdd.py"),
+    ("the running max as the last factor", "guides/fk.py", "now = twist(self, view, total)", "now = torch.fmax(running, twist(self, view, total))", UNBIASED),
+    ("a max that starts at zero", "guides/fk.py", "torch.full_like(view.zeros(), torch.nan)", "view.zeros()", "tests/test_potentials.py"),
+    ("a gradient of the wrong sign", "guides/twist.py", "return sigma**2 / alpha * gradient", "return -(sigma**2) / alpha * gradient", "tests/test_tds.py"),
+    ("a gradient scaled by sigma", "guides/twist.py", "return sigma**2 / alpha * gradient", "return sigma / alpha * gradient", "tests/test_tds.py"),
+    ("tempered twists that are not taken back", "guides/das.py", "level * now - counted,", "level * now,", UNBIASED),
+    ("the last twist tempered", "guides/das.py", "if fraction >= 1:\n            return 1.0", "if fraction > 1:\n            return 1.0", UNBIASED),
+    ("correctors of half the strength", "guides/fkc.py", "(d - e).square().sum(1) / (2 * v**2)", "(d - e).square().sum(1) / (4 * v**2)", "tests/test_fkc.py"),
+    ("correctors with the sign of guidance", "guides/fkc.py", "rate = rate - c * f", "rate = rate + c * f", "tests/test_fkc.py"),
+    ("no drift in the noise", "guides/fkc.py", "(1 - self.total) * (1 - v / (1 + a2))", "(1 - self.total)", "tests/test_fkc.py"),
+    ("the tilt at full noise whatever the solver", "guides/fkc.py", "return mean + a2 / (1 + a2)", "return mean + 0.5", "tests/test_fkc.py"),
+    ("the normaliser of tokens at the wrong positions", "guides/fkc.py", "(memo[0] == mask) & (view.x != mask)", "(memo[0] == mask)", "tests/test_fkc.py"),
+    ("best of n by the first chain", "guides/best_of_n.py", "index = chain * step.n", "index = chain * 0", "tests/test_best_of_n.py"),
+    ("a beam of the worst", "guides/beam.py", "descending=True", "descending=False", "tests/test_beam.py"),
+    ("equal twists count twice", "run.py", "t is None or t not in twists[:i]", "True", "tests/test_svdd.py"),
+    ("the mean of rollouts for the soft mean", "values/rollout.py", "if not self.alpha:", "if True:", "tests/test_potentials.py"),
+    ("stale memos in a search", "refine.py", "child = torch.full_like(old.row, -1).index_put((root[wins],), wins)", "child = torch.arange(len(old.row))", "tests/test_refine.py"),
 ]  # fmt: skip
 
 

@@ -30,7 +30,8 @@ class Rollout:
 
     alpha   its temperature; None takes that of the guide it serves
 
-    The first step moves by the guided prediction, the others by the model at the user's condition.
+    The first step moves by the guided prediction, the others by the model at the user's condition. A sample that cannot
+    be scored counts exp(r/alpha) = 0, which is what it will weigh at the end, and is left out of the mean.
     """
 
     reward: Any
@@ -51,12 +52,11 @@ class Rollout:
         row = torch.arange(len(view.x) * self.k, device=view.x.device)
         parts = row.split(view.limit or len(row))
         scores = torch.cat([self._scores(view.take(p // self.k), p % self.k) for p in parts]).view(-1, self.k)
-        known = scores.isfinite()
         if not self.alpha:
             return scores.nanmean(-1)
-        spare = (~known).sum(-1).to(scores)  # of those that could not be scored nothing is known
+        known = scores.isfinite()
         soft = log_mean_exp(torch.where(known, scores / self.alpha, -torch.inf))
-        return self.alpha * (soft - (1 - spare / self.k).log()).where(known.any(-1), torch.nan)
+        return (self.alpha * soft).where(known.any(-1), torch.nan)
 
     def _scores(self, view: View, copy: Tensor) -> Tensor:
         """The rewards of one sample for each row of the view."""

@@ -119,7 +119,7 @@ def test_rows_and_reward_calls_are_what_the_guide_declares(case: Case, problem: 
     calls = case.calls(N, STEPS)
     if problem.model.process.noise_shape(problem.model.shape) == problem.model.shape:
         assert result.cost.reward_calls == calls
-    else:  # equal tokens are scored once a step
+    else:  # equal tokens are scored once
         assert (calls > 0) <= result.cost.reward_calls <= calls
 
 
@@ -141,7 +141,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(case: Case, problem: Probl
     assert_same(whole, resumed)
     assert [row["ess"] for row in whole.trace] == [row["ess"] for row in resumed.trace]
     assert resumed.cost.network_rows == whole.cost.network_rows
-    assert resumed.cost.reward_calls == whole.cost.reward_calls
+    if problem.name in ("masked", "uniform"):  # tokens that were scored before the kill may be scored again
+        assert resumed.cost.reward_calls >= whole.cost.reward_calls
+    else:
+        assert resumed.cost.reward_calls == whole.cost.reward_calls
 
 
 @where(lambda case: case.name != "DAS adaptive")  # whose tilt uses the temperature of the look before
