@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor
 
 from rewards import as_reward
-
 
 _MOST = 1 << 18  # scores that are remembered between steps, of each reward
 
@@ -63,10 +63,10 @@ class Scorer:
         return torch.tensor([known[name] for name in names], dtype=torch.float64, device=self.device)
 
     def forget(self) -> None:
-        """The step is over: of very many samples the oldest are let go."""
-        for _, known in self._known.values():
-            for name in list(known)[: max(len(known) - _MOST, 0)]:
-                del known[name]
+        """The step is over: those without a score may be tried again, and of very many the oldest are let go."""
+        for key, (reward, known) in self._known.items():
+            scored = [(name, score) for name, score in known.items() if math.isfinite(score)]
+            self._known[key] = reward, dict(scored[-_MOST:])
 
     def settle(self) -> None:
         """Add up what was left on the device, so that the loop need not wait for it."""

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -86,11 +87,14 @@ class Run:
         checks.check_call(model, n, solver, batch_size, guides, reward, holdout)
         self.model, self.n, self.guides, self.solver = model, n, tuple(guides), solver
         self.reward, self.noise, self.seed, self.batch_size, self.holdout = reward, noise, seed, batch_size, holdout
-        self.moves = model.process.moves(steps, solver)
+        moves = model.process.moves(steps, solver)
         self.conditions = checks.conditions(model, cond)
         self.groups = len(self.conditions)
         self.keys = checks.keys(seed, self.groups, model.device)
-        checks.check_guides(self.guides, model, solver, len(self.moves))
+        checks.check_guides(self.guides, model, solver, len(moves))
+        self.moves = reduce(lambda moves, guide: guide.moves(moves), self.guides, moves)
+        if not self.moves:
+            raise ValueError(f"the guides leave none of the {len(moves)} steps")
         self._steps = self._all_steps()
         self.rows = max(step.n for step in self._steps)  # of one group, at the widest
         checks.check_noise(noise, model, self.groups * self._steps[0].n, len(self.moves))
@@ -254,6 +258,9 @@ class Run:
         view = View(self.model, step, x, cond, pop.group, pop.slot, {}, None, self.score, self.batch_size)
         if step.t == 0 or not seen:
             return view
+        for guide, name in zip(self.guides, self.names, strict=True):
+            if guide.has("condition") and guide.active(step):
+                view = replace(view, cond=guide.condition(view.own(name, None), view.cond))
         needs = tuple(dict.fromkeys([Cond(), *(n for g in active for n in g.needs)]))
         with torch.set_grad_enabled(x.requires_grad):
             evals = view.evaluate(x, step.t, needs)

@@ -11,8 +11,9 @@ from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 
-from ..models.base import Cond, Model
+from ..models.base import Cond, Encoded, Model
 from ..population import Population
+from ..solvers import Move
 from ..tree import Tree
 from ..view import Step, View
 
@@ -56,6 +57,14 @@ class Guide:
     def particles(self, n: int, fraction: float) -> int:
         """Rows of each group that live at this fraction of the run, where n would without it; at the end n are left."""
         return n
+
+    def moves(self, moves: list[Move]) -> list[Move]:
+        """The table of the run, given the solver's."""
+        return moves
+
+    def condition(self, view: View, cond: Encoded) -> Encoded:
+        """The encoded condition of the rows that the network is to see at this look."""
+        return cond
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
         """The states from which the run starts, given its noise and the states that the prior makes of it."""
