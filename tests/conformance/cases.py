@@ -8,6 +8,7 @@ target    "base": it moves or weighs without changing p; "tilted": weighted part
 rows      network rows of a run, from the particles N and the steps M
 calls     reward calls of a run
 networks  forwards of each step: one for each distinct network
+memory    its tilt reads what it remembers of the look before
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Case:
     rows: Callable[[int, int], int] = lambda n, m: n * m
     calls: Callable[[int, int], int] = lambda n, m: 0
     networks: int = 1
+    memory: bool = False
 
 
 def constant(x):
@@ -108,6 +110,16 @@ CASES = [
         "CFG steer", lambda p: gk.CFG(1.5, steer=True), lambda p: gk.CFG(1.0, steer=True), "base",
         rows=lambda n, m: 2 * n * m,
     ),
+    *(
+        Case(guide.__name__, make, idle, "own", GAUSSIAN, lambda n, m: 2 * n * m, memory=guide is gk.APG)
+        for guide, make, idle in (
+            (gk.APG, lambda p: gk.APG(2.5, eta=0.3, radius=2.0, momentum=-0.4), lambda p: gk.APG(1.0)),
+            (gk.CFGZero, lambda p: gk.CFGZero(2.5, zero=0.1), lambda p: gk.CFGZero(1.0)),
+            (gk.TCFG, lambda p: gk.TCFG(2.5), lambda p: gk.TCFG(1.0)),
+            (gk.MagnitudeAware, lambda p: gk.MagnitudeAware(2.5, damping=1.0), lambda p: gk.MagnitudeAware(1.0)),
+            (gk.CFGpp, lambda p: gk.CFGpp(0.6), None),
+        )
+    ),
     Case("Resample", lambda p: gk.Resample(), lambda p: gk.Resample(ess=0.0), "base"),
     Case("FK adaptive", _fk(), _idle_fk(), "tilted", calls=lambda n, m: n * m),
     Case("FK never", _fk(ess=0.0), _idle_fk(ess=0.0), "tilted", calls=lambda n, m: n * m),
@@ -154,6 +166,7 @@ CASES = [
         Case(
             f"DAS {name}", _tds(gk.DAS, tempering=tempering, scale=0.5, ess=0.95),
             _idle_tds(gk.DAS, tempering=tempering), "tilted", GAUSSIAN, calls=lambda n, m: n * (m + 1),
+            memory=tempering == "adaptive",
         )
         for name, tempering in (
             ("adaptive", "adaptive"), ("exponential", "exponential"), ("power", "power"), ("function", lambda f: f**2),

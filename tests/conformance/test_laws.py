@@ -147,7 +147,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(case: Case, problem: Probl
         assert resumed.cost.reward_calls == whole.cost.reward_calls
 
 
-@where(lambda case: case.name != "DAS adaptive")  # whose tilt uses the temperature of the look before
+@where(lambda case: not case.memory)
 def test_all_state_follows_its_particle(case: Case, problem: Problem):
     """After every selection, what a particle carries is what a fresh look at its x would give."""
     guide = case.make(problem)

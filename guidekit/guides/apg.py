@@ -1,0 +1,61 @@
+r"""Adaptive projected guidance (Sadat et al., 2024), https://arxiv.org/abs/2410.02416.
+
+On clean means, with D = d_cond - d_null:
+
+    D  <- D + beta D_before                   momentum, reversed: beta < 0; D_before is this line at the look before
+    D  <- D min(1, r/|D|)                     a bound on its norm
+    D  =  D_par + D_orth                      along d_cond and across it
+    d  <- d_cond + (w - 1) (D_orth + eta D_par)
+
+The part along d_cond saturates colours; eta = 0 leaves it out, eta = 1 with r infinite and beta = 0 is CFG.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..models.base import Model
+from ..tree import Tree
+from ..view import View
+from .base import at
+from .contrast import Contrast, along, both, dot
+
+
+@dataclass(frozen=True)
+class APG(Contrast):
+    """Projected guidance. The momentum is each particle's own and follows it through selections.
+
+    scale      w, a number or a function of t
+    eta        share of the parallel part that is kept
+    radius     bound on the norm of the difference, r
+    momentum   beta; the paper takes -0.5 to -0.75
+    """
+
+    eta: float = 0.0
+    radius: float = math.inf
+    momentum: float = 0.0
+
+    def check(self, model: Model, steps: int) -> None:
+        super().check(model, steps)
+        if not self.radius > 0 or not -1 < self.momentum < 1:
+            raise ValueError(f"APG(radius={self.radius}, momentum={self.momentum}): radius > 0, momentum in (-1, 1)")
+
+    def tilt(self, view: View) -> Tensor:
+        cond, _ = both(view)
+        d = self._averaged(view, view.memo)
+        if math.isfinite(self.radius):
+            d = d * view.rows((self.radius / dot(d, d).sqrt()).clamp(max=1.0))
+        parallel = along(view, d, cond)
+        return (at(self.scale, view.t) - 1) * (d + (self.eta - 1) * parallel)
+
+    def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
+        if self.momentum == 0 or view.prediction is None or not self.active(view.step):
+            return 0.0, memo
+        return 0.0, self._averaged(view, memo)
+
+    def _averaged(self, view: View, before: Tree) -> Tensor:
+        cond, null = both(view)
+        return cond - null if before is None else cond - null + self.momentum * before

@@ -1,0 +1,36 @@
+r"""CFG++ (Chung et al., 2024), https://arxiv.org/abs/2406.08070.
+
+The guided clean mean interpolates, and what is left of the noise is that of the unconditional prediction:
+
+    d_g  = d_null + lambda (d_cond - d_null),   lambda in [0, 1]
+    x_s  = alpha_s d_g + sqrt(sigma_s^2 - c^2) e_null + c z,        e_null = (x_t - alpha_t d_null)/sigma_t.
+
+The coming move is x_s = a x_t + b d + c z with a = sqrt(sigma_s^2 - c^2)/sigma_t and b = alpha_s - a alpha_t, so this
+is the ordinary step with the prediction d = (alpha_s d_g - a alpha_t d_null)/b, and the tilt is what it adds to d_cond.
+That holds for solvers of one step (DDPM, DDIM, Euler). lambda = 0 is the unconditional model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..view import View
+from .base import at
+from .contrast import Contrast, both
+
+
+@dataclass(frozen=True)
+class CFGpp(Contrast):
+    """CFG++ with strength `scale` = lambda, small numbers like 0.6. What it says of x_0 is d_g; see the formula."""
+
+    def tilt(self, view: View) -> Tensor:
+        cond, null = both(view)
+        move = view.step.move
+        assert move is not None
+        if len(move.b) != 1:
+            raise ValueError("CFGpp is a rule for solvers of one step: DDPM(), DDIM() or Euler()")
+        guided = null + at(self.scale, view.t) * (cond - null)
+        alpha_t, alpha_s = (view.model.process.scales(t)[0] for t in (move.t, move.s))
+        return (alpha_s * guided - move.a * alpha_t * null) / move.b[0] - cond

@@ -1,0 +1,239 @@
+"""Relatives of classifier-free guidance: each formula against its own in numpy, and its defining property."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import guidekit as gk
+from guidekit.guides.apg import APG
+from guidekit.guides.cads import CADS
+from guidekit.guides.cfg_zero import CFGZero
+from guidekit.guides.cfgpp import CFGpp
+from guidekit.guides.mag import MagnitudeAware
+from guidekit.guides.tcfg import TCFG
+
+D = 5
+ALL = [APG, CFGZero, TCFG, MagnitudeAware, CFGpp]
+
+
+class Net(torch.nn.Module):
+    """A small smooth network with a condition; condition 4 is none."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.w = torch.nn.Parameter(torch.randn(2 * D, D, generator=generator, dtype=torch.float64) * 0.4)
+        self.e = torch.nn.Parameter(torch.randn(5, D, generator=generator, dtype=torch.float64))
+
+    def forward(self, x, t, cond):
+        return torch.tanh(torch.cat([x, self.e[cond] * (1 + t[:, None])], 1) @ self.w) + 0.3 * x
+
+
+def model(schedule=None, null=4) -> gk.GaussianModel:
+    return gk.GaussianModel(Net(), (D,), schedule or gk.schedules.Flow(), predicts="clean", null=null)
+
+
+def state(guides, steps: int, at: int, solver=None, schedule=None, n: int = 6):
+    """A run stepped by hand to a look: the run, the population, and what the network says there, as numpy arrays."""
+    run = gk.Run(model(schedule), n, steps=steps, guides=guides, cond=2, solver=solver)
+    with torch.no_grad():
+        pop = run.start()
+        for index in range(at):
+            pop = run.advance(pop, index)
+        t = run.moves[at].t
+        cond, null = (run.model(pop.x, t, torch.full((n,), c)).numpy() for c in (2, 4))
+    return run, pop, pop.x.numpy(), t, cond, null
+
+
+def inner(a, b):
+    return (a * b).sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("schedule", [gk.schedules.Flow(), gk.schedules.Cosine(), gk.schedules.EDM()], ids=str)
+def test_apg_by_hand(schedule):
+    _, pop, _, _, c, u = state([APG(4.0, eta=0.3, radius=0.7)], 6, 3, schedule=schedule)
+    d = c - u
+    d = d * np.minimum(1, 0.7 / np.linalg.norm(d, axis=1, keepdims=True))
+    parallel = inner(d, c) / inner(c, c) * c
+    assert (np.linalg.norm(c - u, axis=1) > 0.7).any()  # the bound is met
+    assert np.allclose(pop.predictions[0].numpy(), c + 3.0 * (d - parallel + 0.3 * parallel), rtol=1e-10)
+
+
+def test_apg_momentum_is_each_particles_own():
+    guides = [APG(4.0, eta=1.0, momentum=-0.5), gk.FKSteering(lambda x: x[:, 0], 0.3, ess=1.0)]
+    run = gk.Run(model(), 16, steps=6, guides=guides, cond=2)
+    resampled = False
+    with torch.no_grad():
+        pop = run.start()
+        kept = None  # of each particle, from the start: the running difference
+        for index in range(6):
+            t = run.moves[index].t
+            c, u = (run.model(pop.x, t, torch.full((16,), k)) for k in (2, 4))
+            running = c - u if kept is None else c - u - 0.5 * kept
+            assert torch.allclose(pop.predictions[0], c + 3.0 * running, rtol=1e-9)
+            pop = run.advance(pop, index)
+            resampled |= bool((pop.parent != torch.arange(16)).any())
+            kept = running[pop.parent]
+    assert resampled
+
+
+def test_apg_without_its_changes_is_cfg():
+    for scale in (3.0, lambda t: 1 + 2 * t):
+        one = gk.sample(model(), 8, steps=6, cond=2, guides=[APG(scale, eta=1.0)])
+        two = gk.sample(model(), 8, steps=6, cond=2, guides=[gk.CFG(scale)])
+        assert torch.allclose(one.x, two.x, rtol=1e-10)
+
+
+def test_cfg_zero_by_hand():
+    for schedule in (gk.schedules.Flow(), gk.schedules.Cosine()):
+        run, pop, x, t, c, u = state([CFGZero(4.0)], 6, 3, schedule=schedule)
+        alpha, sigma = run.model.process.scales(t)
+        vc, vu = (((x - alpha * d) / sigma - d) for d in (c, u))  # noise minus data
+        star = inner(vc, vu) / inner(vu, vu)
+        v = star * vu + 4.0 * (vc - star * vu)
+        z = v + pop.predictions[0].numpy()  # a velocity and a clean mean that belong together make x_t
+        assert np.allclose(alpha * pop.predictions[0].numpy() + sigma * z, x, rtol=1e-9)
+
+
+def test_cfg_zero_stands_still_at_first_and_fits_its_scale():
+    """The fitted scale makes the difference orthogonal to the unconditional velocity."""
+    result, seen = None, []
+    solver = gk.solvers.Euler()
+    result = gk.sample(
+        model(),
+        6,
+        steps=10,
+        cond=2,
+        guides=[CFGZero(4.0, zero=0.2)],
+        solver=solver,
+        callbacks=[lambda p, s: seen.append(p.x)],
+    )
+    assert torch.allclose(seen[1], result.noise, rtol=1e-10)  # two steps of ten
+    assert not torch.allclose(seen[2], result.noise, rtol=1e-2)
+
+
+def test_tcfg_by_hand_with_numpys_decomposition():
+    run, pop, x, t, c, u = state([TCFG(4.0)], 6, 3, schedule=gk.schedules.Cosine())
+    alpha, sigma = run.model.process.scales(t)
+    ec, eu = ((x - alpha * d) / sigma for d in (c, u))
+    wanted = []
+    for a, b in zip(ec, eu, strict=True):
+        v = np.linalg.svd(np.stack([a, b]), full_matrices=False)[2][0]
+        b = (b @ v) * v
+        wanted.append(b + 4.0 * (a - b))
+    e = (x - alpha * pop.predictions[0].numpy()) / sigma
+    assert np.allclose(e, np.array(wanted), rtol=1e-8)
+
+
+def test_magnitude_aware_by_hand():
+    run, pop, x, t, c, u = state([MagnitudeAware(4.0, damping=2.0)], 6, 3)
+    alpha, sigma = run.model.process.scales(t)
+    vc, vu = (((x - alpha * d) / sigma - d) for d in (c, u))
+    r = np.linalg.norm(vc - vu, axis=1, keepdims=True) / np.linalg.norm(vu, axis=1, keepdims=True)
+    w = 1 + 3.0 * np.exp(-2.0 * r)
+    assert np.ptp(w) > 0.1
+    assert np.allclose(pop.predictions[0].numpy(), u + w * (c - u), rtol=1e-10)
+
+
+@pytest.mark.parametrize("solver", [gk.solvers.DDIM(), gk.solvers.DDIM(eta=0.6), gk.solvers.DDPM()], ids=str)
+@pytest.mark.parametrize("schedule", [gk.schedules.Flow(), gk.schedules.Cosine(), gk.schedules.EDM()], ids=str)
+def test_cfgpp_by_hand(solver, schedule):
+    """The guided clean mean with the unconditional noise, over whole steps."""
+    run, pop, x, t, c, u = state([CFGpp(0.6)], 6, 3, solver=solver, schedule=schedule)
+    move = run.moves[3]
+    (a_t, s_t), (a_s, s_s) = (run.model.process.scales(v) for v in (t, move.s))
+    z = run._noise(pop, 4).numpy().copy()
+    with torch.no_grad():
+        moved = run.move(pop, 3).x.numpy()
+    guided, noise = u + 0.6 * (c - u), (x - a_t * u) / s_t
+    wanted = a_s * guided + np.sqrt(s_s**2 - move.c**2) * noise + move.c * z
+    assert np.allclose(moved, wanted, rtol=1e-9)
+
+
+def test_cfgpp_at_zero_is_the_unconditional_model_and_refuses_two_step_solvers():
+    null = gk.sample(model(), 8, steps=6, cond=None)
+    assert torch.allclose(gk.sample(model(), 8, steps=6, cond=2, guides=[CFGpp(0.0)]).x, null.x, rtol=1e-9)
+    with pytest.raises(ValueError, match="solvers of one step"):
+        gk.sample(model(), 8, steps=6, cond=2, guides=[CFGpp(0.5)], solver=gk.solvers.DPMpp(order=2))
+
+
+@pytest.mark.parametrize("guide", [APG, CFGZero, TCFG, MagnitudeAware])
+def test_scale_one_is_the_conditional_model_bit_for_bit_and_rows_are_independent(guide):
+    plain = gk.sample(model(), 8, steps=6, cond=2)
+    assert torch.equal(gk.sample(model(), 8, steps=6, cond=2, guides=[guide(1.0)]).x, plain.x)
+    guided = gk.sample(model(), 8, steps=6, cond=2, guides=[guide(3.0)])
+    assert guided.cost.network_rows == 2 * plain.cost.network_rows
+    assert guided.cost.network_calls == plain.cost.network_calls
+    assert (guided.x - plain.x).abs().max() > 1e-3
+    parts = gk.sample(model(), 8, steps=6, cond=2, guides=[guide(3.0)], batch_size=4)
+    assert torch.allclose(guided.x, parts.x, rtol=1e-10)
+
+
+@pytest.mark.parametrize("guide", ALL)
+def test_they_refuse_tokens_and_models_without_a_null_condition(guide):
+    with pytest.raises(ValueError, match="use CFG"):
+        gk.Run(gk.analytic.TokenTable(torch.zeros(2, 2), classes=torch.zeros(1, 2, 2)), 4, guides=[guide(2.0)])
+    with pytest.raises(ValueError, match="null condition"):
+        gk.Run(model(null=None), 4, guides=[guide(2.0)], cond=2)
+
+
+# CADS ----------------------------------------------------------------------------------------------------------------
+
+
+def embedded(seen: list) -> gk.GaussianModel:
+    def net(x, t, cond):
+        seen.append((float(t[0]), {k: v.clone() for k, v in cond.items()}))
+        return torch.tanh(x + cond["y"][:, :D])
+
+    codes = torch.randn(3, 40, generator=torch.Generator().manual_seed(1)) * 2 + 1
+
+    def encode(c):
+        return {"y": codes[c], "mask": torch.ones(40, dtype=torch.long)}
+
+    null = {"y": torch.zeros(40), "mask": torch.zeros(40, dtype=torch.long)}
+    return gk.GaussianModel(net, (D,), gk.schedules.Flow(), predicts="clean", encode_cond=encode, null=null)
+
+
+def test_cads_noises_the_condition_by_its_schedule_and_keeps_its_moments():
+    seen: list = []
+    base = embedded(seen)
+    y = base.encode(1)["y"]
+    gk.sample(base, 4000, steps=10, cond=1, guides=[CADS(0.4, 0.8, noise_scale=0.5, mix=0.0), gk.CFG(2.0)])
+    for t, cond in seen:
+        own, null = cond["y"].split(4000)
+        assert (null == 0).all() and (cond["mask"][:4000] == 1).all()
+        g = min(max((0.8 - t) / 0.4, 0), 1)
+        # means of 4,000 draws, 40 entries: 5 standard errors
+        assert (own.mean(0) - g**0.5 * y).abs().max() <= 5 * 0.5 * (1 - g) ** 0.5 / 4000**0.5 + 1e-5
+        assert abs(float((own - g**0.5 * y).std()) - 0.5 * (1 - g) ** 0.5) < 0.01
+    assert [t for t, c in seen if torch.equal(c["y"][:4000], y.expand(4000, -1))] == [
+        t for t, _ in seen if t <= 0.4 + 1e-6
+    ]
+    seen.clear()
+    gk.sample(base, 500, steps=10, cond=1, guides=[CADS(0.4, 0.8, noise_scale=0.5)])
+    for t, cond in seen:
+        assert torch.allclose(cond["y"].mean(1), y.mean().expand(500), atol=1e-4)
+        assert torch.allclose(cond["y"].std(1), y.std().expand(500), rtol=1e-4)
+        assert t <= 0.4 + 1e-6 or not torch.allclose(cond["y"], y.expand(500, -1))
+
+
+def test_cads_makes_samples_more_diverse_and_rows_stay_independent():
+    plain = gk.sample(embedded([]), 300, steps=10, cond=1)
+    noised = gk.sample(embedded([]), 300, steps=10, cond=1, guides=[CADS(0.05, 1.0, noise_scale=2.0, mix=0.0)])
+    assert noised.x.var(0).sum() > 1.2 * plain.x.var(0).sum()
+    parts = gk.sample(
+        embedded([]), 300, steps=10, cond=1, guides=[CADS(0.05, 1.0, noise_scale=2.0, mix=0.0)], batch_size=7
+    )
+    assert torch.allclose(noised.x, parts.x, atol=1e-6)
+    idle = gk.sample(embedded([]), 300, steps=10, cond=1, guides=[CADS(0.5, 1.0, stop=0.0)])
+    assert torch.equal(idle.x, plain.x)
+
+
+def test_cads_says_what_it_needs():
+    with pytest.raises(ValueError, match="conditions of real numbers"):
+        gk.sample(model(), 4, steps=3, cond=2, guides=[CADS()])
+    for bad in ({"low": 0.9, "high": 0.6}, {"mix": 2.0}, {"noise_scale": -1.0}):
+        with pytest.raises(ValueError, match="low < high"):
+            gk.Run(embedded([]), 4, cond=1, guides=[CADS(**bad)])
