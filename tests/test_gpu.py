@@ -8,6 +8,7 @@ import torch
 import guidekit as gk
 from guidekit import random
 
+from .conformance.cases import CASES, Case
 from .problems import PROBLEMS, STEPS
 
 pytestmark = [
@@ -71,3 +72,19 @@ def test_nan_is_reported_at_the_end_with_its_step_and_rows():
     model = gk.GaussianModel(net, (2,), predicts="clean", device="cuda")
     with pytest.raises(gk.NetworkError, match=r"step 3 of 5 .*1 rows: 3"):
         gk.sample(model, 6, steps=5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_every_guide_gives_the_same_on_host_and_device(case: Case):
+    for name in case.processes:
+        problem = PROBLEMS[name]
+        guides = [case.make(problem)]
+        if any(g.models for g in guides):
+            continue  # a second model lives on the host
+        host, device = (
+            gk.sample(model, 12, steps=STEPS, guides=guides, cond=problem.cond)
+            for model in (problem.model, on_device(name))
+        )
+        assert torch.equal(host.ancestors, device.ancestors.cpu())
+        assert torch.allclose(host.x.double(), device.x.double().cpu(), atol=1e-7)
+        assert torch.allclose(host.log_weights, device.log_weights.cpu(), atol=1e-7)
