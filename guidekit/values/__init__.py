@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..view import View
+from .fit import fit
+from .learned import Calibration, Learned
 from .rollout import Rollout
 from .tweedie import Tweedie
 
@@ -25,4 +27,4 @@ def lookahead(value: Value | None, reward: Any, alpha: float) -> Value:
     return value.at(alpha) if hasattr(value, "at") else value  # type: ignore[attr-defined]
 
 
-__all__ = ["Rollout", "Tweedie", "Value", "lookahead"]
+__all__ = ["Calibration", "Learned", "Rollout", "Tweedie", "Value", "fit", "lookahead"]

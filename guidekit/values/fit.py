@@ -1,0 +1,572 @@
+r"""Learn the value of a reward from rollouts of a model: `gk.values.fit(model, reward)`.
+
+Rollouts are drawn, each final sample is scored with r, and a network V(x_t, t) is trained on states x_t of the paths:
+
+    soft      V = alpha log E[exp(r/alpha) | x_t], the optimal twist of p exp(r/alpha)/Z
+    bellman   the same value, with V at the next recorded state of the path in place of r
+    mean      V = E[r | x_t] by least squares, the "Monte Carlo" value of the SVDD paper and its code
+
+**The soft loss.** With z = (r - V)/alpha take L = exp(z) - z - 1. It is convex in V, and
+
+    dL/dV = (1 - exp(z))/alpha,     E[dL/dV | x_t] = 0   <=>   exp(V/alpha) = E[exp(r/alpha) | x_t]
+
+so its minimiser is the soft value itself, not a bound of it. It is the LINEX loss, or the Itakura-Saito divergence of
+exp(V/alpha) from exp(r/alpha): of the Bregman divergences, whose minimiser always is the conditional mean, the one in
+which only ratios count, so that states of low value weigh as much as those of high value. V starts from the constant
+alpha log mean exp(r/alpha), where exp(z) has mean 1, and the network learns (V - constant)/std(r).
+
+With N rollouts to train on, exp is continued beyond z = 1 + log N by its tangent, so that no sample pulls more than e N
+times as hard as another. The minimum stays where it is: if one x_t has come with n <= N rewards, the best V there has
+sum exp(z) = n, and so no z above log N. (A rollout of weight w counts w times, and its bound is 1 + log(N/w).)
+
+**The Bellman target.** For s < t on a path exp(V(x_t)/alpha) = E[exp(V(x_s)/alpha) | x_t], so r <- V'(x_s) leaves the
+solution as it is, and V' varies less about it than r does: with a small alpha much less. V' is a moving average of V;
+after the last recorded state it is r itself. What V' gets wrong is handed on to earlier states, so that it may take
+more epochs.
+
+**Guides.** With guides the value is that of the guided sampler. Where they resample or weigh, every state goes with the
+sample that descends from it, and counts with that sample's weight.
+
+References: Li et al. (2024), https://arxiv.org/abs/2408.08252; Banerjee et al. (2005), "Clustering with Bregman
+divergences", JMLR 6. The DNA code published with SVDD leaves out the time; here V always sees it.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import logging
+import math
+import os
+import random as python_random
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rewards import RewardError, as_reward
+
+from .. import random
+from ..describe import describe, describe_run, difference, weights
+from ..errors import CheckpointError
+from ..models.base import Encoded, Model, borrowed, rows_of, stack
+from ..rewarding import Cost, Scorer
+from ..solvers import Solver
+from .learned import Calibration, Learned, Scaled, bins, call, soft_mean
+
+if TYPE_CHECKING:
+    from ..guides.base import Guide
+    from ..population import Population
+    from ..run import Run
+
+_FORMAT = "guidekit-values-1"
+_FEWEST = 10  # rollouts
+TARGETS = ("soft", "mean", "bellman")
+_OWN = {
+    "max_epochs": "epochs=",
+    "enable_progress_bar": "progress=",
+    "enable_checkpointing": "folder=",
+    "fast_dev_run": "epochs=1",
+    "barebones": "epochs=1",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The numbers of a fit, checked."""
+
+    alpha: float
+    target: str
+    rollouts: int
+    per_rollout: int
+    batch_size: int
+    epochs: int
+    lr: float
+    holdout: float
+    patience: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ValueError(f"fit(target={self.target!r}): there is {', '.join(map(repr, TARGETS))}")
+        for name in ("alpha", "lr"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ValueError(f"fit({name}={value!r}): a positive number is needed")
+        for name, least in {"rollouts": _FEWEST, "per_rollout": 1, "batch_size": 1, "epochs": 1, "patience": 1}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"fit({name}={value!r}): an int of at least {least} is needed")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"fit(seed={self.seed!r}): an int is needed")
+        if isinstance(self.holdout, bool) or not isinstance(self.holdout, float) or not 0 < self.holdout < 1:
+            raise ValueError(
+                f"fit(holdout={self.holdout!r}): the share of the rollouts that is not trained on lies in (0, 1)"
+            )
+
+    @property
+    def softness(self) -> float:
+        """The temperature of the mean that the value is."""
+        return math.inf if self.target == "mean" else self.alpha
+
+
+def fit(
+    model: Model,
+    reward: Any,
+    net: nn.Module | None = None,
+    *,
+    alpha: float = 1.0,
+    target: str = "soft",
+    rollouts: int = 1024,
+    steps: int | Sequence[float] = 50,
+    cond: Any = None,
+    guides: Iterable[Guide] = (),
+    solver: Solver | None = None,
+    batch_size: int = 256,
+    epochs: int = 100,
+    lr: float = 1e-3,
+    per_rollout: int = 8,
+    holdout: float = 0.2,
+    patience: int = 10,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    trainer: Mapping[str, Any] | None = None,
+) -> Learned:
+    """Train the value of a reward on rollouts of a model.
+
+    model         a base model. steps, cond, guides and solver are as in `gk.sample` and should be those that the value
+                  is to serve; of a list of conditions each has so many rollouts
+    reward        a Reward or a function of decoded samples. Samples that it cannot score are left out: the value is
+                  that of samples which can be scored
+    net           a torch module net(x, t, cond) -> (rows,); a copy is trained, and net stays as it was. None takes a
+                  small one: residual layers for vectors, convolutions for images (C, H, W), attention for tokens (with
+                  one more for the mask, whose id is vocab_size). For graphs and the like give your own; what it reads
+                  beside x comes in cond, as a dict. It is trained at t > 0: at t = 0 the value is the reward
+    alpha         temperature of the soft value: that of the guide which will use it
+    target        "soft" | "bellman" | "mean", see the module
+    per_rollout   states kept of each path, at random steps; memory grows with rollouts * per_rollout
+    batch_size    most rows in one forward, of the model and of the net
+    epochs        at most so many; training stops after `patience` epochs without progress on held-out rollouts
+    holdout       share of the rollouts that is held out, for stopping and for `calibration`
+    folder        keeps the rollouts and the training: the same call goes on where it was stopped, to the same weights,
+                  and one that was finished returns them
+    seed          decides everything; the global generators are left as they were
+    progress      show bars
+    trainer       further options of pytorch_lightning.Trainer, like {"logger": CSVLogger("logs"), "callbacks": [...]}
+
+    Returns the weights that were best on held-out rollouts, with how well they predict as `.calibration`.
+
+    >>> import guidekit as gk
+    >>> base = gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 2.0], [0.5, 0.5])
+    >>> value = fit(base, lambda x: x[:, 0], alpha=0.5, rollouts=64, steps=10, epochs=2)
+    >>> steering = gk.FKSteering(lambda x: x[:, 0], alpha=0.5, value=value)
+    >>> len(gk.sample(base, 8, steps=10, guides=[steering]))
+    8
+    >>> value.calibration.held_out
+    13
+    """
+    from ..run import Run
+
+    options = Options(alpha, target, rollouts, per_rollout, batch_size, epochs, lr, holdout, patience, seed)
+    as_reward(reward)
+    run = Run(
+        model, rollouts, steps=steps, guides=guides, cond=cond, reward=reward, solver=solver, batch_size=batch_size
+    )
+    with ExitStack() as held_open:
+        for context in (_quiet(), _isolated(), torch.inference_mode(False)):
+            held_open.enter_context(context)
+        extra = _trainer_options(trainer)
+        conds = stack([model.encode(c) for c in run.conditions])
+        _check_net(net, run, conds)
+        config = _config(run, net, options, extra)
+        drawn = partial(_draw, run, steps, options, progress)
+        data, unscored = _scored(drawn(None) if folder is None else _kept(Path(folder), config, run, drawn), reward)
+        train, held = _split(data, options)
+        module = _module(net, model, train, conds, options, config)
+        loaders = Batches(train, conds, options, shuffled=True), Batches(held, conds, options, shuffled=False)
+        path = folder or held_open.enter_context(tempfile.TemporaryDirectory(prefix="guidekit-"))
+        done = _train(module, loaders, Path(path), options, progress, model.device, extra)
+        best = module.best.to(model.device)
+        calibration = _calibration(module, loaders[1], len(train), unscored, done, options)
+        for mine, theirs in zip(best.parameters(), module.net.parameters(), strict=True):
+            mine.requires_grad_(theirs.requires_grad)
+        return Learned(best, calibration)
+
+
+# bad input ---------------------------------------------------------------------------------------------------------
+
+
+def _trainer_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Further options of Lightning's Trainer; those that fit itself sets are refused, and so are misspelt ones."""
+    import pytorch_lightning as pl
+
+    if not isinstance(given, Mapping | None):
+        raise TypeError(f"fit(trainer=...) takes a dict of options of Lightning's Trainer, not {type(given).__name__}")
+    given = dict(given or {})
+    for name in given:
+        if name in _OWN:
+            raise ValueError(f"fit(trainer={{{name!r}: ...}}): say {_OWN[name]} instead")
+        if name not in inspect.signature(pl.Trainer).parameters:
+            raise ValueError(f"fit(trainer={{{name!r}: ...}}): Lightning's Trainer has no such option")
+    devices = given.get("devices", 1)
+    if len(devices) != 1 if isinstance(devices, (list, tuple)) else devices not in (1, "1", "auto"):
+        raise ValueError(f"fit(trainer={{'devices': {devices!r}}}): a value is trained on one device")
+    return given
+
+
+def _check_net(net: Any, run: Run, conds: Encoded) -> None:
+    """The network can be trained, and returns one number for each of two rows of noise."""
+    from .nets import default
+
+    process, model = run.model.process, run.model
+    keys = random.fold(random.key(0, model.device), torch.arange(2, device=model.device))
+    x = process.prior(process.noise(keys, process.noise_shape(model.shape), model.dtype), run.moves[0].t)
+    if net is None:
+        default(model, x.double(), conds)
+        return
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"fit(net=...) takes a torch.nn.Module, for it has to train it, not {type(net).__name__}")
+    if not any(p.requires_grad for p in net.parameters()):
+        raise ValueError(f"fit(net={type(net).__name__}): none of its parameters requires a gradient")
+    t = torch.full((2,), run.moves[0].t, dtype=model.dtype, device=model.device)
+    with torch.no_grad(), borrowed([cast(Model, Learned(net))]):
+        call(net, x, t, rows_of(conds, torch.zeros(2, dtype=torch.long, device=model.device)))
+
+
+# rollouts ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """R paths: states x (R, k, *shape) with their times t (R, k) in the order of the path; the final state `clean`,
+    with its reward and weight; the group; and the row `root` at the start, which paths that parted on the way share."""
+
+    x: Tensor
+    t: Tensor
+    clean: Tensor
+    reward: Tensor
+    weight: Tensor
+    group: Tensor
+    root: Tensor
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    def take(self, rows: Tensor) -> Rollouts:
+        return Rollouts(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+
+def _kept(path: Path, config: str, run: Run, drawn: Callable[[Path], Rollouts]) -> Rollouts:
+    """The rollouts in the folder, or new ones that are then stored there."""
+    file, sampling = path / "rollouts.safetensors", path / "sampling.safetensors"
+    if file.exists():
+        return _read(file, config, run.model.device)
+    path.mkdir(parents=True, exist_ok=True)
+    data = drawn(sampling)
+    part = file.with_name(f"{file.name}.part")
+    save_file({f.name: getattr(data, f.name).cpu().contiguous() for f in fields(data)}, part, {"guidekit": config})
+    os.replace(part, file)
+    sampling.unlink(missing_ok=True)
+    return data
+
+
+def _draw(run: Run, steps: Any, options: Options, progress: bool, file: Path | None) -> Rollouts:
+    """Sample with a recorder in the list of guides. `file` carries the run on where it is killed."""
+    from ..sample import sample
+    from .nets import Record
+
+    ends: list[Population] = []
+    key = random.fold(random.key(options.seed), "values.fit")  # not the seeds that samples are drawn with later
+    result = sample(
+        run.model,
+        run.n,
+        steps=steps,
+        guides=[*run.guides, Record(options.per_rollout)],
+        cond=run.conditions,
+        solver=run.solver,
+        seed=random.fold(key, torch.arange(run.groups)).tolist(),
+        batch_size=run.batch_size,
+        progress=progress,
+        callbacks=[lambda pop, step: ends.append(pop) if step.last else None],
+        checkpoint=file,
+    )
+    if not ends and file:  # stopped between the last step and here
+        file.unlink()
+        return _draw(run, steps, options, progress, file)
+    index, x = ends[0].memos[-1]
+    t = torch.tensor([move.t for move in run.moves], dtype=run.model.dtype, device=x.device)[index]
+    reward = Scorer(Cost(), run.model.device)(run.reward, result.samples).detach()
+    return Rollouts(x, t, result.x, reward, result.weights * run.n, result.group, ends[0].root)
+
+
+def _scored(data: Rollouts, reward: Any) -> tuple[Rollouts, int]:
+    """The rollouts that have a reward and a weight, and how many have no reward."""
+    scored = data.reward.isfinite()
+    unscored = int((~scored).sum())
+    kept = data.take((scored & (data.weight > 0)).nonzero()[:, 0])
+    if len(kept) < _FEWEST:
+        raise RewardError(
+            f"reward {as_reward(reward).name!r} scored {len(data) - unscored} of {len(data)} rollouts; to fit a value "
+            f"takes at least {_FEWEST}"
+        )
+    if unscored:
+        warnings.warn(f"{unscored} of {len(data)} rollouts could not be scored and are left out", stacklevel=3)
+    return kept, unscored
+
+
+def _split(data: Rollouts, options: Options) -> tuple[Rollouts, Rollouts]:
+    """Rollouts to train on and held-out ones, which share no state: whole families of one root are held out."""
+    roots, family = data.root.unique(return_inverse=True)
+    if len(roots) < 2:
+        raise ValueError(
+            "all rollouts descend from one start, because guides resampled: none can be held out. Draw several "
+            "populations, with cond=[cond] * 16, or more rollouts"
+        )
+    count = min(max(round(options.holdout * len(roots)), 1), len(roots) - 1)
+    key = random.fold(random.key(options.seed, family.device), "holdout")
+    held = torch.isin(family, random.uniform(key, (len(roots),)).argsort()[:count])
+    return data.take((~held).nonzero()[:, 0]), data.take(held.nonzero()[:, 0])
+
+
+class Batches:
+    """States of rollouts in batches; shuffled anew in each epoch, by address."""
+
+    def __init__(self, data: Rollouts, conds: Encoded, options: Options, shuffled: bool):
+        self.data, self.conds, self.size, self.shuffled = data, conds, options.batch_size, shuffled
+        self.ahead = shuffled and options.target == "bellman"
+        self.key = random.fold(random.key(options.seed, data.x.device), "order")
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return math.ceil(self.data.t.numel() / self.size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        order = torch.arange(self.data.t.numel(), device=self.data.t.device)
+        if self.shuffled:
+            order = random.uniform(random.fold(self.key, self.epoch), (len(order),)).argsort()
+        for place in order.split(self.size):  # a generator: Lightning asks for it before the epoch has begun
+            yield self._batch(place)
+
+    def _batch(self, place: Tensor) -> dict[str, Any]:
+        count = self.data.t.shape[1]
+        row, index = place // count, place % count
+        batch = {"state": self._state(row, index), "reward": self.data.reward[row], "weight": self.data.weight[row]}
+        if self.ahead:
+            final = index == count - 1
+            batch |= {"next": self._state(row, torch.where(final, index, index + 1)), "final": final}
+        return batch
+
+    def _state(self, row: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Encoded]:
+        return self.data.x[row, index], self.data.t[row, index], rows_of(self.conds, self.data.group[row])
+
+
+# losses ------------------------------------------------------------------------------------------------------------
+
+
+def soft_loss(value: Tensor, target: Tensor, weight: Tensor, alpha: float, count: int) -> Tensor:
+    """w (exp(z) - z - 1) with z = (target - value)/alpha; beyond z = 1 + log(count/w) exp goes on as its tangent."""
+    z = (target - value) / alpha
+    near = torch.minimum(z, 1 + math.log(count) - weight.log())
+    return weight * (near.exp() * (1 + z - near) - z - 1)
+
+
+def mean_loss(value: Tensor, target: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """w ((target - value)/scale)^2."""
+    return weight * ((target - value) / scale).square()
+
+
+# training ----------------------------------------------------------------------------------------------------------
+
+
+def _module(net: nn.Module | None, model: Model, train: Rollouts, conds: Encoded, options: Options, config: str):
+    """The Lightning module: the network, from the best constant on, and its copies."""
+    from .nets import Regression, default, seed_all
+
+    w, r = train.weight, train.reward
+    loc = soft_mean(r, w, options.softness)
+    scale = float(((r - (w * r).sum() / w.sum()).square() * w).sum() / w.sum()) ** 0.5 or 1.0
+    seed_all((options.seed, -1), model.device)
+    net = default(model, train.clean, conds).to(model.device) if net is None else copy.deepcopy(net)
+    scaled = net if isinstance(net, Scaled) else Scaled(net, loc, scale).to(model.device)
+    if options.target == "mean":
+        loss = partial(mean_loss, scale=scale)
+    else:
+        loss = partial(soft_loss, alpha=options.alpha, count=len(train))
+    copies = copy.deepcopy(scaled), copy.deepcopy(scaled)
+    return Regression(scaled, copies, loss, options.lr, options.seed, config)
+
+
+def _train(
+    module: Any,
+    loaders: tuple[Batches, Batches],
+    path: Path,
+    options: Options,
+    progress: bool,
+    device: torch.device,
+    extra: dict[str, Any],
+) -> int:
+    """Run Lightning's Trainer, from the folder's last checkpoint on if there is one; the number of epochs done."""
+    import pytorch_lightning as pl
+
+    from .nets import Last, Patience
+
+    last = path / "last.ckpt"
+    callbacks = [
+        Patience("held_out_loss", patience=options.patience),
+        Last(path, "last", save_on_train_epoch_end=True, enable_version_counter=False),
+    ]
+    settings = {
+        "accelerator": "gpu" if device.type == "cuda" else device.type,
+        "devices": [device.index or 0] if device.type == "cuda" and "accelerator" not in extra else 1,
+        "logger": False,
+        "default_root_dir": path,
+        "enable_model_summary": False,
+        "inference_mode": False,
+        "num_sanity_val_steps": 0,
+    }
+    own = {"max_epochs": options.epochs, "enable_progress_bar": progress}
+    own["callbacks"] = [*callbacks, *_listed(extra.get("callbacks"))]
+    trainer = pl.Trainer(**settings | extra | own)
+    _check_checkpoint(last, module.config)
+    try:
+        with torch.enable_grad():
+            trainer.fit(module, *loaders, ckpt_path=last if last.exists() else None, weights_only=True)
+    except SystemExit as stop:  # what Lightning makes of an interrupt
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
+    return trainer.current_epoch
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [] if callbacks is None else [callbacks]
+
+
+def _calibration(
+    module: Any, held: Batches, rollouts: int, unscored: int, epochs: int, options: Options
+) -> Calibration:
+    """How well the best value predicts the held-out rewards."""
+    data = held.data
+    with torch.no_grad():
+        value = torch.cat([call(module.best, *batch["state"]) for batch in held])
+    rollout = torch.arange(len(data), device=value.device).repeat_interleave(data.t.shape[1])
+    r, w = data.reward[rollout], data.weight[rollout]
+    rows = bins(value, r, data.t.flatten(), w, rollout, options.softness)
+    constant = torch.full_like(value, soft_mean(r, w, options.softness))
+    return Calibration(
+        target=options.target,
+        alpha=options.alpha,
+        rollouts=rollouts,
+        held_out=len(data),
+        unscored=unscored,
+        epochs=epochs,
+        error=_root_mean_square([(b.predicted - b.realised, b.count) for b in rows]),
+        noise=_root_mean_square([(b.noise, b.count) for b in rows]),
+        explained_variance=1 - _variance(r - value, w) / (_variance(r, w) or math.nan),
+        loss=float(module.loss(value, r, w).sum() / w.sum()),
+        constant=float(module.loss(constant, r, w).sum() / w.sum()),
+        rows=rows,
+    )
+
+
+def _root_mean_square(pairs: list[tuple[float, int]]) -> float:
+    return (sum(count * v**2 for v, count in pairs) / sum(count for _, count in pairs)) ** 0.5
+
+
+def _variance(v: Tensor, w: Tensor) -> float:
+    w = w / w.sum()
+    return float((w * (v - (w * v).sum()).square()).sum())
+
+
+# files and surroundings --------------------------------------------------------------------------------------------
+
+
+def _config(run: Run, net: Any, options: Options, trainer: dict[str, Any]) -> str:
+    """What decides the weights, as JSON: to know the folder of another call."""
+    plain = {k: v for k, v in trainer.items() if isinstance(v, (bool, int, float, str))}
+    own = {"format": _FORMAT, "net": describe(net), "trainer": plain, "options": asdict(options)}
+    modules = (m for model in run.models for m in model.modules())
+    return json.dumps(describe_run(run) | own | {"weights": weights(modules)})
+
+
+def _expect(found: str, config: str, file: Path) -> None:
+    """Raise if a file belongs to another call."""
+    was, now = json.loads(found), json.loads(config)
+    other = difference({k: was.get(k) for k in now}, now)
+    if other:
+        place, before, after = (v if isinstance(v, str) else json.dumps(v) for v in other)
+        raise CheckpointError(
+            f"{file} is of another run: {place} was {before[:80]} and is {after[:80]} now; give this fit another "
+            "folder, or delete that one"
+        )
+
+
+def _read(file: Path, config: str, device: torch.device) -> Rollouts:
+    try:
+        with safe_open(str(file), "pt", device=str(device)) as tensors:
+            _expect((tensors.metadata() or {})["guidekit"], config, file)
+            return Rollouts(*(tensors.get_tensor(f.name) for f in fields(Rollouts)))
+    except CheckpointError:
+        raise
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file} is truncated or was not written by guidekit ({error}); delete it to start anew"
+        ) from error
+
+
+def _check_checkpoint(file: Path, config: str) -> None:
+    """The training's checkpoint, if there is one, is of this call and holds tensors and plain values only."""
+    if not file.exists():
+        return
+    try:
+        _expect(torch.load(file, map_location="cpu", weights_only=True)["guidekit"], config, file)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a foreign file makes of the unpickler
+        raise CheckpointError(
+            f"{file} is truncated, was not written by guidekit or holds more than tensors and plain values; delete it "
+            f"to train anew ({type(error).__name__}: {error})"
+        ) from error
+
+
+@contextmanager
+def _isolated() -> Iterator[None]:
+    """Python's, numpy's and torch's random generators are afterwards as they were."""
+    python, numpy = python_random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            python_random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What Lightning says of few workers, missing loggers or devices that are not used is not for the user."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|lightning_utilities)\b")
+        import pytorch_lightning  # noqa: F401  # its import sets levels
+
+        levels = [logger.level for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

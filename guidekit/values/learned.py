@@ -1,0 +1,205 @@
+r"""A value that a network has learned: V(x_t) = net(x_t, t, cond), in the reward's own units.
+
+`gk.values.fit` trains one on rollouts of a model; any network trained elsewhere serves as well. It reads x_t alone, not
+the model's prediction, so that guides which weigh by it need no evaluation of the model for candidates that die.
+
+Reference: Li et al. (2024), https://arxiv.org/abs/2408.08252 (there the value is learned "by Monte Carlo").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..describe import weights
+from ..errors import NetworkError
+from ..models.base import Encoded, Model, _kind, _networks, borrowed
+from ..view import View
+
+Network = Callable[[Tensor, Tensor, Encoded], Tensor]
+
+
+class Bin(NamedTuple):
+    """Held-out states with times in [t_low, t_high] whose values are near each other.
+
+    predicted, realised   means over the bin, of the values and of the rewards that came: soft means for a soft value
+    noise                 standard error of `realised`
+    count                 states in the bin
+    """
+
+    t_low: float
+    t_high: float
+    predicted: float
+    realised: float
+    noise: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `fit` measured on rollouts that it did not train on; they did choose when to stop.
+
+    target, alpha        as given to fit; means are alpha log mean exp(v/alpha), plain ones for target "mean"
+    rollouts, held_out   rollouts trained on and measured on
+    unscored             rollouts left out, for their sample could not be scored
+    epochs               epochs of training
+    error, noise         root mean square over the bins, weighted by count: of predicted - realised, and of what
+                         that is by chance alone
+    explained_variance   1 - Var(r - V)/Var(r)
+    loss, constant       mean loss of the value, and of the best constant: learning has paid where the first is less
+    rows                 the bins
+    """
+
+    target: str
+    alpha: float
+    rollouts: int
+    held_out: int
+    unscored: int
+    epochs: int
+    error: float
+    noise: float
+    explained_variance: float
+    loss: float
+    constant: float
+    rows: tuple[Bin, ...]
+
+    def to_frame(self):
+        """The bins as a pandas DataFrame."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_frame() needs pandas: pip install 'guidekit[report]'") from error
+        return pandas.DataFrame(self.rows, columns=Bin._fields)
+
+    def __str__(self) -> str:
+        head = (
+            f"target {self.target!r}, alpha {self.alpha:g}; trained on {self.rollouts} rollouts for {self.epochs} "
+            f"epochs, measured on {self.held_out} others; {self.unscored} could not be scored\n"
+            f"error {self.error:.3g} (by chance {self.noise:.2g}), explained variance {self.explained_variance:.3g}, "
+            f"loss {self.loss:.3g} (of a constant {self.constant:.3g})\n"
+        )
+        lines = [f"{'t':>13}  {'predicted':>10}  {'realised':>10}  {'noise':>8}  {'count':>6}"]
+        lines += [
+            f"{b.t_low:.3f} - {b.t_high:.3f}  {b.predicted:10.4g}  {b.realised:10.4g}  {b.noise:8.2g}  {b.count:6d}"
+            for b in self.rows
+        ]
+        return head + "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The value net(x, t, cond) -> (rows,).
+
+    net           x, t and cond as the networks of base models get them: t a float tensor with one entry per row, cond a
+                  tensor or dict of tensors with one entry per row, or None. It is called in evaluation mode, on its own
+                  device and in its own precision, and with gradients where a guide takes them in x. NaN means unknown
+    calibration   what `fit` measured, or None
+
+    A Learned stands for the weights that the network has when it is made: build another after further training.
+
+    >>> import guidekit as gk
+    >>> base = gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 2.0], [0.5, 0.5])
+    >>> value = Learned(lambda x, t, cond: (1 - t) * x[:, 0])  # any network
+    >>> steering = gk.FKSteering(lambda x: x[:, 0], alpha=1.0, value=value)
+    >>> len(gk.sample(base, 8, steps=5, guides=[steering]))
+    8
+    """
+
+    net: Network
+    calibration: Calibration | None = field(default=None, compare=False, repr=False)
+    digest: str = field(init=False, compare=False, repr=False)  # so that checkpoints tell two trainings apart
+
+    sees_prediction = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.net):
+            raise TypeError(f"Learned(net) takes a network (x, t, cond) -> (rows,), not {type(self.net).__name__}")
+        object.__setattr__(self, "digest", weights(self.modules()))
+
+    def modules(self) -> list[nn.Module]:
+        """The networks whose mode a run must leave as it found it."""
+        return list(dict.fromkeys(_networks(self.net)))
+
+    def __call__(self, view: View) -> Tensor:
+        times = torch.full((len(view.x),), view.t, dtype=view.model.dtype, device=view.x.device)
+        idle = not view.x.requires_grad and not any(m.training for m in self.modules())
+        with nullcontext() if idle else borrowed([cast(Model, self)]), torch.set_grad_enabled(view.x.requires_grad):
+            return call(self.net, view.x, times, view.cond)
+
+
+def call(net: Network, x: Tensor, t: Tensor, cond: Encoded) -> Tensor:
+    """The network in its own precision and on its own device; float64 (rows,) on x's device."""
+    modules = list(_networks(net))
+    dtype, device = _kind(modules) if modules else (None, x.device)
+    given = x.to(device, dtype if x.is_floating_point() else None)
+    version = None if given.is_inference() else given._version
+    out = net(given, t.to(device), _moved(cond, device))
+    if version is not None and given._version != version:
+        raise NetworkError("the network works on its input x in place; it must leave x as it is (x = x + ..., not +=)")
+    shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    if shape != (len(x),):
+        raise NetworkError(
+            f"the value's network returned {shape} for an input of shape {tuple(x.shape)}; a value is one number for "
+            f"each row, a tensor of shape {(len(x),)} (is an [:, 0] or .squeeze(-1) missing?)"
+        )
+    return out.to(x.device, torch.float64)
+
+
+def _moved(cond: Encoded, device: torch.device) -> Encoded:
+    if isinstance(cond, dict):
+        return {k: v.to(device) for k, v in cond.items()}
+    return None if cond is None else cond.to(device)
+
+
+class Scaled(nn.Module):
+    """V = loc + scale net(x, t, cond): the network learns numbers of order one, whatever the reward's units are."""
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, net: nn.Module, loc: float = 0.0, scale: float = 1.0):
+        super().__init__()
+        self.net = net
+        self.register_buffer("loc", torch.tensor(loc, dtype=torch.float64))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Encoded) -> Tensor:
+        return self.loc + self.scale * self.net(x, t, cond).double()
+
+
+# calibration -----------------------------------------------------------------------------------------------------
+
+
+def soft_mean(v: Tensor, w: Tensor, alpha: float) -> float:
+    """alpha log(sum w exp(v/alpha) / sum w); at alpha = infinity the weighted mean."""
+    if alpha == math.inf:
+        return float((w * v).sum() / w.sum())
+    return float(alpha * ((v / alpha + w.log()).logsumexp(0) - w.sum().log()))
+
+
+def bins(
+    value: Tensor, reward: Tensor, t: Tensor, w: Tensor, rollout: Tensor, alpha: float, times: int = 5, levels: int = 4
+) -> tuple[Bin, ...]:
+    """States in `times` intervals of time, and in each of them in `levels` ranges of the value, of like counts."""
+    rows = []
+    for interval in t.unique().tensor_split(times):
+        own = ((t >= interval[0]) & (t <= interval[-1])).nonzero()[:, 0] if len(interval) else t.new_empty(0).long()
+        for part in own[value[own].argsort(stable=True)].tensor_split(levels):
+            if len(part):
+                rows.append(_bin(value[part], reward[part], t[part], w[part], rollout[part], alpha))
+    return tuple(rows)
+
+
+def _bin(value: Tensor, reward: Tensor, t: Tensor, w: Tensor, rollout: Tensor, alpha: float) -> Bin:
+    realised = soft_mean(reward, w, alpha)
+    # exp((r - realised)/alpha) has mean 1, and so alpha times its deviation is that of alpha log of the mean
+    spread = reward - realised if alpha == math.inf else alpha * torch.expm1((reward - realised) / alpha)
+    of_rollout = torch.zeros(int(rollout.max()) + 1, dtype=w.dtype, device=w.device).index_add_(0, rollout, w * spread)
+    noise = float(of_rollout.square().sum().sqrt() / w.sum())  # states of one rollout share its reward
+    return Bin(float(t.min()), float(t.max()), soft_mean(value, w, alpha), realised, noise, len(value))

@@ -1,0 +1,288 @@
+"""What `fit` works with: the recorder of rollouts, the default networks, and the Lightning module that trains them.
+
+`fit` imports this file when it is called, for Lightning is slow to import and guides build on values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import random
+from ..guides.base import Guide
+from ..models.base import Encoded, Model
+from ..process import Gaussian, Masked, Uniform
+from ..tree import Tree
+from ..view import View
+from .learned import Scaled, call
+
+_WIDTH = 128
+_FREQUENCIES = 3  # few, so that the value is smooth between the times of the rollouts
+_DECAY = 0.99  # of the moving average of the weights, a step
+
+
+@dataclass(frozen=True)
+class Record(Guide):
+    """Does nothing but remember: `count` states of every particle's path, at steps drawn for each, the last excepted.
+
+    The memo is (steps (rows, count), states (rows, count, *shape)), which follow the particle through selections.
+    """
+
+    count: int
+
+    sees_prediction = False
+
+    def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
+        if memo is None:
+            drawn = random.uniform(view.key, (view.step.total,)).argsort(1)[:, : self.count]
+            memo = drawn.sort(1).values, view.x.new_zeros(len(view.x), drawn.shape[1], *view.x.shape[1:])
+        steps, states = memo
+        due = (steps == view.step.index)[(..., *[None] * (view.x.dim() - 1))]
+        return 0.0, (steps, torch.where(due, view.x.detach()[:, None], states))
+
+
+def default(model: Model, clean: Tensor, conds: Encoded) -> nn.Module:
+    """A network for the model's states: residual layers for vectors, convolutions for images, attention for tokens.
+
+    clean   final states of rollouts, to whose mean and deviation the inputs are brought
+    conds   encoded conditions with a row for each, the ones that the network is to know
+    """
+    if isinstance(model.process, Gaussian) and len(model.shape) in (1, 3):
+        inputs = Standard(model.process.schedule, clean)
+        return (Vectors if len(model.shape) == 1 else Images)(inputs, model.shape[0], Context(conds, _WIDTH))
+    if isinstance(model.process, (Masked, Uniform)):
+        return Tokens(model.process.states, model.shape[0], Context(conds, _WIDTH // 2))
+    raise ValueError(
+        f"there is no default network for states of shape {model.shape} under {type(model.process).__name__}; give fit "
+        "a net (x, t, cond) -> (rows,) of your own"
+    )
+
+
+# default networks --------------------------------------------------------------------------------------------------
+
+
+class Standard(nn.Module):
+    """(x_t - alpha m) / sqrt(alpha^2 s^2 + sigma^2), with m and s of the clean data: of each feature or channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, schedule: Callable[[Tensor], tuple[Tensor, Tensor]], clean: Tensor):
+        super().__init__()
+        self.schedule = schedule
+        axes = [0, *range(2, clean.dim())]
+        self.register_buffer("mean", clean.mean(axes, keepdim=True)[0].float())
+        self.register_buffer("std", clean.std(axes, keepdim=True, correction=0)[0].float().clamp(min=1e-3))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = (v.to(x).view(-1, *[1] * (x.dim() - 1)) for v in self.schedule(t))
+        return (x - alpha * self.mean) / ((alpha * self.std) ** 2 + sigma**2).sqrt()
+
+
+class Context(nn.Module):
+    """A vector for each row from its time and condition.
+
+    A condition in floating point enters as it is. One in integers (labels) enters as whether each of its entries
+    equals each of those known from `conds`, so that a label which was never seen is like none at all.
+    """
+
+    frequencies: Tensor
+    known: Tensor
+
+    def __init__(self, conds: Encoded, width: int):
+        super().__init__()
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(_FREQUENCIES))
+        parts = _parts(conds)
+        labels = [p.unique() for p in parts if not p.is_floating_point()]
+        self.register_buffer("known", torch.cat([*labels, torch.zeros(0, dtype=torch.long)]).unique())
+        size = 1 + 2 * _FREQUENCIES + sum(self._cond(p).shape[1] for p in parts)
+        self.layers = nn.Sequential(nn.Linear(size, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor, cond: Encoded) -> Tensor:
+        t = t.to(self.frequencies)[:, None]
+        waves = t * self.frequencies
+        return self.layers(torch.cat([t, waves.sin(), waves.cos(), *map(self._cond, _parts(cond))], 1))
+
+    def _cond(self, cond: Tensor) -> Tensor:
+        flat = cond.reshape(len(cond), -1)
+        return (flat if cond.is_floating_point() else (flat[..., None] == self.known).flatten(1)).to(self.frequencies)
+
+
+class Vectors(nn.Module):
+    """Three residual layers for x of shape (rows, d)."""
+
+    def __init__(self, inputs: Standard, size: int, context: Context):
+        super().__init__()
+        self.inputs, self.context = inputs, context
+        self.enter = nn.Linear(size, _WIDTH)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(_WIDTH), nn.Linear(_WIDTH, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, _WIDTH))
+            for _ in range(3)
+        )
+        self.leave = _head(_WIDTH)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Encoded) -> Tensor:
+        context = self.context(t, cond)
+        h = self.enter(self.inputs(x, t))
+        for block in self.blocks:
+            h = h + block(h + context)
+        return self.leave(h)[:, 0]
+
+
+class Images(nn.Module):
+    """Convolutions for x of shape (rows, C, H, W), each halving the size as long as it is above 4."""
+
+    def __init__(self, inputs: Standard, channels: int, context: Context, width: int = 32):
+        super().__init__()
+        self.inputs, self.context = inputs, context
+        widths = [width, 2 * width, _WIDTH, _WIDTH]
+        self.enter = nn.Conv2d(channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.GroupNorm(8, a), nn.SiLU(), nn.Conv2d(a, b, 3, padding=1))
+            for a, b in zip([width, *widths], widths, strict=False)
+        )
+        self.shifts = nn.ModuleList(nn.Linear(_WIDTH, b) for b in widths)
+        self.leave = _head(_WIDTH)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Encoded) -> Tensor:
+        context = self.context(t, cond)
+        h = self.enter(self.inputs(x, t))
+        for block, shift in zip(self.blocks, self.shifts, strict=True):
+            h = block(h) + shift(context)[..., None, None]
+            h = F.avg_pool2d(h, 2, ceil_mode=True) if min(h.shape[-2:]) > 4 else h
+        return self.leave(F.silu(h).mean((2, 3)))[:, 0]
+
+
+class Tokens(nn.Module):
+    """Two layers of attention over x of shape (rows, length), then the mean over positions."""
+
+    def __init__(self, states: int, length: int, context: Context, width: int = _WIDTH // 2, heads: int = 4):
+        super().__init__()
+        self.context, self.heads = context, heads
+        self.token, self.place = nn.Embedding(states, width), nn.Embedding(length, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.mixes = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
+        self.feeds = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+            for _ in range(2)
+        )
+        self.leave = _head(width)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Encoded) -> Tensor:
+        h = self.token(x) + self.place.weight + self.context(t, cond)[:, None]
+        for norm, mix, feed in zip(self.norms, self.mixes, self.feeds, strict=True):
+            parts = mix(norm(h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            h = h + F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+            h = h + feed(h)
+        return self.leave(h.mean(1))[:, 0]
+
+
+def _head(width: int) -> nn.Sequential:
+    """The last layers, which begin at zero: training starts from the best constant."""
+    last = nn.Linear(width, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.LayerNorm(width), nn.SiLU(), last)
+
+
+def _parts(cond: Encoded) -> list[Tensor]:
+    if isinstance(cond, dict):
+        return [cond[k] for k in sorted(cond)]
+    return [] if cond is None else [cond]
+
+
+# training ----------------------------------------------------------------------------------------------------------
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (value, target, weight) -> one number for each row
+
+
+class Regression(pl.LightningModule):
+    """Trains `net`; `slow` follows it by an exponential moving average, is what is measured, and `best` its best state.
+
+    All three are in the checkpoint, which therefore is all that a run needs to go on.
+    """
+
+    best_loss: Tensor
+
+    def __init__(self, net: Scaled, copies: tuple[Scaled, Scaled], loss: Loss, lr: float, seed: int, config: str):
+        super().__init__()
+        self.net = net.train()
+        self.slow, self.best = (copy.eval().requires_grad_(False) for copy in copies)
+        self.register_buffer("best_loss", torch.tensor(math.inf, dtype=torch.float64))
+        self.loss, self.lr, self.seed, self.config = loss, lr, seed, config
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([p for p in self.net.parameters() if p.requires_grad], lr=self.lr)
+
+    def on_train_epoch_start(self) -> None:
+        """Dropout and the like depend on the epoch alone, so that training may stop and go on after any of them."""
+        seed_all((self.seed, self.current_epoch), self.device)
+        self.trainer.train_dataloader.epoch = self.current_epoch  # type: ignore[union-attr]
+
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        target = batch["reward"]
+        if "next" in batch:
+            with torch.no_grad():
+                ahead = call(self.slow, *batch["next"])
+            target = torch.where(batch["final"], target, ahead)
+        loss = self.loss(call(self.net, *batch["state"]), target, batch["weight"]).mean()
+        if self.trainer.loggers:
+            self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(target))
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """slow <- decay slow + (1 - decay) net; at first the copy follows faster."""
+        decay = min(_DECAY, self.global_step / (self.global_step + 10))
+        with torch.no_grad():
+            for mine, theirs in zip(self.slow.parameters(), self.net.parameters(), strict=True):
+                mine.lerp_(theirs, 1 - decay)
+            for mine, theirs in zip(self.slow.buffers(), self.net.buffers(), strict=True):
+                mine.copy_(theirs)
+
+    def validation_step(self, batch: dict[str, Any], index: int) -> None:
+        losses = self.loss(call(self.slow, *batch["state"]), batch["reward"], batch["weight"])
+        self.log("held_out_loss", losses.mean(), batch_size=len(losses), on_epoch=True)
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.trainer.callback_metrics["held_out_loss"]
+        if not loss.isfinite():
+            raise RuntimeError(
+                f"training diverged: the loss on held-out rollouts is {float(loss)} after {self.current_epoch + 1} "
+                "epochs; take a smaller lr or a larger alpha, or mend the network"
+            )
+        if loss < self.best_loss:
+            self.best_loss.copy_(loss)
+            self.best.load_state_dict(self.slow.state_dict())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["guidekit"] = self.config
+
+
+class Patience(EarlyStopping):
+    """Early stopping that has also stopped when it is taken up again."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = self.wait_count >= self.patience
+
+
+class Last(ModelCheckpoint):
+    """The state after every epoch, in one file."""
+
+
+def seed_all(address: tuple[int, ...], device: torch.device) -> None:
+    """Seed the generators of the host and of one device from an address."""
+    key = random.key(address[0])
+    for part in address[1:]:
+        key = random.fold(key, part)
+    torch.default_generator.manual_seed(int(key))
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(int(key))
