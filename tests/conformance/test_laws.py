@@ -170,6 +170,8 @@ def test_all_state_follows_its_particle(case: Case, problem: Problem):
                     clean = problem.model.process.clean(pop.predictions[0], pop.x)
                 assert known.all()
                 assert torch.allclose(pop.rewards, problem.reward(clean).double(), atol=1e-12)
+                if guide.potential == "difference" and guide.tempering == 1:
+                    assert torch.allclose(pop.memos[0][0], pop.rewards / guide.alpha, atol=1e-12)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
