@@ -90,6 +90,20 @@ MUTANTS = [
     ("the running max as the last factor", "guides/fk.py", "now = twist(self, view, total)", "now = torch.fmax(running, twist(self, view, total))", UNBIASED),
     ("tempered twists that are not taken back", "guides/das.py", "level * now - counted,", "level * now,", UNBIASED),
     ("the last twist tempered", "guides/das.py", "if fraction >= 1:\n            return 1.0", "if fraction > 1:\n            return 1.0", UNBIASED),
+    ("fkc without the cross terms", "guides/fkc.py", "rate = rate - c * f *", "rate = rate + c * f *", "tests/test_fkc.py"),
+    ("fkc weights without the drift", "guides/fkc.py", "mean = mean + (1 - self.total) * (1 - v / (1 + a2))", "mean = mean + (1 - self.total) * (v / (1 + a2))", "tests/test_fkc.py"),
+    ("fkc tilt with another noise level", "guides/fkc.py", "a2 / (1 + a2) * self._beta", "self._beta", "tests/test_fkc.py"),
+    ("a reward gradient downhill", "guides/twist.py", "return sigma**2 / alpha *", "return -(sigma**2) / alpha *", "tests/test_tds.py"),
+    ("a reward gradient without 1/alpha_t", "guides/twist.py", "return sigma**2 / alpha *", "return sigma**2 *", "tests/test_tds.py"),
+    ("tds weights that do not telescope", "guides/tds.py", "return now - before, now", "return now, now", UNBIASED),
+    ("the worst of the beam", "guides/beam.py", "descending=True", "descending=False", "tests/test_beam.py"),
+    ("a beam within each parent", "guides/beam.py", "index = order % parents * k + order // parents", "index = order", "tests/test_beam.py"),
+    ("the worst of N", "guides/best_of_n.py", ".unflatten(1, (-1, step.n)).max(1)", ".unflatten(1, (-1, step.n)).min(1)", "tests/test_best_of_n.py"),
+    ("best-of-N across samples", "guides/best_of_n.py", "index = chain * step.n + torch.arange(step.n, device=chain.device)", "index = torch.arange(step.n, device=chain.device) * self.n + chain", "tests/test_best_of_n.py"),
+    ("equal twists counted twice", "run.py", "t is None or t not in twists[:i]", "True", "tests/test_svdd.py"),
+    ("the soft value of a rollout without 1/k", "values/rollout.py", "soft = log_mean_exp(torch.where(known, scores / self.alpha, -torch.inf))", "soft = torch.where(known, scores / self.alpha, -torch.inf).logsumexp(-1)", "tests/test_potentials.py"),
+    ("codes taken a step late", "guides/ddcm.py", "0 if codes is None else codes.shape[1]", "0 if codes is None else codes.shape[1] - 1", "tests/test_ddcm.py"),
+    ("the codeword farthest from the target", "guides/ddcm.py", ".mT).argmax(1)", ".mT).argmin(1)", "tests/test_ddcm.py"),
 ]  # fmt: skip
 
 
