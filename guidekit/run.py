@@ -92,7 +92,7 @@ class Run:
         self.groups = len(self.conditions)
         self.keys = checks.keys(seed, self.groups, model.device)
         checks.check_guides(self.guides, model, solver, len(moves))
-        self.moves = reduce(lambda moves, guide: guide.moves(moves), self.guides, moves)
+        self.moves = reduce(lambda moves, guide: guide.moves(model, moves), self.guides, moves)
         if not self.moves:
             raise ValueError(f"the guides leave none of the {len(moves)} steps")
         self._steps = self._all_steps()

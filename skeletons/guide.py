@@ -56,7 +56,7 @@ class Pull(Guide):  # Guide adds steer=False, start=0., stop=1. as keywords
     def particles(self, n, fraction):  # rows of each group that live at this fraction of the run; n are left at the end
         return n
 
-    def moves(self, moves):  # the solver's table of (t, s, ...), perhaps cut
+    def moves(self, model, moves):  # the solver's table of (t, s, ...), perhaps cut
         return moves
 
     def condition(self, view, cond):  # the encoded condition of the rows that the network is to see

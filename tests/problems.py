@@ -8,13 +8,13 @@ the unguided chain with its errors of discretisation, by enumeration for tokens 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import guidekit as gk
 
@@ -178,6 +178,86 @@ PROBLEMS = {
         tokens("uniform", "uniform"),
     )
 }
+
+
+# attention -----------------------------------------------------------------------------------------------------------
+
+
+class Attending(nn.Module):
+    """A model with an attention block beside it that adds nothing to the prediction until somebody perturbs it: what
+    the block gives is taken away again, computed by hand."""
+
+    def __init__(self, model: gk.Model):
+        super().__init__()
+        self.model, self.tokens = model, not isinstance(model.process, gk.process.Gaussian)
+        states = getattr(model.process, "states", 1)
+        size, out = states * int(np.prod(model.shape)), int(np.prod(model.shape)) * (V if self.tokens else 1)
+        generator = torch.Generator().manual_seed(4)
+        for name, shape in (("into", (size, 4 * 8)), ("back", (4 * 8, out))):
+            self.register_buffer(name, torch.randn(shape, generator=generator, dtype=torch.float64).to(model.device))
+        self.block = Block(generator).to(model.device)
+
+    def forward(self, x: Tensor, t: Tensor, cond) -> Tensor:
+        out = self.model(x, float(t[0]), cond)
+        h = nn.functional.one_hot(x, self.model.process.states) if self.tokens else x
+        h = (h.double().flatten(1) @ self.into).tanh().unflatten(1, (4, 8))
+        return out + 0.1 * ((self.block(h) - self.block.by_hand(h)).flatten(1) @ self.back).view_as(out)
+
+
+class Block(nn.Module):
+    """Self-attention of four tokens with two heads."""
+
+    def __init__(self, generator: torch.Generator):
+        super().__init__()
+        self.register_buffer("qkv", torch.randn(8, 24, generator=generator, dtype=torch.float64))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + nn.functional.scaled_dot_product_attention(*self.heads(h)).transpose(1, 2).flatten(2)
+
+    def by_hand(self, h: Tensor) -> Tensor:
+        q, k, v = self.heads(h)
+        return h + ((q @ k.mT / 2).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    def heads(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(v.unflatten(2, (2, 4)).transpose(1, 2) for v in (h @ self.qkv).chunk(3, -1))
+
+
+class Embedded(nn.Module):
+    """A model whose condition is a vector c: its prediction at the problem's condition for c = (1, .), without one for
+    c = (0, .), and a line through both."""
+
+    def __init__(self, model: gk.Model, own):
+        super().__init__()
+        self.model, self.own = model, own
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        own, null = (c.expand(len(x), *c.shape) for c in (self.model.encode(self.own), self.model.encode(None)))
+        share = cond[:, 0].view(-1, *[1] * (len(self.model.shape) + (not x.is_floating_point())))
+        given = self.model(x, float(t[0]), null)
+        return given + share * (self.model(x, float(t[0]), own) - given)
+
+
+def embedding(problem: Problem) -> Problem:
+    """The same problem, with conditions that encode to real numbers."""
+    base = problem.model
+    code = torch.tensor([[0.0, 0.4], [1.0, -0.3]], dtype=torch.float64, device=base.device)
+    options = {"encode_cond": lambda c: code[1], "null": code[0]}
+    return replace(problem, model=wrapped(base, Embedded(base, problem.cond), **options))
+
+
+def attending(problem: Problem) -> Problem:
+    """The same problem, whose network has a layer `block` of attention."""
+    base = problem.model
+    return replace(problem, model=wrapped(base, Attending(base), encode_cond=base.encode, null=base.null))
+
+
+def wrapped(base: gk.Model, net: nn.Module, **options) -> gk.Model:
+    """A network of clean means or log-probabilities as a model of the same kind."""
+    options |= {"dtype": torch.float64, "device": base.device}
+    if isinstance(base.process, gk.process.Gaussian):
+        return gk.GaussianModel(net, base.shape, base.process.schedule, "clean", **options)
+    kind = gk.MaskedModel if isinstance(base.process, gk.process.Masked) else gk.UniformModel
+    return kind(net, V, L, **options)
 
 
 def populations(problem: Problem, groups: int, n: int, guides, *, first: int = 0, **options) -> gk.Result:

@@ -475,7 +475,7 @@ def test_it_is_a_whole_path(options):
 
 
 def test_times_that_go_up_are_refused():
-    with pytest.raises(ValueError, match="times that go up are not for it"):
+    with pytest.raises(ValueError, match="FKC follows a path down in time"):
         gk.sample(mixture(A1, "cosine"), 4, steps=[1.0, 0.5, 0.7, 0.0], guides=[gk.FKC.tilt(linear, 1.0)])
 
 

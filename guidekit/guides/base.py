@@ -58,7 +58,7 @@ class Guide:
         """Rows of each group that live at this fraction of the run, where n would without it; at the end n are left."""
         return n
 
-    def moves(self, moves: list[Move]) -> list[Move]:
+    def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         """The table of the run, given the solver's."""
         return moves
 

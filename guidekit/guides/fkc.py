@@ -41,11 +41,14 @@ from .. import resampling
 from ..models.base import Cond, Model, Null, Other
 from ..population import Population
 from ..process import Gaussian, Masked
+from ..solvers import Move
 from ..tree import Tree
 from ..view import Step, View
 from .base import Guide
 from .resample import check_resampling, resample
 from .twist import check_differentiable, check_reward, gradient
+
+_DOWN = "FKC follows a path down in time: times that go up, and recurrences, are not for it"
 
 
 class FKC:
@@ -115,6 +118,11 @@ class Corrector(Guide):
         if self.steer or self.start > 0 or self.stop < 1:
             raise ValueError("FKC is a path from noise to data: it takes no steer, start or stop")
 
+    def moves(self, model: Model, moves: list[Move]) -> list[Move]:
+        if any(move.s >= move.t for move in moves):
+            raise ValueError(_DOWN)
+        return moves
+
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
         if self.total == 1 or isinstance(model.process, Masked):
             return population.x
@@ -155,8 +163,8 @@ class Corrector(Guide):
             return self._start(view), (rate, r, pull)
         came = view.step.came
         assert came is not None
-        if came.s > came.t:
-            raise ValueError("FKC follows a path down in time: times that go up are not for it")
+        if came.s >= came.t:
+            raise ValueError(_DOWN)
         (a_t, s_t), (a_s, s_s) = (view.model.process.scales(t) for t in (came.t, came.s))
         w_t, w_s = (a * a / (a * a + s * s) for a, s in ((a_t, s_t), (a_s, s_s)))
         rate_s, pull_s = (memo[0], memo[2]) if view.step.last else (rate, pull)

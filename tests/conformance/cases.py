@@ -7,7 +7,8 @@ target    "base": it moves or weighs without changing p; "tilted": weighted part
           "own": another law, which its own test file checks
 rows      network rows of a run, from the particles N and the steps M
 calls     reward calls of a run
-networks  forwards of each step: one for each distinct network
+forwards  of a run: one a step for each distinct network
+with_     what is done to the problem first
 memory    its tilt reads what it remembers of the look before
 """
 
@@ -21,7 +22,7 @@ import torch
 
 import guidekit as gk
 
-from ..problems import PROBLEMS, Problem
+from ..problems import PROBLEMS, Problem, attending, embedding
 
 ALL = tuple(PROBLEMS)
 TOKENS = ("masked", "uniform")
@@ -40,8 +41,12 @@ class Case:
     processes: tuple[str, ...] = ALL
     rows: Callable[[int, int], int] = lambda n, m: n * m
     calls: Callable[[int, int], int] = lambda n, m: 0
-    networks: int = 1
+    forwards: Callable[[int], int] = lambda m: m
     memory: bool = False
+    with_: Callable[[Problem], Problem] = lambda p: p
+
+    def on(self, name: str) -> Problem:
+        return self.with_(PROBLEMS[name])
 
 
 def constant(x):
@@ -83,7 +88,8 @@ def _other(name: str) -> gk.Model:
     base = PROBLEMS[name].model
     if isinstance(base, gk.analytic.TokenTable):
         tables = base.table.flip(1).view(-1, *(base.vocab_size,) * base.length)
-        return gk.analytic.TokenTable(tables[0], classes=tables[1:])
+        noising = "masked" if isinstance(base.process, gk.process.Masked) else "uniform"
+        return gk.analytic.TokenTable(tables[0], noising, classes=tables[1:])
     return gk.analytic.GaussianMixture([0.6, 0.4], base.means[:2] + 0.7, base.stds[1:3], base.schedule)
 
 
@@ -96,6 +102,62 @@ def target(p: Problem) -> torch.Tensor:
     """One state."""
     return torch.tensor([[0, 2, 1]]) if p.name in TOKENS else torch.full((1, *p.model.shape), 0.8, dtype=torch.float64)
 
+
+def twice(m: int) -> int:
+    return 2 * m
+
+
+def both(n: int, m: int) -> int:
+    """Rows of two evaluations a particle and step."""
+    return 2 * n * m
+
+
+def recurring(n: int, m: int) -> int:
+    """Rows where every step but that from pure noise is taken twice."""
+    return n * (2 * m - 1)
+
+
+def component(p: Problem) -> Callable:
+    """The exact classifier of a mixture's components."""
+    base = PROBLEMS[p.name].model
+    return lambda x, t: base.responsibilities(x, float(t[0])).log()  # type: ignore[attr-defined]
+
+
+def condition(p: Problem) -> Callable:
+    """The exact classifier of a mixture's labels; of tokens a smooth function of them."""
+    if p.name in TOKENS:
+        return lambda x, t: torch.stack([x.double().sum(1).cos(), x[:, 0].double() - 1], 1)
+    base = PROBLEMS[p.name].model
+    labels = torch.nn.functional.one_hot(base.labels).double()  # type: ignore[attr-defined]
+    return lambda x, t: (base.responsibilities(x, float(t[0])) @ labels).clamp(min=1e-300).log()  # type: ignore
+
+
+def hot(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """log p(y | x_t) of one-hot states, up to a constant."""
+    return (x[:, :, :3] * torch.tensor([0.2, -0.7, 0.9]).to(x)).sum((1, 2)) * x[:, 0, 1].add(1.0)
+
+
+def word(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The same of tokens."""
+    return hot(torch.nn.functional.one_hot(x, 4).double(), t)
+
+
+@lru_cache
+def attended(name: str) -> Problem:
+    return attending(PROBLEMS[name])
+
+
+def with_attention(p: Problem) -> Problem:
+    return attended(p.name) if p.model is PROBLEMS[p.name].model else attending(p)
+
+
+def region(p: Problem) -> torch.Tensor:
+    """A mask for one condition."""
+    return torch.tensor([[1.0, 0.0, 0.5]]) if p.name in TOKENS else torch.full((1, *p.model.shape), 0.7)
+
+
+TFG = {"rho": 0.3, "mu": 0.2, "sigma": 0.1, "recur": 2, "iters": 2, "draws": 2}
+HALF = ("vp-1d", "flow-2d")  # alpha = 0 at the start, where there is no gradient through the network
 
 CASES = [
     Case("CFG", lambda p: gk.CFG(2.5), lambda p: gk.CFG(1.0), "own", rows=lambda n, m: 2 * n * m),
@@ -120,6 +182,7 @@ CASES = [
             (gk.CFGpp, lambda p: gk.CFGpp(0.6), None),
         )
     ),
+    Case("CADS", lambda p: gk.CADS(0.2, 0.9), lambda p: gk.CADS(stop=0.0), "own", with_=embedding),
     Case("Resample", lambda p: gk.Resample(), lambda p: gk.Resample(ess=0.0), "base"),
     Case("FK adaptive", _fk(), _idle_fk(), "tilted", calls=lambda n, m: n * m),
     Case("FK never", _fk(ess=0.0), _idle_fk(ess=0.0), "tilted", calls=lambda n, m: n * m),
@@ -179,7 +242,7 @@ CASES = [
     Case("FKC anneal", lambda p: gk.FKC.anneal(1.6), lambda p: gk.FKC.anneal(1.0), "own", ("edm-1d", "masked")),
     Case(
         "FKC product", lambda p: gk.FKC.product(other(p)), lambda p: gk.FKC.product(other(p), power=0.0), "own",
-        ("edm-1d", "masked"), lambda n, m: 2 * n * m, networks=2,
+        ("edm-1d", "masked"), lambda n, m: 2 * n * m, forwards=twice,
     ),
     Case(
         "FKC tilt", lambda p: gk.FKC.tilt(p.reward, p.alpha), lambda p: gk.FKC.tilt(p.reward, float("inf")), "own",
@@ -206,5 +269,117 @@ CASES = [
         TOKENS, lambda n, m: 24 + 48 + 44 + 40 + 54 + 48, lambda n, m: 48 + 44 + 40 + 54 + 48 + 42,
     ),
     Case("DDCM", lambda p: gk.DDCM(8, target=target(p)), None, "own", ("vp-1d", "flow-2d")),
+    *(
+        Case(f"{guide.__name__}{' steer' * steer}", make(guide, steer), idle, "base" if steer else "own", where, both,
+             with_=with_attention)
+        for guide, idle, where in (
+            (gk.PAG, lambda p: gk.PAG(0.0, "block"), ALL),
+            (gk.SEG, lambda p: gk.SEG(2.0, "block", sigma=0.0), ("vp-1d", "masked")),
+            (gk.SLG, lambda p: gk.SLG(0.0, "block"), ("flow-2d", "uniform")),
+        )
+        for steer in (False, True)
+        for make in [lambda guide, steer: lambda p: guide(0.2 if steer else 1.5, "block", steer=steer)]
+    ),
+    Case(
+        "PAG heads", lambda p: gk.PAG(3.0, heads={"block": [1]}, strength=0.7), lambda p: gk.PAG(3.0, heads=[]), "own",
+        ("vp-1d", "masked"), both, with_=with_attention,
+    ),
+    Case(
+        "AutoGuidance", lambda p: gk.AutoGuidance(other(p), 1.8), lambda p: gk.AutoGuidance(other(p), 1.0), "own",
+        rows=both, forwards=twice,
+    ),
+    Case(
+        "AutoGuidance steer", lambda p: gk.AutoGuidance(other(p), 1.3, steer=True), None, "base", rows=both,
+        forwards=twice,
+    ),
+    Case(  # acts at fractions 0, 1/6 and 2/6
+        "Distillation", lambda p: gk.Distillation(other(p), 0.4), lambda p: gk.Distillation(other(p), 0.0), "own",
+        GAUSSIAN, lambda n, m: n * (m + 3), forwards=lambda m: m + 3,
+    ),
+    Case("HiGS", lambda p: gk.HiGS(1.75, t_min=0.1, eta=0.5), lambda p: gk.HiGS(0.0), "own", GAUSSIAN, memory=True),
+    Case(
+        "MinorityGuidance", lambda p: gk.MinorityGuidance(component(p), 1.0, bin=4),
+        lambda p: gk.MinorityGuidance(component(p), 0.0), "own", GAUSSIAN,
+    ),
+    Case(  # at steps 0, 2 and 4
+        "SelfGuidedMinority", lambda p: gk.SelfGuidedMinority(0.8, interval=2), lambda p: gk.SelfGuidedMinority(0.0),
+        "own", GAUSSIAN, lambda n, m: n * (m + 3), forwards=lambda m: m + 3,
+    ),
+    Case("BoostAndSkip", lambda p: gk.BoostAndSkip(1.5), lambda p: gk.BoostAndSkip(1.0), "own", GAUSSIAN),
+    Case(
+        "BoostAndSkip skip", lambda p: gk.BoostAndSkip(1.5, 2), lambda p: gk.BoostAndSkip(1.0, 0), "own", GAUSSIAN,
+        lambda n, m: n * (m - 2), forwards=lambda m: m - 2,
+    ),
+    Case(  # 11 looks of 6 calls each, but 4 in the first, which has no gradient through the network; and the samples
+        "TFG", lambda p: gk.TFG(p.reward, **TFG), lambda p: gk.TFG(p.reward, rho=0.0, mu=0.0), "own", HALF, recurring,
+        lambda n, m: n * (6 * (2 * m - 2) + 4 + 1), lambda m: 2 * m - 1,
+    ),
+    Case(
+        "TFG edm", lambda p: gk.TFG(p.reward, **TFG), lambda p: gk.TFG(p.reward, rho=0.0, mu=0.0), "own", ("edm-1d",),
+        both, lambda n, m: n * (6 * 2 * m + 1), twice,
+    ),
+    Case(
+        "UGD", lambda p: gk.UGD(p.reward, 0.3, 0.2, recur=2), lambda p: gk.UGD(p.reward, 0.0, 0.0), "own", HALF,
+        recurring, lambda n, m: n * 2 * m, lambda m: 2 * m - 1,
+    ),
+    Case(
+        "FreeDoM", lambda p: gk.FreeDoM(p.reward, 0.5), lambda p: gk.FreeDoM(p.reward, 0.0), "own", HALF,
+        recurring, lambda n, m: n * (2 * m - 1), lambda m: 2 * m - 1,
+    ),
+    Case(
+        "DPS", lambda p: gk.DPS(p.reward, 1.0), lambda p: gk.DPS(p.reward, 0.0), "own", HALF, calls=lambda n, m: n * m
+    ),
+    Case("DPS steer", lambda p: gk.DPS(p.reward, 0.5, steer=True), None, "base", HALF, calls=lambda n, m: n * m),
+    Case(
+        "LGD", lambda p: gk.LGD(p.reward, 1.0, sigma=0.3, draws=3), lambda p: gk.LGD(p.reward, 0.0), "own", HALF,
+        calls=lambda n, m: n * (3 * (m - 1) + 1),
+    ),
+    Case(
+        "MPGD", lambda p: gk.MPGD(p.reward, 0.5), lambda p: gk.MPGD(p.reward, 0.0), "own", HALF,
+        calls=lambda n, m: n * (m + 1),
+    ),
+    Case(
+        "ClassifierGuidance", lambda p: gk.ClassifierGuidance(component(p), 1.0, 3),
+        lambda p: gk.ClassifierGuidance(component(p), 0.0, 3), "own", GAUSSIAN,
+    ),
+    Case(
+        "ClassifierGuidance steer", lambda p: gk.ClassifierGuidance(component(p), 0.3, 3, steer=True), None, "base",
+        ("vp-1d",),
+    ),
+    Case(
+        "AdvDiff", lambda p: gk.AdvDiff(component(p), 1.0, 2, start=0.2),
+        lambda p: gk.AdvDiff(component(p), 0.0, 2), "own", GAUSSIAN,
+    ),
+    Case(
+        "GFCG", lambda p: gk.GFCG(condition(p), 1.0, p.cond, [0, None]),
+        lambda p: gk.GFCG(condition(p), 0.0, p.cond, [0, None]), "own", rows=both, forwards=twice,
+    ),
+    Case("DCBG", lambda p: gk.DCBG(word, 1.0), lambda p: gk.DCBG(word, 0.0), "own", ("masked",)),
+    Case("DCBG steer", lambda p: gk.DCBG(word, 0.5, steer=True), None, "base", ("masked",)),
+    Case("TAG", lambda p: gk.TAG(hot, 1.0), lambda p: gk.TAG(hot, 0.0), "own", ("masked",)),
+    Case(
+        "Compose", lambda p: gk.Compose([other(p), None], [0.6, -0.4], own=1.2),
+        lambda p: gk.Compose(other(p), 0.0), "own", rows=lambda n, m: 3 * n * m, forwards=twice,
+    ),
+    Case(
+        "Mixture", lambda p: gk.Mixture(other(p), [0.7, 0.3]), lambda p: gk.Mixture(other(p), [1.0, 0.0]), "own",
+        rows=both, forwards=twice, memory=True,
+    ),
+    Case(
+        "Views", lambda p: gk.Views(gk.views.Negate()), lambda p: gk.Views(gk.views.Negate(), weights=[1, 0]), "own",
+        GAUSSIAN, both, forwards=twice,
+    ),
+    Case("Switch", lambda p: gk.Switch(None), lambda p: gk.Switch(p.cond), "own"),
+    Case(
+        "MagicMix", lambda p: gk.MagicMix(target(p), 0.5, stop=0.6), lambda p: gk.MagicMix(target(p), 1.0), "own",
+        GAUSSIAN,
+    ),
+    Case(
+        "Regions", lambda p: gk.Regions(None, region(p)), lambda p: gk.Regions(None, 0 * region(p)), "own", rows=both,
+    ),
+    Case(
+        "Hallucination", lambda p: gk.Hallucination(4, alpha=0.05), lambda p: gk.Hallucination(4), "own", GAUSSIAN,
+        memory=True,
+    ),
     Case("StartFrom", lambda p: gk.StartFrom(target(p)), None, "own"),
 ]  # fmt: skip

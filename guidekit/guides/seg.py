@@ -1,0 +1,113 @@
+r"""Smoothed energy guidance (Hong, 2024), https://arxiv.org/abs/2408.00760.
+
+    d <- d + s (d_cond - d_smooth)
+
+with d_smooth the same network in which chosen self-attention layers blur their queries over the grid of tokens,
+q' = G_sigma q, which blurs the logits of the attention. sigma = inf, the default, takes the mean of all queries, so
+that all tokens attend alike; sigma = 0 does nothing. As in the author's code G is separable, cut off at 3 sigma or half
+the grid, and reflects at the borders.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from ..attention import Attention, Heads, Layers, Perturbation, Perturbed, Span
+from ..errors import NetworkError
+from ..models.base import Cond, Model
+from ..view import View
+from .base import Guide, Scale
+from .pag import away
+
+
+@dataclass(frozen=True)
+class Blur(Perturbation):
+    """Queries of the span are blurred over their grid; the others are left."""
+
+    sigma: float = math.inf
+    grid: tuple[int, ...] | None = None
+    tokens: Span | None = None
+
+    def check(self) -> None:
+        if not self.sigma >= 0:
+            raise ValueError(f"sigma={self.sigma}: the width of the blur in tokens, 0 (none) to inf (the mean)")
+        if self.grid is not None and not (isinstance(self.grid, tuple) and min(self.grid, default=0) > 0):
+            raise ValueError(f"grid={self.grid!r}: height and width in tokens, such as (64, 96), or (length,)")
+
+    def attention(self, call: Attention, out: Tensor) -> Tensor:
+        query, span = call.query.clone(), slice(*(self.tokens or (None,)))
+        query[..., span, :] = self.blurred(query[..., span, :])
+        return call(query=query)
+
+    def blurred(self, query: Tensor) -> Tensor:
+        """Queries (..., tokens, dim), blurred."""
+        if self.sigma == math.inf:
+            return query.mean(-2, keepdim=True).expand_as(query)
+        sizes = self._sizes(query.shape[-2])
+        x = query.to(torch.promote_types(query.dtype, torch.float32)).unflatten(-2, sizes)
+        for axis, size in enumerate(sizes, start=query.dim() - 2):
+            x = (x.movedim(axis, -1) @ kernel(size, self.sigma, x).mT).movedim(-1, axis)
+        return x.flatten(query.dim() - 2, -2).to(query.dtype)
+
+    def _sizes(self, tokens: int) -> tuple[int, ...]:
+        """The grid at this layer: as it was given, or smaller by one factor in all directions."""
+        side = math.isqrt(tokens)
+        full = self.grid or (side, side)
+        factor = round((math.prod(full) / tokens) ** (1 / len(full))) or 1
+        sizes = tuple(size // factor for size in full)
+        if math.prod(sizes) != tokens:
+            shape = "x".join(map(str, full)) if self.grid else "square"
+            raise NetworkError(
+                f"SEG: the {tokens} tokens of this layer are no {shape} grid; give grid=(height, width), and "
+                "tokens=(first, last + 1) where some belong to no grid"
+            )
+        return sizes
+
+
+def kernel(size: int, sigma: float, like: Tensor) -> Tensor:
+    """The blur along one axis, as a matrix (size, size) of the type of `like`."""
+    reach = min(math.ceil(6 * sigma) // 2, size // 2, size - 1)
+    offset = torch.arange(-reach, reach + 1, device=like.device)
+    weight = torch.exp(-0.5 * (offset / max(sigma, 1e-9)).to(like.dtype) ** 2)
+    place = torch.arange(size, device=like.device)[:, None] + offset
+    place = (size - 1) - ((size - 1) - place.abs()).abs()  # reflected at 0 and at size - 1
+    return like.new_zeros(size, size).scatter_add_(1, place, (weight / weight.sum()).expand_as(place))
+
+
+@dataclass(frozen=True)
+class SEG(Guide):
+    """Smoothed energy guidance. One extra row per particle, in the same forward.
+
+    scale           a number or a function of t
+    layers, heads   as in PAG; None is the middle of the network, and all heads
+    sigma           width of the blur in tokens; inf takes the mean of the queries
+    grid            (height, width) of the tokens, at these layers or at a finer one; square by default
+    tokens          (first, last + 1) of the tokens on the grid, where there are others
+    """
+
+    scale: Scale
+    layers: Layers = None
+    heads: Heads = None
+    sigma: float = math.inf
+    _: KW_ONLY
+    grid: tuple[int, ...] | None = None
+    tokens: Span | None = None
+
+    @property
+    def perturbed(self) -> Perturbed:
+        return Perturbed.of(Blur(self.sigma, self.grid, self.tokens), self.layers, self.heads)
+
+    @property
+    def needs(self) -> tuple[Cond, ...]:
+        idle = self.scale == 0 or self.sigma == 0 or (self.heads is not None and len(self.heads) == 0)
+        return () if idle else (self.perturbed,)
+
+    def check(self, model: Model, steps: int) -> None:
+        self.perturbed.check(model)
+
+    def tilt(self, view: View) -> Tensor | float:
+        return away(self.scale, view, self.perturbed) if self.needs else 0.0
