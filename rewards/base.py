@@ -1,10 +1,15 @@
 """A reward: samples in, one float each out, in order, NaN where a sample could not be scored.
 
 Plain functions are rewards too; `as_reward` wraps them. Whatever the user's code returns is checked once, here.
+Rewards are added, multiplied and transformed, and hold nothing that cannot be sent to another process.
 """
 
 from __future__ import annotations
 
+import copy
+import math
+import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
@@ -16,15 +21,27 @@ class RewardError(RuntimeError):
     """A reward raised, returned the wrong length or type, or scored nothing at all."""
 
 
+class RewardWarning(UserWarning):
+    """A reward could not score some samples for a reason that it did not expect."""
+
+
 class Reward:
     """Base of all rewards: a subclass says how to `score`.
 
-    name             what tables and errors call it
-    differentiable   whether gradients flow from the scores to the samples; None where nobody has said
+    name               what tables and errors call it
+    differentiable     whether gradients flow from the scores to the samples; None where nobody has said
+    higher_is_better   what reports take for good; guides always climb, so steer by -reward where it is False
+    unit               of the scores, or ""
+
+    >>> length = as_reward(lambda samples: [len(s) for s in samples])
+    >>> (2 * length + 1)(["CC", "CCO"])
+    tensor([5., 7.], dtype=torch.float64)
     """
 
     name: str = "reward"
     differentiable: bool | None = False
+    higher_is_better: bool = True
+    unit: str = ""
 
     def score(self, samples: Any) -> Any:
         """One number for each sample, in order; NaN where it cannot be scored."""
@@ -45,6 +62,68 @@ class Reward:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name})"
 
+    def named(self, name: str) -> Reward:
+        """The same reward under another name."""
+        other = copy.copy(self)
+        object.__setattr__(other, "name", name)
+        return other
+
+    def transformed(self, transform: Callable[[Tensor], Tensor], name: str | None = None) -> Reward:
+        """transform(score), as of `rewards.transforms`; NaN stays NaN."""
+        return Transformed(self, transform, name)
+
+    def __add__(self, other: Any) -> Reward:
+        return _combined("+", self, other)
+
+    def __radd__(self, other: Any) -> Reward:
+        return _combined("+", other, self)
+
+    def __sub__(self, other: Any) -> Reward:
+        return _combined("-", self, other)
+
+    def __rsub__(self, other: Any) -> Reward:
+        return _combined("-", other, self)
+
+    def __mul__(self, other: Any) -> Reward:
+        return _combined("*", self, other)
+
+    def __rmul__(self, other: Any) -> Reward:
+        return _combined("*", other, self)
+
+    def __truediv__(self, other: Any) -> Reward:
+        return _combined("/", self, other)
+
+    def __neg__(self) -> Reward:
+        return _combined("*", -1, self).named(f"-{self.name}")
+
+
+class Each(Reward):
+    """A reward of samples one by one: a subclass says how to score `one`. What raises costs its own sample only, is
+    NaN and is told in one `RewardWarning`."""
+
+    def one(self, sample: Any) -> float:
+        """The score of one sample, NaN where it has none."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how to score one sample")
+
+    def score(self, samples: Any) -> list[float]:
+        if isinstance(samples, str):
+            raise TypeError(f"a list of samples is needed, not the text {samples[:40]!r}")
+        scores, errors = [], []
+        for sample in samples:
+            try:
+                scores.append(float(self.one(sample)))
+            except Exception as error:
+                scores.append(math.nan)
+                errors.append(error)
+        if errors:
+            first = f"{type(errors[0]).__name__}: {errors[0]}"
+            warnings.warn(
+                f"reward {self.name!r} raised on {len(errors)} of {len(scores)} samples, first {first:.300}",
+                RewardWarning,
+                stacklevel=2,
+            )
+        return scores
+
 
 class Function(Reward):
     """A plain function of samples as a reward."""
@@ -58,6 +137,59 @@ class Function(Reward):
         return self.function(samples)
 
 
+class Transformed(Reward):
+    """A function of a reward's scores."""
+
+    def __init__(self, reward: Reward, transform: Callable[[Tensor], Tensor], name: str | None = None):
+        if not callable(transform):
+            raise TypeError(f"transformed(...) takes a function of tensors, not {type(transform).__name__}")
+        self.reward, self.transform = reward, transform
+        self.name = name or f"{type(transform).__name__}({reward.name})"
+        self.differentiable = reward.differentiable
+        self.higher_is_better = getattr(transform, "higher_is_better", True)
+
+    def score(self, samples: Any) -> Tensor:
+        scores = self.reward(samples)
+        return torch.where(scores.isnan(), scores, self.transform(scores))
+
+
+_OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+
+
+class Combined(Reward):
+    """Two rewards, or a reward and a number, in one formula."""
+
+    def __init__(self, symbol: str, left: Reward | float, right: Reward | float):
+        self.symbol, self.left, self.right = symbol, left, right
+        parts = [p for p in (left, right) if isinstance(p, Reward)]
+        gradients = [p.differentiable for p in parts]
+        self.differentiable = False if False in gradients else None if None in gradients else True
+        self.name = " ".join((_shown(left, symbol), symbol, _shown(right, symbol)))
+        flipped = symbol in "*/" and any(not isinstance(p, Reward) and p < 0 for p in (left, right))
+        self.higher_is_better = parts[0].higher_is_better != (flipped or (symbol == "-" and parts[0] is right))
+
+    def score(self, samples: Any) -> Tensor:
+        left, right = (p(samples) if isinstance(p, Reward) else p for p in (self.left, self.right))
+        return _OPERATIONS[self.symbol](left, right)
+
+
+def _shown(part: Reward | float, symbol: str) -> str:
+    if not isinstance(part, Reward):
+        return f"{part:g}"
+    simple = not isinstance(part, Combined) or (symbol == "+" and part.symbol in "+*")
+    return part.name if simple else f"({part.name})"
+
+
+def _combined(symbol: str, left: Any, right: Any) -> Reward:
+    parts = []
+    for part in (left, right):
+        number = isinstance(part, (int, float)) and not isinstance(part, bool)
+        if not number and not isinstance(part, Reward) and not callable(part):
+            return NotImplemented
+        parts.append(float(part) if number else as_reward(part))  # type: ignore[arg-type]
+    return Combined(symbol, *parts)
+
+
 def as_reward(reward: Reward | Callable[[Any], Any]) -> Reward:
     """The reward itself, or a function wrapped as one.
 
@@ -69,6 +201,16 @@ def as_reward(reward: Reward | Callable[[Any], Any]) -> Reward:
     if not callable(reward):
         raise TypeError(f"a reward is a Reward or a function of samples, not {type(reward).__name__}")
     return Function(reward)
+
+
+def needs(module: str, extra: str, why: str) -> Any:
+    """Import an optional package on first use, or say which extra of guidekit brings it."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{why} needs {module}: pip install 'guidekit[{extra}]' ({error})") from error
 
 
 def _checked(scores: Any, count: int, name: str) -> Tensor:
