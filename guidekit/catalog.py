@@ -112,6 +112,11 @@ step beyond the model's own; guides that read the same evaluation share it. *Exa
 there is a closed form, up to the error of the steps; the others are heuristics. A guide that changes the target can be
 given `steer=True`: it then bends the proposal only, and weights correct for it, so that the law stays that of the
 others. `gk.cite(guides)` prints the papers as BibTeX.
+
+![One panel for every guide: samples of a mixture in two dimensions](guides.png)
+
+The picture is made by `python examples/guides.py --out docs/guides.png`. Grey lines are the law of the model at its
+condition, dots are samples, as dark as they weigh.
 """
 
 

@@ -267,15 +267,15 @@ class Run:
         return replace(view, evals=evals, prediction=evals[Cond()])
 
     def _predict(self, view: View, memos: tuple) -> tuple[View, Tensor | None]:
-        """Tilts that need no gradients, then those that do and so see the estimate that the first have made."""
+        """Tilts, then the late ones (all with gradients are), which see the estimate that the first have made."""
         target, push = view.prediction, None
         if target is None:
             return view, None
         every = zip(self.guides, self.names, memos, strict=True)
         active = [(g, own) for g, *own in every if g.active(view.step) and g.tilts]
-        for grad in (False, True):
+        for late in (False, True):
             for guide, own in active:
-                if guide.grad is not grad:
+                if (guide.late or guide.grad) is not late:
                     continue
                 tilt = guide.tilt(view.own(*own))
                 if guide.steer:

@@ -105,8 +105,12 @@ class View:
         """The reward of every row's clean estimate, float64, NaN where it could not be scored (asked once)."""
         if id(reward) not in self._cache:
             scores = self.scorer(reward, self.samples)
-            self._cache[id(reward)] = reward, scores  # the reward is kept, so that its id stays its own
+            self.tell(reward, scores)  # the reward is kept, so that its id stays its own
         return self._cache[id(reward)][1]
+
+    def tell(self, reward: Any, scores: Tensor) -> None:
+        """What score(reward) answers to the guides that ask after this one at this look."""
+        self._cache[id(reward)] = reward, scores
 
     def scored(self, reward: Any) -> Tensor | None:
         """The reward if a guide has asked for it here."""

@@ -34,6 +34,7 @@ class Guide:
     stop: float = 1.0
 
     grad = False  # keep the graph from x_t to the evaluations
+    late = False  # its tilt sees, in view.prediction, what the tilts of the others have made
     sees_prediction = True  # False: log_weight reads x_t alone, so only the survivors need the network
 
     @property

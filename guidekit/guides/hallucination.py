@@ -79,22 +79,18 @@ class Hallucination(Guide):
         count = min(index - total + self.window, index) + 1  # predictions in the window, this look's included
         if view.step.last:
             hal = _mean(memo[1]) / min(self.window, total)
-            self._tell(view, hal)
+            view.tell(self.steadiness, -hal)
             increment = -hal / self.alpha if self.alpha < math.inf else 0.0
             return increment + torch.where(hal > self.threshold, -torch.inf, 0.0), hal
         if count < 1 or view.prediction is None:
-            self._tell(view, torch.full_like(view.zeros(), torch.nan))
+            view.tell(self.steadiness, torch.full_like(view.zeros(), torch.nan))
             return 0.0, memo
         mean, square = (torch.zeros_like(view.prediction),) * 2 if memo is None else memo
         away = view.prediction.detach() - mean  # Welford's running mean and sum of squares
         mean = mean + away / count
         square = square + away * (view.prediction.detach() - mean)
-        self._tell(view, _mean(square) / count)
+        view.tell(self.steadiness, -_mean(square) / count)
         return 0.0, (mean, square)
-
-    def _tell(self, view: View, hal: Tensor) -> None:
-        """What `view.score(self.steadiness)` answers to other guides at this look."""
-        view._cache[id(self.steadiness)] = self.steadiness, -hal
 
 
 def hallucination(result: Result) -> Tensor:

@@ -65,7 +65,7 @@ class Row(Move):
 class TrainingFree(Guide):
     """What the settings share; a dataclass with a reward, and the others of these as fields or properties."""
 
-    grad = True
+    late = True
     reward: Any
     rho: Scale = 0.0
     mu: Scale = 0.0
@@ -75,6 +75,10 @@ class TrainingFree(Guide):
     draws: int = 1
     schedule: str = "increase"
     normalise: bool = False
+
+    @property
+    def grad(self) -> bool:  # type: ignore[override]
+        return self.rho != 0
 
     def __post_init__(self) -> None:
         check_reward(self)
@@ -140,11 +144,11 @@ class TrainingFree(Guide):
 
     def _climb(self, view: View, step: float) -> Tensor:
         """D_0."""
-        start = view.clean if view.clean.requires_grad else view.clean.detach().requires_grad_()
-        x = start
-        for i in range(self.iters):
-            value = self._value(view, x, 1 + i)
-            x = (x + step * self._slope(value, x)).detach().requires_grad_()
+        start = x = view.clean if view.clean.requires_grad else view.clean.detach().requires_grad_()
+        with torch.enable_grad():
+            for i in range(self.iters):
+                value = self._value(view, x, 1 + i)
+                x = (x + step * self._slope(value, x)).detach().requires_grad_()
         return (x - start).detach()
 
     def _value(self, view: View, x: Tensor, place: int) -> Tensor:

@@ -274,8 +274,8 @@ CASES = [
              with_=with_attention)
         for guide, idle, where in (
             (gk.PAG, lambda p: gk.PAG(0.0, "block"), ALL),
-            (gk.SEG, lambda p: gk.SEG(2.0, "block", sigma=0.0), ("vp-1d", "masked")),
-            (gk.SLG, lambda p: gk.SLG(0.0, "block"), ("flow-2d", "uniform")),
+            (gk.SEG, lambda p: gk.SEG(2.0, "block", sigma=0.0), ALL),
+            (gk.SLG, lambda p: gk.SLG(0.0, "block"), ALL),
         )
         for steer in (False, True)
         for make in [lambda guide, steer: lambda p: guide(0.2 if steer else 1.5, "block", steer=steer)]
