@@ -63,6 +63,9 @@ def _parts(value: Any) -> dict[str, Any] | None:
         held = [c.cell_contents for c in value.__closure__ or () if not is_empty(c)]
         defaults = [value.__defaults__, value.__kwdefaults__]
         return {"function": _name(value), "code": _code(value.__code__), "holds": held, "defaults": defaults}
+    identity = getattr(value, "identity", None)  # of what changes as it is used
+    if callable(identity) and not isinstance(value, type):
+        return {"type": _name(type(value)), "identity": identity()}
     if dataclasses.is_dataclass(value):
         return {"type": _name(type(value))} | {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     return {"type": _name(type(value))} | dict(sorted(vars(value).items())) if hasattr(value, "__dict__") else None

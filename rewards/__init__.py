@@ -1,5 +1,35 @@
 """Rewards for generated images, molecules and DNA: callables from samples to one float each."""
 
 from .base import Each, Reward, RewardError, RewardWarning, as_reward
+from .cached import Cached
+from .combine import (
+    ParetoRank,
+    arithmetic_mean,
+    filtered,
+    geometric_mean,
+    pareto_rank,
+    standardised,
+    weighted_sum,
+)
+from .external import from_callable, from_command, from_module
+from .pooled import Pooled
 
-__all__ = ["Each", "Reward", "RewardError", "RewardWarning", "as_reward"]
+__all__ = [
+    "Cached",
+    "Each",
+    "ParetoRank",
+    "Pooled",
+    "Reward",
+    "RewardError",
+    "RewardWarning",
+    "arithmetic_mean",
+    "as_reward",
+    "filtered",
+    "from_callable",
+    "from_command",
+    "from_module",
+    "geometric_mean",
+    "pareto_rank",
+    "standardised",
+    "weighted_sum",
+]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
@@ -97,6 +98,9 @@ class Reward:
         return _combined("*", -1, self).named(f"-{self.name}")
 
 
+strict = threading.local()  # strict.on: in this thread an Each raises what a sample raised, for others to count it
+
+
 class Each(Reward):
     """A reward of samples one by one: a subclass says how to score `one`. What raises costs its own sample only, is
     NaN and is told in one `RewardWarning`."""
@@ -112,9 +116,13 @@ class Each(Reward):
         for sample in samples:
             try:
                 scores.append(float(self.one(sample)))
+            except ImportError:
+                raise  # it would be the same for all
             except Exception as error:
                 scores.append(math.nan)
                 errors.append(error)
+        if errors and getattr(strict, "on", False):
+            raise errors[0]
         if errors:
             first = f"{type(errors[0]).__name__}: {errors[0]}"
             warnings.warn(
