@@ -31,8 +31,8 @@ ALPHA = 0.5
 
 
 def reward(x: Tensor) -> Tensor:
-    """Up and to the right."""
-    return 0.5 * (x[:, 0] + x[:, 1])
+    """Near a place between the modes."""
+    return -0.5 * (x - torch.tensor([1.5, 1.4])).square().sum(1)
 
 
 def component(x: Tensor, t: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def vector_conditions() -> gk.GaussianModel:
 
 def panels(train: int) -> dict[str, tuple[gk.Model, list[gk.Guide]]]:
     """A model and a list of guides for every guide of the catalogue."""
-    net, weak, tokens = trained(train), trained(max(1, train // 15), 16, seed=1), grid_model()
+    net, weak, tokens = trained(train), trained(max(1, train // 6), 32, seed=1), grid_model()
     quantile = lambda x, t: torch.stack([component(x, t)[:, :4].logsumexp(1), component(x, t)[:, 4]], 1)  # noqa: E731
     fk = lambda **options: gk.FKSteering(reward, ALPHA, **options)  # noqa: E731
     point = torch.tensor([1.2, 1.2])
@@ -137,14 +137,14 @@ def panels(train: int) -> dict[str, tuple[gk.Model, list[gk.Guide]]]:
         "MagnitudeAware": [gk.MagnitudeAware(2.5)],
         "CFGpp": [gk.CFGpp(0.8)],
         "MinorityGuidance": [gk.MinorityGuidance(quantile, 1.0)],
-        "SelfGuidedMinority": [gk.SelfGuidedMinority(3.0, interval=1)],
+        "SelfGuidedMinority": [gk.SelfGuidedMinority(1.5, interval=1)],
         "BoostAndSkip": [gk.BoostAndSkip(2.5, 6)],
-        "TFG": [gk.TFG(reward, 0.1, 0.03, 0.3, recur=2)],
+        "TFG": [gk.TFG(reward, 0.05, 0.02, 0.3, recur=2)],
         "DPS": [gk.DPS(reward, 1 / ALPHA)],
         "LGD": [gk.LGD(reward, 1 / ALPHA)],
-        "MPGD": [gk.MPGD(reward, 0.1)],
+        "MPGD": [gk.MPGD(reward, 0.05)],
         "FreeDoM": [gk.FreeDoM(reward, 1 / ALPHA)],
-        "UGD": [gk.UGD(reward, 0.1, 0.05, recur=2)],
+        "UGD": [gk.UGD(reward, 0.05, 0.02, recur=2)],
         "ClassifierGuidance": [gk.ClassifierGuidance(component, 1.0, 3)],
         "GFCG": [gk.GFCG(label, 2.0, 1, [0, 1])],
         "AdvDiff": [gk.AdvDiff(component, 1.0, 1)],
@@ -157,15 +157,15 @@ def panels(train: int) -> dict[str, tuple[gk.Model, list[gk.Guide]]]:
         "Hallucination": [gk.Hallucination(5, alpha=0.02)],
     }
     learned: dict[str, list[gk.Guide]] = {
-        "PAG": [gk.PAG(2.0, "blocks.1")],
-        "SEG": [gk.SEG(2.0, "blocks.1")],
-        "SLG": [gk.SLG(1.0, "blocks.1")],
-        "AutoGuidance": [gk.AutoGuidance(weak, 2.0)],
+        "PAG": [gk.PAG(0.4, "blocks.1")],
+        "SEG": [gk.SEG(0.4, "blocks.1")],
+        "SLG": [gk.SLG(0.4, "blocks.1")],
+        "AutoGuidance": [gk.AutoGuidance(weak, 1.5)],
         "HiGS": [gk.HiGS(1.75)],
     }
     rest: dict[str, tuple[gk.Model, list[gk.Guide]]] = {
         "CADS": (vector_conditions(), [gk.CADS(), gk.CFG(1.5)]),
-        "Distillation": (weak, [gk.Distillation(net, 0.9)]),
+        "Distillation": (weak, [gk.Distillation(net, 0.9, stop=1.0)]),
         "DCBG": (tokens, [gk.DCBG(right, 2.0)]),
         "TAG": (tokens, [gk.TAG(right, 2.0)]),
     }
