@@ -28,9 +28,9 @@ def finish(run: Run, pop: Population) -> Result:
     samples = decoded(run, pop.x)
     rewards = pop.rewards if run.judge is not None else None
     if run.reward is not None and run.reward is not run.judge:
-        rewards = run.score(run.reward, samples)
+        rewards = run.score(run.reward, samples, pop.group)
         run.settle()
-    holdout = None if run.holdout is None else Scorer(Cost(), pop.x.device)(run.holdout, samples)
+    holdout = None if run.holdout is None else Scorer(Cost(), pop.x.device)(run.holdout, samples, pop.group)
     run.cost.seconds = run.seconds
     result = Result(
         x=pop.x,

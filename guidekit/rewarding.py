@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards import as_reward
+from rewards import ByGroup, as_reward
+
+from .errors import RewardError
 
 _MOST = 1 << 18  # scores that are remembered between steps, of each reward
 
@@ -39,8 +41,10 @@ class Scorer:
         self._unscored: list[Tensor] = []
         self._known: dict[int, tuple[Any, dict[Hashable, float]]] = {}
 
-    def __call__(self, reward: Any, samples: Any) -> Tensor:
-        """Scores, float64 (rows,), with NaN for whatever is not a finite number."""
+    def __call__(self, reward: Any, samples: Any, group: Tensor | None = None) -> Tensor:
+        """Scores, float64 (rows,), with NaN for whatever is not a finite number; group is that of every sample."""
+        if isinstance(reward, ByGroup) and group is not None:
+            return self._by_group(reward, samples, group)
         names = _names(samples)
         if names is not None:
             scores = self._distinct(reward, samples, names)
@@ -50,6 +54,18 @@ class Scorer:
         unknown = ~scores.detach().isfinite()
         self._unscored.append(unknown.sum())
         return torch.where(unknown, torch.nan, scores)
+
+    def _by_group(self, reward: ByGroup, samples: Any, group: Tensor) -> Tensor:
+        """Every group's samples by its own reward."""
+        parts, order = [], []
+        for g in group.unique().tolist():
+            if g >= len(reward.rewards):
+                raise RewardError(f"{reward.name!r} has {len(reward.rewards)} rewards, and group {g} has none")
+            rows = (group == g).nonzero()[:, 0]
+            part = samples[rows] if isinstance(samples, Tensor) else [samples[i] for i in rows.tolist()]
+            parts.append(self(reward.rewards[g], part))
+            order.append(rows)
+        return torch.cat(parts)[torch.cat(order).argsort()]
 
     def _distinct(self, reward: Any, samples: Any, names: Sequence[Hashable]) -> Tensor:
         """Scores of samples that have names, those with new names alone being sent to the reward."""

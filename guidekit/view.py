@@ -104,7 +104,7 @@ class View:
     def score(self, reward: Any) -> Tensor:
         """The reward of every row's clean estimate, float64, NaN where it could not be scored (asked once)."""
         if id(reward) not in self._cache:
-            scores = self.scorer(reward, self.samples)
+            scores = self.scorer(reward, self.samples, self.group)
             self.tell(reward, scores)  # the reward is kept, so that its id stays its own
         return self._cache[id(reward)][1]
 

@@ -12,9 +12,11 @@ from .combine import (
     weighted_sum,
 )
 from .external import from_callable, from_command, from_module
+from .grouped import ByGroup
 from .pooled import Pooled
 
 __all__ = [
+    "ByGroup",
     "Cached",
     "Each",
     "ParetoRank",

@@ -420,6 +420,29 @@ def test_a_run_with_a_cache_resumes_though_the_cache_has_changed(tmp_path: Path)
     assert 0 < cached.calls <= 9
 
 
+def test_each_group_has_its_own_reward():
+    up = from_callable(lambda x: x[:, 0], "up", differentiable=True)
+    down = from_callable(lambda x: -x[:, 0], "down", differentiable=True)
+    base = gk.analytic.GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.5, 0.5])
+    both = rewards.ByGroup([up, down])
+    assert both.name == "by group: up, down" and both.differentiable
+    makes = (gk.FKSteering, gk.TDS, lambda r, a: gk.SVDD(r, a, 3), gk.LGD, lambda r, a: gk.BestOfN(r, 2))
+    for make in makes:
+        for batch in (None, 3):
+            run = {"steps": 6, "cond": [None, None], "batch_size": batch, "holdout": both, "seed": [1, 2]}
+            together = gk.sample(base, 16, guides=[make(both, 1.0)], **run)
+            for g, own in enumerate((up, down)):
+                alone = gk.sample(base, 16, steps=6, guides=[make(own, 1.0)], seed=1 + g, batch_size=batch)
+                mine = together.group == g
+                assert torch.allclose(together.x[mine], alone.x, atol=1e-5)
+                assert equal(together.rewards[mine], own(together.x[mine]))
+                assert equal(together.holdout[mine], own(together.x[mine]))
+    with pytest.raises(RewardError, match="has 2 rewards, and group 2 has none"):
+        gk.sample(base, 4, steps=3, cond=[None] * 3, guides=[gk.FKSteering(both, 1.0)])
+    with pytest.raises(RewardError, match="3 samples are not 2 groups"):
+        both(torch.zeros(3, 1))
+
+
 # programs and networks -----------------------------------------------------------------------------------------------
 
 

@@ -155,10 +155,13 @@ class TrainingFree(Guide):
         """f~ of each row, NaN where no draw is known; `place` addresses the draws."""
         alpha, sigma = view.model.process.scales(view.t)
         std = at(self.sigma, view.t) * sigma / (alpha**2 + sigma**2) ** 0.5
+        if std == 0 and x is view.clean:
+            return view.score(self.reward)
         if std == 0:
-            return view.score(self.reward) if x is view.clean else view.scorer(self.reward, view.model.decode(x))
+            return view.scorer(self.reward, view.model.decode(x), view.group)
         noise = random.normal(random.fold(view.key, place), (self.draws, *x.shape[1:]), x.dtype)
-        scores = view.scorer(self.reward, view.model.decode((x[:, None] + std * noise).flatten(0, 1)))
+        samples = view.model.decode((x[:, None] + std * noise).flatten(0, 1))
+        scores = view.scorer(self.reward, samples, view.group.repeat_interleave(self.draws))
         scores = scores.view(len(x), self.draws)
         known = scores.isfinite()
         none = ~known.any(1)

@@ -1,0 +1,142 @@
+"""Networks that predict what a sequence does, as rewards of strings, tokens and one-hot tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base import Reward
+from .sequence import ALPHABET, as_batch, codes_of_tensor, counted, encode, one_hot, present, warn_failures
+
+
+@dataclass(frozen=True)
+class LogOdds:
+    """log p_c / (1 - p_c) = l_c - log sum_{b != c} exp(l_b) of logits l (rows, classes): an `output` of `Network`.
+
+    >>> LogOdds(0)(torch.tensor([[1.0, 0.0]]))
+    tensor([1.])
+    """
+
+    c: int
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if logits.dim() != 2 or not -logits.shape[1] <= self.c < logits.shape[1] or logits.shape[1] < 2:
+            raise ValueError(f"LogOdds({self.c}) takes logits (rows, classes), not shape {tuple(logits.shape)}")
+        own = torch.arange(logits.shape[1], device=logits.device) == self.c % logits.shape[1]
+        return logits[:, self.c] - logits.masked_fill(own, -math.inf).logsumexp(1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Network(Reward):
+    """What a network of yours says about one-hot sequences.
+
+    module           takes (rows, 4, length), or (rows, length, 4) with channels_last; other letters are zeros
+    output           of what it returns: None if that is one number for each row, an index of dimension 1 (a task, a
+                     class) or a function of it, like `LogOdds(2)` or your mean over the bins of Enformer
+    strand_average   the mean of f(x) and f(reverse complement of x)
+    batch            rows in one call of the module
+
+    It runs in evaluation mode, on the device and in the precision of its parameters, and is left as it was. Gradients
+    reach one-hot samples, never its parameters. Strings of one length go together, so none is padded. Strings of a
+    length at which it raises are NaN and told in a `RewardWarning`.
+    """
+
+    module: nn.Module
+    output: int | Callable[[Any], Tensor] | None = None
+    strand_average: bool = False
+    batch: int = 256
+    _: KW_ONLY
+    channels_last: bool = False
+
+    differentiable = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, nn.Module):
+            given = type(self.module).__name__
+            raise TypeError(
+                f"Network(module) is a torch module, not {given}; a function of samples is a reward as it is"
+            )
+        number = isinstance(self.output, int) and not isinstance(self.output, bool)
+        if self.output is not None and not number and not callable(self.output):
+            raise TypeError(f"Network(output={self.output!r}): None, an index or a function of what the module returns")
+        if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
+            raise ValueError(f"Network(batch={self.batch!r}): a whole number of rows, 1 or more, is needed")
+        object.__setattr__(self, "name", type(self.module).__name__)
+
+    def score(self, samples: Any) -> Tensor:
+        batch = as_batch(samples)
+        if not isinstance(batch, Tensor):
+            return self._of_strings(batch)
+        return self._of_rows(batch if batch.dim() == 3 else one_hot(codes_of_tensor(batch), torch.float32))
+
+    def _of_strings(self, samples: list[str]) -> Tensor:
+        scores, errors, groups = torch.full((len(samples),), math.nan, dtype=torch.float64), [], {}
+        for i, s in enumerate(samples):
+            groups.setdefault(len(s), []).append(i)
+        groups.pop(0, None)
+        for rows in groups.values():
+            try:
+                scores[rows] = self._of_rows(one_hot(encode([samples[i] for i in rows]), torch.float32)).double().cpu()
+            except Exception as error:
+                errors.append((error, len(rows)))
+        if errors and len(errors) == len(groups):
+            raise errors[0][0]
+        warn_failures(self.name, [error for error, count in errors for _ in range(count)], len(samples))
+        return scores
+
+    def _of_rows(self, x: Tensor) -> Tensor:
+        """Of one-hot rows, on their device."""
+        if not len(x):
+            return torch.zeros(0, device=x.device)
+        with _borrowed(self.module), torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+            scores = torch.cat([self._strands(part) for part in x.split(self.batch)]).to(x.device)
+        return scores.where(counted(present(x.detach(), ALPHABET)) > 0, math.nan)
+
+    def _strands(self, x: Tensor) -> Tensor:
+        own = next((p for p in self.module.parameters() if p.is_floating_point()), torch.zeros(()).to(x.device))
+        x = x.to(own.device, own.dtype)
+        forward = self._forward(x)
+        return (forward + self._forward(x.flip(1, 2))) / 2 if self.strand_average else forward
+
+    def _forward(self, x: Tensor) -> Tensor:
+        value: Any = self.module(x if self.channels_last else x.transpose(1, 2))
+        if self.output is not None:
+            value = self.output(value) if callable(self.output) else value[:, self.output]
+        if not isinstance(value, Tensor) or value.shape[:1] != x.shape[:1] or value.numel() != len(x):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{self.name} gave {shape} for {len(x)} rows, and one number for each is needed; "
+                "say output=, an index of dimension 1 or a function of what the module returns"
+            )
+        return value.reshape(len(x))
+
+
+class CellType(Reward):
+    """Log-odds that a sequence is open in a cell type, by the oracle bundled in guidekit.zoo. There is none yet."""
+
+    def __init__(self, name: str):
+        raise NotImplementedError(
+            f"CellType({name!r}) needs the oracle of guidekit.zoo, which this version of guidekit does not have; with "
+            "a classifier of your own, Network(classifier, output=LogOdds(index of the cell type)) is the same"
+        )
+
+
+@contextlib.contextmanager
+def _borrowed(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode and with constant parameters; afterwards as before."""
+    modes = [(m, m.training) for m in module.modules()]
+    wanted = [(p, p.requires_grad) for p in module.parameters()]
+    try:
+        module.eval().requires_grad_(False)
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+        for p, flag in wanted:
+            p.requires_grad_(flag)

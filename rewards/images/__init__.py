@@ -1,0 +1,56 @@
+"""Rewards of images, and measures of sets of them. Heavy packages are imported when first used."""
+
+from .adapters import HPS, ImageReward, PickScore, Statistics
+from .basic import (
+    Brightness,
+    Color,
+    Contrast,
+    ImageScore,
+    JPEGSize,
+    Saturation,
+    Sharpness,
+    TotalVariation,
+    image_batch,
+    pil_images,
+)
+from .classifier import Classifier
+from .clip import Aesthetic, Clip, ClipScore
+from .metrics import (
+    DensityCoverage,
+    PrecisionRecall,
+    density_coverage,
+    feature_distance,
+    features,
+    frechet_distance,
+    precision_recall,
+    vendi_score,
+)
+
+__all__ = [
+    "HPS",
+    "Aesthetic",
+    "Brightness",
+    "Classifier",
+    "Clip",
+    "ClipScore",
+    "Color",
+    "Contrast",
+    "DensityCoverage",
+    "ImageReward",
+    "ImageScore",
+    "JPEGSize",
+    "PickScore",
+    "PrecisionRecall",
+    "Saturation",
+    "Sharpness",
+    "Statistics",
+    "TotalVariation",
+    "density_coverage",
+    "feature_distance",
+    "features",
+    "frechet_distance",
+    "image_batch",
+    "pil_images",
+    "precision_recall",
+    "vendi_score",
+]

@@ -1,0 +1,63 @@
+"""Rewards and metrics of molecules, which are SMILES strings: descriptors, objectives, docking, ADMET.
+
+>>> QED()(["CCO", "not a molecule"])
+tensor([0.4068,    nan], dtype=torch.float64)
+"""
+
+from . import admet, descriptors, docking, metrics, objectives
+from .admet import ADMET
+from .descriptors import (
+    HBA,
+    HBD,
+    QED,
+    SA,
+    TPSA,
+    Alerts,
+    Fsp3,
+    HeavyAtoms,
+    Lipinski,
+    LogP,
+    Molecule,
+    MolWt,
+    NPLikeness,
+    PenalizedLogP,
+    Rings,
+    RotatableBonds,
+    Scaffold,
+    Similarity,
+    Substructure,
+    Validity,
+)
+from .docking import Docking
+from .objectives import objective
+
+__all__ = [
+    "ADMET",
+    "HBA",
+    "HBD",
+    "QED",
+    "SA",
+    "TPSA",
+    "Alerts",
+    "Docking",
+    "Fsp3",
+    "HeavyAtoms",
+    "Lipinski",
+    "LogP",
+    "MolWt",
+    "Molecule",
+    "NPLikeness",
+    "PenalizedLogP",
+    "Rings",
+    "RotatableBonds",
+    "Scaffold",
+    "Similarity",
+    "Substructure",
+    "Validity",
+    "admet",
+    "descriptors",
+    "docking",
+    "metrics",
+    "objective",
+    "objectives",
+]

@@ -1,0 +1,304 @@
+"""Docking scores by AutoDock Vina, https://doi.org/10.1021/acs.jcim.1c00203: how tightly a molecule binds a protein.
+
+A sample is embedded in space (ETKDG, https://doi.org/10.1021/acs.jcim.5b00654, relaxed by MMFF94), prepared by meeko,
+and docked into a receptor held rigid. The score is the energy of the best pose in kcal/mol, negative, the lower the
+tighter. Receptors are those of dockstring (Garcia-Ortegon et al., 2022), https://arxiv.org/abs/2110.15486, or yours.
+It needs `vina`, `meeko`, `gemmi` and `dockstring`, and does not import the last, only reads its files. The state of
+protonation is that of the SMILES.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..base import needs
+from .descriptors import Molecule, blocked, canonical, check_whole, parsed
+
+_ELEMENTS = {1, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53}  # that Vina has types for
+Box = tuple[Sequence[float], Sequence[float]]  # centre and edges, in Angstrom
+
+
+def targets() -> list[str]:
+    """The names of the receptors that the installed dockstring brings."""
+    return sorted(path.name.removesuffix("_target.pdbqt") for path in _resources().glob("*_target.pdbqt"))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Docking(Molecule):
+    """Energy of the best pose in kcal/mol; the lower the better. Small molecules take half a second, large ones ten.
+
+    target           a name of `targets()`, or the path of a receptor in PDBQT
+    exhaustiveness   how many searches of each molecule; Vina's own default is 8
+    seed             of the embedding and of the search: the same molecule has the same score in any batch
+    cpu              threads of one docking; 1 where molecules are shared out to processes
+    box              (centre, edges) in Angstrom, of three numbers each; needed with a path
+    timeout          seconds for one molecule, or None; with it Vina runs in a process of its own, which is ended
+
+    NaN: what is no molecule, has several parts (salts), cannot be embedded or has atoms that Vina does not know, and
+    what takes longer than `timeout`. Maps of a receptor are computed on first use, once in each process.
+    """
+
+    target: str
+    exhaustiveness: int = 1
+    seed: int = 0
+    cpu: int = 1
+    box: Box | None = None
+    timeout: float | None = None
+    _receptor: _Receptor = field(init=False)
+
+    higher_is_better = False
+    unit = "kcal/mol"
+
+    def __post_init__(self) -> None:
+        check_whole("Docking", exhaustiveness=(self.exhaustiveness, 1), seed=(self.seed, 0), cpu=(self.cpu, 1))
+        if self.seed >= 2**31 - 1:
+            raise ValueError(f"Docking(seed={self.seed}): less than 2^31 - 1 is needed")
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
+            raise ValueError(f"Docking(timeout={self.timeout}): seconds above 0, or None")
+        path, centre, edges = _located(self.target, self.box)
+        object.__setattr__(self, "_receptor", _Receptor(path, centre, edges, self.seed, self.cpu))
+        object.__setattr__(self, "name", f"docking to {Path(path).stem.removesuffix('_target')}")
+
+    def score(self, samples: Any) -> list[float]:
+        for module in ("vina", "meeko", "gemmi"):  # their absence is no fault of a sample
+            needs(module, "docking", "docking")
+        if len(samples):
+            (_vina if self.timeout is None else _worker)(self._receptor)
+        return super().score(samples)
+
+    def one(self, sample: Any) -> float:
+        smiles = canonical(sample)
+        if smiles is None or "." in smiles:
+            return math.nan
+        if self.timeout is None:
+            return _energy(self._receptor, smiles, self.exhaustiveness)
+        return _worker(self._receptor).energy(smiles, self.exhaustiveness, self.timeout)
+
+
+@dataclass(frozen=True)
+class _Receptor:
+    """All that decides on the maps and on the random numbers of a docking; the key of the caches."""
+
+    path: str
+    centre: tuple[float, ...]
+    edges: tuple[float, ...]
+    seed: int
+    cpu: int
+
+
+def _resources() -> Path:
+    try:
+        found = metadata.distribution("dockstring").locate_file("dockstring/resources/targets")
+    except metadata.PackageNotFoundError as error:
+        raise ImportError(
+            "receptors by name are files of dockstring: pip install 'guidekit[docking]', or give the path of a "
+            "receptor and a box"
+        ) from error
+    return Path(str(found))
+
+
+def _located(target: Any, box: Any) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+    """Path, centre and edges."""
+    if not isinstance(target, (str, os.PathLike)):
+        raise TypeError(f"Docking(target) is a name or a path, not {type(target).__name__}")
+    if str(target).lower().endswith(".pdbqt"):
+        if not Path(target).is_file():
+            raise ValueError(f"Docking({str(target)!r}): there is no such file")
+        return str(Path(target).resolve()), *_checked_box(target, box)
+    if target not in targets():
+        raise ValueError(f"Docking({target!r}): a path to a .pdbqt file, or one of {', '.join(targets())}")
+    path = _resources() / f"{target}_target.pdbqt"
+    return str(path), *_checked_box(target, _conf(_resources() / f"{target}_conf.txt") if box is None else box)
+
+
+def _conf(path: Path) -> Box:
+    """The box in a configuration of Vina, with lines like `center_x = 9.25`."""
+    pairs = (line.split("=") for line in path.read_text(encoding="utf-8").splitlines() if "=" in line)
+    values = {name.strip(): float(value) for name, value in pairs}
+    return [values[f"center_{axis}"] for axis in "xyz"], [values[f"size_{axis}"] for axis in "xyz"]
+
+
+def _checked_box(target: Any, box: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    try:
+        centre, edges = (tuple(float(number) for number in part) for part in box)
+    except (TypeError, ValueError):
+        centre = edges = ()
+    if len(centre) != 3 or len(edges) != 3 or not all(map(math.isfinite, centre + edges)) or min(edges) <= 0:
+        raise ValueError(
+            f"Docking({str(target)!r}, box={box!r}): box=((x, y, z), (a, b, c)) is needed, the centre and the edges "
+            "of the space to search, in Angstrom"
+        )
+    return centre, edges
+
+
+def _energy(receptor: _Receptor, smiles: str, exhaustiveness: int) -> float:
+    ligand = _ligand(smiles, receptor.seed)
+    if ligand is None:
+        return math.nan
+    vina = _vina(receptor)
+    with _silent():
+        vina.set_ligand_from_string(ligand)
+        vina.dock(exhaustiveness=exhaustiveness, n_poses=1)
+        return float(vina.energies(n_poses=1)[0][0])
+
+
+def _ligand(smiles: str, seed: int) -> str | None:
+    """The molecule in PDBQT, or None where it has no coordinates or Vina no types for its atoms."""
+    meeko = needs("meeko", "docking", "preparing molecules for Vina")
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    with blocked():
+        mol = Chem.AddHs(parsed(smiles))
+        if not {atom.GetAtomicNum() for atom in mol.GetAtoms()} <= _ELEMENTS:
+            return None
+        options = AllChem.ETKDGv3()  # type: ignore[attr-defined]
+        options.randomSeed = seed
+        if AllChem.EmbedMolecule(mol, options) != 0:  # type: ignore[attr-defined]
+            return None
+        AllChem.MMFFOptimizeMolecule(mol)  # type: ignore[attr-defined]
+        text, ready, _ = meeko.PDBQTWriterLegacy.write_string(meeko.MoleculePreparation().prepare(mol)[0])
+    return text if ready else None
+
+
+@lru_cache(8)
+def _vina(receptor: _Receptor) -> Any:
+    """Vina with the maps of a receptor."""
+    vina = needs("vina", "docking", "docking").Vina(
+        sf_name="vina",
+        cpu=receptor.cpu,
+        seed=receptor.seed + 1,  # to Vina, 0 is any
+        verbosity=0,
+    )
+    with _silent():
+        vina.set_receptor(receptor.path)
+        vina.compute_vina_maps(center=list(receptor.centre), box_size=list(receptor.edges))
+    return vina
+
+
+_SILENCE = threading.RLock()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Standard output and errors of this process, of C++ too, go nowhere; one thread at a time."""
+    with _SILENCE, open(os.devnull, "w") as away:
+        kept = [(number, os.dup(number)) for number in (1, 2)]
+        try:
+            for stream, (number, _) in zip((sys.stdout, sys.stderr), kept, strict=True):
+                stream.flush()
+                os.dup2(away.fileno(), number)
+            yield
+        finally:
+            for number, copy in kept:
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+class _Worker:
+    """A process that docks into one receptor. It answers each line on its input by one on its output."""
+
+    def __init__(self, receptor: _Receptor):
+        call = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+        call += "from rewards.molecules.docking import _serve, _Receptor; _serve(_Receptor(*json.loads(sys.argv[2])))"
+        facts = (receptor.path, receptor.centre, receptor.edges, receptor.seed, receptor.cpu)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", call, json.dumps(sys.path), json.dumps(facts)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.lock, self.late = threading.Lock(), False
+        failure = self.answer()
+        if failure is not None:
+            self.close()
+            raise RuntimeError(f"Vina did not take the receptor: {failure}")
+
+    def answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line and not self.late:
+            self.close()
+            raise RuntimeError("the process that runs Vina ended")
+        return json.loads(line) if line else math.nan
+
+    def end(self) -> None:
+        self.late = True
+        self.process.kill()
+
+    def energy(self, smiles: str, exhaustiveness: int, timeout: float) -> float:
+        assert self.process.stdin is not None
+        with self.lock:
+            timer = threading.Timer(timeout, self.end)
+            self.process.stdin.write(json.dumps([smiles, exhaustiveness]) + "\n")
+            self.process.stdin.flush()
+            timer.start()
+            try:
+                answer = self.answer()
+            except BaseException:  # its answer would be taken for that of the next
+                self.end()
+                raise
+            finally:
+                timer.cancel()
+                timer.join()
+        if isinstance(answer, str):
+            raise RuntimeError(f"docking failed with {answer}")
+        return answer
+
+    def close(self) -> None:
+        self.end()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+_WORKERS: dict[tuple[int, _Receptor], _Worker] = {}  # by process, for a fork does not own its parent's
+
+
+def _worker(receptor: _Receptor) -> _Worker:
+    key = (os.getpid(), receptor)
+    worker = _WORKERS.get(key)
+    if worker is not None and worker.late:
+        worker.close()
+    if worker is None or worker.late:
+        _WORKERS[key] = worker = _Worker(receptor)
+    return worker
+
+
+@atexit.register
+def _close() -> None:
+    for (process, _), worker in _WORKERS.items():
+        if process == os.getpid():
+            worker.close()
+
+
+def _serve(receptor: _Receptor) -> None:
+    """Answer null once the maps are there, then each line [smiles, exhaustiveness] by an energy; or by what failed."""
+    receptor = _Receptor(receptor.path, tuple(receptor.centre), tuple(receptor.edges), receptor.seed, receptor.cpu)
+    print(_answered(_vina, receptor), flush=True)
+    for line in sys.stdin:
+        print(_answered(_energy, receptor, *json.loads(line)), flush=True)
+
+
+def _answered(function: Callable[..., Any], *arguments: Any) -> str:
+    try:
+        value = function(*arguments)
+        return json.dumps(value if isinstance(value, float) else None)
+    except Exception as error:
+        return json.dumps(f"{type(error).__name__}: {error}")
