@@ -1,0 +1,99 @@
+"""Trained models in the box: `gk.zoo.load("fashion")` works offline, at once, on CPU and GPU.
+
+Every entry is a pair of files in guidekit/zoo/weights: NAME.safetensors, and NAME.json, its card: what it is, how it
+was trained, on what, and what it reaches. Loading checks the SHA-256 of the weights and unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as read
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..models import GaussianModel, MaskedModel, Model
+from ..schedules import Cosine
+from . import nets
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def names() -> list[str]:
+    """What there is.
+
+    >>> "fashion" in names()
+    True
+    """
+    return sorted(file.stem for file in WEIGHTS.glob("*.json"))
+
+
+def card(name: str) -> dict[str, Any]:
+    """The card of an entry."""
+    file = WEIGHTS / f"{name}.json"
+    if name not in names():
+        raise ValueError(f"zoo: there is no {name!r}; there is {', '.join(names())}")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def network(name: str, device: torch.device | str | None = None) -> nn.Module:
+    """The network of an entry, in evaluation mode, float32."""
+    own = card(name)
+    file = WEIGHTS / f"{name}.safetensors"
+    data = file.read_bytes() if file.exists() else b""
+    if hashlib.sha256(data).hexdigest() != own["sha256"]:
+        raise CheckpointError(f"{file} is missing or not the file that its card was written for: install guidekit anew")
+    net = getattr(nets, own["network"])(**own["options"])
+    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in read(data).items()})
+    return net.eval().requires_grad_(False).to(device or "cpu")
+
+
+def load(name: str, device: torch.device | str | None = None) -> Model:
+    """A base model with its decoder, conditions and null condition; see docs/zoo.md."""
+    own = card(name)
+    if own["kind"] not in _MODELS:
+        raise ValueError(f"zoo: {name!r} is a {own['kind']}, which network() loads; models are {', '.join(_models())}")
+    return _MODELS[own["kind"]](network(name, device), own)
+
+
+def _models() -> list[str]:
+    return [name for name in names() if card(name)["kind"] in _MODELS]
+
+
+def _images(net: nn.Module, own: dict[str, Any]) -> Model:
+    classes: list[str] = own["classes"]
+    mean, std = own["mean"], own["std"]
+
+    def decode(x: Tensor) -> Tensor:
+        return (x * std + mean).clamp(0, 1)
+
+    return GaussianModel(
+        net, own["shape"], Cosine(), "velocity", decode, lambda c: torch.tensor(_label(c, classes)), len(classes)
+    )
+
+
+def _dna(net: nn.Module, own: dict[str, Any]) -> Model:
+    classes: list[str] = own["classes"]
+    return MaskedModel(
+        net, 4, own["options"]["length"], _sequences, lambda c: torch.tensor(_label(c, classes)), len(classes)
+    )
+
+
+_MODELS = {"image model": _images, "dna model": _dna}
+
+
+def _sequences(x: Tensor) -> list[str]:
+    return ["".join("ACGTN"[v] for v in row) for row in x.tolist()]
+
+
+def _label(condition: Any, classes: list[str]) -> int:
+    """A class by its name or number."""
+    if isinstance(condition, str) and condition in classes:
+        return classes.index(condition)
+    if isinstance(condition, int) and not isinstance(condition, bool) and 0 <= condition < len(classes):
+        return condition
+    raise ValueError(f"the condition {condition!r} is none of {', '.join(classes)}, nor a number below {len(classes)}")

@@ -1,0 +1,224 @@
+"""The networks of the bundled models: a U-Net for images, a transformer for tokens, and classifiers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def frequencies(t: Tensor, count: int = 16) -> Tensor:
+    """cos and sin of t in [0, 1] at rising frequencies, (rows, 2 count)."""
+    angle = t.float()[:, None] * torch.logspace(0, 3, count, device=t.device) * math.pi / 2
+    return torch.cat([angle.cos(), angle.sin()], 1)
+
+
+class Context(nn.Module):
+    """What time and class say to every block: (rows, width). The last class is none at all."""
+
+    def __init__(self, classes: int, width: int):
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Embedding(classes + 1, width)
+
+    def forward(self, t: Tensor, cond: Tensor) -> Tensor:
+        time = self.time(frequencies(t).to(self.label.weight))
+        return F.silu(time + self.label(cond))
+
+
+class Attention(nn.Module):
+    """Self-attention over (rows, tokens, width)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (v.unflatten(-1, (self.heads, -1)).transpose(1, 2) for v in self.qkv(x).chunk(3, -1))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+# images ----------------------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """Two convolutions, with scale and shift by the context between them."""
+
+    def __init__(self, before: int, after: int, width: int):
+        super().__init__()
+        self.norm, self.first = nn.GroupNorm(8, before), nn.Conv2d(before, after, 3, padding=1)
+        self.middle, self.second = nn.GroupNorm(8, after), nn.Conv2d(after, after, 3, padding=1)
+        self.context = nn.Linear(width, 2 * after)
+        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        h = self.middle(self.first(F.silu(self.norm(x))))
+        scale, shift = self.context(context)[..., None, None].chunk(2, 1)
+        return self.skip(x) + self.second(F.silu(h * (1 + scale) + shift))
+
+
+class Looking(nn.Module):
+    """Self-attention of pixels, beside them."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm, self.attention = nn.GroupNorm(8, width), Attention(width, heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).mT
+        return x + self.attention(tokens).mT.unflatten(2, x.shape[2:])
+
+
+class UNet(nn.Module):
+    """Velocity of images (rows, channels, side, side), side being divisible by 4."""
+
+    def __init__(self, channels: int = 1, classes: int = 10, widths: Sequence[int] = (32, 64, 128), heads: int = 2):
+        super().__init__()
+        a, b, c = widths
+        self.context = Context(classes, c)
+        self.into = nn.Conv2d(channels, a, 3, padding=1)
+        self.down = nn.ModuleList([Residual(a, a, c), Residual(a, b, c), Residual(b, c, c)])
+        self.middle = nn.ModuleList([Residual(c, c, c), Residual(c, c, c)])
+        self.looks = nn.ModuleList([Looking(c, heads), Looking(c, heads)])
+        self.up = nn.ModuleList([Residual(2 * c, c, c), Residual(c + b, b, c), Residual(b + a, a, c)])
+        self.norm, self.out = nn.GroupNorm(8, a), nn.Conv2d(a, channels, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        context = self.context(t, cond)
+        h, kept = self.into(x), []
+        for i, block in enumerate(self.down):
+            h = block(F.avg_pool2d(h, 2) if i else h, context)
+            kept.append(h)
+        for block, look in zip(self.middle, self.looks, strict=True):
+            h = look(block(h, context))
+        for i, block in enumerate(self.up):
+            h = F.interpolate(h, scale_factor=2.0) if i else h
+            h = block(torch.cat([h, kept.pop()], 1), context)
+        return self.out(F.silu(self.norm(h)))
+
+
+# tokens ----------------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Attention and a perceptron over (rows, tokens, width), with scale and shift by the context."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(width, elementwise_affine=False), Attention(width, heads)
+        self.middle = nn.LayerNorm(width, elementwise_affine=False)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.context = nn.Linear(width, 4 * width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        scale, shift, scale_, shift_ = self.context(context)[:, None].chunk(4, -1)
+        x = x + self.attention(self.norm(x) * (1 + scale) + shift)
+        return x + self.narrow(F.relu(self.wide(self.middle(x) * (1 + scale_) + shift_)))
+
+
+class TokenNet(nn.Module):
+    """Logits (rows, length, vocab) of clean tokens. The mask has the id vocab.
+
+    patch   letters in one token of the transformer: convolutions carry what is inside and around it
+    """
+
+    def __init__(
+        self, vocab: int, length: int, classes: int, width: int = 256, depth: int = 6, patch: int = 1, letters: int = 64
+    ):
+        super().__init__()
+        if length % patch:
+            raise ValueError(f"TokenNet(length={length}, patch={patch}): the patch must divide the length")
+        self.patch = patch
+        letters = width if patch == 1 else letters
+        self.embed, self.context = nn.Embedding(vocab + 1, letters), Context(classes, width)
+        self.place = nn.Parameter(0.02 * torch.randn(length // patch, width))
+        self.near = nn.Conv1d(letters, letters, 9, padding=4)
+        self.into = nn.Linear(patch * letters, width)
+        self.blocks = nn.ModuleList(Block(width, width // 64) for _ in range(depth))
+        self.norm, self.back = nn.LayerNorm(width), nn.Linear(width, patch * letters)
+        self.far = nn.Conv1d(2 * letters, letters, 9, padding=4)
+        self.out = nn.Linear(letters, vocab)
+
+    def forward(self, tokens: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        context = self.context(t, cond)
+        letters = self.embed(tokens)
+        letters = letters + F.silu(self.near(letters.mT).mT)
+        h = self.into(letters.unflatten(1, (-1, self.patch)).flatten(2)) + self.place
+        for block in self.blocks:
+            h = block(h, context)
+        h = self.back(self.norm(h)).unflatten(2, (self.patch, -1)).flatten(1, 2)
+        return self.out(F.silu(self.far(torch.cat([h, letters], 2).mT).mT) + h)
+
+
+# oracles ---------------------------------------------------------------------------------------------------------
+
+
+class ImageClassifier(nn.Module):
+    """Logits of images in [0, 1]. The widths are those of three stages of two convolutions."""
+
+    def __init__(self, channels: int = 1, classes: int = 10, widths: Sequence[int] = (32, 64, 128), kernel: int = 3):
+        super().__init__()
+        stages, before = [], channels
+        for width in widths:
+            for _ in range(2):
+                stages += [nn.Conv2d(before, width, kernel, padding=kernel // 2), nn.BatchNorm2d(width), nn.ReLU()]
+                before = width
+            stages += [nn.MaxPool2d(2)]
+        self.stages = nn.Sequential(*stages)
+        self.out = nn.Linear(before, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(rows, width of the last stage)."""
+        return self.stages(x).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.dropout(self.features(x), 0.2, self.training))
+
+
+class ImagePerceptron(nn.Module):
+    """Logits of images in [0, 1], without convolutions: another kind of network, for an independent opinion."""
+
+    def __init__(self, pixels: int = 784, classes: int = 10, width: int = 512):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(pixels, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.3),
+            nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.3),
+        )  # fmt: skip
+        self.out = nn.Linear(width, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(rows, width)."""
+        return self.layers(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.features(x))
+
+
+class DNAClassifier(nn.Module):
+    """Logits of one-hot sequences (rows, 4, length): convolutions, then the maxima and means over places."""
+
+    def __init__(self, classes: int = 4, width: int = 96, kernels: Sequence[int] = (11, 7, 7), dilated: bool = False):
+        super().__init__()
+        layers, before = [], 4
+        for i, kernel in enumerate(kernels):
+            dilation = 2**i if dilated else 1
+            layers += [
+                nn.Conv1d(before, width, kernel, padding=dilation * (kernel // 2), dilation=dilation),
+                nn.BatchNorm1d(width), nn.GELU() if dilated else nn.ReLU(),
+            ]  # fmt: skip
+            layers += [] if dilated else [nn.MaxPool1d(2)]
+            before = width
+        self.layers = nn.Sequential(*layers)
+        self.out = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, classes))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(rows, 2 width)."""
+        h = self.layers(x)
+        return torch.cat([h.amax(2), h.mean(2)], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.features(x))

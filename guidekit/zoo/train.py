@@ -1,0 +1,310 @@
+r"""Train a bundled model or oracle: `python -m guidekit.zoo.train NAME --minutes 60 --folder out/zoo`.
+
+Runs are resumed by the same command. The weights that are kept are a moving average; when a run ends they are written,
+in half precision, beside their card, to guidekit/zoo/weights (or --weights).
+
+    Gaussian   E |v(x_t, t) - (alpha z - sigma x_0)|^2,    t ~ U(0, 1)
+    masked     E mean over masked places of -log p(x_0^i | x_t),    each place masked with probability t ~ U(0, 1)
+    oracles    cross entropy of labels
+
+A tenth of the conditions is replaced by "none", so that the models are conditional and unconditional at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer
+from pytorch_lightning.loggers import CSVLogger
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, TensorDataset
+
+from . import WEIGHTS, data, nets
+
+Batch = tuple[Tensor, Tensor]
+Loss = Callable[[nn.Module, Batch, bool], Tensor]  # network, batch, whether it is training
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to train.
+
+    make      the class in nets, with its options
+    sets      training and validation tensors, inputs and labels
+    loss      of a batch
+    about     entries of the card
+    """
+
+    network: str
+    options: dict[str, Any]
+    sets: Callable[[], tuple[Batch, Batch]]
+    loss: Loss
+    about: dict[str, Any]
+    batch: int = 128
+    rate: float = 1e-3
+    decay: float = 0.9995
+
+
+class Training(pl.LightningModule):
+    """One network with its loss; the moving average is validated and exported."""
+
+    def __init__(self, task: Task, steps: int):
+        super().__init__()
+        self.task, self.steps = task, steps
+        self.net = getattr(nets, task.network)(**task.options)
+        self.average = AveragedModel(self.net, multi_avg_fn=partial(_averaged, task.decay))
+        self.average.requires_grad_(False)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        with _quick(self.device):
+            loss = self.task.loss(self.net, batch, True)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.average.update_parameters(self.net)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        generator = torch.random.get_rng_state()
+        torch.manual_seed(index)  # the same noise at every validation
+        self.log("validation", self.task.loss(self.average.module, batch, False), prog_bar=True)
+        torch.random.set_rng_state(generator)
+
+    def _rate(self, step: int) -> float:
+        """Up in 500 steps, and down along a cosine."""
+        return min(1.0, (step + 1) / 500) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps)))
+
+    def configure_optimizers(self) -> Any:
+        optimiser = torch.optim.AdamW(self.net.parameters(), self.task.rate, weight_decay=0.01, betas=(0.9, 0.99))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._rate)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _quick(device: torch.device) -> Any:
+    """bfloat16."""
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+@torch.no_grad()
+def _averaged(decay: float, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+    """a <- d a + (1 - d) w, with d rising to `decay`, so that the first weights are soon forgotten."""
+    d = min(decay, (1 + int(count)) / (10 + int(count)))
+    torch._foreach_lerp_(averaged, current, 1 - d)
+
+
+class Clock(Callback):
+    """Adds up the seconds of all runs."""
+
+    def __init__(self) -> None:
+        self.before, self.began = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.began
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before = state_dict["seconds"]
+
+
+# losses ----------------------------------------------------------------------------------------------------------
+
+
+def _dropped(labels: Tensor, classes: int, training: bool) -> Tensor:
+    none = torch.rand(len(labels), device=labels.device) < (0.1 if training else 0.0)
+    return labels.masked_fill(none, classes)
+
+
+def gaussian(classes: int) -> Loss:
+    """The loss of a velocity under the cosine schedule."""
+
+    def loss(net: nn.Module, batch: Batch, training: bool) -> Tensor:
+        x, labels = batch
+        t = (torch.rand(1, device=x.device) + torch.arange(len(x), device=x.device) / len(x)) % 1
+        angle = (t * math.pi / 2).view(-1, *[1] * (x.dim() - 1))
+        z = torch.randn_like(x)
+        out = net(angle.cos() * x + angle.sin() * z, t, _dropped(labels, classes, training))
+        return F.mse_loss(out.float(), angle.cos() * z - angle.sin() * x)
+
+    return loss
+
+
+def masked(vocab: int, classes: int) -> Loss:
+    """The loss of logits at the masked places."""
+
+    def loss(net: nn.Module, batch: Batch, training: bool) -> Tensor:
+        x, labels = batch
+        t = (torch.rand(1, device=x.device) + torch.arange(len(x), device=x.device) / len(x)) % 1
+        hidden = torch.rand(x.shape, device=x.device) < t[:, None]
+        logits = net(x.masked_fill(hidden, vocab), t, _dropped(labels, classes, training)).float()
+        return F.cross_entropy(logits[hidden], x[hidden])
+
+    return loss
+
+
+def labels(prepare: Callable[[Tensor, bool], Tensor] | None = None) -> Loss:
+    """Cross entropy."""
+
+    def loss(net: nn.Module, batch: Batch, training: bool) -> Tensor:
+        x, own = batch
+        return F.cross_entropy(net(x if prepare is None else prepare(x, training)).float(), own)
+
+    return loss
+
+
+def _hot(x: Tensor, training: bool) -> Tensor:
+    """One-hot sequences (rows, 4, length), half of them the other strand while training."""
+    hot = F.one_hot(x, 4).float().mT
+    other = (torch.rand(len(x), 1, 1, device=x.device) < 0.5) & training
+    return torch.where(other, hot.flip(1, 2), hot)
+
+
+def _shifted(x: Tensor, training: bool) -> Tensor:
+    """Images a pixel up, down or aside, and mirrored."""
+    if not training:
+        return x
+    x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
+    a, b = torch.randint(-1, 2, (2,)).tolist()
+    return x.roll((a, b), (2, 3))
+
+
+# data ------------------------------------------------------------------------------------------------------------
+
+MEAN, STD = 0.286, 0.353  # of Fashion-MNIST
+
+
+def _fashion(scaled: bool) -> Callable[[], tuple[Batch, Batch]]:
+    def sets() -> tuple[Batch, Batch]:
+        x, y = data.fashion("train")
+        x = (x - MEAN) / STD if scaled else x
+        return (x[:-3000], y[:-3000]), (x[-3000:], y[-3000:])
+
+    return sets
+
+
+def _dna() -> tuple[Batch, Batch]:
+    train, valid = (data.dna(split) for split in ("training", "validation"))
+    return (data.encoded(train[0]), train[1]), (data.encoded(valid[0]), valid[1])
+
+
+_FASHION = {
+    "data": "Fashion-MNIST (Zalando Research, MIT), Debian package dataset-fashion-mnist; 57,000 of 60,000 images",
+    "classes": list(data.CLASSES),
+}
+_DNA = {
+    "data": "200 bp accessible in one of four cell types, wheel dnadiffusion 0.0.0.dev0 (MIT); all but chr1 and chr2",
+    "classes": list(data.CELLS),
+}
+_IMAGE = {"kind": "image model", "shape": [1, 28, 28], "mean": MEAN, "std": STD} | _FASHION
+_UNET = {"channels": 1, "classes": 10, "widths": [48, 96, 128], "heads": 2}
+_TOKENS = {"vocab": 4, "length": 200, "classes": 4, "width": 256, "depth": 6, "patch": 4, "letters": 64}
+
+TASKS: dict[str, Task] = {
+    "fashion": Task("UNet", _UNET, _fashion(True), gaussian(10), _IMAGE, rate=8e-4),
+    "fashion-weak": Task(
+        "UNet", _UNET | {"widths": [16, 32, 64], "heads": 1}, _fashion(True), gaussian(10), _IMAGE, rate=1e-3
+    ),
+    "dna": Task("TokenNet", _TOKENS, _dna, masked(4, 4), {"kind": "dna model"} | _DNA, rate=6e-4),
+    "dna-weak": Task(
+        "TokenNet", _TOKENS | {"width": 128, "depth": 2}, _dna, masked(4, 4), {"kind": "dna model"} | _DNA
+    ),
+    "fashion-classifier": Task(
+        "ImageClassifier", {}, _fashion(False), labels(_shifted), {"kind": "classifier"} | _FASHION, decay=0.998
+    ),
+    "fashion-judge": Task(
+        "ImagePerceptron", {}, _fashion(False), labels(_shifted), {"kind": "classifier"} | _FASHION, decay=0.998
+    ),
+    "dna-oracle": Task(
+        "DNAClassifier", {}, _dna, labels(_hot), {"kind": "classifier"} | _DNA, rate=3e-3, decay=0.995
+    ),
+    "dna-judge": Task(
+        "DNAClassifier", {"dilated": True, "width": 64, "kernels": [15, 5, 5, 5, 5]}, _dna, labels(_hot),
+        {"kind": "classifier"} | _DNA, rate=3e-3, decay=0.995,
+    ),
+}  # fmt: skip
+
+
+def train(
+    name: str, minutes: float, folder: Path, weights: Path = WEIGHTS, epochs: int = 40, progress: bool = True
+) -> None:
+    """Train, or go on training, and write the weights with their card."""
+    task = TASKS[name]
+    pl.seed_everything(0, verbose=False)
+    sets = task.sets()
+    loaders: Any = [
+        DataLoader(TensorDataset(*part), task.batch, shuffle=i == 0, drop_last=i == 0) for i, part in enumerate(sets)
+    ]
+    training, clock = Training(task, epochs * len(loaders[0])), Clock()
+    own = folder / name
+    keep = ModelCheckpoint(own, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        callbacks=[keep, clock, Timer(timedelta(minutes=minutes))],
+        logger=CSVLogger(folder, name, version=""),
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        accelerator="auto",
+    )
+    last = own / "last.ckpt"
+    # on a CPU attention by plain matrix products has the faster backward pass
+    kernel = sdpa_kernel([SDPBackend.MATH]) if trainer.strategy.root_device.type == "cpu" else nullcontext()
+    with kernel:
+        trainer.fit(training, *loaders, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+        found = trainer.validate(training, loaders[1], verbose=False)
+    trainer.save_checkpoint(last)
+    export(name, training, clock.seconds, trainer.current_epoch, float(found[0]["validation"]), weights)
+
+
+def export(name: str, training: Training, seconds: float, epochs: int, validation: float, weights: Path) -> None:
+    """The moving average in half precision, and its card; what has been measured before is kept on it."""
+    task = training.task
+    state = training.average.module.state_dict()
+    blob = save({k: v.half().contiguous() if v.is_floating_point() else v for k, v in state.items()})
+    weights.mkdir(parents=True, exist_ok=True)
+    own = {
+        "name": name, "network": task.network, "options": task.options, **task.about,
+        "sha256": hashlib.sha256(blob).hexdigest(), "bytes": len(blob),
+        "parameters": sum(p.numel() for p in training.net.parameters()),
+        "training": {
+            "command": f"python -m guidekit.zoo.train {name}", "minutes": round(seconds / 60, 1), "epochs": epochs,
+            "batch": task.batch, "validation loss": round(validation, 4),
+        },
+    }  # fmt: skip
+    (weights / f"{name}.safetensors").write_bytes(blob)
+    (weights / f"{name}.json").write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=TASKS)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--epochs", type=int, default=40, help="after which the learning rate is down")
+    parser.add_argument("--folder", type=Path, default=Path("out/zoo"), help="checkpoints and logs")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--quiet", action="store_true")
+    args = parser.parse_args()
+    train(args.name, args.minutes, args.folder, args.weights, args.epochs, not args.quiet)
+
+
+if __name__ == "__main__":
+    main()
