@@ -4,7 +4,7 @@ import guidekit as gk
 result = gk.sample(model, 64, guides=[gk.CFG(3.0), gk.FKSteering(reward, alpha=0.1)], cond="HepG2")
 """
 
-from . import analytic, process, resampling, schedules, solvers, times, values
+from . import analytic, process, resampling, schedules, solvers, times, values, zoo
 from .attention import attention_layers
 from .cite import cite
 from .errors import CheckpointError, CollapseWarning, NetworkError, RewardError
@@ -165,4 +165,5 @@ __all__ = [
     "values",
     "views",
     "weakened",
+    "zoo",
 ]

@@ -499,8 +499,25 @@ def test_log_odds_of_a_class_and_the_missing_oracle():
     close(dna.LogOdds(-1)(logits), dna.LogOdds(2)(logits).tolist())
     with pytest.raises(ValueError, match="classes"):
         dna.LogOdds(3)(logits)
-    with pytest.raises(NotImplementedError, match=r"K562.*guidekit.zoo"):
-        dna.CellType("K562")
+
+
+def test_cell_types_are_the_log_odds_of_the_bundled_oracle_on_both_strands():
+    zoo = pytest.importorskip("guidekit.zoo")
+    samples, net = drawn(6, 200, 3, "ACGT"), zoo.network("dna-oracle")
+    classes = zoo.card("dna-oracle")["classes"]
+    x = torch.nn.functional.one_hot(dna.encode(samples).long(), 4).float().mT
+    for name in ("HepG2", "hESCT0"):
+        c = classes.index(name)
+        both = []
+        for strand in (x, x.flip(1, 2)):
+            p = net(strand).double().softmax(1)
+            both.append((p[:, c] / (1 - p[:, c])).log())
+        reward = dna.CellType(name)
+        assert (reward(samples) - (both[0] + both[1]) / 2).abs().max() < 1e-4
+        assert reward.name == f"{name} log-odds"
+    assert torch.allclose(reward(samples), reward([dna.reverse_complement(s) for s in samples]), atol=1e-4)
+    with pytest.raises(ValueError, match="the oracle knows GM12878, HepG2, K562, hESCT0"):
+        dna.CellType("HeLa")
 
 
 # metrics

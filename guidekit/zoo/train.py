@@ -103,10 +103,11 @@ def _quick(device: torch.device) -> Any:
 
 
 @torch.no_grad()
-def _averaged(decay: float, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+def _averaged(decay: float, averaged: Any, current: Any, count: Any) -> None:
     """a <- d a + (1 - d) w, with d rising to `decay`, so that the first weights are soon forgotten."""
     d = min(decay, (1 + int(count)) / (10 + int(count)))
-    torch._foreach_lerp_(averaged, current, 1 - d)
+    for a, w in zip(averaged, current, strict=True):
+        a.lerp_(w, 1 - d)
 
 
 class Clock(Callback):

@@ -1,0 +1,56 @@
+"""The cards of the bundled models as a page: `python -m guidekit.zoo.cards > docs/zoo.md`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from . import card, names
+
+_HEAD = """\
+# The bundled models
+
+Written by `python -m guidekit.zoo.cards` from the cards in `guidekit/zoo/weights`; a test holds it against them.
+
+```python
+import guidekit as gk
+
+print(gk.zoo.names())
+model = gk.zoo.load("fashion")  # a base model: offline, at once
+images = gk.sample(model, 4, steps=10, guides=[gk.CFG(2.0)], cond="sneaker").samples
+judge = gk.zoo.network("fashion-judge")  # a classifier
+print(images.shape, judge(images).argmax(1))
+```
+
+`gk.zoo.card(name)` is what stands below. Weights are half precision in safetensors; loading checks their SHA-256. Every
+entry is trained by the command on its card, from data that `guidekit.zoo.data` reads out of packages of public
+registries, and measured by `python -m guidekit.zoo.evaluate NAME`.
+
+These are small models, trained for minutes to hours on a processor, to try methods on. The figures say how far they are
+from the data.
+"""
+
+
+def page() -> str:
+    """docs/zoo.md."""
+    return "\n".join([_HEAD, *(_entry(card(name)) for name in names())])
+
+
+def _entry(own: dict[str, Any]) -> str:
+    training = own["training"]
+    lines = [
+        f"## {own['name']}",
+        "",
+        f"{own['kind'].capitalize()}: `{own['network']}`, {own['parameters'] / 1e6:.2f} million parameters, "
+        f"{own['bytes'] / 1e6:.1f} MB. Conditions: {', '.join(own['classes'])}.",
+        "",
+        f"* data: {own['data']}",
+        f"* training: `{training['command']}`, {training['minutes']} minutes, {training['epochs']} epochs, "
+        f"validation loss {training['validation loss']}",
+        *(f"* {k}: {v}" for k, v in own.get("metrics", {"metrics": "not measured"}).items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
