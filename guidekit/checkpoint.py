@@ -105,10 +105,14 @@ class Checkpoint:
 
 
 def _flat(value: Any, name: str, into: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        return {k: _flat(v, f"{name}.{k}", into) for k, v in value.items()}
     return value if isinstance(value, (int, float)) else tree.flatten(value, name, into)
 
 
 def _unflat(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        return {k: _unflat(v, tensors) for k, v in value.items()}
     return value if isinstance(value, (int, float)) else tree.unflatten(value, tensors)
 
 

@@ -79,6 +79,7 @@ def trace(run: Run) -> Trace:
             "distinct": 1 + origin.sort(-1).values.diff().ne(0).sum(-1),
             "mean_reward": rewards.nanmean(-1),
             "max_reward": torch.where(rewards.isnan().all(-1), torch.nan, best),
+            **{k: torch.stack([r.more[k] for r in records]) for k in records[0].more},
         }
         values = zip(*(v.tolist() for v in columns.values()), strict=True)
         rows += [

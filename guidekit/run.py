@@ -42,6 +42,7 @@ class Record(NamedTuple):
     log_w: Tensor
     parent: Tensor
     rewards: Tensor
+    more: dict[str, Tensor]  # what guides want to have traced, (groups,)
 
 
 class Fault(NamedTuple):
@@ -238,7 +239,10 @@ class Run:
                 f"step {index}: {len(pop) // self.groups} of {size // self.groups} rows per group are left where "
                 f"{step.n} were asked for; a guide that branches needs one that selects"
             )
-        self.records.append(Record(step.t, self.seconds, log_w, pop.parent, pop.rewards))
+        traced = {
+            k: pop.by_group(v).nanmean(1) for g, own in named if g.has("traced") for k, v in g.traced(pop, own).items()
+        }
+        self.records.append(Record(step.t, self.seconds, log_w, pop.parent, pop.rewards, traced))
         self.score.forget()
         return pop
 

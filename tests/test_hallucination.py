@@ -201,3 +201,38 @@ def test_bad_input_is_an_error_that_says_what_to_do():
     steady = Hallucination(3)
     with pytest.raises(gk.RewardError, match="before the guide that uses it"):
         gk.sample(model, 4, steps=4, cond=1, guides=[gk.BestOfN(steady.steadiness, 2), steady])
+
+
+@pytest.mark.parametrize("ess", [0.0, 1.0])
+def test_the_trace_has_its_mean_over_those_who_live(ess: float, tmp_path):
+    """Also after a kill. The window opens at step 3 of 6, and two predictions are known from step 4 on."""
+    problem = PROBLEMS["vp-1d"]
+    guides = [gk.FKSteering(problem.reward, 0.3, ess=ess), Hallucination(3)]
+    options = {"steps": 6, "cond": [1, None], "guides": guides}
+    run = gk.Run(problem.model, 16, **options)
+    with torch.no_grad():
+        pop, expected = run.start(), []
+        seen = pop.predictions[0][:, None]  # along the path of each particle
+        for index in range(6):
+            pop = run.advance(pop, index)
+            seen = seen[pop.parent]
+            if index < 5:
+                seen = torch.cat([seen, pop.predictions[0][:, None]], 1)
+            late = seen[:, 3:]
+            known = late.shape[1] > 1
+            hal = late.var(1, correction=0).mean(1) if known else torch.full((32,), torch.nan).double()
+            expected.append(hal.view(2, 16).mean(1))
+    expected = torch.stack(expected)
+    result = run.result(pop)
+    assert expected[:3].isnan().all() and not expected[3:].isnan().any()
+    assert torch.allclose(result.trace["hallucination"].double(), expected, rtol=1e-6, equal_nan=True)
+
+    def kill(population, step):
+        if step.index == 5:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        gk.sample(problem.model, 16, checkpoint=file, callbacks=[kill], **options)
+    again = gk.sample(problem.model, 16, checkpoint=file, **options)
+    assert torch.allclose(again.trace["hallucination"].double(), expected, rtol=1e-6, equal_nan=True)

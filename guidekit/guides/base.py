@@ -95,6 +95,10 @@ class Guide:
         """What the weights need the whole population for, before any selection; see `Population.weighed`."""
         return population
 
+    def traced(self, population: Population, step: Step) -> dict[str, Tensor]:
+        """Numbers of every particle that lives, float64 (rows,): the trace has their means, always the same columns."""
+        return {}
+
     def select(self, population: Population, step: Step) -> Population:
         """Which particles live; step.n are to be left in each group."""
         return population

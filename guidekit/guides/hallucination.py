@@ -22,10 +22,11 @@ from torch import Tensor
 from rewards import Reward
 
 from ..models.base import Model
+from ..population import Population
 from ..process import Gaussian
 from ..result import Result
 from ..tree import Tree
-from ..view import View
+from ..view import Step, View
 from .base import Guide
 
 
@@ -44,6 +45,8 @@ class Steadiness(Reward):
 @dataclass(frozen=True)
 class Hallucination(Guide):
     """Hal of every sample, in `result.memos[place of the guide]` and by `hallucination(result)`. No cost.
+
+    The trace has its mean so far, in the column "hallucination".
 
     window      predictions that it is taken over, the last ones of the run, at least 2
     threshold   samples above it weigh nothing
@@ -75,8 +78,7 @@ class Hallucination(Guide):
             raise ValueError("Hallucination takes its window from the end of the run, and no start or stop")
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
-        index, total = view.step.index, view.step.total
-        count = min(index - total + self.window, index) + 1  # predictions in the window, this look's included
+        count, total = self._count(view.step), view.step.total
         if view.step.last:
             hal = _mean(memo[1]) / min(self.window, total)
             view.tell(self.steadiness, -hal)
@@ -91,6 +93,17 @@ class Hallucination(Guide):
         square = square + away * (view.prediction.detach() - mean)
         view.tell(self.steadiness, -_mean(square) / count)
         return 0.0, (mean, square)
+
+    def traced(self, population: Population, step: Step) -> dict[str, Tensor]:
+        memo, count = population.memos[step.place], self._count(step)
+        if step.last:
+            return {"hallucination": memo}
+        unknown = torch.full_like(population.log_w, torch.nan)
+        return {"hallucination": unknown if memo is None or count < 2 else _mean(memo[1]) / count}
+
+    def _count(self, step: Step) -> int:
+        """Predictions in the window up to this step."""
+        return min(step.index - step.total + self.window, step.index) + 1
 
 
 def hallucination(result: Result) -> Tensor:

@@ -216,7 +216,7 @@ _DNA = {
     "classes": list(data.CELLS),
 }
 _IMAGE = {"kind": "image model", "shape": [1, 28, 28], "mean": MEAN, "std": STD} | _FASHION
-_UNET = {"channels": 1, "classes": 10, "widths": [48, 96, 128], "heads": 2}
+_UNET = {"channels": 1, "classes": 10, "widths": [32, 64, 96], "heads": 2}
 _TOKENS = {"vocab": 4, "length": 200, "classes": 4, "width": 256, "depth": 6, "patch": 4, "letters": 64}
 
 TASKS: dict[str, Task] = {
