@@ -191,7 +191,7 @@ def drawn(axis: Axes, name: str, model: gk.Model, guides: list[gk.Guide], n: int
     own = gk.analytic.GaussianMixture([0.4, 0.33, 0.27], [MEANS[0], MEANS[2], MEANS[3]], [STDS[0], STDS[2], STDS[3]])
     density = own.log_prob(torch.tensor(at, dtype=torch.float32)).exp().view(80, 80)
     axis.contour(line, line, density, levels=4, colors="0.7", linewidths=0.6)
-    axis.scatter(*x.numpy().T, s=3, c="C0", alpha=list(np.clip(weight, 0.02, 1) * 0.6), linewidths=0)
+    axis.scatter(*x.numpy().T, s=3, c=[(0.12, 0.47, 0.71, a) for a in np.clip(weight, 0.02, 1) * 0.6], linewidths=0)
     axis.set(title=name, xlim=(-4, 4), ylim=(-4, 4), xticks=[], yticks=[])
     axis.title.set_fontsize(8)
 

@@ -4,7 +4,7 @@ import guidekit as gk
 result = gk.sample(model, 64, guides=[gk.CFG(3.0), gk.FKSteering(reward, alpha=0.1)], cond="HepG2")
 """
 
-from . import analytic, process, resampling, schedules, solvers, times, values, zoo
+from . import analytic, process, resampling, schedules, search, solvers, times, values, zoo
 from .attention import attention_layers
 from .cite import cite
 from .errors import CheckpointError, CollapseWarning, NetworkError, RewardError
@@ -159,6 +159,7 @@ __all__ = [
     "resampling",
     "sample",
     "schedules",
+    "search",
     "solvers",
     "times",
     "tune",

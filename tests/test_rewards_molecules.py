@@ -541,3 +541,17 @@ def test_admet_endpoints_know_what_is_harm():
     assert not mol.ADMET("hERG").higher_is_better and mol.ADMET("HIA_Hou").higher_is_better
     assert mol.ADMET("hERG").unit == "probability" and mol.ADMET("LD50_Zhu").unit == ""
     assert pickle.loads(pickle.dumps(mol.ADMET("hERG"))).name == "ADMET hERG"
+
+
+def test_the_real_admet_ai_where_it_is_installed():
+    """Ethanol, aspirin, benzene and procaine; logS of AqSolDB is 1.1, -1.7, -1.6 and -1.8."""
+    pytest.importorskip("admet_ai")
+    mol.admet._model.cache_clear()
+    samples = ["CCO", "not a molecule", "CC(=O)Oc1ccccc1C(=O)O", "CCO", "c1ccccc1", "CCN(CC)CCOC(=O)c1ccc(N)cc1"]
+    soluble = mol.ADMET("Solubility_AqSolDB")(samples)
+    assert torch.isnan(soluble).tolist() == [False, True, False, False, False, False]
+    assert soluble[0] == soluble[3]
+    assert (soluble[[0, 2, 4, 5]] - torch.tensor([1.1, -1.7, -1.6, -1.8])).abs().max() < 1
+    for endpoint in ("hERG", "Solubility_AqSolDB"):
+        whole, members = (mol.ADMET(endpoint, members=m)(samples) for m in (None, 5))
+        assert torch.allclose(whole, members, atol=1e-5, equal_nan=True)

@@ -83,7 +83,17 @@ def _dna(net: nn.Module, own: dict[str, Any]) -> Model:
     )
 
 
-_MODELS = {"image model": _images, "dna model": _dna}
+def _molecules(net: nn.Module, own: dict[str, Any]) -> Model:
+    from .tokens import Tokens
+
+    classes, tokens, options = own["classes"], Tokens.of(own["tokens"]), own["options"]
+    return MaskedModel(
+        net, options["vocab"], options["length"], lambda x: tokens.decode(x.cpu()),
+        lambda c: torch.tensor(_label(c, classes)), len(classes),
+    )  # fmt: skip
+
+
+_MODELS = {"image model": _images, "dna model": _dna, "molecule model": _molecules}
 
 
 def _sequences(x: Tensor) -> list[str]:

@@ -25,18 +25,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer
 from pytorch_lightning.loggers import CSVLogger
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
+from tqdm.auto import tqdm
 
 from . import WEIGHTS, data, nets
+from .tokens import Tokens, learned
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[nn.Module, Batch, bool], Tensor]  # network, batch, whether it is training
@@ -88,8 +91,10 @@ class Training(pl.LightningModule):
         torch.random.set_rng_state(generator)
 
     def _rate(self, step: int) -> float:
-        """Up in 500 steps, and down along a cosine."""
-        return min(1.0, (step + 1) / 500) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps)))
+        """Up in 500 steps at most, and down along a cosine."""
+        return min(1.0, (step + 1) / min(500, 1 + self.steps // 10)) * max(
+            0.02, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps))
+        )
 
     def configure_optimizers(self) -> Any:
         optimiser = torch.optim.AdamW(self.net.parameters(), self.task.rate, weight_decay=0.01, betas=(0.9, 0.99))
@@ -207,6 +212,47 @@ def _dna() -> tuple[Batch, Batch]:
     return (data.encoded(train[0]), train[1]), (data.encoded(valid[0]), valid[1])
 
 
+BINS = 3  # of QED and of logP
+COUNT, VALID = 300_000, 3000  # molecules to train on, and to validate with
+VOCAB, LENGTH = 2048, 16
+
+
+def _molecules() -> tuple[Batch, Batch]:
+    """Tokens with their bin; prepared once, which takes some minutes, and kept beside the data."""
+    file = data.folder() / f"molecules-{COUNT}-{VOCAB}-{LENGTH}.safetensors"
+    if not file.exists():
+        smiles = data.molecules("train")
+        order = np.random.default_rng(0).permutation(len(smiles))
+        tokens = molecule_tokens()
+        rows, kept = tokens.encode_each([smiles[i] for i in order[: COUNT + VALID]], LENGTH, progress=True)
+        save_file({"x": torch.from_numpy(rows), "y": binned([smiles[order[i]] for i in kept])}, file)
+    found = load_file(file)
+    x, y = found["x"].long(), found["y"]
+    return (x[:-VALID], y[:-VALID]), (x[-VALID:], y[-VALID:])
+
+
+def molecule_tokens() -> Tokens:
+    """Merges learned from 50,000 training molecules; kept beside the data."""
+    file = data.folder() / f"molecules-tokens-{VOCAB}.json"
+    if not file.exists():
+        smiles = data.molecules("train")
+        chosen = np.random.default_rng(1).permutation(len(smiles))[:50_000]
+        file.write_text(json.dumps(learned([smiles[i] for i in chosen], VOCAB).card()), encoding="utf-8")
+    return Tokens.of(json.loads(file.read_text(encoding="utf-8")))
+
+
+def binned(smiles: list[str]) -> Tensor:
+    """3 q + l, with q and l the thirds of QED and logP among these molecules."""
+    from rewards.molecules import QED, LogP
+
+    thirds = []
+    for reward in (QED(), LogP()):
+        v = torch.cat([reward(smiles[i : i + 1000]) for i in tqdm(range(0, len(smiles), 1000), desc=reward.name)])
+        edges = v.quantile(torch.linspace(0, 1, BINS + 1, dtype=v.dtype)[1:-1])
+        thirds.append(torch.bucketize(v, edges))
+    return BINS * thirds[0] + thirds[1]
+
+
 _FASHION = {
     "data": "Fashion-MNIST (Zalando Research, MIT), Debian package dataset-fashion-mnist; 57,000 of 60,000 images",
     "classes": list(data.CLASSES),
@@ -215,18 +261,28 @@ _DNA = {
     "data": "200 bp accessible in one of four cell types, wheel dnadiffusion 0.0.0.dev0 (MIT); all but chr1 and chr2",
     "classes": list(data.CELLS),
 }
+_LEVELS = ("low", "middle", "high")
+_MOLECULES = {
+    "kind": "molecule model",
+    "data": "MOSES (MIT), wheel molsets 0.3.1; 300,000 molecules of its training set",
+    "classes": [f"{q} QED, {p} logP" for q in _LEVELS for p in _LEVELS],
+}
 _IMAGE = {"kind": "image model", "shape": [1, 28, 28], "mean": MEAN, "std": STD} | _FASHION
 _UNET = {"channels": 1, "classes": 10, "widths": [32, 64, 96], "heads": 2}
-_TOKENS = {"vocab": 4, "length": 200, "classes": 4, "width": 256, "depth": 6, "patch": 4, "letters": 64}
+_TOKENS = {"vocab": 4, "length": 200, "classes": 4, "width": 192, "depth": 4, "patch": 4, "letters": 48}
 
 TASKS: dict[str, Task] = {
     "fashion": Task("UNet", _UNET, _fashion(True), gaussian(10), _IMAGE, rate=8e-4),
     "fashion-weak": Task(
         "UNet", _UNET | {"widths": [16, 32, 64], "heads": 1}, _fashion(True), gaussian(10), _IMAGE, rate=1e-3
     ),
+    "molecules": Task(
+        "TokenNet", {"vocab": VOCAB, "length": LENGTH, "classes": BINS**2, "width": 256, "depth": 4}, _molecules,
+        masked(VOCAB, BINS**2), _MOLECULES, rate=6e-4,
+    ),
     "dna": Task("TokenNet", _TOKENS, _dna, masked(4, 4), {"kind": "dna model"} | _DNA, rate=6e-4),
     "dna-weak": Task(
-        "TokenNet", _TOKENS | {"width": 128, "depth": 2}, _dna, masked(4, 4), {"kind": "dna model"} | _DNA
+        "TokenNet", _TOKENS | {"width": 64, "depth": 2}, _dna, masked(4, 4), {"kind": "dna model"} | _DNA
     ),
     "fashion-classifier": Task(
         "ImageClassifier", {}, _fashion(False), labels(_shifted), {"kind": "classifier"} | _FASHION, decay=0.998
@@ -270,7 +326,7 @@ def train(
     # on a CPU attention by plain matrix products has the faster backward pass
     kernel = sdpa_kernel([SDPBackend.MATH]) if trainer.strategy.root_device.type == "cpu" else nullcontext()
     with kernel:
-        trainer.fit(training, *loaders, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+        trainer.fit(training, *loaders, ckpt_path=str(last) if last.exists() else None, weights_only=True)
         found = trainer.validate(training, loaders[1], verbose=False)
     trainer.save_checkpoint(last)
     export(name, training, clock.seconds, trainer.current_epoch, float(found[0]["validation"]), weights)
@@ -291,6 +347,8 @@ def export(name: str, training: Training, seconds: float, epochs: int, validatio
             "batch": task.batch, "validation loss": round(validation, 4),
         },
     }  # fmt: skip
+    if task.about["kind"] == "molecule model":
+        own["tokens"] = molecule_tokens().card()
     (weights / f"{name}.safetensors").write_bytes(blob)
     (weights / f"{name}.json").write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
 

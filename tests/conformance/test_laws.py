@@ -84,7 +84,7 @@ def test_reward_and_temperature_scale_together(case: Case, problem: Problem):
 
 
 @every
-@pytest.mark.parametrize("batch_size", [1, 5, 7])
+@pytest.mark.parametrize("batch_size", [1, 5])
 def test_a_row_does_not_depend_on_its_micro_batch(case: Case, problem: Problem, batch_size: int):
     guides = [case.make(problem)]
     whole, parts = run(problem, guides), run(problem, guides, batch_size=batch_size)
@@ -125,7 +125,7 @@ def test_rows_and_reward_calls_are_what_the_guide_declares(case: Case, problem: 
 
 
 @every
-@pytest.mark.parametrize("stop_at", [1, 3, STEPS])
+@pytest.mark.parametrize("stop_at", [2, STEPS])
 def test_interrupted_and_resumed_equals_uninterrupted(case: Case, problem: Problem, stop_at: int, tmp_path):
     class Kill(Exception):
         pass

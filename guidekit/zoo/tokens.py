@@ -1,0 +1,121 @@
+r"""Molecules as short rows of tokens: SELFIES symbols (Krenn et al., 2020, https://doi.org/10.1088/2632-2153/aba947),
+neighbours that are often together merged into one, as in byte-pair encoding (Sennrich et al., 2016,
+https://arxiv.org/abs/1508.07909).
+
+Every row of symbols is a molecule, so that every partly denoised state has one to score. Token 0 is the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import selfies
+from tqdm.auto import tqdm
+
+_BREAK = -1  # between molecules in a flat array
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """symbols: SELFIES symbols, the ids 1, 2, ...; merges: pairs of ids, which make the ids that follow."""
+
+    symbols: tuple[str, ...]
+    merges: tuple[tuple[int, int], ...]
+
+    @property
+    def vocab(self) -> int:
+        return 1 + len(self.symbols) + len(self.merges)
+
+    def card(self) -> dict[str, Any]:
+        return {"symbols": list(self.symbols), "merges": [list(m) for m in self.merges]}
+
+    @staticmethod
+    def of(card: dict[str, Any]) -> Tokens:
+        return Tokens(tuple(card["symbols"]), tuple((a, b) for a, b in card["merges"]))
+
+    def encode(self, smiles: Sequence[str], length: int) -> np.ndarray:
+        """Rows (molecules, length), 0 after the end, of the molecules that fit."""
+        return self.encode_each(smiles, length)[0]
+
+    def encode_each(self, smiles: Sequence[str], length: int, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, and the places of the molecules: those that are too long, or hold other symbols, are left out."""
+        rows = [self._symbols(s) for s in tqdm(smiles, desc="SELFIES", disable=not progress)]
+        flat = _flat(rows)
+        first = 1 + len(self.symbols)
+        for i, (a, b) in enumerate(tqdm(self.merges, desc="merges", disable=not progress)):
+            flat = merged(flat, a, b, first + i)
+        breaks = np.flatnonzero(flat == _BREAK)
+        sizes = np.diff(breaks, append=len(flat)) - 1
+        kept = np.flatnonzero((sizes > 0) & (sizes <= length))
+        out = np.zeros((len(kept), length), np.int16 if self.vocab < 2**15 else np.int32)
+        for row, place in zip(out, kept, strict=True):
+            row[: sizes[place]] = flat[breaks[place] + 1 : breaks[place] + 1 + sizes[place]]
+        return out, kept
+
+    def decode(self, tokens: Any) -> list[str]:
+        """SMILES of rows, up to their first end; texts that SELFIES cannot read are empty."""
+        words = self._words()
+        found = []
+        for row in np.asarray(tokens).tolist():
+            row = row[: row.index(0)] if 0 in row else row
+            try:
+                found.append(selfies.decoder("".join(words[v] for v in row if v < len(words))) or "")
+            except selfies.DecoderError:
+                found.append("")
+        return found
+
+    def _symbols(self, smiles: str) -> list[int]:
+        """Ids of the symbols, [] where there are none."""
+        ids = {s: i for i, s in enumerate(self.symbols, 1)}
+        try:
+            row = [ids.get(s, 0) for s in selfies.split_selfies(selfies.encoder(smiles))]
+        except selfies.EncoderError:
+            return []
+        return [] if 0 in row else row
+
+    def _words(self) -> list[str]:
+        words = ["", *self.symbols]
+        for a, b in self.merges:
+            words.append(words[a] + words[b])
+        return words
+
+
+def learned(smiles: Sequence[str], vocab: int, progress: bool = True) -> Tokens:
+    """Tokens of so many ids, from the molecules given: the most frequent pair is merged, again and again."""
+    texts = [list(selfies.split_selfies(selfies.encoder(s))) for s in tqdm(smiles, disable=not progress)]
+    symbols = tuple(sorted({s for text in texts for s in text}))
+    ids = {s: i for i, s in enumerate(symbols, 1)}
+    flat, merges, first = _flat([[ids[s] for s in text] for text in texts]), [], 1 + len(symbols)
+    for new in tqdm(range(first, vocab), disable=not progress):
+        a, b = _most_frequent(flat, new)
+        flat = merged(flat, a, b, new)
+        merges.append((a, b))
+    return Tokens(symbols, tuple(merges))
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """All rows one after the other, a break before each."""
+    return np.array([v for row in rows for v in (_BREAK, *row)], np.int32)
+
+
+def _most_frequent(flat: np.ndarray, size: int) -> tuple[int, int]:
+    left, right = flat[:-1].astype(np.int64), flat[1:]
+    inside = (left != _BREAK) & (right != _BREAK)
+    pair = int(np.bincount(left[inside] * size + right[inside]).argmax())
+    return pair // size, pair % size
+
+
+def merged(flat: np.ndarray, a: int, b: int, new: int) -> np.ndarray:
+    """Every a b, from the left, as one new id."""
+    at = np.flatnonzero((flat[:-1] == a) & (flat[1:] == b))
+    if a == b and len(at):  # of a run a a a every second place
+        start = np.flatnonzero(np.diff(at, prepend=-2) != 1)
+        at = at[(np.arange(len(at)) - np.repeat(start, np.diff(start, append=len(at)))) % 2 == 0]
+    flat = flat.copy()
+    flat[at] = new
+    keep = np.ones(len(flat), bool)
+    keep[at + 1] = False
+    return flat[keep]
