@@ -125,6 +125,16 @@ MUTANTS = [
     ("a switch one step late", "guides/switch.py", "p <= view.step.fraction", "p < view.step.fraction", "tests/test_switch.py"),
     ("the layout's share", "guides/switch.py", "mix * prediction + (1 - mix) * own", "(1 - mix) * prediction + mix * own", "tests/test_switch.py"),
     ("a variance over the whole run", "guides/hallucination.py", "_mean(memo[1]) / min(self.window, total)", "_mean(memo[1]) / total", "tests/test_hallucination.py"),
+    ("a sigmoid of base e", "../rewards/transforms.py", "(10 * _LN10 * self.k", "(10 * self.k", "tests/test_rewards_core.py"),
+    ("unknown endpoints count", "../rewards/combine.py", "[:, None] * ~scores.isnan()", "[:, None] * torch.ones_like(scores)", "tests/test_rewards_core.py"),
+    ("domination everywhere", "../rewards/combine.py", "(scores[:, None] >= scores[None]).all(-1)", "(scores[:, None] > scores[None]).all(-1)", "tests/test_rewards_core.py"),
+    ("scores that are lost at a kill", "../rewards/cached.py", "self.connection.commit() if kind is None", "self.connection.rollback() if kind is None", "tests/test_rewards_core.py"),
+    ("the rewards of another group", "rewarding.py", "torch.cat(order).argsort()", "torch.cat(order)", "tests/test_rewards_core.py"),
+    ("chunks in the order in which they end", "../rewards/pooled.py", "left = [list(range(i, min(i + size, len(samples)))) for i in range(0, len(samples), size)][::-1]", "left = [list(range(0, min(size, len(samples) - i))) for i in range(0, len(samples), size)][::-1]", "tests/test_pooled.py"),
+    ("the other strand without its complement", "../rewards/dna/motifs.py", "w.flip(0, 1)", "w.flip(1)", "tests/test_rewards_dna.py"),
+    ("kB of 1024 bytes", "../rewards/images/basic.py", "self._bytes(image) / 1000", "self._bytes(image) / 1024", "tests/test_rewards_images.py"),
+    ("synthesis rewarded for being hard", "../rewards/molecules/descriptors.py", "LogP().of(mol) - SA().of(mol)", "LogP().of(mol) + SA().of(mol)", "tests/test_rewards_molecules.py"),
+    ("the area under best molecules by rectangles", "../rewards/molecules/metrics.py", "(left + right) / 2", "right", "tests/test_rewards_molecules.py"),
 ]  # fmt: skip
 
 
