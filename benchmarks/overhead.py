@@ -17,6 +17,9 @@ import sys
 import time
 from pathlib import Path
 
+if __name__ == "__main__" and Path(sys.path[0]) == Path(__file__).parent:
+    sys.path.pop(0)  # this folder, in which `rewards` is a benchmark
+
 import torch
 from torch import Tensor
 
@@ -74,8 +77,8 @@ def ratio(net, rows: int, steps: int, repeats: int) -> dict[str, float]:
 
 def peak_memory(rows: int, batch_size: int | None) -> float:
     """Megabytes that a run adds at its peak, in a process of its own."""
-    code = f"from overhead import memory_run; memory_run({rows}, {batch_size})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, check=True)
+    code = f"from benchmarks.overhead import memory_run; memory_run({rows}, {batch_size})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, check=True)
     return float(done.stdout)
 
 

@@ -4,7 +4,7 @@ import guidekit as gk
 result = gk.sample(model, 64, guides=[gk.CFG(3.0), gk.FKSteering(reward, alpha=0.1)], cond="HepG2")
 """
 
-from . import analytic, process, resampling, schedules, search, solvers, times, values, zoo
+from . import analytic, process, resampling, schedules, search, solvers, times, values, views, zoo
 from .attention import attention_layers
 from .cite import cite
 from .errors import CheckpointError, CollapseWarning, NetworkError, RewardError
@@ -41,7 +41,6 @@ from .guides import (
     Compose,
     Distillation,
     DSearch,
-    FeatureDistance,
     FKSteering,
     FreeDoM,
     Guide,
@@ -50,7 +49,6 @@ from .guides import (
     MagicMix,
     MagnitudeAware,
     MinorityGuidance,
-    MinorityScore,
     Mixture,
     Regions,
     Resample,
@@ -59,13 +57,10 @@ from .guides import (
     Switch,
     Views,
     ddcm,
-    minority_score,
-    quantile_labels,
-    views,
-    weakened,
 )
 from .guides.hallucination import hallucination
 from .headhunter import headhunter
+from .minority import FeatureDistance, MinorityScore, minority_score, quantile_labels
 from .models import Cond, GaussianModel, MaskedModel, Model, Null, UniformModel
 from .population import Population
 from .refine import evolve, refine
@@ -75,6 +70,7 @@ from .sample import sample
 from .stitching import Stitched
 from .tune import tune
 from .view import Step, View
+from .weakened import weakened
 
 __version__ = "0.1.0"
 

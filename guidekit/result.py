@@ -216,7 +216,10 @@ class Result:
         """Rows by their place within each group, order (groups, k)."""
         size = len(self) // self.groups
         rows = (order + torch.arange(self.groups, device=order.device)[:, None] * size).flatten()
-        kept = {k: v[rows] for k in _ROWS if (v := getattr(self, k)) is not None}
+        chain = self.noise is not None and len(self.noise) != len(self)  # of all moves, (moves + 1, rows, ...)
+        kept = {
+            k: v[:, rows] if chain and k == "noise" else v[rows] for k in _ROWS if (v := getattr(self, k)) is not None
+        }
         return replace(self, **kept, samples=_pick(self.samples, rows), memos=tree.take(self.memos, rows))
 
 

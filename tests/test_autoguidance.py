@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import guidekit as gk
-from guidekit.guides.autoguidance import AutoGuidance, weakened
+from guidekit import AutoGuidance, weakened
 
 from .problems import PROBLEMS, STEPS
 

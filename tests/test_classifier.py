@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import guidekit as gk
+from guidekit import GFCG, AdvDiff, ClassifierGuidance
 from guidekit.errors import NetworkError, RewardError
-from guidekit.guides.classifier import GFCG, AdvDiff, ClassifierGuidance
 
 from .problems import PROBLEMS
 

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 import guidekit as gk
-from guidekit.guides.compose import At, Compose, Mixture
+from guidekit import At, Compose, Mixture
 from guidekit.models.base import Other
 
 from .problems import PROBLEMS, Problem, deviations, estimates, populations

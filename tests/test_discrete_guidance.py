@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import guidekit as gk
-from guidekit.guides.discrete import DCBG, TAG
+from guidekit import DCBG, TAG
 
 from .problems import PROBLEMS
 

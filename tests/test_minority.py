@@ -13,8 +13,7 @@ from scipy.stats import norm, spearmanr
 from torch import nn
 
 import guidekit as gk
-from guidekit.guides.boost_and_skip import BoostAndSkip
-from guidekit.guides.minority import (
+from guidekit import (
     FeatureDistance,
     MinorityGuidance,
     MinorityScore,
@@ -22,6 +21,7 @@ from guidekit.guides.minority import (
     minority_score,
     quantile_labels,
 )
+from guidekit.guides.boost_and_skip import BoostAndSkip
 
 from .problems import PROBLEMS, STEPS
 

@@ -94,6 +94,14 @@ def test_the_same_denoiser_gives_the_same_samples_in_every_parameterisation(pred
     assert found.std() > 0.5
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("predicts", CLEAN)
+def test_in_pure_noise_too_every_parameterisation_means_the_same_denoiser(predicts: str, schedule: str):
+    """Where alpha = 0 the coefficient of x_t may be zero, and that of the output -1."""
+    x = torch.tensor([[-1.0, 0.3], [0.7, 1.1]], dtype=torch.float64)
+    assert torch.allclose(speaking(predicts, schedule)(x, 1.0, None), mixture(schedule)(x, 1.0, None), atol=1e-12)
+
+
 def test_the_score_of_the_test_is_the_gradient_of_the_noised_density():
     """So that the formulas above are checked by something that is not their inverse."""
     base, t = mixture("cosine"), 0.4

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import guidekit as gk
-from guidekit.guides.compose import At, Compose
-from guidekit.guides.switch import MagicMix, Regions, Switch
+from guidekit import At, Compose, MagicMix, Regions, Switch
 
 from .problems import PROBLEMS
 from .test_views import SHAPE, convolution, labels, look

@@ -7,8 +7,8 @@ import torch
 from scipy import stats
 
 import guidekit as gk
-from guidekit.guides import views
-from guidekit.guides.views import Flip, Matrix, Negate, Patches, Permute, Rotate, Views
+from guidekit import Views, views
+from guidekit.views import Flip, Matrix, Negate, Patches, Permute, Rotate
 
 from .problems import PROBLEMS
 

@@ -1,7 +1,8 @@
 """Guides: one published method in each file, all usable together in one list."""
 
+from .advdiff import AdvDiff
 from .apg import APG
-from .autoguidance import AutoGuidance, weakened
+from .autoguidance import AutoGuidance
 from .base import Guide
 from .beam import BeamSearch
 from .best_of_n import BestOfN
@@ -10,33 +11,33 @@ from .cads import CADS
 from .cfg import CFG
 from .cfg_zero import CFGZero
 from .cfgpp import CFGpp
-from .classifier import GFCG, AdvDiff, ClassifierGuidance
-from .compose import At, Compose, Mixture
+from .classifier import ClassifierGuidance
+from .compose import Compose
 from .das import DAS
+from .dcbg import DCBG
 from .ddcm import DDCM
-from .discrete import DCBG, TAG
 from .distillation import Distillation
 from .dsearch import DSearch
+from .experts import At
 from .fk import FKSteering
 from .fkc import FKC
+from .gfcg import GFCG
 from .hallucination import Hallucination
 from .higs import HiGS
 from .mag import MagnitudeAware
-from .minority import (
-    FeatureDistance,
-    MinorityGuidance,
-    MinorityScore,
-    SelfGuidedMinority,
-    minority_score,
-    quantile_labels,
-)
+from .magicmix import MagicMix
+from .minority import MinorityGuidance
+from .mixture import Mixture
 from .pag import PAG
+from .regions import Regions
 from .resample import Resample
 from .seg import SEG
+from .self_guided import SelfGuidedMinority
 from .slg import SLG
 from .start import StartFrom
 from .svdd import SVDD
-from .switch import MagicMix, Regions, Switch
+from .switch import Switch
+from .tag import TAG
 from .tcfg import TCFG
 from .tds import TDS
 from .tfg import DPS, LGD, MPGD, TFG, UGD, FreeDoM
@@ -76,7 +77,6 @@ __all__ = [
     "DSearch",
     "Distillation",
     "FKSteering",
-    "FeatureDistance",
     "FreeDoM",
     "Guide",
     "Hallucination",
@@ -84,7 +84,6 @@ __all__ = [
     "MagicMix",
     "MagnitudeAware",
     "MinorityGuidance",
-    "MinorityScore",
     "Mixture",
     "Regions",
     "Resample",
@@ -92,7 +91,4 @@ __all__ = [
     "StartFrom",
     "Switch",
     "Views",
-    "minority_score",
-    "quantile_labels",
-    "weakened",
 ]

@@ -80,6 +80,6 @@ class GaussianModel(Model):
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         a, b = PARAMETERISATIONS[self.predicts](*self.process.scales(t))
         out = self._forward(x, t, cond, self.shape)
-        if a == 0:
+        if a == 0 and b == 1:
             return out.clone()  # the network may use its buffer again
         return (x * a).add_(out, alpha=b) if not out.requires_grad else x * a + out * b

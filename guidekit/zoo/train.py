@@ -115,6 +115,13 @@ def _averaged(decay: float, averaged: Any, current: Any, count: Any) -> None:
         a.lerp_(w, 1 - d)
 
 
+class Limit(Timer):
+    """Minutes of this run alone."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
 class Clock(Callback):
     """Adds up the seconds of all runs."""
 
@@ -315,7 +322,7 @@ def train(
     keep = ModelCheckpoint(own, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     trainer = pl.Trainer(
         max_epochs=epochs,
-        callbacks=[keep, clock, Timer(timedelta(minutes=minutes))],
+        callbacks=[keep, clock, Limit(timedelta(minutes=minutes))],
         logger=CSVLogger(folder, name, version=""),
         enable_progress_bar=progress,
         enable_model_summary=False,

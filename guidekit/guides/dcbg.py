@@ -1,8 +1,6 @@
-r"""Classifier guidance of masked tokens: exact, and to first order.
-
-**DCBG** (Schiff et al., 2025, https://arxiv.org/abs/2412.10193; as rates, Nisonoff et al., 2025,
-https://arxiv.org/abs/2406.01572) weighs the reverse kernel, position by position, by the classifier at x_t with that
-token alone changed,
+r"""Classifier guidance of masked tokens (Schiff et al., 2025, https://arxiv.org/abs/2412.10193; as rates, Nisonoff et
+al., 2025, https://arxiv.org/abs/2406.01572) weighs the reverse kernel, position by position, by the classifier at x_t
+with that token alone changed,
 
     q(x_s^i = v | x_t) p(y | x_t^{i -> v})^gamma, normalised over v.
 
@@ -16,10 +14,6 @@ Z_i = 1: the tilt is all there is and gives the marginals of p(x_0 | x_t, y), so
 Otherwise the paper's kernel leaves the mask sooner where Z_i > 1; here the tokens are weighed, and when they appear is
 left to the model.
 
-**TAG** (Nisonoff et al.) takes the ratios from one gradient in the one-hot states, exact where log p(y | x) is linear:
-
-    log p(y | x_t^{i -> v}) - log p(y | x_t)  ~  (d/dx_iv - d/dx_{i, mask}) log p(y | x_t).
-
 Uniform noise is refused: there the weight of a next token is no weight of the clean one, which is what a tilt is.
 """
 
@@ -29,19 +23,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ..models.base import Model
 from ..models.tokens import LOG_ZERO
 from ..process import Gaussian, Masked
 from ..view import View
 from .base import Scale, at
-from .classifier import Classifier, Label, Labelled, _slope
+from .classifier import Classifier, Label, Labelled
 
 _ROWS = 4096  # sequences for the classifier at a time, where the run has no batch_size
 
 
-class _Discrete(Labelled):
+class Discrete(Labelled):
     """What both share; a dataclass with classifier, scale and label."""
 
     scale: Scale
@@ -71,7 +64,7 @@ class _Discrete(Labelled):
 
 
 @dataclass(frozen=True)
-class DCBG(_Discrete):
+class DCBG(Discrete):
     """Exact classifier guidance of masked tokens. No network rows; the classifier sees V sequences for each position
     that is masked, at most `batch_size` of the run at a time.
 
@@ -98,21 +91,3 @@ class DCBG(_Discrete):
             x = view.x[each].scatter(1, places.repeat_interleave(len(token))[:, None], token.repeat(len(rows))[:, None])
             found[rows, places] = self.own(self.log_probs(x, view.t), view.group[each]).view(-1, len(token))
         return found
-
-
-@dataclass(frozen=True)
-class TAG(_Discrete):
-    """First-order classifier guidance of masked tokens. No network rows; one pass of the classifier and back.
-
-    classifier   (one-hot states (rows, length, V + 1), the last being the mask, t) -> as for `DCBG`
-    scale        gamma, a number or a function of t; 0 does nothing
-    """
-
-    classifier: Classifier
-    scale: Scale = 1.0
-    label: Label = None
-
-    def ratios(self, view: View, masked: Tensor) -> Tensor:
-        states = one_hot(view.x, view.model.process.states).to(view.model.dtype)  # type: ignore[attr-defined]
-        slope = _slope(lambda x: self.own(self.log_probs(x, view.t), view.group), states).double()
-        return slope[..., :-1] - slope[..., -1:]

@@ -1,0 +1,61 @@
+r"""AdvDiff (Dai, Liang and Xiao, 2023), https://arxiv.org/abs/2307.12499: samples that a classifier f gets wrong. The
+paper moves each x_s just drawn by sigma_t^2 w grad log f(y_a | x_s), y_a being the wrong class. Here that is taken at
+x_t and as a change of the score, d <- d + w (sigma_t^2/alpha_t) grad_x log f(y_a | x_t): the same for small steps, and
+for any solver. As in the authors' code it acts in the last fifth of the run, and where no y_a is given it is the most
+probable wrong class of each row. `AdvDiff.restart` is the paper's noise sampling guidance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from ..models.base import Model, borrowed
+from ..result import Result
+from ..view import View
+from .base import Scale
+from .classifier import Classifier, Label, Labelled, check_gaussian, climbed, slope
+
+
+@dataclass(frozen=True)
+class AdvDiff(Labelled):
+    """Adversarial guidance towards a class that is wrong. No network rows; one pass of the classifier and back.
+
+    target   the class aimed at; None: of each row the most probable one besides its label
+    label    the true class, or a list with one for each condition; needed where there is no target
+    scale    w, a number or a function of t; what samples truly are is kept by the condition and by gk.CFG
+    """
+
+    classifier: Classifier
+    scale: Scale = 1.0
+    target: int | None = None
+    label: Label = None
+    _: KW_ONLY
+    start: float = 0.8
+
+    def check(self, model: Model, steps: int) -> None:
+        super().check(model, steps)
+        check_gaussian(self, model, "gk.DCBG(classifier, label=target)")
+
+    def tilt(self, view: View) -> Tensor | float:
+        return climbed(self, view, lambda x: self._wrong(x, view.t, view.group))
+
+    def _wrong(self, x: Tensor, t: float, group: Tensor) -> Tensor:
+        """log f(y_a | x_t) of each row."""
+        log_p = self.log_probs(x, t)
+        classes = log_p.shape[1] if log_p.dim() == 2 else 1
+        if classes < 2 or not 0 <= (self.target or 0) < classes:
+            raise ValueError(f"AdvDiff(target={self.target}): the classifier has {classes} classes, counted from 0")
+        if self.target is not None:
+            return log_p[:, self.target]
+        return log_p.scatter(1, self.labels(group, classes)[:, None], -torch.inf).amax(1)
+
+    def restart(self, model: Model, result: Result, strength: float = 1.0) -> Tensor:
+        """`noise=` for another run: x_T + strength sigma_T^2 grad log f(y_a | x_0), at the samples of the last one."""
+        if result.noise is None:
+            raise ValueError("AdvDiff.restart moves the starting noise of a result, and this one has none")
+        with borrowed(self.models):
+            rise = slope(lambda x: self._wrong(x, 0.0, result.group), result.x)
+        return result.noise + strength * model.process.scales(model.process.t_max)[1] * rise

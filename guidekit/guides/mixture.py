@@ -1,0 +1,108 @@
+r"""Mixtures of conditions and models. The noised mixture sum_i a_i p_i has the prediction
+
+    d = sum_i rho_i d_i   (tokens: p = sum_i rho_i p_i),      rho_i ~ a_i p_i(x_t),
+
+whose rho needs densities. A network has none, but its kernels do: what leads from noise to x_t under the true reverse
+processes differs between the experts by these densities alone, so
+
+    rho_i  ~  a_i prod q_i(x_s | x_t)   over the moves made so far,
+
+exact for small steps (Skreta et al., 2024, https://arxiv.org/abs/2412.17762, have it as an Ito integral) and for masked
+tokens that are unmasked one at a time. With adaptive=False rho_i = a_i stays: for tokens a mixture at every position on
+its own, for a Gaussian process a geometric mean, which is Compose with these weights and no mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.base import Cond, Model
+from ..process import Gaussian
+from ..tree import Tree
+from ..view import View
+from .base import Guide, Scale, at
+from .experts import evaluation, listed, networks
+
+
+@dataclass(frozen=True)
+class Mixture(Guide):
+    """A mixture of the run's condition with experts. One row for each expert, in one forward for each network. What
+    each had to do with a sample is in `result.memos[place of the guide]`: rho of the run's own and of the experts.
+
+    experts   as in Compose
+    weights   a_i of the run's own condition and of each expert: positive numbers or 0, or functions of t where
+              adaptive=False; None: equal ones
+    adaptive  rho from the path of each particle, which needs moves with noise; False: rho_i = a_i
+    """
+
+    experts: Any
+    weights: Sequence[Scale] | None = None
+    adaptive: bool = True
+
+    def __post_init__(self) -> None:
+        count = len(listed(self.experts)) + 1
+        weights = [1.0] * count if self.weights is None else self.weights
+        fixed = [w for w in weights if not callable(w)]
+        if len(weights) != count or min([*fixed, 0]) < 0 or not (len(fixed) < count or sum(fixed) > 0):
+            raise ValueError(
+                f"Mixture(weights={self.weights!r}): {count} shares are needed, the run's own first, none negative"
+            )
+        if self.adaptive and len(fixed) < count:
+            raise ValueError("Mixture(weights=functions): shares change with t only where adaptive=False")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.steer or self.adaptive
+
+    @property
+    def needs(self) -> tuple[Cond, ...]:
+        return tuple(evaluation(e) for e in listed(self.experts))
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        return networks(self.needs)
+
+    def tilt(self, view: View) -> Tensor:
+        every, own = self._every(view), view.evals[Cond()]
+        log_rho = self._log_rho(view, view.memo)
+        if isinstance(view.model.process, Gaussian):
+            return sum(view.rows(log_rho[:, i].exp()) * (d - own) for i, d in enumerate(every) if i)  # type: ignore
+        shares = [view.rows(log_rho[:, i]) for i in range(len(every))]
+        return torch.stack([d + share for d, share in zip(every, shares, strict=True)]).logsumexp(0) - own
+
+    def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
+        if view.step.last:
+            return 0.0, None if memo is None else memo[1].exp()
+        if not self.adaptive or not self.active(view.step):
+            return 0.0, memo
+        assert view.step.move is not None
+        before = () if memo is None else memo[2]
+        history = (torch.stack(self._every(view), 1), *before)[: max(1, len(view.step.move.b))]
+        return 0.0, (view.x, self._log_rho(view, memo), history)
+
+    def _every(self, view: View) -> list[Tensor]:
+        return [view.evals[need] for need in (Cond(), *self.needs)]
+
+    def _log_rho(self, view: View, memo: Tree) -> Tensor:
+        """log rho, float64 (rows, 1 + experts)."""
+        if memo is None:
+            weights = [1.0] * (len(self.needs) + 1) if self.weights is None else self.weights
+            a = torch.tensor([at(w, view.t) for w in weights], dtype=torch.float64, device=view.x.device)
+            return (a / a.sum()).log().expand(len(view.x), -1)
+        return view.once(("rho", id(self)), lambda: self._followed(view, memo))
+
+    def _followed(self, view: View, memo: Tree) -> Tensor:
+        x, log_rho, history = memo
+        assert view.step.came is not None
+        for i in range(log_rho.shape[1]):
+            kernel = view.model.process.kernel(x, tuple(d[:, i] for d in history), view.step.came)
+            if not kernel.random:
+                return log_rho
+            gain = kernel.log_prob(view.x)[:, None]
+            log_rho = log_rho + torch.nn.functional.pad(gain, (i, log_rho.shape[1] - 1 - i))
+        return log_rho.log_softmax(-1)

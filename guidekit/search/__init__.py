@@ -1,0 +1,37 @@
+"""Search over the noise of a sampler: the network stays as it is, and better noise makes better samples.
+
+Strategies ask for noises and are told what their samples are worth; `run` drives any of them, also your own.
+"""
+
+from .bank import Bank, bank
+from .best_of_n import Random, random
+from .budget import Budget
+from .cma import CMA, cma
+from .core import Each, Found, Strategy, run
+from .evolution import Evolution, evolution
+from .gradient import gradient, gradients
+from .paths import paths
+from .space import Space
+from .zero_order import ZeroOrder, zero_order
+
+__all__ = [
+    "CMA",
+    "Bank",
+    "Budget",
+    "Each",
+    "Evolution",
+    "Found",
+    "Random",
+    "Space",
+    "Strategy",
+    "ZeroOrder",
+    "bank",
+    "cma",
+    "evolution",
+    "gradient",
+    "gradients",
+    "paths",
+    "random",
+    "run",
+    "zero_order",
+]

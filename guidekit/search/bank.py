@@ -1,0 +1,129 @@
+r"""A bank of seeds: noise that does well under several conditions is likely to do well under others, so keep it.
+
+Seed s has the value q_s = E_c[r(x(z_s), c)], the mean over conditions c, and an evaluation of one pair (s, c) is a
+noisy look at it. To find the best of S seeds with B looks:
+
+    equal      every seed under B/S conditions;
+    halving    log2 S rounds with B / log2 S looks each; the better half goes on, under conditions that are new to it
+               (sequential halving, Karnin et al., 2013, https://proceedings.mlr.press/v28/karnin13.html).
+
+All seeds that are compared have seen the same conditions, so a hard condition is hard for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..models.base import Model
+from ..rewarding import Cost
+from .best_of_n import at_least
+from .core import Options, Search
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Seeds in their order, best first.
+
+    seeds    numbers: seed s is row s of gk.sample(model, n, ...) with the same seed
+    values   mean reward over the conditions that each has seen
+    looks    how many these were
+    noise    (seeds, *shape), or (moves + 1, seeds, *shape), as gk.sample(model, len(bank), noise=...) takes it for one
+             condition; `rows` has it for several
+    """
+
+    seeds: list[int]
+    values: list[float]
+    looks: list[int]
+    noise: Tensor
+    cost: Cost
+    chain: bool
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def rows(self, n: int, groups: int = 1) -> Tensor:
+        """The noise of the n best seeds, for each of so many conditions."""
+        at_least(n, 1, "n", "seeds")
+        if n > len(self):
+            raise ValueError(f"rows({n}): the bank has {len(self)} seeds")
+        places = torch.arange(n, device=self.noise.device).repeat(groups)
+        return self.noise[:, places] if self.chain else self.noise[places]
+
+
+def bank(
+    model: Model,
+    seeds: int,
+    reward: Any,
+    conds: list[Any],
+    *,
+    looks: int,
+    keep: int | None = None,
+    allocation: str = "halving",
+    **options: Unpack[Options],
+) -> Bank:
+    """Rank the first `seeds` noises of a seed over several conditions.
+
+    conds        conditions to try them under
+    looks        pairs of a seed and a condition to evaluate, at most
+    keep         seeds to return; None returns all, by the rounds that they lived and then by their values
+    allocation   of the looks, "halving" or "equal"
+
+    >>> import guidekit as gk
+    >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5], labels=[0, 1])
+    >>> found = gk.search.bank(base, 8, lambda x: x[:, 0], [0, 1] * 4, looks=32, keep=2, steps=8)
+    >>> len(found), found.noise.shape
+    (2, torch.Size([9, 2, 1]))
+    """
+    at_least(seeds, 2, "seeds", "to be ranked")
+    at_least(keep or seeds, 1, "keep", "seeds to return")
+    if not isinstance(conds, list) or not conds:
+        raise ValueError(f"conds={conds!r}: a list of conditions to try the seeds under")
+    if allocation not in ("halving", "equal"):
+        raise ValueError(f"allocation={allocation!r}: there is 'halving' and 'equal'")
+    wrong = {"cond", "budget", "folder", "progress", "holdout"} & {k for k, v in options.items() if v}
+    if wrong or not isinstance(options.get("seed", 0), int):
+        raise ValueError(f"bank takes no {', '.join(sorted(wrong)) or 'list of seeds'}")
+    rounds = max(1, math.ceil(math.log2(seeds))) if allocation == "halving" else 1
+    if looks < seeds * rounds:
+        raise ValueError(f"looks={looks}: {seeds} seeds in {rounds} rounds need at least {seeds * rounds}")
+    return _ranked(model, seeds, reward, conds, looks, keep or seeds, rounds, options)
+
+
+def _ranked(model, seeds: int, reward, conds: list, looks: int, keep: int, rounds: int, options: Options) -> Bank:
+    alive, order, seen, cost = list(range(seeds)), list[int](), 0, Cost()
+    totals, counts = torch.zeros(seeds, dtype=torch.float64), [0] * seeds
+    for number in range(rounds):
+        now = conds[seen : seen + max(1, looks // (rounds * len(alive)))]
+        if now:
+            search = Search(model, 1, reward, {**options, "cond": now}, "search.bank", {})
+            z = search.space.draw(alive)
+            scores, _ = search.scored(search.sampled(z), len(alive))
+            totals[alive] += _known(search.verifier.worth(scores, search.space.group)).sum(0).cpu()
+            for name, value in vars(search.cost).items():
+                setattr(cost, name, getattr(cost, name) + value)
+        seen += len(now)
+        for s in alive:
+            counts[s] = seen
+        alive.sort(key=lambda s: -float(totals[s]))
+        if number + 1 < rounds:
+            half = (len(alive) + 1) // 2
+            order, alive = [*alive[half:], *order], alive[:half]
+    order = [*alive, *order][:keep]
+    space = Search(model, 1, reward, {**options, "cond": conds[:1]}, "search.bank", {}).space
+    values = [float(totals[s]) / counts[s] for s in order]
+    return Bank(order, values, [counts[s] for s in order], space.rows(space.draw(order)), cost, space.moves is not None)
+
+
+def _known(worth: Tensor) -> Tensor:
+    """A seed that could not be scored counts as the worst under this condition."""
+    finite = worth.masked_fill(worth.isinf(), torch.inf)
+    worst = finite.amin(1, keepdim=True).nan_to_num(posinf=0.0)
+    return torch.where(worth.isinf(), worst, worth)

@@ -1,0 +1,436 @@
+r"""One driver for all searches: ask for noises, sample from them, tell what they are worth, until the budget is spent.
+
+    strategy.begin(space);      while the budget lasts:   z = strategy.ask();   strategy.tell(z, R(sample(z)))
+
+This is the convention of Optuna, nevergrad and cma; optimisers like these plug in by `Each`. The best candidate ever
+seen of every sample is kept, so no reward falls as the budget grows. In the end the winners are sampled once more in
+one run: what is returned is a run of `gk.sample` with noise=result.noise, to the bit.
+
+Reference: Ma et al. (2025), Inference-time scaling beyond denoising steps, https://arxiv.org/abs/2501.09732.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rewards import as_reward
+
+from ..describe import describe
+from ..errors import RewardError
+from ..finish import decoded
+from ..guides.base import Guide
+from ..models.base import Cond, Model
+from ..result import Result, Trace
+from ..rewarding import Cost
+from ..run import Run
+from ..sample import sample
+from ..solvers import Solver
+from .budget import Budget
+from .record import Record
+from .space import Space
+from .verify import Verifier
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Strategy(Protocol):
+    """What proposes noises. It is told the past again when a search goes on, so it must ask the same after the same
+    tells: randomness comes from the space."""
+
+    def begin(self, space: Space) -> None:
+        """Forget everything; these are the samples to search for."""
+        ...
+
+    def ask(self) -> Tensor | None:
+        """Candidates in normal coordinates, (cells, k, *space.shape); None where there is nothing more to ask."""
+        ...
+
+    def tell(self, noises: Tensor, rewards: Tensor) -> None:
+        """What they are worth, float64 (cells, k), -inf where a candidate could not be scored."""
+        ...
+
+
+class Options(TypedDict, total=False):
+    """What every search takes besides its own options.
+
+    budget       a `Budget`, beside rounds or in its place
+    over         "start" or "chain": which noise is searched; None is the start's where the solver is deterministic
+    folder       every evaluation is logged there; the same call goes on from it, with the same end
+    holdout, steps, guides, cond, solver, seed, batch_size   as in gk.sample; progress shows a bar
+    """
+
+    budget: Budget | None
+    over: str | None
+    steps: int | Sequence[float]
+    guides: Iterable[Guide]
+    cond: Any
+    solver: Solver | None
+    seed: int | Sequence[int]
+    batch_size: int | None
+    holdout: Any
+    progress: bool
+    folder: str | Path | None
+
+
+@dataclass(frozen=True)
+class Found(Result):
+    """The result of a search: a run of the winners, with what the search was told of them as rewards.
+
+    noise    as gk.sample takes it: (rows, *shape), or the whole chain's (moves + 1, rows, *shape)
+    rounds   one dict for each round: of every condition best_reward (the mean over its samples of the best so far),
+             max_reward and mean_reward (of the round's candidates); network_rows and reward_calls so far
+    times    of the run that gives these samples, as steps= takes them
+    """
+
+    @property
+    def times(self) -> list[float]:
+        return self.config["search"]["times"]
+
+    @property
+    def rounds(self) -> Trace:
+        return Trace(self.config["search"]["rounds"])
+
+
+@dataclass
+class Best:
+    """The best candidate of every cell so far."""
+
+    z: Tensor | None = None
+    x: Tensor | None = None
+    worth: Tensor | None = None
+
+    def update(self, z: Tensor, worth: Tensor, x: Tensor | None) -> None:
+        """Take over what is strictly better."""
+        top, place = worth.max(1)
+        cell = torch.arange(len(z), device=z.device)
+        if self.z is None or self.worth is None:
+            self.z, self.worth, self.x = z[cell, place], top, None if x is None else x[cell, place]
+            return
+        better = top > self.worth
+        self.worth = torch.where(better, top, self.worth)
+        self.z = _where(better, z[cell, place], self.z)
+        if x is not None:
+            self.x = x[cell, place] if self.x is None else _where(better, x[cell, place], self.x)
+
+
+class Search:
+    """A prepared search: its arguments are checked, and no network is called yet."""
+
+    def __init__(self, model: Model, n: int, reward: Any, options: Options, name: str, setting: Any):
+        known = {"budget", "over", "folder", "progress"}
+        wrong = set(options) - set(Options.__annotations__)
+        if wrong:
+            raise TypeError(
+                f"{name} got {', '.join(sorted(wrong))}; its options are {', '.join(Options.__annotations__)}"
+            )
+        self.name, self.model, self.n, self.options = name, model, n, options
+        self.given: dict[str, Any] = {k: v for k, v in options.items() if k not in known}
+        self.given["guides"] = tuple(options.get("guides", ()))
+        self.holdout = self.given.pop("holdout", None)
+        self.verifier = Verifier.of(reward)
+        self.run = Run(model, n, **self.given, holdout=self.holdout)
+        _check_guides(self.run.guides)
+        self.space = Space.of(self.run, options.get("over"))
+        self.cost, self.best, self.record = Cost(), Best(), Record(None)
+        self.config = {
+            "search": name,
+            "setting": describe(setting),
+            "model": describe(model),
+            "n": n,
+            "reward": describe(self.verifier.rewards),
+        } | {k: describe(self.given.get(k)) for k in ("steps", "guides", "cond", "solver", "seed")}
+        self.rounds: list[dict[str, Any]] = []
+        self.bar = tqdm(disable=not options.get("progress", False), desc=name, unit=" rounds", dynamic_ncols=True)
+        self._before, self._began = 0.0, time.perf_counter()
+
+    def open(self, budget: Budget) -> None:
+        """The folder, and how long the search may last."""
+        if all(limit is None for limit in (budget.rounds, budget.rows, budget.calls, budget.seconds)):
+            raise ValueError("the search might never end: give it rounds, or a Budget with rows, calls or seconds")
+        self.budget = budget
+        self.record = Record.open(self.options.get("folder"), self.config)
+        self.bar.total = budget.rounds
+        self._began = time.perf_counter()
+
+    # rows ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def per_row(self) -> int:
+        """Network rows of one candidate, at most."""
+        needs = dict.fromkeys([Cond(), *(need for g in self.run.guides for need in g.needs)])
+        return len(needs) * len(self.run.moves)
+
+    def runs(self, k: int, noise: Tensor | None) -> Run:
+        """A run of k candidates for each cell; condition g, candidate c is its group g k + c."""
+        seed = self.given.get("seed", 0)
+        seeds = list(seed) if isinstance(seed, Sequence) else [seed] * self.space.groups
+        given = self.given | {
+            "cond": [c for c in self.run.conditions for _ in range(k)],
+            "seed": [s for s in seeds for _ in range(k)],
+        }
+        run = Run(self.model, self.n, **given, noise=noise)
+        run.cost = run.score.cost = self.cost
+        return run
+
+    def sampled(self, z: Tensor) -> Tensor:
+        """Final states of candidates (cells, k, *shape), as rows of their run."""
+        run = self.runs(z.shape[1], self.space.rows(z))
+        with torch.inference_mode(False), torch.no_grad(), run.borrowed():
+            pop = run.start()
+            for index in range(len(run.moves)):
+                pop = run.advance(pop, index)
+            run.settle()
+            return pop.x
+
+    def scored(self, x: Tensor, k: int) -> tuple[Tensor, list[str] | None]:
+        """Scores (cells, k, V) of rows, and what was scored where that is text."""
+        with torch.no_grad():
+            samples = decoded(self.run, x)
+        group = self.space.group.view(self.space.groups, -1)[:, :1].expand(-1, k * self.n).flatten()
+        scores = self.space.by_cell(self.verifier.score(samples, group, self.cost))
+        if not isinstance(samples, list) or not all(isinstance(s, str) for s in samples):
+            return scores, None
+        order = self.space.by_cell(torch.arange(len(samples))).flatten().tolist()
+        return scores, [samples[i] for i in order]
+
+    def known(self) -> Tensor | None:
+        """The scores of this round, if the folder has them."""
+        if len(self.rounds) >= len(self.record.rounds):
+            return None
+        scores, cost = self.record.rounds[len(self.rounds)]
+        self.resume(cost)
+        return scores.to(self.space.keys.device)
+
+    def resume(self, cost: Cost) -> None:
+        """Go on from this cost."""
+        vars(self.cost).update(vars(cost))
+        self._before, self._began = cost.seconds, time.perf_counter()
+
+    def fits(self, rows: int, calls: int, last: int) -> bool:
+        """Whether the budget has room for a round, with `last` rows for the run of the winners behind it."""
+        self.cost.seconds = self._before + time.perf_counter() - self._began
+        done = len(self.rounds)
+        if done < len(self.record.rounds) and self.budget.seconds is not None:
+            return replace(self.budget, seconds=None).allows(done, self.cost, rows + last, calls)
+        if self.budget.allows(done, self.cost, rows + last, calls):
+            return (
+                self.budget.target is None
+                or self.best.worth is None
+                or bool((self.best.worth < self.budget.target).any())
+            )
+        if done == 0:
+            raise ValueError(
+                f"{self.budget} is smaller than one round of {self.name}: {rows} network rows and {calls} reward "
+                f"calls, and {last} rows to sample the winners"
+            )
+        return False
+
+    def told(
+        self,
+        z: Tensor,
+        scores: Tensor,
+        x: Tensor | None,
+        texts: list[str] | None = None,
+        final: bool = True,
+        before: Callable[[Best, list[dict[str, Any]]], None] | None = None,
+    ) -> Tensor:
+        """Book a round: what its candidates are worth. Estimates of unfinished samples are not `final`; `before` is
+        called before the round is in the folder."""
+        worth = self.verifier.worth(scores, self.space.group)
+        if final:
+            self.best.update(z, worth, x)
+        self.cost.seconds = self._before + time.perf_counter() - self._began
+        self.rounds.append(self._row(worth, worth.amax(1) if self.best.worth is None else self.best.worth))
+        if len(self.rounds) > len(self.record.rounds):
+            if before is not None:
+                before(self.best, self.rounds)
+            self.record.add(scores, worth, texts, self.cost, self.n)
+            self.keep_best()
+        return worth
+
+    def _row(self, worth: Tensor, best: Tensor) -> dict[str, Any]:
+        """A line of `Found.rounds`, and of the bar."""
+        best_by, by = (v.masked_fill(v.isinf(), torch.nan).view(self.space.groups, -1) for v in (best, worth))
+        self.bar.update()
+        self.bar.set_postfix({"best": f"{float(best.max()):.4g}"} | self.budget.left(len(self.rounds) + 1, self.cost))
+        return {
+            "best_reward": _plain(best_by.nanmean(1)),
+            "max_reward": _plain(best.view(self.space.groups, -1).amax(1)),
+            "mean_reward": _plain(by.nanmean(1)),
+            "candidates": worth.shape[1],
+            "network_rows": self.cost.network_rows,
+            "reward_calls": self.cost.reward_calls,
+            "seconds": self.cost.seconds,
+        }
+
+    def keep_best(self) -> None:
+        best = self.best
+        if best.z is not None and best.worth is not None:
+            extra = {} if best.x is None else {"x": best.x}
+            self.record.keep("best", {"noise": self.noise(), "rewards": best.worth} | extra)
+
+    def noise(self) -> Tensor:
+        """That of the winners, as gk.sample takes it."""
+        assert self.best.z is not None
+        return self.space.rows(self.best.z[:, None])
+
+    # the end ---------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> Found:
+        """A run of the winners."""
+        self.bar.close()
+        best = self.best.worth
+        if best is None:
+            raise ValueError(f"{self.name} asked for no candidates")
+        for group, worth in enumerate(best.view(self.space.groups, -1)):
+            if worth.isinf().all():
+                names = ", ".join(as_reward(r).name for r in self.verifier.rewards)
+                raise RewardError(f"reward {names!r} scored none of the candidates of condition {group}")
+        if best.isinf().any():
+            warnings.warn(
+                f"{int(best.isinf().sum())} of {len(best)} samples have no candidate with a score", stacklevel=4
+            )
+        noise = self.noise()
+        result = sample(self.model, self.n, **self.given, noise=noise.clone(), holdout=self.holdout)
+        cost = Cost(**{k: v + getattr(result.cost, k) for k, v in asdict(self.cost).items()})
+        config = result.config | {"search": self.config | {"rounds": self.rounds, "times": _times(self.run)}}
+        given = {f.name: getattr(result, f.name) for f in fields(Result)}
+        rewards = best.masked_fill(best.isinf(), torch.nan)
+        return Found(**given | {"noise": noise, "rewards": rewards, "cost": cost, "config": config})
+
+
+def run(
+    model: Model, n: int, reward: Any, strategy: Strategy, *, rounds: int | None = None, **options: Unpack[Options]
+) -> Found:
+    """Search for n samples of each condition with any strategy, also your own.
+
+    reward     a Reward or function of samples, or a list of them that rank candidates together
+    strategy   `Strategy`: an object with begin, ask and tell
+    rounds     of ask and tell; `budget=` has other limits
+    options    see `Options`
+
+    >>> import guidekit as gk
+    >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
+    >>> found = run(base, 4, lambda x: x[:, 0], gk.search.Random(8), rounds=2, steps=10)
+    >>> bool((gk.sample(base, 4, steps=10, noise=found.noise).x == found.x).all())
+    True
+    """
+    return drive(model, n, reward, strategy, limits(rounds, options), options)
+
+
+def drive(model: Model, n: int, reward: Any, strategy: Strategy, budget: Budget, options: Options) -> Found:
+    """`run` with all limits in the budget."""
+    for hook in ("begin", "ask", "tell"):
+        if not callable(getattr(strategy, hook, None)):
+            raise TypeError(f"strategy={strategy!r}: an object with begin(space), ask() and tell(noises, rewards)")
+    search = Search(model, n, reward, options, f"search.{type(strategy).__name__}", strategy)
+    search.open(budget)
+    strategy = copy.copy(strategy)  # the caller's stays as it was
+    strategy.begin(search.space)
+    with search.bar:
+        while round_of(search, strategy):
+            pass
+    return search.finish()
+
+
+def limits(rounds: int | None, options: Options, usual: int | None = None) -> Budget:
+    """The budget of the options with these rounds; the usual number of them where nothing is given."""
+    budget = options.get("budget")
+    if budget is None:
+        return Budget(rounds=usual if rounds is None else rounds)
+    return budget if rounds is None else replace(budget, rounds=rounds)
+
+
+def round_of(search: Search, strategy: Strategy) -> bool:
+    """One round, unless the search is over."""
+    z = strategy.ask()
+    if z is None:
+        return False
+    k = _checked(z, search.space, strategy)
+    if not search.fits(search.space.cells * k * search.per_row, _calls(search, k), search.space.cells * search.per_row):
+        return False
+    scores, x, texts = search.known(), None, None
+    if scores is None:
+        rows = search.sampled(z)
+        scores, texts = search.scored(rows, k)
+        x = search.space.by_cell(rows)
+    elif scores.shape[:2] != z.shape[:2]:
+        raise ValueError(f"{strategy!r} asks for other candidates than it did: its ask() is not deterministic")
+    strategy.tell(z, search.told(z, scores, x, texts))
+    return True
+
+
+def _calls(search: Search, k: int) -> int:
+    return search.space.cells * k * len(search.verifier.rewards)
+
+
+def _checked(z: Any, space: Space, strategy: Any) -> int:
+    """The candidates of each cell."""
+    fits = isinstance(z, Tensor) and z.dim() == 2 + len(space.shape) and len(z) == space.cells
+    if not fits or z.shape[1] < 1 or tuple(z.shape[2:]) != space.shape or not z.is_floating_point():
+        given = f"{tuple(z.shape)} of {z.dtype}" if isinstance(z, Tensor) else repr(z)
+        raise ValueError(
+            f"{type(strategy).__name__}.ask() returned {given}; noises have shape (cells, candidates, *noise) = "
+            f"({space.cells}, k, {', '.join(map(str, space.shape))})"
+        )
+    if not bool(z.isfinite().all()):
+        raise ValueError(f"{type(strategy).__name__}.ask() returned noises with NaN or infinity")
+    return z.shape[1]
+
+
+def _check_guides(guides: Sequence[Guide]) -> None:
+    for guide in guides:
+        if guide.stochastic or guide.has("particles") or guide.has("weigh"):
+            raise ValueError(
+                f"guides holds {type(guide).__name__}, which weighs, branches or selects particles; a search goes "
+                "over the noise of independent samples. Take guides that bend the prediction"
+            )
+
+
+def _times(run: Run) -> list[float]:
+    """The grid: a move from a time to itself is a correction."""
+    return [move.t for move in run.moves if move.t != move.s] + [0.0]
+
+
+def _where(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+def _plain(v: Tensor) -> list[float | None]:
+    return [x if abs(x) < float("inf") else None for x in v.tolist()]
+
+
+class Each:
+    """An optimiser of its own for each sample: make(size, seed) -> an object with `ask` and `tell`, as of cma.
+
+    ask() returns a list of k vectors of `size` numbers (normal coordinates), the same k for all; tell(vectors, losses)
+    is told losses to be made small, inf where a candidate could not be scored.
+    """
+
+    def __init__(self, make: Callable[[int, int], Any]):
+        self.make = make
+
+    def begin(self, space: Space) -> None:
+        self.space, size = space, torch.Size(space.shape).numel()
+        self.own = [self.make(size, int(key) % (1 << 31)) for key in space.key("each", 0)]
+
+    def ask(self) -> Tensor:
+        asked = np.asarray([np.asarray(own.ask(), dtype=float) for own in self.own])
+        return self.space.shaped(torch.as_tensor(asked, device=self.space.keys.device))
+
+    def tell(self, noises: Tensor, rewards: Tensor) -> None:
+        vectors, losses = self.space.flat(noises).cpu().numpy(), (-rewards).cpu().numpy()
+        for own, v, loss in zip(self.own, vectors, losses, strict=True):
+            own.tell(list(v), loss.tolist())

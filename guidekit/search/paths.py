@@ -1,0 +1,167 @@
+r"""Search over paths (Ma et al., 2025, https://arxiv.org/abs/2501.09732): branch on the way, look ahead, keep the best.
+
+    level 0:  width * branch noises for every sample;      level l:  the best `width`, each with `branch` continuations.
+
+Candidates of a level run to the next branching point and `ahead` moves further, where the reward of their clean
+estimate (of the sample itself at the end) decides who lives; the survivors go back to the branching point. The first
+continuation keeps the noise that its parent had, the others draw it anew. So width 1 without branching is plain
+sampling, and a schedule like width=(16, 8, 4, 2), branch=1 is successive halving of 16 candidates on the way.
+
+A deterministic solver draws nothing on the way. There the path first goes `back` steps up by the forward process, as in
+the paper (its Delta_f), and down again (its Delta_b, which is back + the steps to the next point + ahead).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..models.base import Model
+from ..population import Population
+from ..run import Run
+from .best_of_n import at_least
+from .budget import Budget
+from .core import Found, Options, Search, _calls, _times
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+def paths(
+    model: Model,
+    n: int,
+    reward: Any,
+    *,
+    levels: int = 4,
+    width: int | Sequence[int] = 2,
+    branch: int | Sequence[int] = 4,
+    ahead: int = 0,
+    back: int | None = None,
+    **options: Unpack[Options],
+) -> Found:
+    """Search over the paths of every one of n samples; with steps=result.times and its noise, gk.sample follows them.
+
+    levels   branching points, the start among them, spread evenly over the moves
+    width    candidates that live from one level to the next, or one number for each level
+    branch   continuations of each, or one number for each level
+    ahead    moves beyond the next branching point before the verifier looks
+    back     steps up at each branching point; None is 0 where the sampler draws noise anyway, else half a level
+
+    >>> import guidekit as gk
+    >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
+    >>> found = gk.search.paths(base, 3, lambda x: x[:, 0], steps=12)
+    >>> bool((gk.sample(base, 3, steps=found.times, noise=found.noise).x == found.x).all())
+    True
+    """
+    at_least(levels, 1, "levels", "branching points")
+    at_least(ahead, 0, "ahead", "moves beyond the next level")
+    plan = _schedule(width, levels, "width"), _schedule(branch, levels, "branch")
+    budget = options.get("budget") or Budget(rounds=levels)
+    if budget.rounds not in (None, levels) or budget.seconds is not None or budget.target is not None:
+        raise ValueError(f"{budget}: a path ends at its last level; give rows, calls or other levels")
+    points, given = _points(model, n, levels, back, options)
+    setting = {"levels": levels, "width": plan[0], "branch": plan[1], "ahead": ahead, "back": back}
+    search = Search(model, n, reward, given, "search.paths", setting)
+    search.open(replace(budget, rounds=levels))
+    ends = [min(p + ahead, len(search.run.moves)) for p in (*points[1:], len(search.run.moves))]
+    with search.bar:
+        _Levels(search, points, ends, *plan).go()
+    return search.finish()
+
+
+@dataclass
+class _Levels:
+    search: Search
+    points: list[int]  # moves before each branching point
+    ends: list[int]  # and before its verifier
+    width: list[int]
+    branch: list[int]
+
+    def go(self) -> None:
+        """All levels. One that goes on from a folder runs them again, with the scores that are known."""
+        z, parents, kept, space = None, None, None, self.search.space
+        self.search.fits(*self._cost(), space.cells * self.search.per_row)
+        for level, end in enumerate(self.ends):
+            k = self.width[level] * self.branch[level]
+            z = space.draw(range(k)) if z is None else self._children(z, level)
+            kept, x = self._run(z, level, kept, parents)
+            last = end == len(self.search.run.moves)
+            scores, texts = self.search.known(), None
+            if scores is None:
+                scores, texts = self.search.scored(x, k)
+            worth = self.search.told(z, scores, space.by_cell(x), texts, final=last)
+            if level + 1 < len(self.points):
+                parents = worth.sort(dim=1, descending=True, stable=True).indices[:, : self.width[level + 1]]
+                z = z.gather(1, parents.view(*parents.shape, *[1] * len(space.shape)).expand(-1, -1, *space.shape))
+
+    def _cost(self) -> tuple[int, int]:
+        """Network rows and reward calls of all levels, at most."""
+        moves, sizes = len(self.search.run.moves), [w * b for w, b in zip(self.width, self.branch, strict=True)]
+        spans = [e - p + (p == 0) - (e == moves) for p, e in zip(self.points, self.ends, strict=True)]
+        rows = sum(k * span for k, span in zip(sizes, spans, strict=True))
+        return self.search.space.cells * rows * self.search.per_row // moves, _calls(self.search, sum(sizes))
+
+    def _children(self, z: Tensor, level: int) -> Tensor:
+        """Continuations of the survivors (cells, width, ...): the first with its parent's noise."""
+        branch, drawn = self.branch[level], sum(w * b for w, b in zip(self.width[:level], self.branch, strict=False))
+        z = z.repeat_interleave(branch, 1)
+        new = self.search.space.draw(range(drawn, drawn + z.shape[1]))
+        new[:, ::branch] = z[:, ::branch]
+        return torch.cat([z[:, :, : self.points[level] + 1], new[:, :, self.points[level] + 1 :]], 2)
+
+    def _run(self, z: Tensor, level: int, kept: Population | None, parents: Tensor | None) -> tuple[Any, Tensor]:
+        """From the branching point to the verifier: the population at the next point, and the clean estimates."""
+        space, run = self.search.space, self.search.runs(z.shape[1], self.search.space.rows(z))
+        following = (*self.points, len(run.moves))[level + 1]
+        with torch.inference_mode(False), torch.no_grad(), run.borrowed():
+            pop = run.start() if kept is None or parents is None else self._branched(run, kept, parents, level)
+            for index in range(self.points[level], self.ends[level]):
+                pop = run.advance(pop, index)
+                kept = pop if index + 1 == following else kept
+            run.settle()
+            done = self.ends[level] == len(run.moves)
+            return kept, pop.x if done else space.process.clean(pop.predictions[0], pop.x)
+
+    def _branched(self, run: Run, kept: Population, parents: Tensor, level: int) -> Population:
+        """The survivors at the branching point, once for each continuation, at their new addresses."""
+        space, born = self.search.space, run._born(slice(None))
+        rows = space.by_cell(torch.arange(len(kept), device=kept.x.device)).gather(1, parents)
+        rows = rows.repeat_interleave(self.branch[level], 1).unflatten(0, (space.groups, space.n)).transpose(1, 2)
+        new = {name: getattr(born, name) for name in ("group", "slot", "parent", "root", "groups")}
+        return replace(kept.take(rows.flatten()), **new)
+
+
+def _points(model: Model, n: int, levels: int, back: int | None, options: Options) -> tuple[list[int], Options]:
+    """Moves before each branching point, and the options with the times of the paths."""
+    given: dict[str, Any] = {k: v for k, v in options.items() if k in ("steps", "solver", "guides", "cond", "seed")}
+    run = Run(model, n, **given)
+    grid = _times(run)
+    draws = all(map(model.process.draws, run.moves[:-1]))
+    steps = len(grid) - 1
+    if levels > steps:
+        raise ValueError(f"levels={levels}: there are {steps} steps to branch at")
+    back = (0 if draws else max(1, steps // levels // 2)) if back is None else back
+    at_least(back, 0 if draws else 1, "back", "steps up at each branching point of this solver")
+    places = [steps * level // levels for level in range(levels)]
+    if back == 0:
+        return places, {**options, "over": "chain"}
+    times = grid[: places[1] + 1] if levels > 1 else grid
+    for place, end in zip(places[1:], (*places[2:], steps), strict=True):
+        times = [*times, *grid[max(place - back, 0) : end + 1]]
+    moves = model.process.moves(times, options.get("solver"))
+    ups = [i for i, move in enumerate(moves) if move.s > move.t]
+    return [0, *ups], {**options, "steps": times, "over": "chain"}
+
+
+def _schedule(value: int | Sequence[int], levels: int, name: str) -> list[int]:
+    """One number for each level."""
+    listed = list(value) if isinstance(value, Sequence) else [value] * levels
+    if len(listed) != levels:
+        raise ValueError(f"{name}={value!r}: one number, or one for each of the {levels} levels")
+    for v in listed:
+        at_least(v, 1, name, "for each level")
+    return listed

@@ -1,0 +1,118 @@
+"""What is searched: the noise of a sampler, in normal coordinates.
+
+A **cell** is one sample that is to be returned, (condition, place); it is searched for on its own. A **candidate** is a
+noise for it. Noises are tensors (cells, candidates, *shape), where shape is that of the starting noise, or of the whole
+chain's: (moves + 1, ...). Candidate number j of place i is the noise of row j n + i of `gk.sample`, so that candidate 0
+is the plain sampler's own, and best-of-N chooses among the samples that `gk.BestOfN` would draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import random
+from ..process import Masked, Process, Uniform
+from ..run import Run
+from .sphere import gumbel_to_normal, normal_to_gumbel
+
+
+@dataclass(frozen=True)
+class Space:
+    """The noise of `n` samples for every condition.
+
+    moves    of the sampler's table; None where the starting noise alone is searched
+    each     shape of the noise of one move
+    keys     the key of each condition
+    """
+
+    process: Process
+    n: int
+    moves: int | None
+    each: tuple[int, ...]
+    keys: Tensor
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(run: Run, over: str | None) -> Space:
+        """The starting noise where the rest of the run is deterministic, the chain's where it is not."""
+        if over not in (None, "start", "chain"):
+            raise ValueError(f"over={over!r}: there is 'start', 'chain', or None for what the solver draws")
+        process, random_moves = run.model.process, any(map(run.model.process.draws, run.moves))
+        if over == "start" and random_moves:
+            raise ValueError(
+                "over='start' needs a deterministic solver, like gk.solvers.DDIM(): here later moves draw noise too"
+            )
+        chain = over == "chain" or (over is None and random_moves)
+        each = process.noise_shape(run.model.shape)
+        return Space(process, run.n, len(run.moves) if chain else None, each, run.keys, run.model.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one candidate."""
+        return self.each if self.moves is None else (self.moves + 1, *self.each)
+
+    @property
+    def groups(self) -> int:
+        return len(self.keys)
+
+    @property
+    def cells(self) -> int:
+        return self.groups * self.n
+
+    @property
+    def group(self) -> Tensor:
+        """The condition of each cell."""
+        return torch.arange(self.groups, device=self.keys.device).repeat_interleave(self.n)
+
+    def draw(self, numbers: Sequence[int]) -> Tensor:
+        """The candidates of these numbers, (cells, candidates, *shape)."""
+        device = self.keys.device
+        place = torch.arange(self.n, device=device).repeat(self.groups)
+        slot = place[:, None] + self.n * torch.as_tensor(numbers, device=device)
+        keys = random.fold(random.fold(self.keys, "noise")[self.group][:, None], slot)
+        steps = torch.arange(1 if self.moves is None else self.moves + 1, device=device)
+        noise = self.process.noise(random.fold(keys[..., None], steps), self.each, self.dtype)
+        return self.normal(noise[:, :, 0] if self.moves is None else noise)
+
+    def key(self, name: str, number: int) -> Tensor:
+        """A key for each cell, for a strategy's own random numbers in round `number`."""
+        keys = random.fold(random.fold(random.fold(self.keys, f"search.{name}"), number)[self.group], 0)
+        return random.fold(keys, torch.arange(self.n, device=keys.device).repeat(self.groups))
+
+    def directions(self, name: str, number: int, candidates: int) -> Tensor:
+        """Normal numbers of a strategy's own, float64 (cells, candidates, size of a candidate)."""
+        keys = random.fold(self.key(name, number)[:, None], torch.arange(candidates, device=self.keys.device))
+        return random.normal(keys, (torch.Size(self.shape).numel(),), torch.float64)
+
+    def flat(self, z: Tensor) -> Tensor:
+        """float64 (cells, candidates, size)."""
+        return z.double().flatten(2)
+
+    def shaped(self, z: Tensor) -> Tensor:
+        """The inverse, as the sampler takes it."""
+        return z.unflatten(2, self.shape).to(torch.float64 if self._gumbel else self.dtype)
+
+    def normal(self, noise: Tensor) -> Tensor:
+        """Normal coordinates of the process's noise."""
+        return gumbel_to_normal(noise) if self._gumbel else noise
+
+    def noise(self, z: Tensor) -> Tensor:
+        """The process's noise at normal coordinates."""
+        return normal_to_gumbel(z) if self._gumbel else z
+
+    def rows(self, z: Tensor) -> Tensor:
+        """Candidates (cells, k, *shape) as `noise=` of a run in which condition g, candidate c is group g k + c."""
+        noise = self.noise(z).unflatten(0, (self.groups, self.n)).transpose(1, 2).flatten(0, 2)
+        return noise if self.moves is None else noise.transpose(0, 1).contiguous()
+
+    def by_cell(self, rows: Tensor) -> Tensor:
+        """(rows, ...) of such a run as (cells, k, ...)."""
+        return rows.view(self.groups, -1, self.n, *rows.shape[1:]).transpose(1, 2).flatten(0, 1)
+
+    @property
+    def _gumbel(self) -> bool:
+        return isinstance(self.process, (Masked, Uniform))

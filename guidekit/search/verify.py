@@ -1,0 +1,94 @@
+r"""Verifiers: any reward, or several of which each ranks the candidates.
+
+Of several rewards r_v a candidate's worth is the mean of its ranks,
+
+    R(x) = 1/V sum_v F_v(r_v(x)),
+
+with F_v the share of the first round's candidates (of the same condition) that it beats, linear between them and going
+on linearly outside, in units of their standard deviation. So scales do not matter, all rounds are ranked alike, and
+what beats all the first ones still climbs. Ma et al. (2025), https://arxiv.org/abs/2501.09732, average ranks as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewards import as_reward
+
+from ..errors import RewardError
+from ..rewarding import Cost, Scorer
+
+
+@dataclass
+class Verifier:
+    """Scores samples (rows, V), and makes one number of the V scores of a candidate."""
+
+    rewards: list[Any]
+    reference: list[list[np.ndarray]] = field(default_factory=list)  # of each condition and reward, sorted
+
+    @staticmethod
+    def of(reward: Any) -> Verifier:
+        rewards = list(reward) if isinstance(reward, (list, tuple)) else [reward]
+        if not rewards:
+            raise ValueError("reward=[]: a search needs a reward, or a list of them that rank together")
+        for r in rewards:
+            as_reward(r)
+        return Verifier(rewards)
+
+    def score(self, samples: Any, group: Tensor, cost: Cost) -> Tensor:
+        """float64 (rows, V); equal samples of the batch are scored once."""
+        scorer = Scorer(cost, group.device)
+        scores = torch.stack([_robust(scorer, r, samples, group) for r in self.rewards], -1)
+        scorer.settle()
+        return scores.detach()
+
+    def worth(self, scores: Tensor, group: Tensor) -> Tensor:
+        """One number for each candidate: scores (cells, k, V) -> (cells, k), -inf where a score is missing."""
+        if len(self.rewards) == 1:
+            return scores[..., 0].nan_to_num(-torch.inf)
+        self.reference = self.reference or [
+            [_sorted(scores[group == g, :, v]) for v in range(len(self.rewards))] for g in group.unique().tolist()
+        ]
+        rows = [
+            np.mean([_rank(s[..., v].cpu().numpy(), ref) for v, ref in enumerate(self.reference[g])], 0)
+            for s, g in zip(scores, group.tolist(), strict=True)
+        ]
+        return torch.as_tensor(np.stack(rows), device=scores.device).nan_to_num(-torch.inf, neginf=-torch.inf)
+
+
+def _robust(scorer: Scorer, reward: Any, samples: Any, group: Tensor) -> Tensor:
+    """The scores; where the reward raises, those of the samples one by one, NaN for each that it raises on."""
+    try:
+        return scorer(reward, samples, group)
+    except RewardError:
+        parts = [_one(scorer, reward, samples, group, i) for i in range(len(group))]
+        if all(part is None for part in parts):
+            raise
+        lost = torch.full((1,), torch.nan, dtype=torch.float64, device=group.device)
+        scorer.cost.unscored += sum(part is None for part in parts)
+        return torch.cat([lost if part is None else part for part in parts])
+
+
+def _one(scorer: Scorer, reward: Any, samples: Any, group: Tensor, i: int) -> Tensor | None:
+    try:
+        return scorer(reward, samples[i : i + 1], group[i : i + 1])
+    except RewardError:
+        return None
+
+
+def _sorted(scores: Tensor) -> np.ndarray:
+    return np.sort(scores[scores.isfinite()].cpu().numpy())
+
+
+def _rank(scores: np.ndarray, reference: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The share of the reference below, interpolated and continued."""
+    if len(reference) < 2 or np.std(reference) == 0:
+        return np.where(np.isnan(scores), np.nan, 0.0)
+    inside = np.interp(scores, reference, np.linspace(0, 1, len(reference)))
+    return inside + (scores - np.clip(scores, reference[0], reference[-1])) / np.std(reference)
