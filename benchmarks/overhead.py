@@ -78,7 +78,9 @@ def ratio(net, rows: int, steps: int, repeats: int) -> dict[str, float]:
 def peak_memory(rows: int, batch_size: int | None) -> float:
     """Megabytes that a run adds at its peak, in a process of its own."""
     code = f"from benchmarks.overhead import memory_run; memory_run({rows}, {batch_size})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, check=True
+    )
     return float(done.stdout)
 
 

@@ -42,7 +42,7 @@ def weakened(
     >>> import torch, guidekit as gk
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2))
     >>> model = gk.GaussianModel(lambda x, t, cond: net(x), shape=(2,))
-    >>> guide = AutoGuidance(weakened(model, drop=["1"], share=0.25), scale=2.0)
+    >>> guide = gk.AutoGuidance(weakened(model, drop=["1"], share=0.25), scale=2.0)
     >>> gk.sample(model, 3, steps=4, guides=[guide]).cost.network_rows
     24
     """

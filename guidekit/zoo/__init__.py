@@ -93,7 +93,7 @@ def _molecules(net: nn.Module, own: dict[str, Any]) -> Model:
     )  # fmt: skip
 
 
-_MODELS = {"image model": _images, "dna model": _dna, "molecule model": _molecules}
+_MODELS = {"image model": _images, "DNA model": _dna, "molecule model": _molecules}
 
 
 def _sequences(x: Tensor) -> list[str]:

@@ -41,8 +41,8 @@ def _entry(own: dict[str, Any]) -> str:
     lines = [
         f"## {own['name']}",
         "",
-        f"{own['kind'].capitalize()}: `{own['network']}`, {own['parameters'] / 1e6:.2f} million parameters, "
-        f"{own['bytes'] / 1e6:.1f} MB. Conditions: {', '.join(own['classes'])}.",
+        f"{own['kind'][0].upper()}{own['kind'][1:]}: `{own['network']}`, {own['parameters'] / 1e6:.2f} million "
+        f"parameters, {own['bytes'] / 1e6:.1f} MB. Conditions: {', '.join(own['classes'])}.",
         "",
         f"* data: {own['data']}",
         f"* training: `{training['command']}`, {training['minutes']} minutes, {training['epochs']} epochs, "

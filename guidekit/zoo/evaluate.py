@@ -98,7 +98,7 @@ def dna(name: str, n: int, steps: int) -> Figures:
 def evaluate(name: str, n: int, steps: int, weights: Path = WEIGHTS) -> Figures:
     """Measure an entry and write the figures to its card."""
     own = card(name)
-    measure = {"classifier": classifier, "image model": fashion, "dna model": dna}[own["kind"]]
+    measure = {"classifier": classifier, "image model": fashion, "DNA model": dna}[own["kind"]]
     own["metrics"] = measure(name, n, steps)
     (weights / f"{name}.json").write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
     return own["metrics"]

@@ -287,9 +287,9 @@ TASKS: dict[str, Task] = {
         "TokenNet", {"vocab": VOCAB, "length": LENGTH, "classes": BINS**2, "width": 256, "depth": 4}, _molecules,
         masked(VOCAB, BINS**2), _MOLECULES, rate=6e-4,
     ),
-    "dna": Task("TokenNet", _TOKENS, _dna, masked(4, 4), {"kind": "dna model"} | _DNA, rate=6e-4),
+    "dna": Task("TokenNet", _TOKENS, _dna, masked(4, 4), {"kind": "DNA model"} | _DNA, rate=6e-4),
     "dna-weak": Task(
-        "TokenNet", _TOKENS | {"width": 64, "depth": 2}, _dna, masked(4, 4), {"kind": "dna model"} | _DNA
+        "TokenNet", _TOKENS | {"width": 64, "depth": 2}, _dna, masked(4, 4), {"kind": "DNA model"} | _DNA
     ),
     "fashion-classifier": Task(
         "ImageClassifier", {}, _fashion(False), labels(_shifted), {"kind": "classifier"} | _FASHION, decay=0.998
