@@ -21,13 +21,17 @@ LONGEST = 1000  # characters; the scaffold of a chain of 2000 carbons takes 18 s
 _CATALOGS = ("PAINS", "PAINS_A", "PAINS_B", "PAINS_C", "BRENK", "NIH", "ZINC", "CHEMBL", "ALL")
 
 
+@lru_cache(1)
+def _reader() -> Any:
+    return needs("rdkit.Chem", "all", "reading SMILES").MolFromSmiles
+
+
 @lru_cache(4096)
 def _parsed(text: str) -> Any:
-    with blocked():
-        try:
-            mol = needs("rdkit.Chem", "all", "reading SMILES").MolFromSmiles(text)
-        except (ValueError, RuntimeError):  # text that has no UTF-8, or that RDKit chokes on
-            return None
+    try:
+        mol = _reader()(text)
+    except (ValueError, RuntimeError):  # text that has no UTF-8, or that RDKit chokes on
+        return None
     return mol if mol is not None and mol.GetNumAtoms() else None
 
 
@@ -37,6 +41,12 @@ def parsed(smiles: Any) -> Any:
     >>> parsed("CCO").GetNumAtoms(), parsed("not a molecule")
     (3, None)
     """
+    with blocked():
+        return _read(smiles)
+
+
+def _read(smiles: Any) -> Any:
+    """The molecule, where logs are blocked already."""
     words = smiles[: LONGEST + 1].split() if isinstance(smiles, str) else []
     return _parsed(words[0]) if len(words) == 1 and len(smiles) <= LONGEST else None
 
@@ -86,7 +96,7 @@ class Molecule(Each):
         raise NotImplementedError(f"{type(self).__name__} does not say what it measures")
 
     def one(self, sample: Any) -> float:
-        mol = parsed(sample)
+        mol = _read(sample)
         return math.nan if mol is None else self.of(mol)
 
     def score(self, samples: Any) -> list[float]:
