@@ -18,9 +18,8 @@ from torch import Tensor
 from rewards import Reward
 
 from . import random
-from .models.base import Condition, Model, borrowed, rows_of, stack
+from .models.base import Condition, Model, borrowed, held, rows_of, stack
 from .process import Gaussian
-from .schedules import Cosine
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # (rows, *shape) twice -> (rows,)
 
@@ -139,11 +138,6 @@ def measured(distance: Distance | None, a: Tensor, b: Tensor) -> Tensor:
     if tuple(value.shape) != (len(a),):
         raise ValueError(f"the distance returned {tuple(value.shape)} for {len(a)} rows; it needs one number for each")
     return value
-
-
-def held(f: Callable | None) -> Model:
-    """A function as a model, so that a run leaves its networks as it found them."""
-    return Model(_squared if f is None else f, Gaussian(Cosine()), ())
 
 
 def _check_score(model: Model, t: float, noises: int) -> None:

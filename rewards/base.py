@@ -11,11 +11,12 @@ import math
 import operator
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class RewardError(RuntimeError):
@@ -209,6 +210,34 @@ def as_reward(reward: Reward | Callable[[Any], Any]) -> Reward:
     if not callable(reward):
         raise TypeError(f"a reward is a Reward or a function of samples, not {type(reward).__name__}")
     return Function(reward)
+
+
+_lent: dict[int, list[Any]] = {}  # of every network in use: by how many, and its modules and parameters as they were
+_lending = threading.Lock()
+
+
+@contextmanager
+def evaluating(network: Any) -> Iterator[None]:
+    """A network in evaluation mode with constant parameters; once no thread evaluates it any more, as it was."""
+    if not isinstance(network, nn.Module):
+        yield
+        return
+    with _lending:
+        modules = [(module, module.training) for module in network.modules()]
+        lent = _lent.setdefault(id(network), [0, modules, [(p, p.requires_grad) for p in network.parameters()]])
+        lent[0] += 1
+        network.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        with _lending:
+            lent[0] -= 1
+            if lent[0] == 0:
+                del _lent[id(network)]
+                for module, training in lent[1]:
+                    module.training = training
+                for parameter, wanted in lent[2]:
+                    parameter.requires_grad_(wanted)
 
 
 def needs(module: str, extra: str, why: str) -> Any:

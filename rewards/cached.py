@@ -24,11 +24,10 @@ Key = Callable[[Any], str]
 
 def canonical_smiles(sample: Any) -> str:
     """Canonical SMILES; of what is no molecule the text itself."""
-    from rdkit import Chem, rdBase
+    from .molecules.descriptors import canonical
 
-    with rdBase.BlockLogs():
-        mol = Chem.MolFromSmiles(sample) if isinstance(sample, str) and len(sample) < 5000 else None
-    return f"!{sample}" if mol is None else Chem.MolToSmiles(mol)
+    found = canonical(sample)
+    return f"!{sample}" if found is None else found
 
 
 def sequence(sample: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Each, Function, Reward
+from .base import Each, Function, Reward, evaluating
 
 
 class _EachFunction(Each):
@@ -129,14 +129,8 @@ class Module(Reward):
         own = next(self.module.parameters(), None)
         if own is not None:
             x = x.to(own.device, own.dtype if x.is_floating_point() else x.dtype)
-        modes = [(m, m.training) for m in self.module.modules()]
-        self.module.eval()
-        try:
-            with torch.set_grad_enabled(bool(self.differentiable) and torch.is_grad_enabled()):
-                return torch.cat([self._read(self.module(part)) for part in x.split(self.batch)])
-        finally:
-            for module, training in modes:
-                module.training = training
+        with evaluating(self.module), torch.set_grad_enabled(bool(self.differentiable) and torch.is_grad_enabled()):
+            return torch.cat([self._read(self.module(part)) for part in x.split(self.batch)])
 
     def _read(self, out: Any) -> Tensor:
         if callable(self.output):

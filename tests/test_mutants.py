@@ -110,7 +110,7 @@ MUTANTS = [
     ("autoguidance off by one", "guides/autoguidance.py", "(at(self.scale, view.t) - 1) *", "at(self.scale, view.t) *", "tests/test_autoguidance.py"),
     ("history with its weights swapped", "guides/higs.py", "self.alpha * d + (1 - self.alpha) * past", "(1 - self.alpha) * d + self.alpha * past", "tests/test_higs.py"),
     ("a teacher at the student's time", "guides/distillation.py", "min(move.s, view.t) if", "view.t if", "tests/test_distillation.py"),
-    ("away from the rare", "guides/minority.py", "return scale * sigma**2 / alpha * slope", "return -scale * sigma**2 / alpha * slope", "tests/test_minority.py"),
+    ("away from the rare", "guides/minority.py", "return log_p[:, self.bin]", "return -log_p[:, self.bin]", "tests/test_minority.py"),
     ("deviation for variance", "guides/self_guided.py", "* move.c**2 / move.b[0]", "* move.c / move.b[0]", "tests/test_minority.py"),
     ("boosted twice", "guides/boost_and_skip.py", "return x * self.gamma", "return x * self.gamma**2", "tests/test_minority.py"),
     ("the shift of a recurrence", "guides/training_free.py", "/ row.down.b[0]", "/ row.b[0]", "tests/test_tfg.py"),
@@ -136,6 +136,7 @@ MUTANTS = [
     ("synthesis rewarded for being hard", "../rewards/molecules/descriptors.py", "LogP().of(mol) - SA().of(mol)", "LogP().of(mol) + SA().of(mol)", "tests/test_rewards_molecules.py"),
     ("the area under best molecules by rectangles", "../rewards/molecules/metrics.py", "(left + right) / 2", "right", "tests/test_rewards_molecules.py"),
     ("a velocity in pure noise taken for the clean mean", "models/gaussian.py", "if a == 0 and b == 1:", "if a == 0:", "tests/test_models.py"),
+    ("labels of the first group for all", "guides/classifier.py", "torch.tensor(label).to(group)[group]", "torch.tensor(label).to(group)[group * 0]", "tests/test_classifier.py"),
 ]  # fmt: skip
 
 

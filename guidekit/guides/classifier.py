@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from ..errors import NetworkError, RewardError
-from ..models.base import Model
+from ..models.base import Model, held
 from ..population import Population
 from ..process import Gaussian
-from ..schedules import Cosine
 from ..view import Step, View
 from .base import Guide, Scale, at
 from .twist import gradient
@@ -138,11 +137,7 @@ def slope(value: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return gradient(found, x).detach()
 
 
-def held(f: Any) -> Model:
-    """A function as a model, so that a run leaves its networks as it found them."""
-    return Model(f if callable(f) else len, Gaussian(Cosine()), ())
-
-
 def check_gaussian(guide: Guide, model: Model, instead: str) -> None:
+    """Tokens have no gradients."""
     if not isinstance(model.process, Gaussian):
         raise ValueError(f"{type(guide).__name__} takes gradients in x, and tokens have none: use {instead} with them")

@@ -60,7 +60,7 @@ class Discrete(Labelled):
 
     def ratios(self, view: View, masked: Tensor) -> Tensor:
         """log p(y | x_t^{i -> v}) up to a constant of each position, (rows, length, V); read where masked."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how likely each token makes the label")
 
 
 @dataclass(frozen=True)

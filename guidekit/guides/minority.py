@@ -11,24 +11,19 @@ model's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import NetworkError
-from ..minority import held
 from ..models.base import Model
-from ..process import Gaussian
 from ..view import View
-from .base import Guide, Scale, at
-from .twist import gradient
+from .base import Scale
+from .classifier import Classifier, Labelled, check_gaussian, climbed
 
 
 @dataclass(frozen=True)
-class MinorityGuidance(Guide):
+class MinorityGuidance(Labelled):
     """Guidance towards a quantile of the minority score, by a classifier. No network rows, one pass of the classifier.
 
     classifier   (x_t, t with one entry per row) -> logits (rows, bins), which torch can differentiate
@@ -36,38 +31,23 @@ class MinorityGuidance(Guide):
     bin          the quantile aimed at; the last is the rarest
     """
 
-    classifier: Callable[[Tensor, Tensor], Tensor]
+    classifier: Classifier
     scale: Scale
     bin: int = -1
 
-    @property
-    def models(self) -> tuple[Model, ...]:
-        return (held(self.classifier),)
+    label = None
 
     def check(self, model: Model, steps: int) -> None:
-        check_gaussian(self, model)
-        if not callable(self.classifier):
-            given = type(self.classifier).__name__
-            raise TypeError(f"MinorityGuidance(classifier) is a function of (x_t, t), not {given}")
+        super().check(model, steps)
+        check_gaussian(self, model, "gk.DCBG(classifier, label=bin)")
 
     def tilt(self, view: View) -> Tensor | float:
-        (alpha, sigma), scale = view.model.process.scales(view.t), at(self.scale, view.t)
-        if scale == 0 or alpha < 1e-3:  # next to nothing is left of the data
-            return 0.0
-        with torch.enable_grad():
-            x = view.x.detach().requires_grad_()
-            own = x.to(held(self.classifier).net_dtype or x.dtype)
-            logits = self.classifier(own, torch.full((len(x),), view.t, dtype=own.dtype, device=x.device))
-            if logits.dim() != 2 or len(logits) != len(x) or not -logits.shape[1] <= self.bin < logits.shape[1]:
-                raise NetworkError(
-                    f"the classifier returned {tuple(logits.shape)} for {len(x)} rows; logits of shape (rows, bins), "
-                    f"with bin {self.bin}, are needed"
-                )
-            slope = gradient(logits.log_softmax(-1)[:, self.bin], x)
-        return scale * sigma**2 / alpha * slope
+        return climbed(self, view, lambda x: self._of_bin(self.log_probs(x, view.t)))
 
-
-def check_gaussian(guide: Any, model: Model) -> None:
-    if not isinstance(model.process, Gaussian):
-        name = type(guide).__name__
-        raise ValueError(f"{name} takes gradients in x, and tokens have none; use it with a Gaussian process")
+    def _of_bin(self, log_p: Tensor) -> Tensor:
+        if log_p.dim() != 2 or not -log_p.shape[1] <= self.bin < log_p.shape[1]:
+            raise NetworkError(
+                f"the classifier returned {tuple(log_p.shape)}; logits of shape (rows, bins), with bin {self.bin}, are "
+                "needed"
+            )
+        return log_p[:, self.bin]

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from .. import random
-from ..minority import Distance, held, measured
-from ..models.base import Cond, Model
+from ..minority import Distance, measured
+from ..models.base import Cond, Model, held
 from ..solvers import Move
 from ..view import Step, View
 from .base import Guide, Scale, at
-from .minority import check_gaussian
+from .classifier import check_gaussian
 from .twist import gradient
 
 
@@ -51,7 +51,7 @@ class SelfGuidedMinority(Guide):
         return () if self.distance is None else (held(self.distance),)
 
     def check(self, model: Model, steps: int) -> None:
-        check_gaussian(self, model)
+        check_gaussian(self, model, "gk.FKSteering with a reward")
         if not 0 < self.tau <= 1 or isinstance(self.interval, bool) or self.interval < 1:
             raise ValueError(
                 f"SelfGuidedMinority(tau={self.tau}, interval={self.interval}): a share of t_max in (0, 1], and a "

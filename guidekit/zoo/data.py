@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -121,15 +120,8 @@ def _write(file: Path, data: bytes) -> None:
     part.replace(file)
 
 
-@lru_cache(maxsize=2)
-def letters() -> np.ndarray:
-    """Codes of A, C, G, T by their byte."""
-    table = np.full(256, 4, np.uint8)
-    table[np.frombuffer(b"ACGT", np.uint8)] = np.arange(4)
-    return table
-
-
 def encoded(sequences: list[str]) -> Tensor:
     """(n, length) with A, C, G, T as 0 to 3."""
-    text = np.frombuffer("".join(sequences).encode(), np.uint8).reshape(len(sequences), -1)
-    return torch.from_numpy(letters()[text].astype(np.int64))
+    from rewards.dna import encode
+
+    return encode(sequences).long()

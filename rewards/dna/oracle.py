@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..base import Reward, needs
+from ..base import Reward, evaluating, needs
 from .sequence import ALPHABET, as_batch, codes_of_tensor, counted, encode, one_hot, present, warn_failures
 
 
@@ -94,7 +93,7 @@ class Network(Reward):
         """Of one-hot rows, on their device."""
         if not len(x):
             return torch.zeros(0, device=x.device)
-        with _borrowed(self.module), torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+        with evaluating(self.module), torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             scores = torch.cat([self._strands(part) for part in x.split(self.batch)]).to(x.device)
         return scores.where(counted(present(x.detach(), ALPHABET)) > 0, math.nan)
 
@@ -131,18 +130,3 @@ def CellType(name: str, oracle: str = "dna-oracle") -> Network:
     reward = Network(zoo.network(oracle), LogOdds(classes.index(name)), strand_average=True)
     object.__setattr__(reward, "name", f"{name} log-odds")
     return reward
-
-
-@contextlib.contextmanager
-def _borrowed(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode and with constant parameters; afterwards as before."""
-    modes = [(m, m.training) for m in module.modules()]
-    wanted = [(p, p.requires_grad) for p in module.parameters()]
-    try:
-        module.eval().requires_grad_(False)
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
-        for p, flag in wanted:
-            p.requires_grad_(flag)

@@ -28,7 +28,7 @@ class _Prompted(ImageScore):
 
     def of_prompt(self, images: list[Any], prompt: str) -> Sequence[float]:
         """One number for each image."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how to score the images of a prompt")
 
     def check(self, count: int) -> None:
         check_count(self.prompt, count, "prompt")

@@ -14,9 +14,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -102,35 +100,11 @@ def by_size(samples: Any, name: str) -> Iterator[tuple[list[int], Tensor]]:
         yield list(rows), torch.stack(images)
 
 
-_lent: dict[int, list[Any]] = {}  # of every network that is being evaluated: by how many, and the modes that it had
-_lending = Lock()
-
-
 def without_nan(x: Tensor) -> tuple[Tensor, Tensor]:
     """Which images (n, C, H, W) have no NaN, (n,); and the images, those with one grey, so that networks and gradients
     of the others see none."""
     good = x.detach().flatten(1).sum(1).isfinite()
     return good, x if good.all() else torch.where(good[:, None, None, None], x, 0.5)
-
-
-@contextmanager
-def evaluating(network: Any) -> Iterator[None]:
-    """The network in eval mode; once no thread evaluates it any more, each of its modules is as it was."""
-    if not isinstance(network, nn.Module):
-        yield
-        return
-    with _lending:
-        lent = _lent.setdefault(id(network), [0, [(module, module.training) for module in network.modules()]])
-        lent[0] += 1
-        for module, _ in lent[1]:
-            module.training = False
-    try:
-        yield
-    finally:
-        with _lending:
-            lent[0] -= 1
-            for module, training in [] if lent[0] else _lent.pop(id(network))[1]:
-                module.training = training
 
 
 def device_of(network: Any, default: torch.device) -> torch.device:

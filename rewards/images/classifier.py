@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .basic import ImageScore, check_count, device_of, evaluating, of_rows
+from ..base import evaluating
+from .basic import ImageScore, check_count, device_of, of_rows
 
 MODES = ("log_prob", "logit", "margin")
 

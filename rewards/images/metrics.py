@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .basic import by_size, device_of, evaluating, image_batch, without_nan
+from ..base import evaluating
+from .basic import by_size, device_of, image_batch, without_nan
 
 
 def features(images: Any, network: Callable[[Tensor], Tensor], batch: int = 256) -> Tensor:
