@@ -240,7 +240,7 @@ class TokenTable(Model):
     """An enumerated law over V^L as a base model with the exact posterior marginals.
 
     log_probs   shape (V,)*L; normalised here
-    noising     "masked" or "uniform"
+    noising     "masked", "ordered" (masked, one position after the other) or "uniform"
     classes     (C, V, ..., V): log-laws given a class; cond=c is then that law, and null is log_probs
 
     >>> import torch, guidekit as gk
@@ -255,14 +255,15 @@ class TokenTable(Model):
         self.vocab_size, self.length = table.shape[0], table.dim()
         if set(table.shape) != {self.vocab_size} or not table.is_floating_point():
             raise ValueError(f"log_probs is a float tensor of shape (V,)*L, not {tuple(table.shape)} of {table.dtype}")
-        if noising not in ("masked", "uniform"):
-            raise ValueError(f"noising={noising!r}: there is 'masked' and 'uniform'")
+        if noising not in ("masked", "ordered", "uniform"):
+            raise ValueError(f"noising={noising!r}: there is 'masked', 'ordered' and 'uniform'")
         rows = [table] if classes is None else [table, *torch.as_tensor(classes)]
         self.table = torch.stack([r.flatten().double().log_softmax(0) for r in rows])  # (1 + C, V^L)
         grid = torch.cartesian_prod(*[torch.arange(self.vocab_size)] * self.length)
         self.states = grid.view(-1, self.length).to(table.device)
         null = None if classes is None else torch.tensor(0)
-        process = (Masked if noising == "masked" else Uniform)(self.vocab_size)
+        V = self.vocab_size
+        process = Uniform(V) if noising == "uniform" else Masked(V, noising == "ordered")
         super().__init__(
             self._marginals, process, (self.length,), null=null, dtype=table.dtype, device=table.device
         )  # fmt: skip

@@ -15,8 +15,6 @@ LOG_ZERO = -1e3  # of a token that cannot be: its probability is 0 in float64, a
 
 
 class _TokenModel(Model):
-    noising: type[Masked] | type[Uniform]
-
     def __init__(
         self,
         net: Callable[[Tensor, Tensor, Any], Tensor],
@@ -30,7 +28,10 @@ class _TokenModel(Model):
         device: torch.device | str | None = None,
     ):
         self.vocab_size, self.length = vocab_size, length
-        super().__init__(net, self.noising(vocab_size), (length,), decode, encode_cond, null, dtype, device)
+        super().__init__(net, self._process(), (length,), decode, encode_cond, null, dtype, device)
+
+    def _process(self) -> Masked | Uniform:
+        raise NotImplementedError(f"{type(self).__name__} does not say what its noise is")
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         return self._forward(x, t, cond, (self.length, self.vocab_size)).log_softmax(-1).clamp(min=LOG_ZERO)
@@ -42,13 +43,33 @@ class MaskedModel(_TokenModel):
     The mask has the id vocab_size. t, cond, decode, encode_cond and null are as in `GaussianModel`; a network that
     takes no time ignores t. Predictions are log p(x_0^i = v | x_t).
 
+    ordered   positions are unmasked one after the other, from the left, as by an autoregressive model: for networks
+              that were trained so. Numbers of steps that `length` divides draw from exactly that model.
+
     >>> import torch, guidekit as gk
     >>> model = gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 4), vocab_size=4, length=6)
     >>> gk.sample(model, 2, steps=6).x.shape
     torch.Size([2, 6])
     """
 
-    noising = Masked
+    def __init__(
+        self,
+        net: Callable[[Tensor, Tensor, Any], Tensor],
+        vocab_size: int,
+        length: int,
+        decode: Callable[[Tensor], Any] | None = None,
+        encode_cond: Callable[[Any], Any] | None = None,
+        null: Any = None,
+        *,
+        ordered: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        self.ordered = ordered
+        super().__init__(net, vocab_size, length, decode, encode_cond, null, dtype=dtype, device=device)
+
+    def _process(self) -> Masked:
+        return Masked(self.vocab_size, self.ordered)
 
 
 class UniformModel(_TokenModel):
@@ -57,4 +78,5 @@ class UniformModel(_TokenModel):
     Every token may change at every step. Arguments are as in `MaskedModel`; there is no mask.
     """
 
-    noising = Uniform
+    def _process(self) -> Uniform:
+        return Uniform(self.vocab_size)

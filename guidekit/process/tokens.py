@@ -4,6 +4,8 @@ A prediction is log p(x_0^i = v | x_t), shape (rows, length, V), normalised over
 positions i; with p_i(v) the prediction, u = s/t and from t down to s:
 
     Masked    a masked position stays masked with probability u and becomes v with (1 - u) p_i(v); others stay.
+              Ordered, position i of L is masked with probability m_i(t) = min(1, max(0, L t - (L - 1 - i))), so that
+              one is unmasked after the other, from the left, and u_i = m_i(s)/m_i(t).
     Uniform   q(x_s = v | x_t) = q(x_t | x_s = v) sum_w p_i(w) q(x_s = v | x_0 = w) / q(x_t | x_0 = w),
               q(x_s | x_0) = alpha_s [x_s = x_0] + (1 - alpha_s)/V,
               q(x_t | x_s) = g [x_t = x_s] + (1 - g)/V,      g = alpha_t/alpha_s.
@@ -17,7 +19,6 @@ Schiff et al. (2025), https://arxiv.org/abs/2412.10193; on float64, Zheng et al.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -93,7 +94,10 @@ class _Tokens:
 
 @dataclass(frozen=True)
 class Masked(_Tokens):
-    """Absorbing noise: a token is replaced by the mask (id V) with probability t."""
+    """Absorbing noise: a token is replaced by the mask (id V) with probability t, or, ordered, from the right to the
+    left: the model is then autoregressive, and with as many steps as positions each step draws one token."""
+
+    ordered: bool = False
 
     @property
     def states(self) -> int:
@@ -105,15 +109,25 @@ class Masked(_Tokens):
     def clean(self, prediction: Tensor, x: Tensor) -> Tensor:
         return torch.where(x == self.V, prediction.argmax(-1), x)
 
+    def hidden(self, t: float, x: Tensor) -> Tensor:
+        """Probability that a position is masked at t, of shape () or (length,)."""
+        if not self.ordered:
+            return torch.full((), t, dtype=torch.float64, device=x.device)
+        length = x.shape[-1]
+        later = torch.arange(length - 1, -1, -1, dtype=torch.float64, device=x.device)
+        return (length * t - later).clamp(0, 1)
+
     def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical:
         fixed = _fixed(x, self.V + 1)
-        t, s = move.t, move.s
-        if s > t:  # a kept token is masked with probability (s - t)/(1 - t)
-            fixed = fixed + _log((1 - s) / (1 - t))
-            fixed[..., self.V] = fixed.new_full(x.shape, _log((s - t) / (1 - t))).masked_fill_(x == self.V, 0.0)
+        m_t, m_s = self.hidden(move.t, x), self.hidden(move.s, x)
+        if move.s > move.t:  # a kept token is masked with probability (m_s - m_t)/(1 - m_t)
+            kept = ((1 - m_s) / (1 - m_t)).nan_to_num(1.0)
+            fixed = fixed + kept.log()[..., None]
+            fixed[..., self.V] = torch.where(x == self.V, 0.0, (1 - kept).log())
             return Categorical(fixed)
-        log_p = predictions[0].double().log_softmax(-1) + _log(1 - s / t)
-        stay = log_p.new_full((*x.shape, 1), _log(s / t))
+        u = (m_s / m_t).nan_to_num(0.0)[..., None]
+        log_p = predictions[0].double().log_softmax(-1) + (1 - u).log()
+        stay = u.log().expand(*x.shape, 1)
         return Categorical(torch.where((x == self.V)[..., None], torch.cat([log_p, stay], -1), fixed))
 
 
@@ -139,7 +153,3 @@ class Uniform(_Tokens):
         """kept [x = v] + (1 - kept)/V over v."""
         p = torch.full((*x.shape, self.V), (1 - kept) / self.V, dtype=torch.float64, device=x.device)
         return p.scatter_(-1, x[..., None], kept + (1 - kept) / self.V)
-
-
-def _log(p: float) -> float:
-    return math.log(p) if p > 0 else -math.inf

@@ -89,7 +89,7 @@ def _molecules(net: nn.Module, own: dict[str, Any]) -> Model:
     classes, tokens, options = own["classes"], Tokens.of(own["tokens"]), own["options"]
     return MaskedModel(
         net, options["vocab"], options["length"], lambda x: tokens.decode(x.cpu()),
-        lambda c: torch.tensor(_label(c, classes)), len(classes),
+        lambda c: torch.tensor(_label(c, classes)), len(classes), ordered=own["network"] == "OrderedNet",
     )  # fmt: skip
 
 

@@ -36,9 +36,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
         q, k, v = (v.unflatten(-1, (self.heads, -1)).transpose(1, 2) for v in self.qkv(x).chunk(3, -1))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(2))
 
 
 # images ----------------------------------------------------------------------------------------------------------
@@ -114,9 +114,9 @@ class Block(nn.Module):
         self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.context = nn.Linear(width, 4 * width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, seen: Tensor | None = None) -> Tensor:
         scale, shift, scale_, shift_ = self.context(context)[:, None].chunk(4, -1)
-        x = x + self.attention(self.norm(x) * (1 + scale) + shift)
+        x = x + self.attention(self.norm(x) * (1 + scale) + shift, seen)
         return x + self.narrow(F.relu(self.wide(self.middle(x) * (1 + scale_) + shift_)))
 
 
@@ -152,6 +152,47 @@ class TokenNet(nn.Module):
             h = block(h, context)
         h = self.back(self.norm(h)).unflatten(2, (self.patch, -1)).flatten(1, 2)
         return self.out(F.silu(self.far(torch.cat([h, letters], 2).mT).mT) + h)
+
+
+class OrderedNet(nn.Module):
+    """Logits (rows, length, vocab) of clean tokens, for masks that end one after the other. The mask has the id vocab.
+
+    A token sees itself and the tokens before it, and a mask also itself: what is said of position i, given the first
+    k tokens, is p(x_i | x_1..k), whatever the other masks. So one pass over the tokens and as many masks, each with a
+    k of its own (`taught`), trains all positions of a sequence at once. Token 0 is the end, and only it follows.
+    """
+
+    def __init__(self, vocab: int, length: int, classes: int, width: int = 256, depth: int = 4):
+        super().__init__()
+        self.vocab, self.length = vocab, length
+        self.embed, self.label = nn.Embedding(vocab + 1, width), nn.Embedding(classes + 1, width)
+        self.place = nn.Parameter(0.02 * torch.randn(length, width))
+        self.blocks = nn.ModuleList(Block(width, width // 64) for _ in range(depth))
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, vocab)
+
+    def forward(self, tokens: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        place = torch.arange(self.length, device=tokens.device)
+        seen = (tokens != self.vocab)[:, None] & (place <= place[:, None]) | (place == place[:, None])
+        logits = self._logits(self.embed(tokens) + self.place, seen, cond)
+        end = torch.full_like(logits[0, 0], -1e4)
+        end[0] = 0
+        return torch.where(((tokens == 0).cumsum(1) > 0)[..., None], end, logits)
+
+    def taught(self, tokens: Tensor, known: Tensor, cond: Tensor) -> Tensor:
+        """Logits of position i given the tokens before known[:, i], which is at most i. Rows may be cut short."""
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        own = (place == place[:, None]).expand(len(tokens), -1, -1)
+        before = (place <= place[:, None]).expand_as(own)
+        text = torch.cat([before, torch.zeros_like(own)], 2)
+        masks = torch.cat([place < known[..., None], own], 2)
+        x = torch.cat([self.embed(tokens), self.embed(torch.full_like(tokens, self.vocab))], 1)
+        return self._logits(x + self.place[: len(place)].repeat(2, 1), torch.cat([text, masks], 1), cond, len(place))
+
+    def _logits(self, h: Tensor, seen: Tensor, cond: Tensor, first: int = 0) -> Tensor:
+        context, seen = F.silu(self.label(cond)), seen[:, None]
+        for block in self.blocks:
+            h = block(h, context, seen)
+        return self.out(self.norm(h[:, first:]))
 
 
 # oracles ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 from tqdm.auto import tqdm
 
 from . import WEIGHTS, data, nets
@@ -122,6 +122,22 @@ class Limit(Timer):
         pass
 
 
+class Alike(Sampler[list[int]]):
+    """Batches in random order of rows alike in length: of 50 batches drawn at random, sorted."""
+
+    def __init__(self, lengths: Tensor, batch: int):
+        self.lengths, self.batch = lengths, batch
+
+    def __len__(self) -> int:
+        return len(self.lengths) // self.batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for part in torch.randperm(len(self.lengths)).split(50 * self.batch):
+            rows = part[self.lengths[part].argsort()]
+            rows = rows[: len(rows) // self.batch * self.batch].view(-1, self.batch)
+            yield from rows[torch.randperm(len(rows))].tolist()
+
+
 class Clock(Callback):
     """Adds up the seconds of all runs."""
 
@@ -174,6 +190,22 @@ def masked(vocab: int, classes: int) -> Loss:
     return loss
 
 
+def ordered(classes: int) -> Loss:
+    """The loss of logits of each position given all tokens before it; a quarter of them, given fewer."""
+
+    def loss(net: nn.Module, batch: Batch, training: bool) -> Tensor:
+        x, labels = batch
+        x = x[:, : (x != 0).sum(1).amax() + 1]
+        place = torch.arange(x.shape[1], device=x.device).expand_as(x)
+        fewer = (torch.rand(x.shape, device=x.device) * (place + 1)).long()
+        known = place.where(torch.rand(x.shape, device=x.device) > 0.25 * training, fewer)
+        logits: Tensor = net.taught(x, known, _dropped(labels, classes, training))  # type: ignore[operator]
+        real = place <= (x != 0).sum(1, keepdim=True)  # up to the first end
+        return F.cross_entropy(logits[real].float(), x[real])
+
+    return loss
+
+
 def labels(prepare: Callable[[Tensor, bool], Tensor] | None = None) -> Loss:
     """Cross entropy."""
 
@@ -220,8 +252,8 @@ def _dna() -> tuple[Batch, Batch]:
 
 
 BINS = 3  # of QED and of logP
-COUNT, VALID = 300_000, 3000  # molecules to train on, and to validate with
-VOCAB, LENGTH = 2048, 16
+COUNT, VALID = 500_000, 3000  # molecules to train on, and to validate with
+VOCAB, LENGTH = 512, 20
 
 
 def _molecules() -> tuple[Batch, Batch]:
@@ -271,7 +303,7 @@ _DNA = {
 _LEVELS = ("low", "middle", "high")
 _MOLECULES = {
     "kind": "molecule model",
-    "data": "MOSES (MIT), wheel molsets 0.3.1; 300,000 molecules of its training set",
+    "data": "MOSES (MIT), wheel molsets 0.3.1; 500,000 molecules of its training set",
     "classes": [f"{q} QED, {p} logP" for q in _LEVELS for p in _LEVELS],
 }
 _IMAGE = {"kind": "image model", "shape": [1, 28, 28], "mean": MEAN, "std": STD} | _FASHION
@@ -284,8 +316,8 @@ TASKS: dict[str, Task] = {
         "UNet", _UNET | {"widths": [16, 32, 64], "heads": 1}, _fashion(True), gaussian(10), _IMAGE, rate=1e-3
     ),
     "molecules": Task(
-        "TokenNet", {"vocab": VOCAB, "length": LENGTH, "classes": BINS**2, "width": 256, "depth": 4}, _molecules,
-        masked(VOCAB, BINS**2), _MOLECULES, rate=6e-4,
+        "OrderedNet", {"vocab": VOCAB, "length": LENGTH, "classes": BINS**2, "width": 256, "depth": 4}, _molecules,
+        ordered(BINS**2), _MOLECULES, rate=8e-4,
     ),
     "dna": Task("TokenNet", _TOKENS, _dna, masked(4, 4), {"kind": "DNA model"} | _DNA, rate=6e-4),
     "dna-weak": Task(
@@ -314,9 +346,7 @@ def train(
     task = TASKS[name]
     pl.seed_everything(0, verbose=False)
     sets = task.sets()
-    loaders: Any = [
-        DataLoader(TensorDataset(*part), task.batch, shuffle=i == 0, drop_last=i == 0) for i, part in enumerate(sets)
-    ]
+    loaders = _loaders(task, sets)
     training, clock = Training(task, epochs * len(loaders[0])), Clock()
     own = folder / name
     keep = ModelCheckpoint(own, "last", save_on_train_epoch_end=True, enable_version_counter=False)
@@ -337,6 +367,15 @@ def train(
         found = trainer.validate(training, loaders[1], verbose=False)
     trainer.save_checkpoint(last)
     export(name, training, clock.seconds, trainer.current_epoch, float(found[0]["validation"]), weights)
+
+
+def _loaders(task: Task, sets: tuple[Batch, Batch]) -> Any:
+    learn, check = (TensorDataset(*part) for part in sets)
+    if task.network == "OrderedNet":
+        first = DataLoader(learn, batch_sampler=Alike((sets[0][0] != 0).sum(1), task.batch))
+    else:
+        first = DataLoader(learn, task.batch, shuffle=True, drop_last=True)
+    return [first, DataLoader(check, task.batch)]
 
 
 def export(name: str, training: Training, seconds: float, epochs: int, validation: float, weights: Path) -> None:
