@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from .cite import PAPERS
+from .citing import PAPERS
 
 G, M, U = "Gaussian", "masked", "uniform"
 ALL = (G, M, U)

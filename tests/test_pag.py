@@ -11,7 +11,7 @@ from guidekit.attention import Perturbed
 from guidekit.guides.pag import PAG, Identity
 from guidekit.guides.seg import SEG
 from guidekit.guides.slg import SLG
-from guidekit.headhunter import headhunter
+from guidekit.heads import headhunter
 
 from .test_attention import TOKENS, Net, by_hand, identity
 

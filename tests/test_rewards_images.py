@@ -23,8 +23,7 @@ from PIL import Image
 from torch import nn
 from torchmetrics.functional.image import total_variation
 
-from rewards import RewardError, RewardWarning
-from rewards import images as ri
+from rewards import RewardError, RewardWarning, images as ri
 from rewards.images import adapters, clip
 
 PIXEL = [ri.Brightness(), ri.Contrast(), ri.Color((0.2, 0.9, 0.4)), ri.Saturation(), ri.Sharpness()]

@@ -19,8 +19,7 @@ from torch import Tensor
 import guidekit as gk
 
 from .problems import PROBLEMS, STEPS, Problem, deviations, estimates, populations
-from .test_tds import KINDS, SCALES, clean, guided, kind, twist
-from .test_tds import problem as mixture
+from .test_tds import KINDS, SCALES, clean, guided, kind, problem as mixture, twist
 
 pytestmark = pytest.mark.filterwarnings("ignore::guidekit.CollapseWarning")
 

@@ -7,7 +7,7 @@ with d_perturbed the same network in which chosen self-attention layers use A' f
     A' = (1 - u) A + u I          so that the output is (1 - u) A v + u v
 
 u = `strength` = 1 is the paper; u < 1, and single heads, are SoftPAG (Ahn et al., 2025,
-https://arxiv.org/abs/2506.10978; `guidekit.headhunter` finds heads). s is that of diffusers: 0 does nothing. The
+https://arxiv.org/abs/2506.10978; `gk.headhunter` finds heads). s is that of diffusers: 0 does nothing. The
 authors' guided-diffusion code writes d_perturbed + s' (d_cond - d_perturbed), so its s' = s + 1. With CFG the two tilts
 add: d_null + w (d_cond - d_null) + s (d_cond - d_perturbed).
 

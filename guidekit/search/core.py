@@ -34,7 +34,7 @@ from ..models.base import Cond, Model
 from ..result import Result, Trace
 from ..rewarding import Cost
 from ..run import Run
-from ..sample import sample
+from ..sampling import sample
 from ..solvers import Solver
 from .budget import Budget
 from .record import Record

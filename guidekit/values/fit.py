@@ -284,7 +284,7 @@ def _kept(path: Path, config: str, run: Run, drawn: Callable[[Path], Rollouts]) 
 
 def _draw(run: Run, steps: Any, options: Options, progress: bool, file: Path | None) -> Rollouts:
     """Sample with a recorder in the list of guides. `file` carries the run on where it is killed."""
-    from ..sample import sample
+    from ..sampling import sample
     from .nets import Record
 
     ends: list[Population] = []

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..guides import CFG
-from ..sample import sample
+from ..sampling import sample
 from . import WEIGHTS, card, data, load, network
 
 Figures = dict[str, Any]

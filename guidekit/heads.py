@@ -23,7 +23,7 @@ from .guides.base import Guide, Scale
 from .guides.pag import PAG
 from .models.base import Model
 from .run import Run
-from .sample import sample
+from .sampling import sample
 from .solvers import Solver
 
 Head = tuple[str, int]

@@ -37,7 +37,7 @@ from .guides import Guide, StartFrom
 from .models import Model
 from .result import Result, Trace, _pick, load_result
 from .rewarding import Cost, Scorer
-from .sample import sample
+from .sampling import sample
 from .solvers import Solver
 
 Merge = Callable[[Result, Result], tuple[Tensor, Tensor]]  # chosen rows of old and new, and the old row each is from

@@ -31,7 +31,7 @@ from .errors import CheckpointError, NetworkError, RewardError
 from .guides import Guide
 from .models import Model
 from .result import Result
-from .sample import sample
+from .sampling import sample
 from .solvers import Solver
 
 Levels = tuple[int, ...]  # of each strength, how often it has been moved up
