@@ -263,7 +263,7 @@ class TokenTable(Model):
         self.states = grid.view(-1, self.length).to(table.device)
         null = None if classes is None else torch.tensor(0)
         V = self.vocab_size
-        process = Uniform(V) if noising == "uniform" else Masked(V, noising == "ordered")
+        process = Uniform(V) if noising == "uniform" else Masked(V, self.length * (noising == "ordered"))
         super().__init__(
             self._marginals, process, (self.length,), null=null, dtype=table.dtype, device=table.device
         )  # fmt: skip

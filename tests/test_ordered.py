@@ -27,7 +27,7 @@ def found_law(x: torch.Tensor) -> np.ndarray:
 def test_a_move_down_unmasks_from_the_left_with_the_share_that_bayes_rule_says(t, s):
     p = torch.tensor([0.2, 0.5, 0.3]).log().expand(1, L, V)
     x = torch.full((1, L), V)
-    found = Masked(V, ordered=True).kernel(x, (p,), Move(t, s)).log_probs.exp()[0]
+    found = Masked(V, L).kernel(x, (p,), Move(t, s)).log_probs.exp()[0]
     for i in range(L):
         u = hidden(i, s) / hidden(i, t) if hidden(i, t) else 0.0
         expected = [*((1 - u) * np.array([0.2, 0.5, 0.3])), u]
@@ -36,7 +36,7 @@ def test_a_move_down_unmasks_from_the_left_with_the_share_that_bayes_rule_says(t
 
 @pytest.mark.parametrize(("s", "t"), [(0.1, 0.3), (0.3, 0.6), (0.5, 1.0), (0.25, 0.5)])
 def test_a_move_up_composes_to_the_forward_process(s, t):
-    process, clean = Masked(V, ordered=True), torch.tensor([[0, 1, 2, 1]])
+    process, clean = Masked(V, L), torch.tensor([[0, 1, 2, 1]])
     noise = torch.zeros(1, L, V + 1)
     masked_at_s = process.kernel(clean, (), Move(0.0, s)).log_probs.exp()[0, :, V]
     onward = process.kernel(clean, (), Move(s, t)).log_probs.exp()[0, :, V]
@@ -46,14 +46,26 @@ def test_a_move_up_composes_to_the_forward_process(s, t):
     assert torch.equal(process.kernel(masks, (), Move(s, t)).push(noise), masks)
 
 
-@pytest.mark.parametrize("steps", [L, 3 * L])
-def test_steps_that_the_length_divides_draw_exactly_from_the_model(steps):
+@pytest.mark.parametrize("steps", [L, 9])
+def test_at_least_as_many_steps_as_positions_draw_exactly_from_the_model(steps):
     n = 40_000
     law = TABLE.flatten().softmax(0).numpy()
     found = found_law(gk.sample(TokenTable(TABLE, "ordered"), n, steps=steps, seed=steps).x)
     assert n * ((found - law) ** 2 / law).sum() < 140  # chi-square, 80 degrees of freedom: P = 4e-5
     any_order = found_law(gk.sample(TokenTable(TABLE), n, steps=steps, seed=steps).x)
     assert n * ((any_order - law) ** 2 / law).sum() > 300  # positions unmasked together are taken to be independent
+
+
+@pytest.mark.parametrize("steps", range(L, 30))
+def test_times_are_moved_so_that_no_step_draws_two_tokens(steps):
+    moves = Masked(V, L).moves(steps, None)
+    assert len(moves) == steps
+    times = [moves[0].t, *(move.s for move in moves)]
+    assert times == sorted(times, reverse=True)
+    assert len(set(times)) == steps + 1
+    assert {k / L for k in range(L + 1)} <= set(times)
+    assert max(a - b for a, b in zip(times, times[1:], strict=False)) < 2 / steps
+    assert Masked(V, L).moves([1.0, 0.4, 0.0], None)[0].s == 0.4  # a grid of one's own stays
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ class MaskedModel(_TokenModel):
     takes no time ignores t. Predictions are log p(x_0^i = v | x_t).
 
     ordered   positions are unmasked one after the other, from the left, as by an autoregressive model: for networks
-              that were trained so. Numbers of steps that `length` divides draw from exactly that model.
+              that were trained so. At least `length` steps draw from exactly that model.
 
     >>> import torch, guidekit as gk
     >>> model = gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 4), vocab_size=4, length=6)
@@ -69,7 +69,7 @@ class MaskedModel(_TokenModel):
         super().__init__(net, vocab_size, length, decode, encode_cond, null, dtype=dtype, device=device)
 
     def _process(self) -> Masked:
-        return Masked(self.vocab_size, self.ordered)
+        return Masked(self.vocab_size, self.length if self.ordered else 0)
 
 
 class UniformModel(_TokenModel):

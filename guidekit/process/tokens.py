@@ -4,8 +4,8 @@ A prediction is log p(x_0^i = v | x_t), shape (rows, length, V), normalised over
 positions i; with p_i(v) the prediction, u = s/t and from t down to s:
 
     Masked    a masked position stays masked with probability u and becomes v with (1 - u) p_i(v); others stay.
-              Ordered, position i of L is masked with probability m_i(t) = min(1, max(0, L t - (L - 1 - i))), so that
-              one is unmasked after the other, from the left, and u_i = m_i(s)/m_i(t).
+              In order, position i of L is masked with probability m_i(t) = min(1, max(0, L t - (L - 1 - i))), so
+              that one is unmasked after the other, from the left, and u_i = m_i(s)/m_i(t).
     Uniform   q(x_s = v | x_t) = q(x_t | x_s = v) sum_w p_i(w) q(x_s = v | x_0 = w) / q(x_t | x_0 = w),
               q(x_s | x_0) = alpha_s [x_s = x_0] + (1 - alpha_s)/V,
               q(x_t | x_s) = g [x_t = x_s] + (1 - g)/V,      g = alpha_t/alpha_s.
@@ -70,8 +70,13 @@ class _Tokens:
                 f"solver={solver!r} is for Gaussian processes; token processes move by their own "
                 "ancestral kernel: leave solver=None, or DDPM(times=...) for another time grid"
             )
-        grid = times.make(steps, solver.times if solver else "uniform", None, self.t_max)
-        return [Move(t, s) for t, s in pairwise(grid)]
+        named = solver.times if solver else "uniform"
+        grid = times.make(steps, named, None, self.t_max)
+        return [Move(t, s) for t, s in pairwise(self.fitted(grid) if isinstance(steps, int) else grid)]
+
+    def fitted(self, grid: list[float]) -> list[float]:
+        """A grid made from a number of steps, as it suits the process."""
+        return grid
 
     def scales(self, t: float) -> tuple[float, float]:
         return 1 - t, t
@@ -94,10 +99,14 @@ class _Tokens:
 
 @dataclass(frozen=True)
 class Masked(_Tokens):
-    """Absorbing noise: a token is replaced by the mask (id V) with probability t, or, ordered, from the right to the
-    left: the model is then autoregressive, and with as many steps as positions each step draws one token."""
+    """Absorbing noise: a token is replaced by the mask (id V) with probability t.
 
-    ordered: bool = False
+    places   where it is the length L: positions are masked in order, from the last to the first, and the model is
+             autoregressive. Of a grid of at least L steps, the times next to k/L are moved there, so that no step
+             draws two tokens
+    """
+
+    places: int = 0
 
     @property
     def states(self) -> int:
@@ -109,13 +118,21 @@ class Masked(_Tokens):
     def clean(self, prediction: Tensor, x: Tensor) -> Tensor:
         return torch.where(x == self.V, prediction.argmax(-1), x)
 
+    def fitted(self, grid: list[float]) -> list[float]:
+        steps, L = len(grid) - 1, self.places
+        if not 0 < L <= steps or self.t_max < 1:
+            return grid
+        for k in range(1, L):
+            nearest = min(range(1, steps), key=lambda j: abs(grid[j] - k / L))
+            grid[nearest] = k / L
+        return grid
+
     def hidden(self, t: float, x: Tensor) -> Tensor:
         """Probability that a position is masked at t, of shape () or (length,)."""
-        if not self.ordered:
+        if not self.places:
             return torch.full((), t, dtype=torch.float64, device=x.device)
-        length = x.shape[-1]
-        later = torch.arange(length - 1, -1, -1, dtype=torch.float64, device=x.device)
-        return (length * t - later).clamp(0, 1)
+        later = torch.arange(self.places - 1, -1, -1, dtype=torch.float64, device=x.device)
+        return (self.places * t - later).clamp(0, 1)
 
     def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical:
         fixed = _fixed(x, self.V + 1)
