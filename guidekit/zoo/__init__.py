@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as read
+from safetensors.torch import load as read, save
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
@@ -43,13 +43,40 @@ def card(name: str) -> dict[str, Any]:
 def network(name: str, device: torch.device | str | None = None) -> nn.Module:
     """The network of an entry, in evaluation mode, float32."""
     own = card(name)
+    if own["kind"] == "value":
+        raise ValueError(f"zoo: {name!r} is a value, which gk.zoo.value() loads")
+    net = getattr(nets, own["network"])(**own["options"])
+    net.load_state_dict(state(name))
+    return net.eval().requires_grad_(False).to(device or "cpu")
+
+
+def state(name: str) -> dict[str, Tensor]:
+    """The weights of an entry, if they are those that its card was written for."""
     file = WEIGHTS / f"{name}.safetensors"
     data = file.read_bytes() if file.exists() else b""
-    if hashlib.sha256(data).hexdigest() != own["sha256"]:
+    if hashlib.sha256(data).hexdigest() != card(name)["sha256"]:
         raise CheckpointError(f"{file} is missing or not the file that its card was written for: install guidekit anew")
-    net = getattr(nets, own["network"])(**own["options"])
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in read(data).items()})
-    return net.eval().requires_grad_(False).to(device or "cpu")
+    return {k: v.float() if v.dtype == torch.float16 else v for k, v in read(data).items()}
+
+
+def written(name: str, net: nn.Module, about: dict[str, Any], folder: Path = WEIGHTS) -> None:
+    """Write the weights, in half precision, and their card."""
+    halved = {k: (v.half() if v.dtype == torch.float32 else v).contiguous() for k, v in net.state_dict().items()}
+    blob = save(halved)
+    own = about | {
+        "sha256": hashlib.sha256(blob).hexdigest(), "bytes": len(blob),
+        "parameters": sum(p.numel() for p in net.parameters()),
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.safetensors").write_bytes(blob)
+    (folder / f"{name}.json").write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+
+
+def value(name: str, device: torch.device | str | None = None) -> Any:
+    """A learned value for look-aheads, like gk.SVDD(reward, value=gk.zoo.value("dna-value"))."""
+    from .values import load_value
+
+    return load_value(name, device)
 
 
 def load(name: str, device: torch.device | str | None = None) -> Model:
@@ -58,6 +85,16 @@ def load(name: str, device: torch.device | str | None = None) -> Model:
     if own["kind"] not in _MODELS:
         raise ValueError(f"zoo: {name!r} is a {own['kind']}, which network() loads; models are {', '.join(_models())}")
     return _MODELS[own["kind"]](network(name, device), own)
+
+
+def clip(name: str = "fashion-clip", device: str | None = None) -> Any:
+    """A CLIP for the rewards of images, loaded by open_clip: `rewards.images.ClipScore("a photo of a bag", clip())`."""
+    from rewards.images import Clip
+
+    own = card(name)
+    if own["kind"] != "CLIP":
+        raise ValueError(f"zoo: {name!r} is a {own['kind']}, and no CLIP")
+    return Clip(own["options"], WEIGHTS / f"{name}.safetensors", preprocess=own["preprocess"], device=device)
 
 
 def _models() -> list[str]:

@@ -42,7 +42,8 @@ def _entry(own: dict[str, Any]) -> str:
         f"## {own['name']}",
         "",
         f"{own['kind'][0].upper()}{own['kind'][1:]}: `{own['network']}`, {own['parameters'] / 1e6:.2f} million "
-        f"parameters, {own['bytes'] / 1e6:.1f} MB. Conditions: {', '.join(own['classes'])}.",
+        f"parameters, {own['bytes'] / 1e6:.1f} MB."
+        + (f" Classes: {', '.join(own['classes'])}." if own["classes"] else f" For `{own['model']}`."),
         "",
         f"* data: {own['data']}",
         f"* training: `{training['command']}`, {training['minutes']} minutes, {training['epochs']} epochs, "

@@ -95,13 +95,131 @@ def dna(name: str, n: int, steps: int) -> Figures:
     return found
 
 
+def clip(name: str, n: int, steps: int) -> Figures:
+    """Share of test images that are nearest to the caption of their class, of ten; loaded as the rewards load it."""
+    from . import clip as load_clip
+    from .train import TEMPLATES
+
+    own, (x, y) = load_clip(name), data.fashion("test")
+    found: Figures = {"test images": len(y)}
+    for template in TEMPLATES[:3]:
+        texts = own.texts([template.format(c) for c in data.CLASSES], x.device)
+        right = _in_parts(own.images, x) @ texts.T
+        found[f"top-1 of ten captions, {template.format('...')!r}"] = round(
+            float((right.argmax(1) == y).float().mean()), 4
+        )
+    return found
+
+
+def noisy(name: str, n: int, steps: int) -> Figures:
+    """Of test images with their own scores: rank correlation of the expected quantile with the score, by noise."""
+    from scipy.stats import spearmanr
+
+    from .. import minority
+    from .train import MEAN, STD
+
+    x = (data.fashion("test")[0][:1000] - MEAN) / STD
+    scores, net = minority.minority_score(load("fashion"), x, noises=4, batch_size=400), network(name)
+    found: Figures = {"test images": len(x)}
+    for t in (0.05, 0.3, 0.6, 0.8):
+        angle = torch.tensor(t * torch.pi / 2)
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        logits = _in_parts(lambda v, t=t: net(v, torch.full((len(v),), t)), angle.cos() * x + angle.sin() * noise)
+        expected = logits.softmax(1) @ torch.arange(logits.shape[1]).float()
+        found[f"rank correlation with the score, t = {t}"] = round(float(spearmanr(expected, scores)[0]), 3)
+    return found
+
+
+PROPERTIES = ("QED", "LogP", "HeavyAtoms", "Rings", "aromatic atoms")
+
+
+def properties(smiles: list[str]) -> dict[str, Tensor]:
+    """Descriptors of molecules that are valid."""
+    from rdkit import Chem
+
+    from rewards import molecules as m
+
+    mols = [mol for s in smiles if s and (mol := Chem.MolFromSmiles(s)) is not None]
+    texts = [Chem.MolToSmiles(mol) for mol in mols]
+    found = {k: getattr(m, k)()(texts).double() for k in PROPERTIES[:-1]}
+    aromatic = [sum(a.GetIsAromatic() for a in mol.GetAtoms()) for mol in mols]
+    return found | {PROPERTIES[-1]: torch.tensor(aromatic, dtype=torch.float64)}
+
+
+def molecules(name: str, n: int, steps: int) -> Figures:
+    """Validity, uniqueness, novelty, means of descriptors and FCD, against as many molecules of MOSES' test set."""
+    from rewards.molecules.metrics import fcd, internal_diversity, novelty, uniqueness, validity
+
+    model = load(name)
+    known, real = data.molecules("train"), data.molecules("test")
+    pick = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:n].tolist()
+    real = [real[i] for i in pick]
+    own: list[str] = sample(model, n, steps=steps, batch_size=1000, progress=True).samples
+    found: Figures = {
+        "samples": n, "steps": steps,
+        "validity": round(validity(own), 4), "uniqueness": round(uniqueness(own), 4),
+        "novelty": round(novelty(own, known), 4), "diversity": round(internal_diversity(own[:1000]), 4),
+        "diversity of real molecules": round(internal_diversity(real[:1000]), 4),
+    }  # fmt: skip
+    ours, theirs = properties(own), properties(real)
+    for k in PROPERTIES:
+        found[f"mean {k}"] = round(float(ours[k].mean()), 3)
+        found[f"mean {k} of real molecules"] = round(float(theirs[k].mean()), 3)
+    valid = [s for s in own if s]
+    train = [known[i] for i in torch.randperm(len(known), generator=torch.Generator().manual_seed(1))[:n].tolist()]
+    found["FCD"] = round(fcd(valid, real), 3)
+    found["FCD of as many training molecules"] = round(fcd(train, real), 3)
+    low, high = (
+        sample(model, 300, steps=steps, cond=c, guides=[CFG(1.5)]).samples
+        for c in ("low QED, low logP", "high QED, high logP")
+    )
+    for label, texts in (("low QED, low logP", low), ("high QED, high logP", high)):
+        means = properties(texts)
+        found[f"QED and logP of 300, {label}, CFG 1.5"] = [round(float(means[k].mean()), 3) for k in ("QED", "LogP")]
+    plot_properties(ours, theirs, WEIGHTS.parents[2] / "docs" / "zoo-molecules.png")
+    return found
+
+
+def plot_properties(ours: dict[str, Tensor], theirs: dict[str, Tensor], file: Path) -> None:
+    """Histograms side by side, where there is a docs folder."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    if not file.parent.is_dir():
+        return
+    figure, axes = plt.subplots(1, len(ours), figsize=(15, 3), layout="constrained")
+    for axis, (k, v) in zip(axes, ours.items(), strict=True):
+        both = torch.cat([v, theirs[k]])
+        whole = bool((both == both.round()).all())
+        low, high = float(both.min()), float(both.max())
+        edges = torch.arange(low - 0.5, high + 1).tolist() if whole else torch.linspace(low, high, 40).tolist()
+        for values, label in ((theirs[k], "MOSES test set"), (v, "samples")):
+            axis.hist(values.numpy(), edges, density=True, histtype="step", linewidth=1.6, label=label)
+        axis.set_title(k)
+        axis.set_yticks([])
+    axes[0].legend(frameon=False, loc="upper left")
+    figure.savefig(file, dpi=110)
+
+
 def evaluate(name: str, n: int, steps: int, weights: Path = WEIGHTS) -> Figures:
     """Measure an entry and write the figures to its card."""
     own = card(name)
-    measure = {"classifier": classifier, "image model": fashion, "DNA model": dna}[own["kind"]]
+    measure = _MEASURES[own["kind"]]
     own["metrics"] = measure(name, n, steps)
     (weights / f"{name}.json").write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
     return own["metrics"]
+
+
+_MEASURES = {
+    "classifier": classifier,
+    "image model": fashion,
+    "DNA model": dna,
+    "molecule model": molecules,
+    "CLIP": clip,
+    "classifier of noised images": noisy,
+}
 
 
 def main() -> None:

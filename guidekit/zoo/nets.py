@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -263,3 +264,28 @@ class DNAClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.features(x))
+
+
+class NoisyClassifier(nn.Module):
+    """Logits (rows, classes) of noised images at their times: a convolution, then blocks as of the U-Net's way down."""
+
+    def __init__(self, channels: int = 1, classes: int = 20, widths: Sequence[int] = (24, 48, 96)):
+        super().__init__()
+        a, b, c = widths
+        self.context = Context(1, c)
+        self.into = nn.Conv2d(channels, a, 3, padding=1)
+        self.down = nn.ModuleList([Residual(a, a, c), Residual(a, b, c), Residual(b, c, c), Residual(c, c, c)])
+        self.norm, self.out = nn.GroupNorm(8, c), nn.Linear(c, classes)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        context, h = self.context(t, torch.zeros(len(x), dtype=torch.long, device=x.device)), self.into(x)
+        for i, block in enumerate(self.down):
+            h = block(F.avg_pool2d(h, 2) if i in (1, 2) else h, context)
+        return self.out(F.silu(self.norm(h)).mean((2, 3)))
+
+
+def Clip(**config: Any) -> nn.Module:
+    """A CLIP of open_clip."""
+    from open_clip.model import CLIP
+
+    return CLIP(**config)

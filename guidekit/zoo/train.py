@@ -5,7 +5,8 @@ in half precision, beside their card, to guidekit/zoo/weights (or --weights).
 
     Gaussian   E |v(x_t, t) - (alpha z - sigma x_0)|^2,    t ~ U(0, 1)
     masked     E mean over masked places of -log p(x_0^i | x_t),    each place masked with probability t ~ U(0, 1)
-    oracles    cross entropy of labels
+    oracles    cross entropy of labels; of a noised image where the classifier is to know x_t
+    CLIP       cross entropy of images against captions and back, all captions of an image's class being right
 
 A tenth of the conditions is replaced by "none", so that the models are conditional and unconditional at once.
 """
@@ -13,15 +14,14 @@ A tenth of the conditions is replaced by "none", so that the models are conditio
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer
 from pytorch_lightning.loggers import CSVLogger
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -38,7 +38,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from tqdm.auto import tqdm
 
-from . import WEIGHTS, data, nets
+from . import WEIGHTS, data, nets, written
 from .tokens import Tokens, learned
 
 Batch = tuple[Tensor, Tensor]
@@ -216,6 +216,52 @@ def labels(prepare: Callable[[Tensor, bool], Tensor] | None = None) -> Loss:
     return loss
 
 
+def noised_labels(net: nn.Module, batch: Batch, training: bool) -> Tensor:
+    """Cross entropy of labels of noised images, under the cosine schedule."""
+    x, own = batch
+    t = (torch.rand(1, device=x.device) + torch.arange(len(x), device=x.device) / len(x)) % 1
+    angle = (t * math.pi / 2).view(-1, 1, 1, 1)
+    return F.cross_entropy(net(angle.cos() * x + angle.sin() * torch.randn_like(x), t).float(), own)
+
+
+TEMPLATES = (
+    "a photo of a {}", "a picture of a {}", "{}", "an image of a {}", "a small grey photo of a {}", "clothing: {}",
+    "a {} on a black background", "a low resolution photo of the {}",
+)  # fmt: skip
+
+
+def captions(classes: Sequence[str], template: int) -> Tensor:
+    """Tokens (classes, context) of open_clip's tokenizer."""
+    import open_clip
+
+    return open_clip.tokenize([TEMPLATES[template].format(c) for c in classes], CONTEXT)
+
+
+def contrast(net: nn.Module, batch: Batch, training: bool) -> Tensor:
+    """Images against captions in both directions; captions of the same class are all right."""
+    x, own = batch
+    image, text, scale = net(clip_pixels(_shifted(x, training)), _texts(training).to(x.device)[own])
+    logits = scale.float() * image.float() @ text.float().T
+    right = (own[:, None] == own).float()
+    right = right / right.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+
+
+def _texts(training: bool) -> Tensor:
+    every = _captions()
+    return every[int(torch.randint(len(TEMPLATES), ())) if training else 0]
+
+
+@lru_cache(maxsize=1)
+def _captions() -> Tensor:
+    return torch.stack([captions(data.CLASSES, i) for i in range(len(TEMPLATES))])
+
+
+def clip_pixels(x: Tensor) -> Tensor:
+    """Three channels, normalised as the preprocessing on the card says."""
+    return (x.expand(-1, 3, -1, -1) - MEAN) / STD
+
+
 def _hot(x: Tensor, training: bool) -> Tensor:
     """One-hot sequences (rows, 4, length), half of them the other strand while training."""
     hot = F.one_hot(x, 4).float().mT
@@ -244,6 +290,24 @@ def _fashion(scaled: bool) -> Callable[[], tuple[Batch, Batch]]:
         return (x[:-3000], y[:-3000]), (x[-3000:], y[-3000:])
 
     return sets
+
+
+QUANTILES, SCORED = 20, 24_000  # of the minority score, and images that it is measured for
+
+
+def _rare() -> tuple[Batch, Batch]:
+    """Images with the quantile of their minority score; scored once, which takes minutes, and kept beside the data."""
+    from .. import minority
+    from . import load
+
+    file = data.folder() / f"fashion-minority-{SCORED}.safetensors"
+    x = (data.fashion("train")[0][:SCORED] - MEAN) / STD
+    if not file.exists():
+        model, parts = load("fashion"), tqdm(x.split(200), desc="minority score")
+        scores = torch.cat([minority.minority_score(model, part, noises=4) for part in parts])
+        save_file({"scores": scores}, file)
+    y = minority.quantile_labels(load_file(file)["scores"], QUANTILES)
+    return (x[:-2000], y[:-2000]), (x[-2000:], y[-2000:])
 
 
 def _dna() -> tuple[Batch, Batch]:
@@ -308,6 +372,13 @@ _MOLECULES = {
 }
 _IMAGE = {"kind": "image model", "shape": [1, 28, 28], "mean": MEAN, "std": STD} | _FASHION
 _UNET = {"channels": 1, "classes": 10, "widths": [32, 64, 96], "heads": 2}
+CONTEXT = 16
+_PIXELS = {"mean": [MEAN] * 3, "std": [STD] * 3, "size": 28, "interpolation": "bicubic", "resize_mode": "shortest"}
+_CLIP = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 28, "patch_size": 4, "layers": 4, "width": 128, "head_width": 64},
+    "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
+}
 _TOKENS = {"vocab": 4, "length": 200, "classes": 4, "width": 192, "depth": 4, "patch": 4, "letters": 48}
 
 TASKS: dict[str, Task] = {
@@ -329,6 +400,12 @@ TASKS: dict[str, Task] = {
     "fashion-judge": Task(
         "ImagePerceptron", {}, _fashion(False), labels(_shifted), {"kind": "classifier"} | _FASHION, decay=0.998
     ),
+    "fashion-minority": Task(
+        "NoisyClassifier", {"classes": QUANTILES}, _rare, noised_labels, _FASHION | {
+            "kind": "classifier of noised images", "classes": [f"quantile {i}" for i in range(QUANTILES)],
+        },
+    ),
+    "fashion-clip": Task("Clip", _CLIP, _fashion(False), contrast, {"kind": "CLIP", "preprocess": _PIXELS} | _FASHION),
     "dna-oracle": Task(
         "DNAClassifier", {}, _dna, labels(_hot), {"kind": "classifier"} | _DNA, rate=3e-3, decay=0.995
     ),
@@ -379,24 +456,18 @@ def _loaders(task: Task, sets: tuple[Batch, Batch]) -> Any:
 
 
 def export(name: str, training: Training, seconds: float, epochs: int, validation: float, weights: Path) -> None:
-    """The moving average in half precision, and its card; what has been measured before is kept on it."""
+    """The moving average in half precision, and its card; to be measured again."""
     task = training.task
-    state = training.average.module.state_dict()
-    blob = save({k: v.half().contiguous() if v.is_floating_point() else v for k, v in state.items()})
-    weights.mkdir(parents=True, exist_ok=True)
-    own = {
+    about = {
         "name": name, "network": task.network, "options": task.options, **task.about,
-        "sha256": hashlib.sha256(blob).hexdigest(), "bytes": len(blob),
-        "parameters": sum(p.numel() for p in training.net.parameters()),
         "training": {
             "command": f"python -m guidekit.zoo.train {name}", "minutes": round(seconds / 60, 1), "epochs": epochs,
             "batch": task.batch, "validation loss": round(validation, 4),
         },
     }  # fmt: skip
     if task.about["kind"] == "molecule model":
-        own["tokens"] = molecule_tokens().card()
-    (weights / f"{name}.safetensors").write_bytes(blob)
-    (weights / f"{name}.json").write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+        about["tokens"] = molecule_tokens().card()
+    written(name, training.average.module, about, weights)
 
 
 def main() -> None:
