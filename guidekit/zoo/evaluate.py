@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,7 +127,7 @@ def noisy(name: str, n: int, steps: int) -> Figures:
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
         logits = _in_parts(lambda v, t=t: net(v, torch.full((len(v),), t)), angle.cos() * x + angle.sin() * noise)
         expected = logits.softmax(1) @ torch.arange(logits.shape[1]).float()
-        found[f"rank correlation with the score, t = {t}"] = round(float(spearmanr(expected, scores)[0]), 3)
+        found[f"rank correlation with the score, t = {t}"] = round(float(np.asarray(spearmanr(expected, scores))[0]), 3)
     return found
 
 

@@ -1,0 +1,63 @@
+"""Every example runs at small size and says what it should."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import guidekit as gk
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SMALL = {
+    "enhancers": ["--n", "4", "--steps", "8", "--out", "out"],
+    "external_reward": ["--n", "3", "--steps", "6", "--out", "out"],
+    "images": ["--n", "4", "--steps", "6", "--out", "out"],
+    "inverse": ["--n", "200", "--steps", "20"],
+    "learned_value": ["--n", "4", "--steps", "6", "--rollouts", "20", "--epochs", "1", "--folder", "out"],
+    "minority": ["--n", "4", "--steps", "8"],
+    "molecules": ["--n", "4", "--candidates", "3", "--top", "2", "--out", "out"],
+    "own_model": ["--train-steps", "30", "--n", "50"],
+    "particles": ["--n", "32", "--steps", "8", "--checkpoint", "run.ckpt"],
+}
+LINES = {
+    "enhancers": ["unguided", "best of 4", "SVDD", "held-out oracle"],
+    "external_reward": ["CG pairs", "failed 0"],
+    "images": ["CFG + PAG + CLIP", "judged sneaker", "images.png"],
+    "inverse": ["inpainting  TDS", "deblurring  DPS"],
+    "learned_value": ["SVDD, learned value", "explained variance"],
+    "minority": ["minority guidance, rarest bin", "boost and skip"],
+    "molecules": ["best of N", "SVDD", "QED", "best.csv"],
+    "own_model": ["unguided", "steered"],
+    "particles": ["log Z", "rows a second", "held-out oracle"],
+}
+
+
+def ran(name: str, arguments: list[str], monkeypatch, capsys) -> str:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    return capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::guidekit.CollapseWarning")
+@pytest.mark.filterwarnings("ignore::rewards.RewardWarning")
+@pytest.mark.parametrize("name", SMALL)
+def test_an_example_runs(name: str, tmp_path, monkeypatch, capsys):
+    if name == "molecules" and "molecules" not in gk.zoo.names():
+        pytest.skip("no molecule model in the box")
+    monkeypatch.chdir(tmp_path)
+    out = ran(name, SMALL[name], monkeypatch, capsys)
+    for line in LINES[name]:
+        assert line in out
+
+
+def test_examples_are_short():
+    long = {p.name: n for p in EXAMPLES.glob("*.py") if (n := len(p.read_text(encoding="utf-8").splitlines())) > 80}
+    assert set(long) <= {"guides.py"}  # all guides in one picture
+
+
+def test_steering_the_inverse_problem_nears_the_exact_posterior(monkeypatch, capsys):
+    out = ran("inverse", ["--n", "500", "--steps", "40"], monkeypatch, capsys)
+    found = {tuple(line.split()[:2]): float(line.split("mean ")[1].split()[0]) for line in out.splitlines()}
+    for problem in ("inpainting", "deblurring"):
+        assert found[problem, "TDS"] < 0.3 < found[problem, "unguided"]
