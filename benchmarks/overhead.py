@@ -17,9 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-if __name__ == "__main__" and Path(sys.path[0]) == Path(__file__).parent:
-    sys.path.pop(0)  # this folder, in which `rewards` is a benchmark
-
 import torch
 from torch import Tensor
 

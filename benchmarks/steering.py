@@ -25,15 +25,11 @@ import math
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__" and Path(sys.path[0]) == Path(__file__).parent:
-    sys.path.pop(0)  # this folder, in which `rewards` is a benchmark
 
 import torch
 from torch import Tensor, nn

@@ -1,6 +1,6 @@
 """What rewards cost: molecules a second, workers against one process, the wrapper against the bare call, sequences.
 
-    python benchmarks/rewards.py --out benchmarks/results/rewards.json
+    python benchmarks/reward_costs.py --out benchmarks/results/rewards.json
 
 Figures are medians of several runs; read the ratios, which are of one run on one machine.
 """
@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +21,6 @@ import numpy as np
 import torch
 from rdkit import Chem
 from rdkit.Chem import QED as rdkit_qed
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, in which `rewards` would be this file
 
 from guidekit.zoo import data
 from rewards import Cached, Pooled, Reward, dna, molecules

@@ -1,0 +1,178 @@
+"""Steering beside best-of-N on the bundled models, at equal network rows, judged by what took no part.
+
+    python benchmarks/zoo.py --n 100          # writes benchmarks/results/zoo.json
+    python benchmarks/zoo.py --page           # docs/results.md from it
+
+All methods have K = 4 times the rows of the unguided model: best-of-4 draws four times as many samples, SVDD four
+children of each particle, and Feynman-Kac steering runs four times the particles, of which as many as the others have
+are drawn by their weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import guidekit as gk
+
+K = 4
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "zoo.json"
+
+
+@dataclass
+class Domain:
+    """What is steered by what, and how it is judged: `judges` are functions of samples and of unguided ones."""
+
+    model: str
+    title: str
+    reward: Any
+    alpha: float
+    steps: int
+    judges: dict[str, Callable[[Any, Any], float]]
+
+
+def dna() -> Domain:
+    from rewards.dna import CellType, edit_distance_diversity, kmer_correlation, uniqueness
+
+    judge = CellType("HepG2", "dna-judge")
+    return Domain(
+        "dna", "Enhancers of HepG2: log-probability of the cell type by `dna-oracle`", CellType("HepG2"), 1.0, 50,
+        {
+            "held-out oracle": lambda s, _: float(judge(s).mean()),
+            "3-mers as unguided": lambda s, plain: kmer_correlation(s, plain, 3),
+            "edit distance": lambda s, _: edit_distance_diversity(s),
+            "unique": lambda s, _: uniqueness(s),
+        },
+    )  # fmt: skip
+
+
+def fashion() -> Domain:
+    from rewards.images import Classifier, frechet_distance
+
+    label = gk.zoo.card("fashion")["classes"].index("sandal")
+    guide, judge = gk.zoo.network("fashion-classifier"), gk.zoo.network("fashion-judge")
+    held_out = Classifier(judge, label)
+    with torch.no_grad():
+        drawn = gk.sample(gk.zoo.load("fashion"), 300, steps=40, cond=label, seed=7, batch_size=300)
+        natural = judge.features(drawn.samples)  # type: ignore[operator]
+
+    def distance(s: torch.Tensor, _: Any) -> float:
+        with torch.no_grad():
+            return float(frechet_distance(judge.features(s), natural))  # type: ignore[operator]
+
+    return Domain(
+        "fashion", "Sandals from the unconditional model: log-probability by `fashion-classifier`",
+        Classifier(guide, label), 1.0, 40,
+        {
+            "held-out oracle": lambda s, _: float(held_out(s).mean()),
+            "judged a sandal": lambda s, _: float((held_out(s).exp() > 0.5).double().mean()),
+            "distance to conditional samples": distance,
+            "pixel distance": lambda s, _: float(torch.pdist(s.flatten(1)).mean()),
+        },
+    )  # fmt: skip
+
+
+def molecules() -> Domain:
+    from rewards import geometric_mean
+    from rewards.molecules import QED, SA, Alerts, LogP, metrics
+    from rewards.transforms import ReverseSigmoid
+
+    alerts = Alerts("BRENK")
+    return Domain(
+        "molecules", "Drug-like and easy to make: geometric mean of QED and of SA through a sigmoid",
+        geometric_mean([QED(), SA().transformed(ReverseSigmoid(2.0, 4.0))]), 0.05, 20,
+        {
+            "QED": lambda s, _: float(QED()(s).nanmean()),
+            "SA": lambda s, _: float(SA()(s).nanmean()),
+            "free of BRENK alerts (held out)": lambda s, _: float((alerts(s) == 0).double().mean()),
+            "logP": lambda s, _: float(LogP()(s).nanmean()),
+            "valid": lambda s, _: metrics.validity(s),
+            "unique": lambda s, _: metrics.uniqueness(s),
+            "diversity": lambda s, _: metrics.internal_diversity(s),
+        },
+    )  # fmt: skip
+
+
+DOMAINS = {"molecules": molecules, "dna": dna, "fashion": fashion}
+
+
+def methods(reward: Any, n: int, alpha: float) -> dict[str, tuple[int, list[gk.Guide]]]:
+    """Samples to draw, and guides."""
+    return {
+        "unguided": (n, []),
+        f"best of {K}": (n, [gk.BestOfN(reward, K)]),
+        "SVDD": (n, [gk.SVDD(reward, 0.0, K)]),
+        "SVDD, weighted": (n, [gk.SVDD(reward, alpha, K), gk.Resample()]),
+        "FK steering": (K * n, [gk.FKSteering(reward, alpha)]),
+    }
+
+
+def measured(domain: Domain, n: int, seeds: int) -> list[dict[str, Any]]:
+    """A row for each method: means over seeds."""
+    model, rows = gk.zoo.load(domain.model), []
+    plain: dict[int, Any] = {}
+    for name, (count, guides) in methods(domain.reward, n, domain.alpha).items():
+        found = []
+        for seed in range(seeds):
+            result = gk.sample(
+                model, count, steps=domain.steps, guides=guides, seed=seed, batch_size=500, progress=True
+            )
+            result = result.resample(seed=seed) if guides else result
+            samples = result.samples[:n]
+            plain.setdefault(seed, samples)
+            found.append(
+                {"guiding reward": float(domain.reward(samples).nanmean())}
+                | {k: f(samples, plain[seed]) for k, f in domain.judges.items()}
+                | {"network rows": result.cost.network_rows, "reward calls": result.cost.reward_calls}
+            )
+        means = {k: sum(f[k] for f in found) / seeds for k in found[0]}
+        rows.append({"method": name} | {k: round(v, 3) for k, v in means.items()})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def page(found: dict[str, Any]) -> str:
+    """docs/results.md."""
+    lines = [
+        "# Steering against best-of-N",
+        "",
+        f"`python benchmarks/zoo.py --n {found['n']} --seeds {found['seeds']}` steers the bundled models and writes",
+        "`benchmarks/results/zoo.json`, of which this page is made. All methods have four times the network rows of",
+        "the unguided model. Columns after the guiding reward took no part in the runs.",
+    ]
+    for own in found["domains"]:
+        columns = list(own["rows"][0])
+        lines += ["", f"## {own['title']}", "", f"alpha {own['alpha']:g}, {own['steps']} steps.", ""]
+        lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines += [
+            "| " + " | ".join(f"{row[c]:g}" if c != "method" else row[c] for c in columns) + " |" for row in own["rows"]
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", choices=DOMAINS, nargs="*", default=list(DOMAINS))
+    parser.add_argument("--page", action="store_true", help="write docs/results.md from the stored results alone")
+    args = parser.parse_args()
+    if not args.page:
+        found = {"n": args.n, "seeds": args.seeds, "domains": [
+            {"title": d.title, "alpha": d.alpha, "steps": d.steps, "rows": measured(d, args.n, args.seeds)}
+            for d in (DOMAINS[name]() for name in args.only)
+        ]}  # fmt: skip
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    text = page(json.loads(RESULTS.read_text(encoding="utf-8")))
+    (HERE.parent / "docs" / "results.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
