@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow lint format docs bench clean
 
-demo: $(READY)  ## steer an analytic mixture; a picture and a table under out/demo
-	$(BIN)/python examples/mixture.py --out out/demo
+demo: $(READY)  ## design molecules with a bundled model; a table and a report under out/demo
+	$(BIN)/guidekit sample molecules --reward qed --reward sa:0.5 --guide svdd:candidates=10 -n 64 --steps 20 \
+		--compare --overwrite --out out/demo
 
 test: $(READY)  ## the whole test suite, without the long statistical runs
 	$(BIN)/python -m pytest -n auto -m "not slow"
@@ -23,6 +24,9 @@ lint: $(READY)  ## style and types
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## the pages as a site under out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY)  ## the engine's overhead and memory
 	$(BIN)/python benchmarks/overhead.py

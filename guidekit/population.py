@@ -91,6 +91,11 @@ class Population:
         """log of the mean weight of each group."""
         return log_mean_exp(self.by_group(self.log_w))
 
+    def _repr_html_(self) -> str:
+        from .report import notebook
+
+        return notebook.population_html(self)
+
     @staticmethod
     def cat(parts: list[Population]) -> Population:
         """Join micro-batches."""

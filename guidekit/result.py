@@ -187,6 +187,17 @@ class Result:
             columns["holdout"] = self.holdout.tolist()
         return pandas.DataFrame(columns)
 
+    def plot(self):
+        """Two matplotlib axes: the rewards of the samples, weighted, and the effective sample size over the steps."""
+        from .report import notebook
+
+        return notebook.plot(self)
+
+    def _repr_html_(self) -> str:
+        from .report import notebook
+
+        return notebook.result_html(self)
+
     def save(self, path: str | Path) -> Path:
         """Write tensors.safetensors and result.json into the folder `path`; samples are tensors or plain values."""
         path = Path(path)

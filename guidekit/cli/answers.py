@@ -1,0 +1,95 @@
+"""How a command answers: results on stdout, everything else on stderr, and an exit code.
+
+0     done
+1     the run failed
+2     it was asked for in a wrong way; nothing has run
+130   stopped by Ctrl-C
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..specs import ConfigError
+
+if TYPE_CHECKING:
+    from ..running import Outcome
+
+_BEST = 5  # samples that are printed where none are written
+
+
+@contextmanager
+def answered(debug: bool = False, out: Path | None = None) -> Iterator[None]:
+    """Errors as one line and an exit code; with `debug` as they are."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        _say(_stopped(out))
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if debug:
+            raise
+        wrong = isinstance(error, (ConfigError, ImportError))
+        _say(f"error: {error}" if wrong or not _nameless(error) else f"error: {type(error).__name__}: {error}")
+        raise typer.Exit(2 if wrong else 1) from None
+
+
+def _nameless(error: Exception) -> bool:
+    """Whether the message alone would puzzle."""
+    return not str(error) or isinstance(error, (KeyError, IndexError, AttributeError, AssertionError, TypeError))
+
+
+def _stopped(out: Path | None) -> str:
+    kept = out is not None and any((out / n).exists() for n in ("checkpoint", "result", "search"))
+    return f"stopped; what is done is in {out}, and the same command goes on from there" if kept else "stopped"
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def show(outcome: Outcome, as_json: bool) -> None:
+    """The table, or summary.json, on stdout; on stderr warnings and where things are."""
+    for text in outcome.summary["warnings"] if outcome.new else []:
+        _say(f"warning: {text}")
+    if as_json:
+        return put(outcome.summary)
+    typer.echo(outcome.table)
+    if outcome.folder is None:
+        return _best(outcome)
+    if not outcome.new:
+        _say(f"{outcome.folder} has this run already, nothing was done; --overwrite does it again")
+    page = outcome.folder / "report.html"
+    return _say(f"written to {outcome.folder}" + (f", see {page}" if page.exists() else ""))
+
+
+def _best(outcome: Outcome) -> None:
+    """The best samples, where they are texts."""
+    result = outcome.result
+    if isinstance(result.samples, list) and result.rewards is not None:
+        typer.echo("")
+        size = len(result) // result.groups
+        best = result.best(min(_BEST, size))
+        assert best.rewards is not None
+        for reward, sample in zip(best.rewards.tolist(), best.samples, strict=True):
+            typer.echo(f"{reward:.3f}  {sample}")
+
+
+def put(value: Any) -> None:
+    """JSON on stdout, in characters that every terminal has."""
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def lines(pairs: Sequence[tuple[str, str]], indent: str = "  ") -> str:
+    """Names and what they are, one a line."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    return "\n".join(f"{indent}{name.ljust(width)}  {text}".rstrip() for name, text in pairs)

@@ -1,0 +1,266 @@
+"""The commands. Each is a thin layer over a function of the library; heavy imports are inside."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..config import Config
+from ..specs import ConfigError, find, literal
+from .answers import answered, lines, put, show
+
+_HELP = """Steer a trained diffusion model by rewards, at inference time.
+
+Names of what there is: guidekit list. Guides, rewards, solvers and searches are written as NAME, NAME:OPTION=VALUE,...
+or NAME(VALUE,...). A reward may end in :WEIGHT, and counts in the direction in which it is good. Your own code goes
+in as my_file.py:name or package.module:name; the file is run as Python.
+"""
+
+app = typer.Typer(
+    help=_HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+Model = Annotated[str, typer.Argument(help="A bundled model, or my_model.py:load: a base model or a function of one.")]
+Rewards = Annotated[list[str] | None, typer.Option("--reward", "-r", help="Like qed or sa:0.5; several are added up.")]
+Guides = Annotated[list[str] | None, typer.Option("--guide", "-g", help="Like svdd:candidates=10,alpha=0.05.")]
+Number = Annotated[int, typer.Option("-n", min=1, help="Samples for each condition.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of the sampler.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same samples.")]
+Conds = Annotated[list[str] | None, typer.Option("--cond", "-c", help="A condition; each has n samples of its own.")]
+SolverName = Annotated[str | None, typer.Option("--solver", help="Like ddim:eta=0.5.")]
+Holdout = Annotated[str | None, typer.Option(help="A reward that takes no part, to see whether the others were gamed.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="A folder for all results; none: they are printed.")]
+Compare = Annotated[bool, typer.Option("--compare", help="Also unguided, and best-of-N at about the same cost.")]
+Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Most rows in one forward of the network.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda...; by default a GPU where there is one.")]
+Domain = Annotated[str | None, typer.Option(help="molecules, dna, images or other, where a model of yours makes it.")]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into --out.")]
+Progress = Annotated[bool | None, typer.Option("--progress/--no-progress", help="Bars; by default on a terminal.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete another run that is in --out.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def main() -> None:
+    """The entry point; modules in the working directory can be imported."""
+    sys.path.append(str(Path.cwd()))
+    app(prog_name="guidekit")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Which this is.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("list")
+def list_(
+    sections: Annotated[list[str] | None, typer.Argument(help="models, guides, rewards, solvers, searches")] = None,
+    options: Annotated[bool, typer.Option("--options", help="Show the options of each, with their defaults.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What there is, one line each."""
+    with answered(debug):
+        from .listing import sections as of, shown
+
+        found = of()
+        wanted = [find(name, list(found), "section") for name in sections or found]
+        chosen = {name: found[name] for name in wanted}
+        put(chosen) if as_json else typer.echo(shown(chosen, options))
+
+
+@app.command()
+def sample(
+    model: Model,
+    reward: Rewards = None,
+    guide: Guides = None,
+    n: Number = 16,
+    steps: Steps = 50,
+    seed: Seed = 0,
+    cond: Conds = None,
+    solver: SolverName = None,
+    holdout: Holdout = None,
+    out: Out = None,
+    compare: Compare = False,
+    batch_size: Batch = None,
+    device: Device = None,
+    domain: Domain = None,
+    report: Report = True,
+    progress: Progress = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Draw samples, steered by guides.
+
+    guidekit sample molecules -r qed -r sa:0.5 -g svdd:candidates=10 --compare -o out/demo
+    """
+    with answered(debug, out):
+        config = Config(
+            model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), solver, holdout,
+            compare=compare, batch_size=batch_size, device=device, domain=domain,
+        )  # fmt: skip
+        _run(config, out, overwrite, report, progress, as_json)
+
+
+@app.command()
+def search(
+    model: Model,
+    strategy: Annotated[str, typer.Option(help="random, zero_order, evolution, cma, paths, gradient; with options.")],
+    reward: Rewards = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Of asking and telling.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Limits: rows=20000,calls=500,seconds=60,target=0.9.")] = None,
+    guide: Guides = None,
+    n: Number = 16,
+    steps: Steps = 50,
+    seed: Seed = 0,
+    cond: Conds = None,
+    solver: SolverName = None,
+    holdout: Holdout = None,
+    out: Out = None,
+    compare: Compare = False,
+    batch_size: Batch = None,
+    device: Device = None,
+    domain: Domain = None,
+    report: Report = True,
+    progress: Progress = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Search over the noise of the sampler for samples of high reward.
+
+    guidekit search fashion --strategy zero_order:neighbours=8 --rounds 6 -r fashion-classifier:bag -n 4 -o out/bags
+    """
+    with answered(debug, out):
+        if rounds is not None:
+            strategy = f"{strategy}{',' if ':' in strategy else ':'}rounds={rounds}"
+        config = Config(
+            model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), solver, holdout, strategy, budget,
+            compare, batch_size, device, domain,
+        )  # fmt: skip
+        _run(config, out, overwrite, report, progress, as_json)
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="A run.toml, as every output folder has it.")],
+    out: Out = None,
+    batch_size: Batch = None,
+    device: Device = None,
+    report: Report = True,
+    progress: Progress = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Do the run that a file describes."""
+    with answered(debug, out):
+        config = Config.load(file)
+        config = replace(config, batch_size=batch_size or config.batch_size, device=device or config.device)
+        _run(config, out, overwrite, report, progress, as_json)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="An output folder.")], debug: Debug = False) -> None:
+    """Write report.html of an output folder anew."""
+    with answered(debug):
+        _finished(folder)
+        from ..report import write
+
+        typer.echo(write(folder))
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Output folders.")], as_json: Json = False, debug: Debug = False
+) -> None:
+    """One table over several output folders."""
+    with answered(debug):
+        from ..comparison import text
+        from ..running import named, summary_of
+
+        found = {folder: summary_of(folder) for folder in folders}
+        columns = list(dict.fromkeys(c for s in found.values() for c in s["columns"]))
+        rows = [row | {"name": f"{folder}: {row['name']}"} for folder, s in found.items() for row in named(s)]
+        if len({s["reward"] for s in found.values()}) > 1:
+            typer.echo("warning: the rewards differ, so their means cannot be compared", err=True)
+        put({"columns": columns, "rows": rows}) if as_json else typer.echo(text(rows, columns))
+
+
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="SMILES, CSV or FASTA, or a folder of PNG images.")],
+    domain: Annotated[str, typer.Option(help="molecules, dna or images.")],
+    reference: Annotated[Path | None, typer.Option(help="A file like it, for novelty and likeness.")] = None,
+    reward: Rewards = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """The metrics of a set of samples, wherever they come from."""
+    with answered(debug):
+        from ..comparison import shown
+        from .evaluation import metrics
+
+        found = metrics(path, domain, reference, list(reward or []))
+        put(found) if as_json else typer.echo(lines([(name, shown(value)) for name, value in found.items()], indent=""))
+
+
+@app.command()
+def bench(
+    model: Model,
+    guide: Guides = None,
+    reward: Rewards = None,
+    n: Number = 8,
+    steps: Steps = 10,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each; the median counts.")] = 3,
+    batch_size: Batch = None,
+    device: Device = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """How long guided sampling takes, over unguided."""
+    with answered(debug):
+        from ..comparison import text
+        from .timing import GUIDES, ratios
+
+        given = {"n": n, "steps": steps, "batch_size": batch_size, "device": device}
+        found = ratios(model, _tuple(guide) or GUIDES, _tuple(reward), repeats, **given)
+        put(found) if as_json else typer.echo(text(found["rows"], list(found["rows"][0])[1:]))
+
+
+def _run(config: Config, out: Path | None, overwrite: bool, report: bool, progress: bool | None, as_json: bool) -> None:
+    """Do it, and tell."""
+    from ..running import run
+
+    show(run(config, out, overwrite=overwrite, report=report and out is not None, progress=progress), as_json)
+
+
+def _finished(folder: Path) -> None:
+    if not (folder / "result").is_dir():
+        raise ConfigError(f"{folder} is no output folder: it holds no result")
+
+
+def _tuple(listed: list[str] | None) -> tuple[str, ...]:
+    return tuple(listed or ())
+
+
+def _conditions(listed: list[str] | None) -> tuple[str | int, ...]:
+    """Texts, and whole numbers as such."""
+    return tuple(int(v) if isinstance(literal(v), int) and v.strip().lstrip("-").isdigit() else v for v in listed or ())

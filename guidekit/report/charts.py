@@ -1,0 +1,148 @@
+"""The charts of a report: lines, histograms and scatters, as SVG text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .svg import COLOURS, LEFT, TOP, Scale, axes, bounds, element, legend, number, picture, plane, widened
+
+
+@dataclass(frozen=True)
+class Series:
+    """Named numbers in one colour: of a line, of a histogram, or the y of a scatter. NaN is left out.
+
+    colour   0 to 5, a colour of the page
+    x        of a scatter
+    weights  of a histogram or of the points of a scatter; None is equal weights
+    dashed   of a line
+    labels   of the points of a scatter
+    """
+
+    name: str
+    values: Sequence[float]
+    colour: int = 0
+    x: Sequence[float] = ()
+    weights: Sequence[float] | None = None
+    dashed: bool = False
+    labels: Sequence[str] = field(default=())
+
+    @property
+    def classes(self) -> str:
+        return f"c{self.colour % COLOURS}" + (" dashed" if self.dashed else "")
+
+
+def lines(series: Sequence[Series], title: str, ylabel: str, zero: bool = False, marks: Sequence[int] = ()) -> str:
+    """Lines over the steps of a run, the first value being that after step 1; `marks` are steps, along the foot."""
+    steps = max(len(s.values) for s in series)
+    low, high = bounds((v for s in series for v in s.values), *([0.0] if zero else []))
+    x, y = plane((0, max(steps, 1)), (low, high) if zero else widened(low, high))
+    drawn = "".join(element("g", f'<path class="line" d="{_path(s.values, x, y)}"/>', class_=s.classes) for s in series)
+    feet = "".join(f'<path class="mark" d="M{x(m)} {y.start}v-7"/>' for m in marks)
+    label = f"{title}. " + " ".join(f"{s.name}: {_first_and_last(s.values)}." for s in series)
+    return picture(axes(x, y, "step", ylabel, whole=True) + feet + drawn + legend(_named(series)), label)
+
+
+def histogram(series: Sequence[Series], title: str, xlabel: str, bins: int = 24) -> str:
+    """The share of samples in bins that all series have in common; the first is filled, the others are outlines."""
+    low, high = bounds(v for s in series for v in s.values)
+    shares = [_shares(s, low, high, bins) for s in series]
+    x, y = plane((low, high), (0.0, max(max(v) for v in shares) * 1.05 or 1.0))
+    edges = [low + (high - low) * i / bins for i in range(bins + 1)]
+    drawn = "".join(
+        element("g", f'<path class="{"bar" if i == 0 else "line"}" d="{_steps(edges, v, x, y)}"/>', class_=s.classes)
+        for i, (s, v) in enumerate(zip(series, shares, strict=True))
+    )
+    label = f"{title}. " + " ".join(f"{s.name}: mean {number(_mean(s))}." for s in series)
+    return picture(axes(x, y, xlabel, "share of samples") + drawn + legend(_named(series)), label)
+
+
+def scatter(series: Sequence[Series], title: str, xlabel: str, ylabel: str) -> str:
+    """Points, larger where they weigh more; the last series lies on top."""
+    x, y = plane(
+        widened(*bounds(v for s in series for v in s.x)),
+        widened(*bounds(v for s in series for v in s.values)),
+    )
+    drawn = "".join(element("g", "".join(_points(s, x, y)), class_=s.classes) for s in series)
+    label = f"{title}. " + " ".join(f"{s.name}: {len(s.values)} points." for s in series)
+    return picture(axes(x, y, xlabel, ylabel) + drawn + legend(_named(series[::-1])), label)
+
+
+def strip(values: Sequence[Series], title: str, ylabel: str, top: float) -> str:
+    """A low, wide chart along a sequence, from position 1 on."""
+    width, height = 960, 170
+    x = Scale(1, max(2, *(len(s.values) for s in values)), LEFT, width - 10)
+    y = Scale(0.0, top, height - 40, TOP)
+    drawn = "".join(
+        element("g", f'<path class="line" d="{_path(s.values, x, y, first=1)}"/>', class_=s.classes) for s in values
+    )
+    content = axes(x, y, "position", ylabel, whole=True) + drawn + legend(_named(values))
+    return picture(content, title, height, width, class_="chart wide")
+
+
+def _named(series: Sequence[Series]) -> list[tuple[str, str]]:
+    return [(s.classes, s.name) for s in series]
+
+
+def _path(values: Sequence[float], x: Scale, y: Scale, first: int = 1) -> str:
+    """A line that is broken where there is no value; a lone value is a dot."""
+    parts, pen = [], "M"
+    for i, v in enumerate(values):
+        if not math.isfinite(v):
+            pen = "M"
+            continue
+        parts.append(f"{pen}{x(i + first)} {y(v)}" + ("h.1" if pen == "M" else ""))
+        pen = "L"
+    return "".join(parts)
+
+
+def _first_and_last(values: Sequence[float]) -> str:
+    known = [v for v in values if math.isfinite(v)]
+    return f"from {number(known[0])} to {number(known[-1])}" if known else "unknown"
+
+
+def _known(s: Series) -> list[tuple[float, float]]:
+    weights = s.weights if s.weights is not None else [1.0] * len(s.values)
+    return [(v, w) for v, w in zip(s.values, weights, strict=True) if math.isfinite(v)]
+
+
+def _mean(s: Series) -> float:
+    known = _known(s)
+    total = sum(w for _, w in known)
+    return sum(v * w for v, w in known) / total if total else math.nan
+
+
+def _shares(s: Series, low: float, high: float, bins: int) -> list[float]:
+    counts, known = [0.0] * bins, _known(s)
+    for v, w in known:
+        counts[min(bins - 1, int((v - low) / (high - low) * bins))] += w
+    total = sum(w for _, w in known)
+    return [c / total for c in counts] if total else counts
+
+
+def _steps(edges: Sequence[float], shares: Sequence[float], x: Scale, y: Scale) -> str:
+    tops = "".join(f"V{y(v)}H{x(edges[i + 1])}" for i, v in enumerate(shares))
+    return f"M{x(edges[0])} {y(0)}{tops}V{y(0)}"
+
+
+def _points(s: Series, x: Scale, y: Scale) -> list[str]:
+    weights = s.weights if s.weights is not None else [1.0] * len(s.values)
+    mean = sum(weights) / max(1, len(weights)) or 1.0
+    rows = zip(s.x, s.values, weights, s.labels or [""] * len(s.values), strict=True)
+    return [
+        element("circle", element("title", _text(label, a, b)), class_="dot", cx=x(a), cy=y(b), r=_radius(w / mean))
+        for a, b, w, label in rows
+        if math.isfinite(a) and math.isfinite(b)
+    ]
+
+
+def _radius(weight: float) -> float:
+    """An area that grows with the weight, within what can be seen and what does not cover others."""
+    return round(min(9.0, max(2.0, 3.6 * math.sqrt(weight))), 1)
+
+
+def _text(label: str, a: float, b: float) -> str:
+    from html import escape
+
+    return escape(f"{label}: {number(a)}, {number(b)}")

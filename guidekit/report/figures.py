@@ -1,0 +1,174 @@
+"""The figures of a report, from results to charts, and the numbers that stand for a result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..result import Result
+from . import dna, molecules, pedigree
+from .charts import Series, histogram, lines, scatter
+from .reading import Output
+from .recorder import survivors
+from .svg import number
+
+MOST_GROUPS = 6  # with a line of their own
+
+
+def own(result: Result) -> str:
+    """What the result itself is called beside others."""
+    return "samples" if result.config.get("guides") == [] else "steered"
+
+
+def mean(result: Result, what: str = "rewards") -> float:
+    """The mean of the known rewards under the weights, of all groups alike."""
+    values = getattr(result, what)
+    known = values.isfinite()
+    weights = result.weights.to(values)[known]
+    return float((weights * values[known]).sum() / weights.sum())
+
+
+def greatest(values: Tensor) -> float:
+    """The greatest finite value, NaN where there is none."""
+    known = values[values.isfinite()]
+    return float(known.max()) if len(known) else math.nan
+
+
+def top(result: Result) -> float:
+    """The mean reward of the best tenth of all samples, those without a score being the worst."""
+    assert result.rewards is not None
+    known = result.rewards[result.rewards.isfinite()]
+    count = min(math.ceil(len(result) / 10), len(known))
+    return float(known.topk(count).values.mean()) if count else math.nan
+
+
+def ancestors(result: Result) -> int:
+    """Starting particles that have descendants among the samples, in all groups together."""
+    return len(result.lineage()[0].unique())
+
+
+def over_time(result: Result, names: Sequence[str]) -> list[str]:
+    """Reward, effective sample size and ancestors over the steps of a run."""
+    if not len(result.trace):
+        return []
+    groups, size = min(result.groups, MOST_GROUPS), len(result) // result.groups
+    charts = []
+    if bool(result.trace["mean_reward"].isfinite().any()):
+        charts.append(lines(_rewards(result, names, groups), "Reward of the clean estimates over the run", "reward"))
+    ess, distinct = (_columns(result, key, names, groups) for key in ("ess", "distinct"))
+    moments = [i + 1 for i, row in enumerate(result.trace) if any(row["resampled"])]
+    marks = moments if result.groups == 1 and len(moments) < len(result.trace) else []
+    title = f"Effective sample size over the run, of {size}"
+    if result.groups == 1:
+        both = [
+            replace(ess[0], name="effective size"),
+            replace(distinct[0], name="starting particles", colour=3, dashed=True),
+        ]
+        return [*charts, lines(both, title, "samples", zero=True, marks=marks)]
+    charts.append(lines(ess, title, "effective sample size", zero=True))
+    return [*charts, lines(distinct, "Starting particles that still have descendants",
+                           "starting particles with descendants", zero=True)]  # fmt: skip
+
+
+def _columns(result: Result, key: str, names: Sequence[str], groups: int) -> list[Series]:
+    values = result.trace[key].double()
+    return [Series(names[g], values[:, g].tolist(), _colour(g)) for g in range(groups)]
+
+
+def _rewards(result: Result, names: Sequence[str], groups: int) -> list[Series]:
+    means = _columns(result, "mean_reward", names, groups)
+    if result.groups > 1:
+        return means
+    best = result.trace["max_reward"].double()[:, 0].tolist()
+    return [replace(means[0], name="mean"), Series("best", best, 0, dashed=True)]
+
+
+def _colour(group: int) -> int:
+    """Grey is for unguided samples."""
+    return (0, 2, 3, 4, 5, 1)[group]
+
+
+def distributions(out: Output) -> list[str]:
+    """Rewards beside those of unguided samples, and the reward against the held-out one."""
+    rewarded = [(s, r) for s, r in _sets(out) if r.rewards is not None and bool(r.rewards.isfinite().any())]
+    if out.result.rewards is None or not rewarded:
+        return []
+    series = [
+        Series(name, (r.rewards if r.rewards is not None else r.x).tolist(), colour, weights=r.weights.tolist())
+        for (name, colour), r in rewarded
+    ]
+    charts = [histogram(series, "Distribution of rewards, under the weights", "reward")]
+    judged = [(s, r) for s, r in rewarded if r.holdout is not None and bool(r.holdout.isfinite().any())]
+    if judged:
+        charts.append(scatter([_points(*s, r) for s, r in judged[::-1]], "Guiding and held-out reward of each sample",
+                              "guiding reward", "held-out reward"))  # fmt: skip
+    return charts
+
+
+def _sets(out: Output) -> list[tuple[tuple[str, int], Result]]:
+    every = [((own(out.result), 0), out.result), (("unguided", 1), out.base), (("best of N", 2), out.best)]
+    return [(name, result) for name, result in every if result is not None]
+
+
+def _points(name: str, colour: int, result: Result, most: int = 1000) -> Series:
+    assert result.rewards is not None and result.holdout is not None
+    x, y, w = (v[:most].tolist() for v in (result.rewards, result.holdout, result.weights))
+    return Series(name, y, colour, x=x, weights=w, labels=[f"{name}, row {i}" for i in range(len(x))])
+
+
+def plane(out: Output) -> str | None:
+    """The samples as points, where they are pairs of numbers."""
+    if out.result.x.shape[1:] != (2,) or not out.result.x.is_floating_point():
+        return None
+    series = [
+        Series(name, r.x[:1000, 1].tolist(), colour, x=r.x[:1000, 0].tolist(), weights=r.weights[:1000].tolist(),
+               labels=[f"{name}, row {i}" for i in range(min(1000, len(r)))])
+        for (name, colour), r in _sets(out)
+        if r.x.shape[1:] == (2,)
+    ]  # fmt: skip
+    return scatter(series[::-1], "The samples", "x, first", "x, second")
+
+
+def lineage(out: Output, domain: str) -> dict[str, Any]:
+    """The picture of the lineage, and what the ancestors' clean estimates were; empty for a run without steps."""
+    result = out.result
+    if not len(result.ancestors):
+        return {}
+    rows = survivors(result)
+    found = out.lineage
+    steps = found.steps if found else []
+    rewards = [math.nan] * len(result) if result.rewards is None else result.rewards.tolist()
+    scores = [rewards[r] if math.isfinite(rewards[r]) else -math.inf for r in rows]
+    nodes = [[f"m{i}n{k}" for i, k in enumerate(found.rows[r])] if found else [] for r in rows]
+    names = [f"row {r}, reward {number(rewards[r])}" for r in rows]
+    paths = result.lineage()[:, rows].T.tolist()
+    return {
+        "picture": pedigree.draw(paths, scores, names, steps, nodes),
+        "options": [names[i] for i in pedigree.order(paths, scores)],
+        "moments": _moments(out, domain),
+        "ancestors": ancestors(result),
+        "left_out": len(result) - len(rows),
+        "count": len(rows),
+    }
+
+
+_DRAWN: dict[str, Callable[[str], str | None]] = {"molecules": molecules.draw, "dna": dna.stripe}
+
+
+def _moments(out: Output, domain: str) -> list[dict[str, Any]]:
+    """For every moment its step, its time and the estimates."""
+    if out.lineage is None:
+        return []
+    drawn = _DRAWN.get(domain, lambda text: None)
+    return [
+        {
+            "step": step,
+            "t": t,
+            "nodes": [{**node, "picture": drawn(node["text"]) if "text" in node else None} for node in nodes],
+        }
+        for step, t, nodes in zip(out.lineage.steps, out.lineage.t, out.lineage.nodes, strict=True)
+    ]

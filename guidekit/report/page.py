@@ -1,0 +1,199 @@
+"""From an output directory to one HTML file that needs nothing else: `write`."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import guidekit as gk
+from rewards.base import needs
+
+from ..result import Result
+from . import figures, samples
+from .reading import Output, read, value
+from .recorder import replaced
+from .svg import number
+
+ROWS = 500  # of the table of samples
+
+_COLUMNS = ("mean", "top 10%", "holdout mean", "network rows", "reward calls", "seconds")
+
+
+def write(folder: str | Path) -> Path:
+    """Write report.html into an output directory, from what is there: result/ and, if any, base/, best_of_n/,
+    summary.json, samples.csv, lineage.json and run.toml. Returns the file."""
+    needs("jinja2", "report", "a report")
+    out = read(folder)
+    return replaced(out.path / "report.html", render(out))
+
+
+def render(out: Output) -> str:
+    """The page as text."""
+    template = _environment().get_template("page.html.jinja")
+    script, style = _file("page.js"), _file("page.css")
+    return template.render(
+        **_context(out),
+        style=style,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _context(out: Output) -> dict[str, Any]:
+    """All that the template shows; pictures are markup, everything else is text."""
+    result, summary = out.result, out.summary
+    domain = samples.domain(result, summary.get("domain"))
+    names = samples.conditions(result)
+    return {
+        "title": summary.get("title") or _title(summary),
+        "subtitle": _subtitle(result, summary),
+        "version": summary.get("version") or gk.__version__,
+        "tiles": _tiles(out),
+        "columns": summary.get("columns") or _columns(out),
+        "comparison": _named(summary) or _comparison(out),
+        "warnings": [str(w) for w in summary.get("warnings", [])],
+        "groups": _groups(result, names) if result.groups > 1 else [],
+        "over_time": figures.over_time(result, names),
+        "lineage": figures.lineage(out, domain),
+        "distributions": figures.distributions(out),
+        "plane": figures.plane(out) if domain == "other" else None,
+        "shown": samples.shown(out, domain, names),
+        "table": _table(out, names),
+        "cost": _cost(result),
+        "config": out.config,
+        "arguments": "" if out.config else json.dumps(result.config, indent=1, ensure_ascii=False)[:20000],
+        "bibtex": summary.get("bibtex", ""),
+    }
+
+
+def _title(summary: dict[str, Any]) -> str:
+    return " and ".join(v for k in ("model", "reward") if (v := summary.get(k))) or "Steered samples"
+
+
+def _subtitle(result: Result, summary: dict[str, Any]) -> str:
+    groups = f" of {result.groups} conditions" if result.groups > 1 else ""
+    guides = f", guided by {', '.join(map(str, summary['guides']))}" if summary.get("guides") else ""
+    return f"{_count(len(result), 'sample')}{groups} in {_count(len(result.ancestors), 'step')}{guides}"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _tiles(out: Output) -> list[tuple[str, str, str]]:
+    """Name, value and remark of the figures at the top."""
+    result, tiles = out.result, []
+    size = len(result) // result.groups
+    base = None if out.base is None else figures.mean(out.base)
+    if result.rewards is not None:
+        remark = "" if base is None else f"{number(base)} unguided"
+        tiles.append(("mean reward", number(figures.mean(result)), remark))
+        tiles.append(("best reward", number(figures.greatest(result.rewards)), ""))
+    if result.holdout is not None:
+        other = None if out.base is None or out.base.holdout is None else figures.mean(out.base, "holdout")
+        remark = "" if other is None else f"{number(other)} unguided"
+        tiles.append(("held-out reward", number(figures.mean(result, "holdout")), remark))
+    tiles.append(("effective samples", number(float(result.ess.mean())), f"of {size}{_each(result)}"))
+    tiles.append(("starting particles", number(figures.ancestors(result)), "with descendants"))
+    if result.log_weights.unique().numel() > 1 or bool(result.log_z.abs().max() > 0):
+        error = float(result.log_z_error.mean())
+        tiles.append(("log Z", number(float(result.log_z.mean())), f"standard error {number(error, 2)}{_each(result)}"))
+    return tiles
+
+
+def _each(result: Result) -> str:
+    return ", mean of the conditions" if result.groups > 1 else ""
+
+
+def _sets(out: Output) -> list[tuple[str, Result]]:
+    every = [("unguided", out.base), ("best of N", out.best), (figures.own(out.result), out.result)]
+    return [(name, result) for name, result in every if result is not None]
+
+
+def _columns(out: Output) -> list[str]:
+    known = {key for _, result in _sets(out) for key, v in _measured(result).items() if v is not None}
+    return [column for column in _COLUMNS if column in known]
+
+
+def _comparison(out: Output) -> list[dict[str, Any]]:
+    return [{"name": name, **_measured(result)} for name, result in _sets(out)]
+
+
+def _named(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of summary.json with the N of best-of-N."""
+    n = summary.get("best_of")
+    rows = summary.get("rows", [])
+    return [row | {"name": f"best of {n}"} if n and row["name"] == "best of N" else row for row in rows]
+
+
+def _measured(result: Result) -> dict[str, float | None]:
+    """What a row of the table says where there is no summary.json. Means take the weights."""
+    has = result.rewards is not None
+    return {
+        "mean": figures.mean(result) if has else None,
+        "top 10%": figures.top(result) if has else None,
+        "holdout mean": None if result.holdout is None else figures.mean(result, "holdout"),
+        "network rows": result.cost.network_rows,
+        "reward calls": result.cost.reward_calls,
+        "seconds": round(result.cost.seconds, 2),
+    }
+
+
+def _groups(result: Result, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The diagnostics of each condition."""
+    columns = {"reward": "mean reward", "holdout": "held-out", "ess": "effective samples", "ancestors": "ancestors",
+               "distinct": "distinct", "log_z": "log Z", "log_z_error": "error of log Z"}  # fmt: skip
+    rows = result.summary()
+    return [
+        {"name": name} | {title: row[key] for key, title in columns.items() if key in row}
+        for name, row in zip(names, rows, strict=True)
+    ]
+
+
+def _cost(result: Result) -> list[tuple[str, str]]:
+    cost, n = result.cost, len(result)
+    return [
+        ("network rows", f"{cost.network_rows:,}, {number(cost.network_rows / n)} for each sample"),
+        ("network calls", f"{cost.network_calls:,}"),
+        ("reward calls", f"{cost.reward_calls:,}, each of another sample"),
+        ("scores that failed", f"{cost.unscored:,}"),
+        ("time", f"{number(cost.seconds)} s"),
+    ]
+
+
+def _table(out: Output, names: Sequence[str]) -> dict[str, Any]:
+    """The samples as rows of a table, the best first."""
+    result = out.result
+    order = samples.ranked(result)[:ROWS]
+    extra = list(next(iter(out.table.values()), {}))
+    columns: dict[str, Any] = {"row": range(len(result))}
+    if result.groups > 1:
+        columns["condition"] = [names[g] for g in result.group.tolist()]
+    columns["sample"] = samples.texts(result)
+    for name, values in (("reward", result.rewards), ("holdout", result.holdout), ("weight", result.weights)):
+        if values is not None:
+            columns[name] = values.tolist()
+    rows = [[columns[c][i] for c in columns] + [value(out.table[i][c]) for c in extra] for i in order]
+    return {"columns": [*columns, *extra], "rows": rows, "left_out": len(result) - len(order)}
+
+
+@lru_cache(1)
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(loader=PackageLoader("guidekit.report"), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    environment.filters["number"] = lambda v: number(v) if isinstance(v, (int, float)) else str(v)
+    environment.filters["value"] = value
+    environment.tests["number"] = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
+    return environment
+
+
+def _file(name: str) -> str:
+    return (files("guidekit.report") / "templates" / name).read_text(encoding="utf-8")

@@ -1,0 +1,140 @@
+"""An output directory as it lies on the disk. All but result/ may be missing; what is broken is an error that names
+the file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..result import Result, load_result
+from .recorder import FORMAT, survivors
+
+_PNG = "data:image/png;base64,"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """lineage.json: at which steps what the ancestors were. rows: for each survivor its node at every moment."""
+
+    steps: list[int]
+    t: list[float]
+    nodes: list[list[dict[str, Any]]]
+    rows: dict[int, list[int]]
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output directory. table has the extra columns of samples.csv by row of the result."""
+
+    path: Path
+    result: Result
+    base: Result | None = None
+    best: Result | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    table: dict[int, dict[str, str]] = field(default_factory=dict)
+    lineage: Lineage | None = None
+    config: str = ""
+
+
+def read(folder: str | Path) -> Output:
+    """All that is in the folder."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: there is no such folder; give the output directory of a run")
+    result = _result(path / "result")
+    return Output(
+        path,
+        result,
+        base=_result(path / "base") if (path / "base").exists() else None,
+        best=_result(path / "best_of_n") if (path / "best_of_n").exists() else None,
+        summary=_parsed(path / "summary.json", _summary) or {},
+        table=_parsed(path / "samples.csv", lambda text: _table(text, result)) or {},
+        lineage=_parsed(path / "lineage.json", lambda text: _lineage(text, result)),
+        config=_parsed(path / "run.toml", str) or "",
+    )
+
+
+def _result(path: Path) -> Result:
+    result = load_result(path)
+    if result.groups < 1 or len(result.samples) != len(result) or len(result) % result.groups:
+        raise ValueError(f"{path}: {len(result)} rows and {len(result.samples)} samples in {result.groups} groups")
+    return result
+
+
+def _parsed(file: Path, parse: Callable[[str], Any]) -> Any:
+    if not file.exists():
+        return None
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+        raise ValueError(
+            f"{file} is broken or of another version ({type(error).__name__}: {error}); "
+            "run again, or delete the file for a report without it"
+        ) from error
+
+
+_SUMMARY: dict[str, type] = {
+    "domain": str, "model": str, "reward": str, "title": str, "version": str, "bibtex": str,
+    "components": list, "guides": list, "columns": list, "rows": list, "warnings": list,
+}  # fmt: skip
+
+
+def _summary(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    for key, kind in _SUMMARY.items():
+        if key in found and not isinstance(found[key], kind):
+            raise TypeError(f"{key!r} is {type(found[key]).__name__}, not {kind.__name__}")
+    if not all(isinstance(row, dict) and isinstance(row["name"], str) for row in found.get("rows", [])):
+        raise TypeError("'rows' are objects with a name")
+    return found
+
+
+_KNOWN = {"row", "condition", "sample", "reward", "holdout", "log_weight", "weight"}
+
+
+def _table(text: str, result: Result) -> dict[int, dict[str, str]]:
+    """The columns that the result does not have, by row."""
+    rows = list(csv.DictReader(io.StringIO(text)))
+    if len(rows) != len(result):
+        raise ValueError(f"{len(rows)} rows where the result has {len(result)}")
+    found = {int(row["row"]): {k: v or "" for k, v in row.items() if k and k not in _KNOWN} for row in rows}
+    if sorted(found) != list(range(len(result))):
+        raise ValueError("its column 'row' does not number the rows of the result from 0 on")
+    return found
+
+
+def _lineage(text: str, result: Result) -> Lineage:
+    found = json.loads(text)
+    if found["format"] != FORMAT:
+        raise ValueError(f"format {found['format']!r}, this version reads {FORMAT!r}")
+    rows = {int(row): list(nodes) for row, nodes in found["rows"].items()}
+    made = Lineage(list(found["steps"]), [float(t) for t in found["t"]], found["nodes"], rows)
+    if len(result.ancestors) != found["total"] or not set(rows) <= set(range(len(result))):
+        raise ValueError("it belongs to another run than result/")
+    if not len(made.steps) == len(made.t) == len(made.nodes) or sorted(rows) != sorted(survivors(result)):
+        raise ValueError("moments or samples are missing")
+    ancestors = result.lineage()
+    for i, (step, nodes) in enumerate(zip(made.steps, made.nodes, strict=True)):
+        wrong = [r for r, path in rows.items() if nodes[path[i]]["row"] != int(ancestors[step, r])]
+        if wrong:
+            raise ValueError(f"the ancestor of sample {wrong[0]} at step {step} is another one in result/")
+        for node in nodes:
+            reward = node["reward"]
+            node["reward"] = math.nan if reward is None else float(reward)
+            if not isinstance(node.get("text", ""), str) or not str(node.get("image", _PNG)).startswith(_PNG):
+                raise TypeError(f"a node that is neither text nor a PNG: {str(node)[:80]}")
+    return made
+
+
+def value(text: str) -> float | str:
+    """A number where it is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

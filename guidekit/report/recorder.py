@@ -1,0 +1,148 @@
+"""What the particles were on their way: clean estimates of the survivors' ancestors.
+
+    recorder = Recorder(model)
+    result = gk.sample(model, 64, guides=guides, callbacks=[recorder])
+    recorder.save(folder, result)
+
+It only reads what a step leaves behind: the network is not called, and the run is the same, bit for bit, with it and
+without. While the run goes on it keeps the clean estimates of all particles at `MOMENTS` steps at most, in the memory
+of the host; decoded and written are those alone from which one of `SURVIVORS` samples descends.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.base import Model, borrowed
+from ..population import Population
+from ..result import Result
+from ..view import Step
+from .images import fitted, pixels, png_uri
+from .svg import number
+
+MOMENTS, SURVIVORS = 12, 64
+FORMAT = "guidekit-lineage-1"
+_TEXT, _SIDE = 600, 64  # most characters of a text, and pixels along an image
+
+
+def moments(total: int, every: int = 1, most: int = MOMENTS) -> list[int]:
+    """Steps at which a run of `total` steps is looked at: every so many and the last, some of them where they are many.
+
+    >>> moments(10, 4), moments(100, 1, most=5)
+    ([4, 8, 10], [1, 26, 51, 75, 100])
+    """
+    every_so_many = sorted({*range(every, total + 1, every), total})
+    if len(every_so_many) <= most:
+        return every_so_many
+    last = len(every_so_many) - 1
+    return [every_so_many[round(i * last / (most - 1))] for i in range(most)]
+
+
+def survivors(result: Result, most: int = SURVIVORS) -> list[int]:
+    """Rows of the result with the highest rewards, equally many of every group; the first ones without rewards."""
+    size = len(result) // result.groups
+    each = max(1, most // result.groups)
+    scores = torch.zeros(len(result)) if result.rewards is None else result.rewards.nan_to_num(-torch.inf)
+    order = scores.view(result.groups, size).argsort(dim=1, descending=True, stable=True)[:, :each]
+    rows = order + torch.arange(result.groups, device=order.device)[:, None] * size
+    return rows.flatten().tolist()[:most]
+
+
+class Recorder:
+    """A callback of gk.sample that remembers the clean estimates of the particles, every so many steps.
+
+    model   the base model of the run, which decodes
+    every   steps from one moment to the next; the last step is always one
+    """
+
+    def __init__(self, model: Model, every: int = 1):
+        if not isinstance(model, Model):
+            raise TypeError(f"Recorder(model) takes the base model of the run, not {type(model).__name__}")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"Recorder(every={every!r}): a whole number of steps, at least 1, is needed")
+        self.model, self.every = model, every
+        self._total = 0
+        self._kept: dict[int, tuple[float, Tensor, Tensor]] = {}
+
+    def __call__(self, pop: Population, step: Step) -> None:
+        if self._kept and step.index <= max(self._kept):  # another run has begun
+            self._kept.clear()
+        self._total = step.total
+        if step.index in moments(step.total, self.every):
+            clean = pop.x if step.last else self.model.process.clean(pop.predictions[0], pop.x)
+            self._kept[step.index] = (step.t, _copy(clean), _copy(pop.rewards))
+
+    def save(self, folder: str | Path, result: Result) -> Path:
+        """Write lineage.json into the folder: what each survivor's ancestor was at every moment, and its reward."""
+        self._check(result)
+        rows = survivors(result)
+        lineage = result.lineage().cpu()[:, rows]
+        nodes, places = [], []
+        for index in self._kept:
+            unique, place = lineage[index].unique(return_inverse=True)
+            nodes.append(self._nodes(index, unique))
+            places.append(place.tolist())
+        text = {
+            "format": FORMAT,
+            "total": self._total,
+            "steps": list(self._kept),
+            "t": [t for t, _, _ in self._kept.values()],
+            "nodes": nodes,
+            "rows": {str(row): [place[i] for place in places] for i, row in enumerate(rows)},
+        }
+        file = Path(folder) / "lineage.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return replaced(file, json.dumps(text, allow_nan=False))
+
+    def _check(self, result: Result) -> None:
+        if not self._kept:
+            raise ValueError("the recorder saw no step: give it to gk.sample(..., callbacks=[recorder])")
+        _, x, _ = self._kept[max(self._kept)]
+        same = len(result.ancestors) == self._total == max(self._kept) and int(result.row.max()) < len(x)
+        if not same or not torch.equal(x[result.row.cpu()].nan_to_num(), result.x.detach().cpu().nan_to_num()):
+            raise ValueError("the recorder saw another run than the one that made this result")
+
+    def _nodes(self, index: int, rows: Tensor) -> list[dict[str, Any]]:
+        _, clean, rewards = self._kept[index]
+        with borrowed([self.model]), torch.no_grad():
+            shown = _shown(self.model.decode(clean[rows].to(self.model.device)), len(self._kept))
+        known = [v if math.isfinite(v) else None for v in rewards[rows].tolist()]
+        return [
+            {"row": row, "reward": reward, kind: what}
+            for row, reward, (kind, what) in zip(rows.tolist(), known, shown, strict=True)
+        ]
+
+
+def _copy(v: Tensor) -> Tensor:
+    return v.detach().to("cpu", copy=True)
+
+
+def replaced(file: Path, text: str) -> Path:
+    """Write a file such that it is either whole or as it was."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
+    return file
+
+
+def _shown(samples: Any, moments: int) -> list[tuple[str, str]]:
+    """Samples as text, or images as data URIs."""
+    images = pixels(samples)
+    if images is not None:
+        return [("image", png_uri(v)) for v in fitted(images, _SIDE, 1_500_000 // moments)]
+    return [("text", plain(v)) for v in samples]
+
+
+def plain(sample: Any) -> str:
+    """A sample as text: itself, or its first numbers."""
+    if isinstance(sample, str):
+        return sample if len(sample) <= _TEXT else sample[:_TEXT] + "…"
+    values = torch.as_tensor(sample).flatten() if hasattr(sample, "__len__") else torch.tensor([float(sample)])
+    return ", ".join(number(v) for v in values[:8].tolist()) + (", …" if len(values) > 8 else "")

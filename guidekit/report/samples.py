@@ -1,0 +1,152 @@
+"""The samples of a report, by domain: molecules, DNA, images, or numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..result import Result
+from . import dna, figures, images, molecules
+from .reading import Output
+from .recorder import plain
+
+MOST = 60  # samples that are drawn
+_POSITIONS, _LOGOS = 600, 8  # of the longest sequences in a logo, and groups that have one
+
+
+def domain(result: Result, given: Any = None) -> str:
+    """What the samples are: as the summary says, or as they look."""
+    if given in ("molecules", "dna", "images", "other"):
+        return given
+    own = result.samples
+    if not isinstance(own, list):
+        return "other" if images.pixels(own) is None else "images"
+    texts = [s for s in own if isinstance(s, str) and s][:100]
+    if not texts:
+        return "other"
+    if all(len(s) > 5 and set(s.upper()) <= set("ACGTN") for s in texts):
+        return "dna"
+    return "molecules" if 2 * sum(molecules.draw(s) is not None for s in texts) > len(texts) else "other"
+
+
+def conditions(result: Result) -> list[str]:
+    """A name for every group: its condition where that is short text or a number."""
+    given = result.config.get("cond")
+    given = given if isinstance(given, list) and len(given) == result.groups else [None] * result.groups
+    return [str(c)[:60] if isinstance(c, (str, int, float)) else f"group {g}" for g, c in enumerate(given)]
+
+
+def texts(result: Result) -> list[str]:
+    """Every sample as text; of an image the file that the command line writes."""
+    if images.pixels(result.samples) is not None:
+        return [f"images/{i:05d}.png" for i in range(len(result))]
+    return [plain(s) for s in result.samples]
+
+
+def ranked(result: Result, rows: Sequence[int] | None = None) -> list[int]:
+    """Rows by reward, the best first and those without a score last; in their order where there is no reward."""
+    listed = range(len(result)) if rows is None else rows
+    if result.rewards is None:
+        return list(listed)
+    scores = result.rewards.tolist()
+    return sorted(listed, key=lambda i: (-scores[i] if math.isfinite(scores[i]) else math.inf, i))
+
+
+def shown(out: Output, kind: str, names: Sequence[str]) -> dict[str, Any]:
+    """What the section of samples shows: for each group its best distinct samples, and pictures of the whole."""
+    result = out.result
+    each = max(1, MOST // result.groups)
+    drawn = _thumbnails(result) if kind == "images" else None
+    groups = [_group(out, kind, g, names[g], each if g < MOST else 0, drawn) for g in range(result.groups)]
+    count = sum(len(g["cards"]) for g in groups)
+    different = sum(g["distinct"] for g in groups)
+    return {
+        "domain": kind,
+        "groups": groups[:MOST],
+        "count": count,
+        "left_out": different - count,
+        "repeated": len(result) - different,
+        "letters": dna.colours() if kind == "dna" else [],
+    }
+
+
+def _group(out: Output, kind: str, g: int, name: str, each: int, drawn: list[str] | None) -> dict[str, Any]:
+    result = out.result
+    order = ranked(result, (result.group == g).nonzero()[:, 0].tolist())
+    same: dict[Any, list[int]] = {}
+    for i in order:
+        same.setdefault(key(result, kind, i), []).append(i)
+    cards = [_card(out, kind, rows, drawn) for rows in list(same.values())[:each]]
+    return {
+        "name": name,
+        "cards": cards,
+        "distinct": len(same),
+        "picture": _sequences(out, g) if kind == "dna" and g < _LOGOS else None,
+    }
+
+
+def key(result: Result, kind: str, i: int) -> Any:
+    """What tells the samples of these rows apart."""
+    if isinstance(result.samples, list):
+        own = result.samples[i]
+        return molecules.key(own) if kind == "molecules" and isinstance(own, str) else str(own)
+    return result.x[i].detach().cpu().contiguous().numpy().tobytes()
+
+
+def _card(out: Output, kind: str, rows: list[int], drawn: list[str] | None) -> dict[str, Any]:
+    """One distinct sample, of the rows in which it is."""
+    result, row = out.result, rows[0]
+    text = plain(result.samples[row]) if drawn is None else ""
+    properties = molecules.properties(text) if kind == "molecules" else {}
+    known = {name.lower() for name in properties}
+    extra = {k: v for k, v in out.table.get(row, {}).items() if v and k.lower() not in known}
+    return {
+        "row": row,
+        "times": len(rows),
+        "text": text,
+        "whole": result.samples[row] if isinstance(result.samples, list) else text,
+        "picture": molecules.draw(text) if kind == "molecules" else None,
+        "image": None if drawn is None else drawn[row],
+        "reward": None if result.rewards is None else float(result.rewards[row]),
+        "holdout": None if result.holdout is None else float(result.holdout[row]),
+        "properties": properties,
+        "extra": extra,
+        "file": f"images/{row:05d}.png" if (out.path / "images" / f"{row:05d}.png").exists() else None,
+    }
+
+
+def _thumbnails(result: Result) -> list[str] | None:
+    pixels = images.pixels(result.samples)
+    if pixels is None:
+        return None
+    best = ranked(result)
+    wanted = {i for g in range(result.groups) for i in [r for r in best if int(result.group[r]) == g][:MOST]}
+    small: Tensor = images.fitted(pixels, 256, images.BUDGET * len(pixels) // max(1, min(len(wanted), MOST)))
+    return [images.png_uri(v) if i in wanted else "" for i, v in enumerate(small)]
+
+
+def _sequences(out: Output, g: int) -> dict[str, Any] | None:
+    """Logo, GC along the sequence and coloured rows of a group."""
+    rows, weights, own = _of_group(out.result, g)
+    if not any(own):
+        return None
+    sets = [(figures.own(out.result), 0, own, weights)]
+    if out.base is not None and g < out.base.groups and domain(out.base) == "dna":
+        _, w, theirs = _of_group(out.base, g)
+        sets.append(("unguided", 1, theirs, w))
+    return {
+        "logo": dna.logo(own, weights),
+        "gc": dna.gc_track(sets),
+        "barcode": dna.barcode([own[rows.index(i)] for i in ranked(out.result, rows)][:MOST]),
+        "rows": min(len(own), MOST),
+        "cut": _POSITIONS if any(len(s) == _POSITIONS for s in own) else 0,
+    }
+
+
+def _of_group(result: Result, g: int) -> tuple[list[int], list[float], list[str]]:
+    rows = (result.group == g).nonzero()[:, 0].tolist()
+    weights = result.weights.tolist()
+    return rows, [weights[i] for i in rows], [str(result.samples[i])[:_POSITIONS] for i in rows]

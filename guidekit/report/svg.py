@@ -1,0 +1,125 @@
+"""What all pictures of a report are drawn with: scales, ticks, axes, legends. Pictures are SVG text; colours come from
+the classes c0, c1... of the page, so that they follow its light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+WIDTH, HEIGHT = 480, 290
+LEFT, RIGHT, TOP, BOTTOM = 50, 14, 46, 42
+COLOURS = 6
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map of [low, high] to [start, end], in the units of the picture."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+
+def bounds(values: Iterable[float], *also: float) -> tuple[float, float]:
+    """Least and greatest finite value, apart by something."""
+    finite = [v for v in (*values, *also) if math.isfinite(v)] or [0.0, 1.0]
+    low, high = min(finite), max(finite)
+    gap = (high - low) or abs(high) or 1.0
+    return (low, high) if high > low else (low - gap / 2, high + gap / 2)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers in [low, high]: multiples of 1, 2 or 5 times a power of ten.
+
+    >>> ticks(0.0, 1.0)
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+    size = 10 ** math.floor(math.log10((high - low) / count))
+    step = size * next((m for m in (1, 2, 5) if m * size * count >= 0.8 * (high - low)), 10)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+
+
+def widened(low: float, high: float) -> tuple[float, float]:
+    """The interval with a little room at both ends."""
+    room = 0.04 * (high - low)
+    return low - room, high + room
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A short decimal; a dash for what is no finite number.
+
+    >>> number(0.123456), number(12345.6), number(3.0), number(float("nan")), number(True)
+    ('0.123', '12,346', '3', '–', '–')
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return "–"
+    if abs(value) >= 1000:
+        return (f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.{digits}g}").replace("-", "−")
+    short = f"{value:.{digits}g}"
+    return (f"{value:.1e}" if "e" in short else short).replace("-", "−")
+
+
+def element(name: str, content: str = "", /, **attributes: Any) -> str:
+    """An element; attributes are escaped, the content is markup. `class_` is class, `a_b` is a-b.
+
+    >>> element("g", class_="a", aria_label='say "<"')
+    '<g class="a" aria-label="say &quot;&lt;&quot;"></g>'
+    """
+    given = "".join(
+        f' {k.rstrip("_").replace("_", "-")}="{escape(str(v))}"' for k, v in attributes.items() if v is not None
+    )
+    return f"<{name}{given}>{content}</{name}>"
+
+
+def words(text: Any, x: float, y: float, **attributes: Any) -> str:
+    """Text in a picture."""
+    return element("text", escape(str(text)), x=x, y=y, **attributes)
+
+
+def picture(content: str, label: str, height: float = HEIGHT, width: float = WIDTH, **attributes: Any) -> str:
+    """The whole picture, with what it shows in words."""
+    given = {"class_": "chart", "role": "img", "viewBox": f"0 0 {width} {height:g}", "aria_label": label}
+    return element("svg", content, xmlns="http://www.w3.org/2000/svg", **(given | attributes))
+
+
+def axes(x: Scale, y: Scale, xlabel: str, ylabel: str, whole: bool = False) -> str:
+    """Grid lines, ticks and the names of both axes; `whole` leaves only whole numbers along x."""
+    below, left = max(y.start, y.end), min(x.start, x.end)
+    across = [v for v in ticks(x.low, x.high) if not whole or v == int(v)]
+    grid = "".join(
+        f'<path d="M{left} {y(v)}H{max(x.start, x.end)}"/>' + words(number(v), left - 7, y(v) + 4, text_anchor="end")
+        for v in ticks(y.low, y.high)
+    )
+    feet = "".join(
+        f'<path d="M{x(v)} {below}v4"/>' + words(number(v), x(v), below + 17, text_anchor="middle") for v in across
+    )
+    names = words(ylabel, 4, TOP - 12, class_="name") + words(
+        xlabel, max(x.start, x.end), below + 34, class_="name", text_anchor="end"
+    )
+    return element("g", grid + feet + f'<path class="base" d="M{left} {below}H{max(x.start, x.end)}"/>' + names,
+                   class_="axes")  # fmt: skip
+
+
+def plane(xs: tuple[float, float], ys: tuple[float, float], height: float = HEIGHT) -> tuple[Scale, Scale]:
+    """Scales of a picture with axes."""
+    return Scale(*xs, LEFT, WIDTH - RIGHT), Scale(*ys, height - BOTTOM, TOP)
+
+
+def legend(names: Sequence[tuple[str, str]]) -> str:
+    """Marks with their names along the top: (classes, name)."""
+    parts, x = [], float(LEFT)
+    for classes, name in names:
+        short = name if len(name) <= 26 else name[:25] + "…"
+        parts.append(element("g", f'<path class="line" d="M{x:.0f} 12h18"/>' + words(short, round(x) + 24, 16),
+                             class_=classes))  # fmt: skip
+        x += 44 + 8 * len(short)
+    return element("g", "".join(parts), class_="legend")

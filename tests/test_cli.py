@@ -1,0 +1,332 @@
+"""The command line, through its entry point."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result as Answer
+
+import guidekit as gk
+from guidekit.cli import main
+from guidekit.cli.app import app
+from rewards import dna
+
+ROOT = Path(__file__).parent.parent
+ENTRY = [sys.executable, "-c", "from guidekit.cli import main; main()"]  # what the installed script does
+MINE = """
+import time
+import guidekit as gk
+
+def load():
+    return gk.analytic.GaussianMixture([0.7, 0.3], [[-1.0, 0.0], [2.0, 1.0]], [0.5, 0.4])
+
+def score(samples):
+    return samples[:, 0]
+
+def slow(samples):
+    time.sleep(0.25)
+    return samples[:, 0]
+
+def broken(samples):
+    raise KeyError("no such thing")
+"""
+SAMPLE = ("sample", "mine.py:load", "-r", "mine.py:score", "-n", "4", "--steps", "5", "--no-report")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    """A directory with a file of the user's."""
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ask(*args: str) -> Answer:
+    return CliRunner().invoke(app, list(args), prog_name="guidekit")
+
+
+def entry(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    given = {"PYTHONPATH": str(ROOT), **{k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}, **env}
+    return subprocess.run([*ENTRY, *args], capture_output=True, text=True, env=given, timeout=120)
+
+
+def test_the_installed_script_is_this_entry_point():
+    from guidekit.config import _toml
+
+    text = _toml((ROOT / "pyproject.toml").read_text())
+    assert text["project"]["scripts"] == {"guidekit": "guidekit.cli:main"}
+    assert callable(main)
+
+
+def test_help_comes_at_once_and_imports_nothing_heavy():
+    code = (
+        "import sys; from guidekit.cli.app import app; from typer.testing import CliRunner;"
+        "out = CliRunner().invoke(app, ['--help']).output; print(out);"
+        "print([m for m in ('torch', 'numpy', 'rewards', 'rdkit') if m in sys.modules])"
+    )
+    begun = time.perf_counter()
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert time.perf_counter() - begun < 10  # on a busy machine; about a quarter of a second on an idle one
+    assert found.stdout.rstrip().endswith("[]")
+    for command in ("list", "sample", "search", "run", "report", "compare", "evaluate", "bench"):
+        assert f"\n  {command} " in found.stdout
+
+
+def test_the_entry_point_answers_with_json_alone_and_a_code():
+    done = entry(*SAMPLE, "-g", "fk_steering:alpha=1", "--json", "-o", "out")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == json.loads(Path("out/summary.json").read_text())
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "step" not in done.stderr  # no bar where nobody watches
+    module = entry(*SAMPLE[:3], "mine:score", *SAMPLE[4:], "--json")
+    assert json.loads(module.stdout)["reward"] == "score"
+    wrong = entry("sample", "dan")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: there is no model 'dan'; is it 'dna'?\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (("sample", "dna", "-r", "qed"), 2, "scores molecules"),
+        (("sample", "dna", "-g", "svdd"), 2, "SVDD needs a reward"),
+        (("sample", "dna", "-r", "gc", "-g", "svd"), 2, "is it 'SVDD'"),
+        (("sample", "dna", "-n", "0"), 2, "-n"),
+        (("sample", "dna", "--compare"), 2, "name a guide"),
+        (("sample", "mine.py:load", "-r", "mine.py:broken", "--steps", "2"), 1, "'broken' raised KeyError"),
+        (("search", "dna", "--strategy", "rando", "-r", "gc"), 2, "is it 'random'"),
+        (("search", "dna", "--strategy", "paths", "--rounds", "2", "-r", "gc"), 2, "paths has no option 'rounds'"),
+        (("run", "none.toml"), 2, "none.toml cannot be read"),
+        (("report", "none"), 2, "no output folder"),
+        (("compare", "none"), 2, "no finished run"),
+        (("evaluate", "none.smi", "--domain", "molecules"), 2, "there is none"),
+        (("list", "guide"), 2, "is it 'guides'"),
+        (("bench", "dna", "-g", "nothing_like"), 2, "guidekit list"),
+        (("nothing",), 2, "No such command"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_a_code(args, code, said):
+    answer = ask(*args)
+    assert answer.exit_code == code
+    assert said in answer.stderr
+    assert "Traceback" not in answer.output
+    assert answer.stdout == ""
+
+
+def test_debug_shows_the_traceback():
+    answer = ask("sample", "mine.py:load", "-r", "mine.py:broken", "--steps", "2", "--debug")
+    assert isinstance(answer.exception, gk.RewardError)
+    assert isinstance(answer.exception.__cause__, KeyError)
+
+
+def test_list_tells_of_everything():
+    answer = ask("list", "--json")
+    found = json.loads(answer.stdout)
+    assert list(found) == ["models", "guides", "rewards", "solvers", "searches"]
+    named = {section: {e["name"] for e in entries} for section, entries in found.items()}
+    assert {"SVDD", "FKSteering", "FKC.cfg", "CFG"} <= named["guides"]
+    assert {"QED", "SA", "GC", "CellType", "Brightness", "dna-judge", "objective"} <= named["rewards"]
+    assert not {"Reward", "Molecule", "ImageScore", "Network", "Clip"} & named["rewards"]
+    assert named["models"] <= set(gk.zoo.names())
+    assert all(e["about"] for entries in found.values() for e in entries)
+    text = ask("list", "rewards", "--options").stdout
+    assert "SVDD" not in text
+    assert "less is better" in next(line for line in text.split("\n") if line.split()[:1] == ["SA"])
+    assert "oracle='dna-oracle'" in text
+
+
+def test_sample_writes_the_files_of_its_domain():
+    args = (
+        "sample",
+        "dna",
+        "-r",
+        "gc",
+        "-g",
+        "svdd:candidates=2",
+        "-n",
+        "2",
+        "--steps",
+        "4",
+        "-c",
+        "HepG2",
+        "-c",
+        "K562",
+    )
+    answer = ask(*args, "--holdout", "dna-judge:HepG2", "-o", "out", "--no-report")
+    assert answer.exit_code == 0, answer.output
+    names = {p.name for p in Path("out").iterdir()}
+    assert {"run.toml", "result", "samples.csv", "samples.fasta", "summary.json", "lineage.json", "run.log"} <= names
+    assert not {"checkpoint", "base", "report.html"} & names
+    result = gk.load_result("out/result")
+    expected = gk.sample(
+        gk.zoo.load("dna"), 2, steps=4, guides=[gk.SVDD(dna.GC(), candidates=2)],
+        cond=["HepG2", "K562"],
+    )  # fmt: skip
+    assert result.samples == expected.samples
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert summary["columns"] == [
+        "mean", "top 10%", "holdout mean", "uniqueness", "diversity", "network rows", "reward calls", "seconds",
+    ]  # fmt: skip
+    assert summary["rows"][0]["mean"] == pytest.approx(float(expected.rewards.mean()))  # type: ignore[union-attr]
+    assert summary["rows"][0]["network rows"] == expected.cost.network_rows == 2 * (2 + 3 * 4)
+    again = ask(*args, "--holdout", "dna-judge:HepG2", "-o", "out", "--no-report")
+    assert again.exit_code == 0
+    assert "nothing was done" in again.stderr
+    assert again.stdout == answer.stdout
+    other = ask(*args, "-o", "out")
+    assert other.exit_code == 2
+    assert "holdout was 'dna-judge:HepG2' and is None now" in other.stderr
+
+
+def test_sample_of_images_writes_pictures_and_the_table_of_a_comparison():
+    answer = ask(
+        "sample", "fashion", "-r", "fashion-classifier:bag", "-g", "svdd:candidates=2", "-n", "2", "--steps", "3",
+        "-c", "8", "--compare", "-o", "out", "--no-report",
+    )  # fmt: skip
+    assert answer.exit_code == 0, answer.output
+    assert len(list(Path("out/images").glob("*.png"))) == 2
+    assert Path("out/grid.png").read_bytes().startswith(b"\x89PNG")
+    rows = {line.split("  ")[0]: line for line in answer.stdout.split("\n") if line}
+    assert [name.strip() for name in rows][1:] == ["unguided", "best of 2", "steered"]
+    assert json.loads(Path("out/summary.json").read_text())["domain"] == "images"
+
+
+def test_without_a_folder_the_best_samples_are_printed_and_nothing_is_written(here):
+    before = sorted(here.iterdir())
+    answer = ask("sample", "dna", "-r", "gc", "-n", "3", "--steps", "3")
+    result = gk.sample(
+        gk.zoo.load("dna"), 3, steps=3, reward=lambda s: [(v.count("G") + v.count("C")) / 200 for v in s]
+    )
+    assert [line.split()[-1] for line in answer.stdout.strip().split("\n")[-3:]] == result.best(3).samples
+    assert [p for p in sorted(here.iterdir()) if p.name != "__pycache__"] == before
+
+
+def test_run_does_what_a_file_says_and_writes_it_again():
+    Path("a.toml").write_text(
+        "model = 'mine.py:load'\nrewards = ['mine.py:score']\nguides = ['svdd:candidates=2']\nn = 3\nsteps = 4\n"
+    )
+    assert ask("run", "a.toml", "-o", "one", "--no-report").exit_code == 0
+    assert ask("run", "one/run.toml", "-o", "two", "--no-report").exit_code == 0
+    assert Path("one/run.toml").read_text() == Path("two/run.toml").read_text()
+    assert torch.equal(gk.load_result("one/result").x, gk.load_result("two/result").x)
+    table = ask("compare", "one", "two")
+    assert "one: steered" in table.stdout
+    assert "two: steered" in table.stdout
+    rows = json.loads(ask("compare", "one", "two", "--json").stdout)["rows"]
+    assert rows[0]["mean"] == rows[1]["mean"]
+    assert "rewards differ" not in table.stderr
+
+
+def test_compare_warns_where_rewards_differ():
+    ask(*SAMPLE, "-o", "one")
+    ask(*SAMPLE[:3], "mine.py:score:2", *SAMPLE[4:], "-o", "two")
+    answer = ask("compare", "one", "two")
+    assert "rewards differ" in answer.stderr
+    rows = json.loads(ask("compare", "one", "two", "--json").stdout)["rows"]
+    assert rows[1]["mean"] == pytest.approx(2 * rows[0]["mean"])
+
+
+def test_search_runs_a_strategy_within_its_budget():
+    args = ("search", "mine.py:load", "-r", "mine.py:score", "-n", "2", "--steps", "4", "--no-report")
+    answer = ask(*args, "--strategy", "random:candidates=3", "--rounds", "2", "--compare", "-o", "out", "--json")
+    assert answer.exit_code == 0, answer.output
+    rows = {r["name"]: r for r in json.loads(answer.stdout)["rows"]}
+    assert rows["steered"]["network rows"] == 2 * 4 * (3 * 2 + 1)
+    assert rows["best of N"]["network rows"] == rows["steered"]["network rows"]
+    assert rows["steered"]["mean"] > rows["unguided"]["mean"]
+    assert Path("out/search/evaluations.jsonl").exists()
+    assert 'search = "random:candidates=3,rounds=2"' in Path("out/run.toml").read_text()
+    limited = ask(*args, "--strategy", "random:candidates=3", "--budget", "calls=9", "--json")
+    assert json.loads(limited.stdout)["rows"][0]["reward calls"] <= 9
+
+
+def test_evaluate_gives_the_metrics_of_a_file():
+    Path("a.smi").write_text("CCO\nOCC\nC1CC\n")
+    found = json.loads(ask("evaluate", "a.smi", "--domain", "molecules", "--json").stdout)
+    assert found["validity"] == pytest.approx(2 / 3)
+    assert found["uniqueness"] == 0.5
+    assert "validity" in ask("evaluate", "a.smi", "--domain", "molecules").stdout
+
+
+def test_bench_gives_rows_over_unguided():
+    found = json.loads(
+        ask(
+            "bench", "mine.py:load", "-r", "mine.py:score", "-g", "svdd:candidates=3", "-g", "fk_steering:alpha=1",
+            "-n", "4", "--steps", "5", "--repeats", "1", "--json",
+        ).stdout
+    )  # fmt: skip
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["unguided"]["times unguided"] == 1.0
+    assert rows["svdd:candidates=3"]["network rows"] == 4 * (1 + 3 * 4)
+    assert rows["svdd:candidates=3"]["rows over unguided"] == pytest.approx(13 / 5)
+    assert rows["fk_steering:alpha=1"]["rows over unguided"] == 1.0
+
+
+def test_report_is_written_by_its_module(monkeypatch):
+    import guidekit.report
+
+    asked = []
+    monkeypatch.setattr(guidekit.report, "write", lambda folder: asked.append(folder) or Path(folder) / "report.html")
+    assert ask(*SAMPLE, "-o", "out").exit_code == 0
+    assert asked == []
+    answer = ask("report", "out")
+    assert answer.stdout.strip() == str(Path("out/report.html"))
+    assert ask(*SAMPLE[:-1], "-o", "out").exit_code == 0  # finished, but without its page
+    assert asked == [Path("out")] * 2
+
+
+def test_bars_are_shown_where_they_are_asked_for():
+    loud, quiet = ask(*SAMPLE, "--progress"), ask(*SAMPLE)
+    assert "5/5" in loud.stderr
+    assert "mean=" not in quiet.stderr
+    assert "5/5" not in quiet.stderr
+
+
+def test_a_bar_is_wanted_by_terminals_and_not_in_ci(monkeypatch):
+    from guidekit import progress
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("CI", raising=False)
+    assert progress.wanted()
+    monkeypatch.setenv("CI", "true")
+    assert not progress.wanted()
+    monkeypatch.delenv("CI")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    assert not progress.wanted()
+
+
+def test_after_ctrl_c_the_same_command_goes_on_to_the_same_bytes():
+    args = ["sample", "mine.py:load", "-r", "mine.py:slow", "-g", "fk_steering:alpha=1", "-n", "3", "--steps", "8"]
+    args += ["--no-report"]
+    running = subprocess.Popen(
+        [*ENTRY, *args, "-o", "out"], stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    for _ in range(400):
+        time.sleep(0.1)
+        if Path("out/checkpoint").exists():
+            break
+    running.send_signal(signal.SIGINT)
+    told = running.communicate(timeout=60)[1]
+    assert running.returncode == 130
+    assert "what is done is in out, and the same command goes on" in told
+    assert "Traceback" not in told
+    assert not Path("out/result").exists()
+    assert ask(*args, "-o", "out").exit_code == 0
+    assert ask(*args, "-o", "whole").exit_code == 0
+    one, two = (Path(d) / "result" / "tensors.safetensors" for d in ("out", "whole"))
+    assert one.read_bytes() == two.read_bytes()
+    assert not Path("out/checkpoint").exists()

@@ -1,0 +1,912 @@
+"""Reports: what they say is what the result says, hostile text is inert, and the page works in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import guidekit as gk
+from guidekit.report import Recorder, charts, dna, images, molecules, notebook, pedigree, samples, write, write_result
+from guidekit.report.reading import read
+from guidekit.report.recorder import moments, survivors
+from guidekit.report.svg import Scale, number, ticks
+from rewards.molecules import LogP, MolWt
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*could not be scored"),
+    pytest.mark.filterwarnings("ignore:the effective sample size fell"),
+]
+POOL = """CCO c1ccccc1 CC(=O)Oc1ccccc1C(=O)O CN1CCC[C@H]1c1cccnc1 O=C(O)c1ccccc1 CCN(CC)CC C1CCCCC1 Cc1ccncc1
+CCS(C)(=O)=O FC(F)(F)c1ccccc1 Clc1ccccc1Br CC#N C[N+](C)(C)C O=c1cc[nH]cc1 notamolecule NCC(=O)O""".split()  # noqa: SIM905
+
+
+def decode(x: torch.Tensor) -> list[str]:
+    """Four bits choose a molecule; a mask counts as 1."""
+    return [POOL[int(i)] for i in (x.clamp(max=1) * 2 ** torch.arange(4)).sum(1)]
+
+
+def bits(pool=decode) -> gk.MaskedModel:
+    return gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 2) + torch.tensor([0.0, 0.3]), 2, 4, decode=pool)
+
+
+def blobs() -> gk.Model:
+    """Grey images of 6 by 5."""
+    return gk.GaussianModel(
+        lambda x, t, cond: 0.5 * x, (1, 6, 5), predicts="clean", decode=lambda x: (x / 4 + 0.5).clamp(0, 1)
+    )
+
+
+def length(samples: list[str]) -> list[float]:
+    return [math.nan if s == "notamolecule" else float(len(s)) for s in samples]
+
+
+@pytest.fixture(scope="module")
+def molecular(tmp_path_factory) -> Path:
+    """The output directory of a run on molecules, with all that can be in it."""
+    out = tmp_path_factory.mktemp("report") / "a folder with spaces & <b>"
+    model, recorder = bits(), Recorder(bits())
+    guides = [gk.FKSteering(length, 4.0)]
+    call: dict[str, Any] = {"steps": 4, "seed": 1, "holdout": LogP()}
+    result = gk.sample(model, 70, guides=guides, callbacks=[recorder], **call)
+    base = gk.sample(model, 70, reward=length, **call)
+    write_result(result, out, base=base, recorder=recorder, model="bits", reward="length", guides=guides)
+    with open(out / "samples.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["row", "condition", "sample", "reward", "weight of it", "weight"])
+        weights = MolWt()(result.samples).tolist()
+        for i in reversed(range(70)):
+            rows.writerow([i, "", result.samples[i], "", weights[i], ""])
+    (out / "run.toml").write_text('model = "bits"\n')
+    write(out)
+    return out
+
+
+def parsed(page: str) -> Page:
+    found = Page()
+    found.feed(page)
+    return found
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and the text between."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+# charts --------------------------------------------------------------------------------------------------------------
+
+
+def test_ticks_are_round_and_lie_within():
+    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert ticks(-3.7, 12) == [0, 5, 10]
+    assert ticks(0.001, 0.0042) == [0.001, 0.002, 0.003, 0.004]
+    assert [number(v) for v in (-0.5, math.inf, 1234567.0, None)] == ["−0.5", "–", "1,234,567", "–"]
+
+
+def points(path: str) -> list[tuple[float, float]]:
+    return [(float(a), float(b)) for a, b in re.findall(r"[ML]([\d.]+) ([\d.-]+)", path)]
+
+
+def test_a_line_goes_up_where_values_grow_starts_at_step_1_and_breaks_where_they_are_unknown():
+    svg = charts.lines([charts.Series("a", [0.0, 1.0, math.nan, 3.0])], "t", "y", zero=True)
+    path = re.search(r'class="c0"><path class="line" d="([^"]*)"', svg)
+    assert path and path[1].count("M") == 2
+    (x1, y1), (x2, y2), (x4, y4) = points(path[1])
+    assert y1 - y2 == pytest.approx((y2 - y4) / 2, abs=0.11) and y1 > y2
+    assert x4 - x2 == pytest.approx(2 * (x2 - x1), abs=0.11)
+    assert x1 == Scale(0, 4, 50, 466)(1)
+
+
+def test_a_histogram_takes_the_weights():
+    one = charts.Series("a", [0.0, 10.0, 10.0, math.nan], weights=[0.6, 0.1, 0.2, 0.1])
+    svg = charts.histogram([one, charts.Series("b", [0.0, 10.0])], "t", "x", bins=2)
+    foot, top = 248.0, 46.0  # of the picture; the highest share is at the top less 5 percent
+    for kind, shares in (("bar", [2 / 3, 1 / 3]), ("line", [0.5, 0.5])):
+        path = re.search(rf'<path class="{kind}" d="(M[\d.]+ 248[^"]*H[^"]*)"', svg)
+        assert path
+        heights = [(foot - float(v)) / (foot - top) * (2 / 3 * 1.05) for v in re.findall(r"V([\d.]+)", path[1])]
+        assert heights == pytest.approx([*shares, 0.0], abs=0.01)
+    assert "a: mean 3.33." in svg and "b: mean 5." in svg
+
+
+def test_points_of_a_scatter_lie_where_they_should_and_their_area_is_their_weight():
+    svg = charts.scatter([charts.Series("a", [0.0, 5.0], x=[0.0, 1.0], weights=[1.0, 4.0], labels=["p", "<q>"])], "t",
+                         "x", "y")  # fmt: skip
+    found = [[float(v) for v in m] for m in re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', svg)]
+    (x1, y1, r1), (x2, y2, r2) = found
+    assert x1 < x2 and y1 > y2 and r2 / r1 == pytest.approx(2, abs=0.1) and "&lt;q&gt;: 1, 5" in svg
+
+
+def family(steps: int, n: int, seed: int) -> tuple[list[list[int]], list[float]]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.arange(n)
+    paths = [rows]
+    for _ in range(steps):
+        rows = torch.randint(n, (n,), generator=generator)[rows]
+        paths.insert(0, rows)
+    return torch.stack(paths, 1).tolist(), torch.rand(n, generator=generator).tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lines_of_a_lineage_do_not_cross_and_meet_in_common_ancestors(seed):
+    paths, scores = family(6, 20, seed)
+    ranks = pedigree.order(paths, scores)
+    assert sorted(ranks) == list(range(20)) and paths[ranks[0]][0] == paths[scores.index(max(scores))][0]
+    ys = pedigree.heights(paths, [ranks.index(i) for i in range(20)])
+    for step in range(7):
+        heights = [ys[i][step] for i in ranks]
+        assert heights == sorted(heights)
+        for i in range(20):
+            for j in range(20):
+                assert (paths[i][step] == paths[j][step]) == (ys[i][step] == ys[j][step])
+
+
+def test_shades_of_a_lineage_grow_with_the_reward():
+    scores = [float(v) for v in range(10)]
+    assert [pedigree.shade(v, scores) for v in scores] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+# molecules, DNA, images ----------------------------------------------------------------------------------------------
+
+
+def test_a_molecule_is_drawn_small_with_its_elements_and_bonds():
+    svg = molecules.draw("Nc1ccc(Cl)cc1")
+    assert svg and len(svg) < 2500 and "structure of Nc1ccc(Cl)cc1" in svg
+    assert re.findall(r">([A-Z][a-z]?|l|\d)</text>", svg) == ["N", "H", "2", "C", "l"] or ">N<" in svg
+    bonds = "".join(re.findall(r'stroke="currentColor"[^>]*|d="(M[^"]*)" stroke="currentColor"', svg))
+    assert bonds.count("M") >= 6 + 3  # the ring and its second lines
+    assert molecules.draw("notamolecule") is None and molecules.draw("C" * 200) is None
+    assert molecules.properties("CCO") == {"QED": "0.407", "SA": "1.98", "logP": "−0.00140", "weight": "46.1"} | {
+        "logP": molecules.properties("CCO")["logP"]
+    }
+    assert molecules.key("OCC") == molecules.key("CCO") != molecules.key("CCN")
+
+
+def test_shares_and_information_of_a_logo():
+    assert dna.shares(["AC", "AG", "AN"], [0.5, 0.25, 0.25]).tolist() == [[1, 0, 0, 0], [0, 2 / 3, 1 / 3, 0]]
+    f = dna.shares(["A", "A", "C", "G"])
+    entropy = 0.5 * 1 + 0.25 * 2 * 2
+    assert float(dna.information(f, 4)) == pytest.approx(max(0, 2 - entropy - 3 / (2 * math.log(2) * 4)))
+    assert float(dna.information(f, 400)) == pytest.approx(2 - entropy - 3 / (2 * math.log(2) * 400))
+    assert float(dna.information(torch.zeros(1, 4), 4)) == 0.0
+
+
+def test_letters_of_a_logo_are_as_high_as_their_share_of_the_information():
+    sequences = ["AC"] * 60 + ["AG"] * 40
+    svg = dna.logo(sequences, [1.0] * 100)
+    found = re.findall(r'href="#base(\w)" transform="translate\(([\d.]+) ([\d.]+)\)scale\([\d.]+ ([\d.]+)\)', svg)
+    height = {letter: float(h) * 10 for letter, _, _, h in found}
+    e = 3 / (2 * math.log(2) * 100)
+    second = 2 + 0.6 * math.log2(0.6) + 0.4 * math.log2(0.4) - e
+    assert height["A"] == pytest.approx(74 * (2 - e) / 2, abs=0.1)
+    assert (height["C"], height["G"]) == pytest.approx((74 * 0.6 * second / 2, 74 * 0.4 * second / 2), abs=0.1)
+    y = {letter: float(v) for letter, _, v, _ in found}
+    assert y["C"] < y["G"]  # the more frequent one lies on top
+
+
+def test_the_gc_track_is_a_mean_over_the_positions_around():
+    line = dna._smooth(torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0]), 3)
+    assert line == pytest.approx([1 / 2, 1 / 3, 1 / 3, 1 / 3, 1 / 2])
+    svg = dna.gc_track([("own", 0, ["CGAT", "GGTT"], [0.25, 0.75])], window=1)
+    path = re.search(r'class="c0"><path class="line" d="([^"]*)"', svg)
+    assert path and [y for _, y in points(path[1])] == [46.0, 46.0, 130.0, 130.0]  # all of it at the top
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_holds_the_pixels(channels):
+    from PIL import Image
+
+    pixels = torch.randint(256, (channels, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with Image.open(io.BytesIO(images.png(pixels))) as image:
+        image.load()
+        assert image.size == (7, 5) and image.mode == ("L" if channels == 1 else "RGB")
+        assert list(image.tobytes()) == pixels.movedim(0, -1).flatten().tolist()
+
+
+def test_images_are_made_smaller_by_means_of_areas():
+    pixels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    pixels[:, :, :4, :4], pixels[:, :, 4:, 4:] = 200, 100
+    pixels[:, :, :4, 1:3] = 100
+    assert images.fitted(pixels, 8) is pixels
+    small = images.fitted(pixels, 2)
+    assert small[0, 0].tolist() == [[150, 0], [0, 100]]
+    assert images.fitted(torch.zeros(100, 3, 64, 64, dtype=torch.uint8), 64, budget=100 * 3 * 32**2).shape[-1] == 32
+
+
+# the recorder --------------------------------------------------------------------------------------------------------
+
+
+RUNS = {
+    "FK, tokens": lambda: (bits(), [gk.FKSteering(length, 4.0)], None),
+    "SVDD, tokens": lambda: (bits(), [gk.SVDD(length, 2.0, 3), gk.Resample()], None),
+    "FK, images": lambda: (blobs(), [gk.FKSteering(lambda x: x.mean((1, 2, 3)), 0.02)], None),
+    "best of 3": lambda: (blobs(), [gk.BestOfN(lambda x: x.mean((1, 2, 3)), 3)], None),
+    "two steps in one": lambda: (blobs(), [], gk.solvers.Heun()),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_recorded_run_is_the_same_bit_for_bit_and_costs_the_same(name):
+    model, guides, solver = RUNS[name]()
+    call = {"steps": 4, "guides": guides, "seed": 2, "solver": solver}
+    plain = gk.sample(model, 9, **call)
+    result = gk.sample(model, 9, callbacks=[Recorder(model)], **call)
+    for field in ("x", "log_weights", "ancestors", "row", "noise"):
+        assert torch.equal(getattr(plain, field), getattr(result, field))
+    for field in ("network_rows", "network_calls", "reward_calls", "unscored"):
+        assert getattr(plain.cost, field) == getattr(result.cost, field)
+
+
+def test_what_is_recorded_are_the_clean_estimates_of_the_ancestors_with_their_rewards(tmp_path):
+    model, seen = bits(), []
+    recorder = Recorder(model, every=2)
+    callbacks = [recorder, lambda pop, step: seen.append((step.t, decode_clean(model, pop, step)))]
+    guides = [gk.FKSteering(length, 4.0, ess=1.0)]
+    result = gk.sample(model, 30, steps=4, guides=guides, callbacks=callbacks, cond=None, seed=5)
+    text = json.loads(recorder.save(tmp_path, result).read_text())
+    assert text["steps"] == [2, 4] and text["t"] == [0.5, 0.0] and len(text["rows"]) == 30
+    for row in range(30):
+        ancestor = int(result.ancestors[3][row]), row  # after step 3 and, the last having selected, after step 4
+        ancestor = int(result.ancestors[2][ancestor[0]]), row  # after step 2
+        for i, step in enumerate((2, 4)):
+            node = text["nodes"][i][text["rows"][str(row)][i]]
+            assert node["row"] == ancestor[i] and node["text"] == seen[step - 1][1][ancestor[i]]
+            expected = length([node["text"]])[0]
+            assert node["reward"] == (None if math.isnan(expected) else expected)
+    ends = [text["nodes"][1][text["rows"][str(row)][1]]["text"] for row in range(30)]
+    assert ends == result.samples and len(set(result.lineage()[2].tolist())) < 25
+
+
+def decode_clean(model, pop, step) -> list[str]:
+    return model.decode(pop.x if step.last else model.process.clean(pop.predictions[0], pop.x))
+
+
+def test_images_are_recorded_as_png_and_unknown_rewards_as_null(tmp_path):
+    from PIL import Image
+
+    model = blobs()
+    recorder = Recorder(model)
+    result = gk.sample(model, 3, steps=2, callbacks=[recorder])
+    text = json.loads(recorder.save(tmp_path, result).read_text())
+    uri = text["nodes"][1][text["rows"]["2"][1]]["image"]
+    with Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))) as image:
+        assert list(image.tobytes()) == (result.samples[2] * 255).round().flatten().tolist()
+    assert text["nodes"][0][0]["reward"] is None
+
+
+def test_moments_and_survivors_are_bounded(tmp_path):
+    assert moments(10, 4) == [4, 8, 10] and moments(3, 7) == [3]
+    many = moments(200)
+    assert len(many) == 12 and many[0] == 1 and many[-1] == 200 and max(b - a for a, b in pairwise(many)) <= 19
+    result = gk.sample(bits(), 100, steps=2, reward=length, cond=None)
+    rows = survivors(result)
+    rewards = result.rewards.nan_to_num(-1)
+    assert len(rows) == 64 and rewards[rows].tolist() == sorted(rewards.tolist(), reverse=True)[:64]
+    two = gk.sample(gk.analytic.GaussianMixture([1.0], [0.0], [1.0]), 50, steps=2, cond=[None, None],
+                    reward=lambda x: x[:, 0])  # fmt: skip
+    assert two.group[survivors(two)].tolist() == [0] * 32 + [1] * 32
+
+
+def test_at_the_end_the_samples_are_recorded_and_not_what_the_network_said_before(tmp_path):
+    model = gk.UniformModel(lambda x, t, cond: torch.zeros(*x.shape, 4), 4, 8, decode=letters)
+    recorder = Recorder(model)
+    result = gk.sample(model, 9, steps=3, callbacks=[recorder])
+    text = json.loads(recorder.save(tmp_path, result).read_text())
+    assert [node["text"] for node in text["nodes"][2]] == result.samples and len(set(result.samples)) == 9
+
+
+def test_a_recorder_refuses_another_run(tmp_path):
+    model = bits()
+    recorder = Recorder(model)
+    with pytest.raises(ValueError, match="saw no step"):
+        recorder.save(tmp_path, gk.sample(model, 4, steps=2))
+    gk.sample(model, 8, steps=2, seed=1, callbacks=[recorder])
+    with pytest.raises(ValueError, match="another run"):
+        recorder.save(tmp_path, gk.sample(model, 8, steps=2, seed=2))
+    with pytest.raises(TypeError, match="base model"):
+        Recorder(length)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 1"):
+        Recorder(model, every=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recorder_may_be_used_again_and_after_an_interruption(tmp_path):
+    model = bits()
+    recorder = Recorder(model)
+    gk.sample(model, 8, steps=4, seed=1, callbacks=[recorder])
+    result = gk.sample(model, 8, steps=2, seed=2, callbacks=[recorder])
+    assert json.loads(recorder.save(tmp_path, result).read_text())["steps"] == [1, 2]
+
+    def stop(pop, step):
+        if step.index == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gk.sample(model, 8, steps=4, seed=3, callbacks=[stop], checkpoint=tmp_path / "c")
+    recorder = Recorder(model)
+    result = gk.sample(model, 8, steps=4, seed=3, callbacks=[recorder], checkpoint=tmp_path / "c")
+    assert json.loads(recorder.save(tmp_path, result).read_text())["steps"] == [3, 4]
+
+
+# the page ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_the_result_says(molecular):
+    page = parsed((molecular / "report.html").read_text(encoding="utf-8"))
+    result, base = gk.load_result(molecular / "result"), gk.load_result(molecular / "base")
+    known = result.rewards.isfinite()
+    mean = float((result.weights * result.rewards)[known].sum() / result.weights[known].sum())
+    plain = base.rewards[base.rewards.isfinite()].mean()
+    text = re.sub(r"\s+", " ", page.text)
+    assert f"mean reward{number(mean)}{number(float(plain))} unguided" in text
+    assert "70 samples in 4 steps, guided by FKSteering" in text
+    assert f"log Z{number(float(result.log_z[0]))}" in text
+    assert f"effective samples{number(float(result.ess[0]))}of 70" in text
+    assert "@misc{" in text and 'model = "bits"' in text
+    assert "Only the best 64 samples are drawn, 6 are not." in text
+    different = len({molecules.key(s) for s in result.samples})
+    assert f"{70 - different} samples are repetitions" in text
+
+
+def test_the_extra_columns_of_samples_csv_go_to_their_rows_whatever_their_order(molecular):
+    result = gk.load_result(molecular / "result")
+    out = read(molecular)
+    weights = MolWt()(result.samples).tolist()
+    assert [out.table[i]["weight of it"] for i in range(70)] == [str(w) for w in weights]
+    page = parsed((molecular / "report.html").read_text(encoding="utf-8"))
+    cells = [a["data-v"] for tag, a in page.elements if tag == "td" and "data-v" in a][-70 * 5 :]
+    for row, reward, _, weight, extra in zip(*(iter(map(float, cells)),) * 5, strict=True):
+        assert weight == pytest.approx(float(result.weights[int(row)]))
+        assert reward == pytest.approx(float(result.rewards[int(row)]), nan_ok=True)
+        assert extra == pytest.approx(weights[int(row)], nan_ok=True)
+
+
+def test_a_page_of_a_result_alone_has_no_more_than_that(tmp_path):
+    result = gk.sample(gk.analytic.GaussianMixture([1.0], [0.0], [1.0]), 5, steps=3)
+    result.save(tmp_path / "result")
+    page = parsed(write(tmp_path).read_text(encoding="utf-8"))
+    ids = {a["id"] for _, a in page.elements if "id" in a}
+    assert {"summary", "samples", "table", "record"} <= ids and not {"rewards", "toml", "bib", "way"} & ids
+    assert "unguided" not in page.text and "mean reward" not in page.text
+
+
+@pytest.mark.parametrize("name", ["summary.json", "samples.csv", "lineage.json", "run.toml", "result/result.json"])
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[]", b'{"rows": [3]}', b'{"format": "x"}'])
+def test_a_broken_file_is_named(molecular, tmp_path, name, content):
+    out = tmp_path / "out"
+    shutil.copytree(molecular, out)
+    (out / name).write_bytes(content)
+    if name == "summary.json" and content == b'{"format": "x"}':
+        return  # all of it is optional
+    if name == "run.toml" and content != b"\xff\xfe\x00":
+        assert content.decode() in write(out).read_text(encoding="utf-8").replace("&#34;", '"')
+        return
+    with pytest.raises((ValueError, gk.CheckpointError), match=re.escape(str(out / name.split("/")[0]))):
+        write(out)
+
+
+def test_what_belongs_to_another_run_is_an_error(molecular, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(molecular, out)
+    gk.sample(bits(), 70, steps=4, seed=9, guides=[gk.FKSteering(length, 4.0)]).save(out / "result")
+    with pytest.raises(ValueError, match=r"lineage\.json"):
+        write(out)
+    shutil.rmtree(out)
+    shutil.copytree(molecular, out)
+    whole = json.loads((out / "lineage.json").read_text())
+    one = next(iter(whole["rows"]))
+    wrong = json.loads(json.dumps(whole))
+    wrong["nodes"][1][wrong["rows"][one][1]]["row"] += 1
+    few = whole | {"rows": {k: v for k, v in whole["rows"].items() if k != one}}
+    for text, why in (
+        (wrong, f"the ancestor of sample .* at step {whole['steps'][1]} is another one"),
+        (few, "missing"),
+    ):
+        (out / "lineage.json").write_text(json.dumps(text))
+        with pytest.raises(ValueError, match=rf"lineage\.json.*{why}"):
+            write(out)
+    (out / "lineage.json").unlink()
+    gk.sample(bits(), 7, steps=4).save(out / "result")
+    with pytest.raises(ValueError, match=r"samples\.csv.*70 rows where the result has 7"):
+        write(out)
+    with pytest.raises(FileExistsError, match=r"base, samples\.csv, run\.toml of another run"):
+        write_result(gk.load_result(out / "result"), out)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        write(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no saved result"):
+        write(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("module", ["jinja2", "matplotlib.pyplot"])
+def test_a_missing_package_is_named_before_anything_is_written(tmp_path, monkeypatch, module):
+    result = gk.sample(bits(), 4, steps=2)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"{module}: pip install 'guidekit\[report\]'"):
+        result.plot() if "matplotlib" in module else write_result(result, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+HOSTILE = (
+    '"><script>document.title="owned"</script></script></pre><img src=x onerror=document.title="owned">"\'&{{7*7}}'
+)
+
+
+def hostile(out: Path) -> Path:
+    """A directory in which every text is an attack."""
+    pool = [HOSTILE, "CC", "CCO", "CCC" + HOSTILE]
+    model = gk.MaskedModel(
+        lambda x, t, cond: torch.zeros(*x.shape, 2), 2, 2,
+        decode=lambda x: [pool[i % 4] for i in (x * torch.tensor([1, 2])).sum(1)],
+        encode_cond=lambda c: torch.tensor(len(c)), null=0,
+    )  # fmt: skip
+    recorder = Recorder(model)
+    result = gk.sample(model, 6, steps=2, reward=length, callbacks=[recorder], cond=[HOSTILE, "plain"])
+    write_result(result, out, recorder=recorder, model=HOSTILE, reward=HOSTILE, title=HOSTILE)
+    summary = json.loads((out / "summary.json").read_text())
+    rows = [{"name": HOSTILE, HOSTILE: HOSTILE, "mean": None}]
+    summary |= {
+        "domain": "molecules",
+        "warnings": [HOSTILE],
+        "guides": [HOSTILE],
+        "columns": [HOSTILE, "mean"],
+        "rows": rows,
+    }
+    (out / "summary.json").write_text(json.dumps(summary | {"bibtex": HOSTILE, "version": HOSTILE}))
+    (out / "run.toml").write_text(HOSTILE)
+    with open(out / "samples.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["row", HOSTILE], *([i, HOSTILE] for i in range(12))])
+    write(out)
+    return out
+
+
+def test_hostile_text_is_inert(tmp_path):
+    page = parsed((hostile(tmp_path / "out") / "report.html").read_text(encoding="utf-8"))
+    assert [tag for tag, _ in page.elements].count("script") == 1
+    assert not [a for _, a in page.elements if any(name.startswith("on") for name in a)]
+    assert not [a for tag, a in page.elements if tag == "img" and a.get("src") == "x"]
+    assert page.text.count(HOSTILE) > 12 and "49" not in re.sub(r"[\d.]{3,}", "", page.text.split("Record")[1])
+
+
+def test_a_page_needs_nothing_but_itself(molecular):
+    page = parsed((molecular / "report.html").read_text(encoding="utf-8"))
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "data-src", "srcset"):
+            link = attributes.get(name) or "data:"
+            assert link.startswith(("data:", "#")), (tag, link)
+    assert (molecular / "report.html").stat().st_size < 2_500_000
+    assert not list(molecular.glob("*.part"))
+
+
+def test_write_result_compares_by_weighted_means(tmp_path):
+    model, guides = bits(), [gk.FKSteering(length, 4.0, potential="final", ess=0.0)]
+    result, base = gk.sample(model, 40, steps=3, guides=guides), gk.sample(model, 40, steps=3, reward=length)
+    assert result.ess[0] < 35
+    page = parsed(write_result(result, tmp_path, base=base, model="bits").read_text(encoding="utf-8"))
+    cells = [a["data-v"] for tag, a in page.elements if tag == "td" and "data-v" in a][:10]
+    known = result.rewards.isfinite()
+    mean = (result.weights * result.rewards)[known].sum() / result.weights[known].sum()
+    best = sorted(base.rewards[base.rewards.isfinite()].tolist())[-4:]
+    assert [float(v) for v in cells[:4]] == pytest.approx(
+        [float(base.rewards.nanmean()), sum(best) / 4, 120, base.cost.reward_calls]
+    )
+    assert f"steered: mean {number(float(mean))}." in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert float(cells[5]) == pytest.approx(float(mean)) and abs(float(mean) - float(result.rewards.nanmean())) > 1
+
+
+def letters(x: torch.Tensor) -> list[str]:
+    return ["".join("ACGT"[min(v, 3)] for v in row) for row in x.tolist()]
+
+
+def sequences(length: int = 60) -> gk.MaskedModel:
+    """DNA in which A is frequent, and G under condition 1."""
+
+    def net(x, t, cond):
+        return torch.tensor([[1.0, 0, 0, 0], [0, 0, 1.0, 0]])[cond][:, None].expand(*x.shape, 4)
+
+    return gk.MaskedModel(net, 4, length, letters, encode_cond=torch.tensor, null=0)
+
+
+def test_dna_of_two_conditions_has_a_logo_and_a_track_for_each(tmp_path):
+    model = sequences()
+    result = gk.sample(model, 20, steps=3, cond=[0, 1], reward=lambda s: [v.count("G") for v in s])
+    page = write_result(result, tmp_path / "out").read_text(encoding="utf-8")
+    own = page.split('<section id="samples"')[1].split("<section")[0]
+    assert re.findall(r"<h3>(.*?)</h3>", own) == ["0", "1"] and own.count('class="chart wide logo"') == 2
+    first, second = own.split("<h3>1</h3>")
+    for part, letter, other in ((first, "A", "G"), (second, "G", "A")):
+        assert heights(part, letter) > 2 * heights(part, other) > 0
+    copied = [a["data-copy"] for _, a in parsed(first).elements if "data-copy" in a]
+    theirs = sorted(result.samples[:20], key=lambda s: (-s.count("G"), result.samples.index(s)))
+    assert copied == theirs
+
+
+def heights(logo: str, letter: str) -> float:
+    """Of a letter in a logo, over all positions."""
+    return sum(map(float, re.findall(rf'"#base{letter}" transform="[^"]* ([\d.]+)\)', logo)))
+
+
+def test_the_strip_of_sequences_has_a_colour_for_each_letter():
+    from PIL import Image
+
+    uri = dna.barcode(["ACGTN", "tt"])
+    with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as image:
+        pixels = [image.getpixel((x, y)) for y in range(2) for x in range(5)]
+    colours = [tuple(bytes.fromhex(c[1:])) for _, c in dna.colours()]
+    grey = (150, 150, 150)
+    assert pixels == [*colours, grey, colours[3], colours[3], grey, grey, grey]
+
+
+def test_what_samples_are_is_seen_from_them():
+    kinds = {"molecules": (bits(), {}), "dna": (sequences(), {"cond": 0}), "images": (blobs(), {})}
+    kinds["other"] = gk.analytic.GaussianMixture([1.0], [[0.0, 1.0]], [1.0]), {}
+    for kind, (model, given) in kinds.items():
+        result = gk.sample(model, 12, steps=2, **given)
+        assert samples.domain(result) == kind and samples.domain(result, "other") == "other"
+    assert samples.conditions(gk.sample(sequences(), 2, steps=1, cond=[1, 0])) == ["1", "0"]
+
+
+def test_pairs_of_numbers_are_points_and_the_result_without_guides_is_not_called_steered(tmp_path):
+    result = gk.sample(gk.analytic.GaussianMixture([1.0], [[0.0, 5.0]], [1.0]), 4, steps=3)
+    page = write_result(result, tmp_path).read_text(encoding="utf-8")
+    found = dict(re.findall(r"<title>samples, row (\d): (.*?)</title>", page))
+    assert found == {str(i): f"{number(a)}, {number(b)}" for i, (a, b) in enumerate(result.x.tolist())}
+    assert "steered" not in parsed(page).text.split("Record")[0].split("</style>")[-1].split("Summary")[-1]
+
+
+def test_the_n_of_best_of_n_is_told(molecular, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(molecular, out)
+    summary = json.loads((out / "summary.json").read_text())
+    rows = [{"name": "best of N", "mean": 2.5, "validity": None}, {"name": "steered", "mean": 1e-7}]
+    columns = ["mean", "validity"]
+    (out / "summary.json").write_text(json.dumps(summary | {"rows": rows, "columns": columns, "best_of": 7}))
+    text = re.sub(r"\s+", "", parsed(write(out).read_text(encoding="utf-8")).text)
+    assert "meanvaliditybestof72.5–steered1.0e−07–" in text
+
+
+# notebooks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_notebook_shows_the_weighted_mean_and_the_best_samples(molecular):
+    result = gk.load_result(molecular / "result")
+    html = result._repr_html_()
+    known = result.rewards.isfinite()
+    mean = float((result.weights * result.rewards)[known].sum() / result.weights[known].sum())
+    text = parsed(html).text
+    assert f"mean reward, weighted{number(mean)}" in text and f"{result.cost.network_rows:,} network rows" in text
+    best = list(dict.fromkeys(result.best(70).samples))[:8]
+    shown = re.findall(r"<code[^>]*>([^<]*)</code>", html)
+    assert shown == best and html.count("<svg") == sum(molecules.draw(s) is not None for s in best)
+    assert "<script" not in html
+
+
+def test_a_notebook_is_safe_and_shows_images_and_numbers():
+    evil = gk.sample(bits(lambda x: [HOSTILE] * len(x)), 3, steps=2, reward=lambda s: [1.0] * len(s))
+    page = parsed(evil._repr_html_())
+    assert not {"script", "img"} & {tag for tag, _ in page.elements} and HOSTILE[:100] in page.text
+    grey = gk.sample(blobs(), 3, steps=2)
+    assert parsed(grey._repr_html_()).text.count("reward") == 1 and grey._repr_html_().count("<img") == 3
+    mixture = gk.sample(gk.analytic.GaussianMixture([1.0], [0.0], [1.0]), 3, steps=2)
+    assert number(float(mixture.x[1, 0])) in mixture._repr_html_()
+
+
+def test_a_population_says_how_it_stands():
+    seen = []
+    gk.sample(
+        bits(), 20, steps=3, guides=[gk.FKSteering(length, 2.0, ess=0.0)], callbacks=[lambda p, s: seen.append(p)]
+    )
+    text = parsed(seen[1]._repr_html_()).text
+    assert "20 of shape (4,)" in text and f"{number(float(seen[1].ess[0]))} of 20" in text
+    assert f"mean reward of the clean estimates{number(float(seen[1].rewards.nanmean()))}" in text
+
+
+def test_a_plot_is_of_weighted_rewards_and_the_trace(molecular):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    result = gk.load_result(molecular / "result")
+    left, right = result.plot()
+    patches = left.patches
+    assert sum(p.get_height() for p in patches) == pytest.approx(1)
+    top = float(result.rewards.nan_to_num(-1).max())
+    share = float(
+        result.weights[result.rewards >= patches[-1].get_x()].sum() / result.weights[result.rewards.isfinite()].sum()
+    )
+    assert patches[-1].get_x() < top and patches[-1].get_height() == pytest.approx(share)
+    assert list(right.lines[0].get_ydata()) == result.trace["ess"][:, 0].tolist()
+    assert list(right.lines[0].get_xdata()) == [1, 2, 3, 4]
+    pyplot.close("all")
+
+
+def test_what_a_notebook_shows_of_groups():
+    mixture = gk.analytic.GaussianMixture([1.0], [0.0], [1.0])
+    result = gk.sample(mixture, 4, steps=2, cond=[None, None], reward=lambda x: x[:, 0])
+    assert "4, 4 of 4" in notebook.result_html(result)
+
+
+# in a browser --------------------------------------------------------------------------------------------------------
+
+_START = "import os,sys;os.dup2(int(sys.argv[1]),30);os.dup2(int(sys.argv[2]),40);os.dup2(30,3);os.dup2(40,4);os.execv(sys.argv[3],sys.argv[3:])"  # fmt: skip # noqa: E501
+_FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
+
+
+def program() -> str | None:
+    names = [os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome"]
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+class Browser:
+    """Chromium without a window, driven over a pipe by the DevTools protocol."""
+
+    def __init__(self, path: str, profile: Path):
+        theirs, self.to = os.pipe()
+        self.back, ours = os.pipe()
+        command = [sys.executable, "-c", _START, str(theirs), str(ours), path, *_FLAGS, f"--user-data-dir={profile}"]
+        self.process = subprocess.Popen(
+            command, pass_fds=(theirs, ours), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        os.close(theirs), os.close(ours)
+        self.buffer, self.count, self.events = b"", 0, []
+        self.session: str | None = None
+        self("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+        page = self("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self(f"{domain}.enable")
+
+    def __call__(self, method: str, **params: Any) -> dict[str, Any]:
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.to, json.dumps(message).encode() + b"\0")
+        while (answer := self._read()).get("id") != message["id"]:
+            self.events.append(answer)
+        assert "error" not in answer, (method, answer)
+        return answer["result"]
+
+    def _read(self) -> dict[str, Any]:
+        while b"\0" not in self.buffer:
+            part = os.read(self.back, 1 << 20)
+            assert part, "the browser has ended"
+            self.buffer += part
+        text, self.buffer = self.buffer.split(b"\0", 1)
+        return json.loads(text)
+
+    def open(self, file: Path, width: int = 1280, theme: str = "light") -> None:
+        self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        features = [
+            {"name": "prefers-color-scheme", "value": theme},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]
+        self("Emulation.setEmulatedMedia", media="", features=features)
+        self.events.clear()
+        self("Page.navigate", url=file.as_uri())
+        while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
+            self.events.append(self._read())
+
+    def run(self, code: str) -> Any:
+        answer = self("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True, userGesture=True)
+        assert "exceptionDetails" not in answer, (code, answer)
+        return answer["result"].get("value")
+
+    def until(self, code: str) -> None:
+        """Wait for what the page does a little later."""
+        end = time.monotonic() + 10
+        while not self.run(code):
+            assert time.monotonic() < end, code
+            time.sleep(0.02)
+
+    def press(self, key: str) -> None:
+        codes = {"ArrowDown": 40, "ArrowUp": 38, "Tab": 9, "Escape": 27, "ArrowRight": 39, "Enter": 13}
+        for kind in ("keyDown", "keyUp"):
+            text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
+            self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key], **text)
+
+    def trouble(self) -> list[Any]:
+        """Console errors, exceptions, and requests for anything but the page and what is in it."""
+        bad = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Page.javascriptDialogOpening")
+        asked = [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+        urls = [u for u in asked if not u.startswith("data:")]
+        return [e["params"] for e in self.events if e.get("method") in bad] + urls[1:]
+
+    def close(self) -> None:
+        self.session = None
+        self("Browser.close")
+        self.process.wait(20)
+        os.close(self.to), os.close(self.back)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    path = program()
+    if path is None:
+        pytest.skip("no Chromium: install chromium, or say in CHROMIUM where it is")
+    made = Browser(path, tmp_path_factory.mktemp("profile"))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_page_opens_without_errors_requests_or_sideways_scrolling(browser, molecular, width, theme):
+    browser.open(molecular / "report.html", width, theme)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    paper = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[theme]
+    assert browser.trouble() == []
+
+
+_CONTRAST = """(() => {
+  const rgba = (c) => { const v = c.match(/[\\d.]+/g).map(Number); return v.length < 4 ? [...v, 1] : v; };
+  const shine = (c) => c.slice(0, 3).map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0);
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3] === 1) return c; } return [255, 255, 255, 1]; };
+  const found = [];
+  for (const e of document.querySelectorAll("body *")) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) || !e.checkVisibility() || e.closest("svg.molecule, defs")) continue;
+    const style = getComputedStyle(e), ink = rgba(e instanceof SVGElement ? style.fill : style.color), paper = behind(e);
+    const mixed = ink.slice(0, 3).map((v, i) => v * Number(style.opacity) + paper[i] * (1 - style.opacity));
+    const [a, b] = [shine(mixed), shine(paper)].sort((x, y) => y - x);
+    if ((a + .05) / (b + .05) < 4.5) found.push([e.tagName, e.className.baseVal ?? e.className, e.textContent.slice(0, 20), (a + .05) / (b + .05)]);
+  }
+  return found.slice(0, 5);
+})()"""  # noqa: E501
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_all_text_has_a_contrast_of_4_5_at_least(browser, molecular, theme):
+    browser.open(molecular / "report.html", 1280, theme)
+    assert browser.run(_CONTRAST) == []
+
+
+def test_the_switch_of_colours_works_and_is_remembered(browser, molecular):
+    browser.open(molecular / "report.html")
+    browser.run("document.querySelector('#theme').click()")
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+    browser.open(molecular / "report.html")
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+    browser.run("document.querySelector('#theme').click(); localStorage.clear()")
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_pointing_at_a_survivor_or_arrow_keys_show_where_it_came_from(browser, molecular):
+    browser.open(molecular / "report.html")
+    lineage = json.loads((molecular / "lineage.json").read_text())
+    shown = "[...document.querySelectorAll('#way code')].map(e => e.textContent)"
+    name = "document.querySelector('.survivor.on').dataset.name"
+
+    def expected() -> list[str]:
+        row = re.match(r"row (\d+),", browser.run(name))
+        assert row
+        return [lineage["nodes"][i][k]["text"] for i, k in enumerate(lineage["rows"][row[1]])]
+
+    first = browser.run(name)
+    assert browser.run(shown) == expected()
+    place = browser.run(
+        "(() => { const e = document.querySelectorAll('.survivor .end')[5]; e.scrollIntoView({block: 'center'});"
+        "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+    )
+    browser("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+    assert browser.run("[...document.querySelectorAll('.survivor')].findIndex(e => e.matches('.on'))") == 5
+    assert browser.run(name) != first and browser.run(shown) == expected()
+    browser.run("document.querySelectorAll('.survivor')[5].focus()")
+    browser.press("ArrowDown")
+    assert browser.run("[...document.querySelectorAll('.survivor')].indexOf(document.activeElement)") == 6
+    assert browser.run(shown) == expected()
+    assert browser.run("document.querySelectorAll('.survivor[tabindex=\"0\"]').length") == 1
+    assert browser.run("document.querySelector('.lit').getAttribute('d') === "
+                       "document.querySelectorAll('.survivor .line')[6].getAttribute('d')")  # fmt: skip
+    browser.run(
+        "{ const who = document.querySelector('#who'); who.selectedIndex = 40; who.dispatchEvent(new Event('change')) }"
+    )
+    assert browser.run(shown) == expected()
+    assert browser.run("document.querySelector('#who').selectedOptions[0].textContent === " + name)
+
+
+def test_the_table_sorts_by_number_and_back_with_unknown_ones_last(browser, tmp_path):
+    result = gk.sample(bits(), 70, steps=2, reward=length)
+    browser.open(write_result(result, tmp_path / "out"))
+    rewards = result.rewards
+    known = sorted(rewards[rewards.isfinite()].tolist())
+    column = "[...document.querySelectorAll('.sortable tbody tr')].map(r => Number(r.cells[2].dataset.v))"
+    click = "document.querySelectorAll('.sortable th button')[2].click()"
+    lost = int(rewards.isnan().sum())
+    assert lost > 0
+    for order, name in ((known[::-1], "descending"), (known, "ascending")):
+        browser.run(click)
+        values = browser.run(f"{column}.map(v => Number.isNaN(v) ? null : v)")
+        assert values == order + [None] * lost
+        assert browser.run("document.querySelectorAll('.sortable th')[2].getAttribute('aria-sort')") == name
+
+
+def test_a_copy_button_copies_the_sample(browser, molecular):
+    browser.open(molecular / "report.html")
+    browser("Page.bringToFront")
+    wanted = browser.run("document.querySelectorAll('.card .copy')[1].dataset.copy")
+    assert wanted in POOL
+    browser.run("document.querySelectorAll('.card .copy')[1].click()")
+    browser.until("document.querySelector('#said').textContent === 'copied'")
+    assert browser.run("navigator.clipboard.readText()") == wanted
+
+
+def test_images_are_enlarged_in_a_dialog_with_keys(browser, tmp_path):
+    model = blobs()
+    result = gk.sample(model, 3, steps=2, reward=lambda x: x.mean((1, 2, 3)))
+    page = write_result(result, tmp_path / "out")
+    browser.open(page)
+    row = "document.querySelector('dialog p').textContent"
+    order = [int(i) for i in result.rewards.argsort(descending=True)]
+    browser.run("document.querySelector('.zoom').focus()")
+    browser.press("Enter")
+    assert browser.run("document.querySelector('dialog').open") and browser.run(row).endswith(f"row {order[0]}")
+    browser.press("ArrowRight")
+    assert browser.run(row).endswith(f"row {order[1]}")
+    assert browser.run("document.querySelector('dialog img').src === document.querySelectorAll('.zoom img')[1].src")
+    browser.press("Escape")
+    assert not browser.run("document.querySelector('dialog').open")
+    browser.until("document.activeElement === document.querySelectorAll('.zoom')[1]")
+    assert browser.trouble() == []
+
+
+def test_the_menu_leads_to_all_sections_and_print_shows_them(browser, molecular):
+    browser.open(molecular / "report.html")
+    missing = "[...document.querySelectorAll('nav a')].filter(a => !document.querySelector(a.hash)).length"
+    assert browser.run(missing) == 0 and browser.run("document.querySelectorAll('nav a').length") == 7
+    browser("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    assert browser.run("[...document.querySelectorAll('section')].every(s => s.offsetHeight > 100)")
+    assert browser.run("getComputedStyle(document.querySelector('nav')).display") == "none"
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    browser("Emulation.setDeviceMetricsOverride", width=720, height=900, deviceScaleFactor=1, mobile=False)
+    assert browser.run(wide) == 0
+    pdf = base64.b64decode(browser("Page.printToPDF")["data"])
+    assert pdf[:4] == b"%PDF" and pdf.count(b"/Type /Page\n") > 2
+
+
+def test_without_scripts_it_is_a_plain_document(browser, molecular):
+    browser("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(molecular / "report.html")
+        assert browser.run("document.querySelector('#panel').hidden && document.querySelector('#theme').hidden")
+        assert browser.run("document.querySelectorAll('.survivor').length") == 64
+        assert browser.run("document.querySelectorAll('.card').length") > 5
+    finally:
+        browser("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_hostile_text_does_nothing_in_a_browser(browser, tmp_path):
+    page = hostile(tmp_path / "out") / "report.html"
+    browser.open(page, 360)
+    browser.run("document.querySelectorAll('.survivor').forEach(s => s.dispatchEvent(new Event('pointerenter')))")
+    assert browser.run("document.title") == HOSTILE and browser.trouble() == []
+    assert browser.run("document.documentElement.scrollWidth") <= 360
