@@ -20,6 +20,7 @@ UNBIASED = f"{LAWS}::test_the_weighted_law_and_z_are_unbiased_at_eight_particles
 STATE = f"{LAWS}::test_all_state_follows_its_particle"
 GROUPS = f"{LAWS}::test_groups_equal_runs_of_their_own"
 FK, CFG, HOOKS = "tests/test_fk.py", "tests/test_cfg.py", "tests/test_hooks.py"
+ORDERED = "tests/test_ordered.py"
 
 MUTANTS = [
     ("weights do not telescope", "guides/fk.py", "return now - total, (now, running)", "return now, (now, running)", UNBIASED),
@@ -80,7 +81,10 @@ MUTANTS = [
     ("cfg off by one", "guides/cfg.py", "(at(self.scale, view.t) - 1)", "at(self.scale, view.t)", CFG),
     ("cfg with cond and null swapped", "guides/cfg.py", "view.evals[Cond()] - view.evals[Null()]", "view.evals[Null()] - view.evals[Cond()]", CFG),
     ("noise of t for s", "solvers/ddim.py", "c = eta * s.sigma * max", "c = eta * t.sigma * max", FK),
-    ("staying masked with the chance of leaving", "process/tokens.py", "_log(s / t))\n", "_log(1 - s / t))\n", FK + "::test_the_enumerated_law_of_four_tokens"),
+    ("staying masked with the chance of leaving", "process/tokens.py", "stay = u.log()", "stay = (1 - u).log()", FK + "::test_the_enumerated_law_of_four_tokens"),
+    ("unmasked from the right", "process/tokens.py", "torch.arange(self.places - 1, -1, -1, dtype", "torch.arange(0, self.places, 1, dtype", ORDERED + "::test_a_move_down_unmasks_from_the_left_with_the_share_that_bayes_rule_says"),
+    ("two tokens in a step", "process/tokens.py", "grid[nearest] = k / L", "pass", ORDERED + "::test_at_least_as_many_steps_as_positions_draw_exactly_from_the_model"),
+    ("a position that sees the masks before it", "zoo/nets.py", "(tokens != self.vocab)[:, None] & (place <= place[:, None])", "(place <= place[:, None]).expand(len(tokens), -1, -1)", ORDERED + "::test_what_is_said_of_a_position_depends_on_the_tokens_before_it_and_on_no_mask"),
     ("uniform kernel with alpha_s for alpha_t/alpha_s", "process/tokens.py", "self._keep(x, kept_t / kept_s) * p", "self._keep(x, kept_s) * p", FK + "::test_the_enumerated_law_of_four_tokens"),
     ("the sorted largest of residual resampling", "resampling.py", "random.uniform(key, (n,)))  # unsorted", "random.uniform(key, (n,)).sort(-1).values)  # sorted", UNBIASED),
     ("a gradient tilt sees the plain estimate", "run.py", "            view = view.with_prediction(target)\n        proposal", "        proposal", HOOKS),

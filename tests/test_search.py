@@ -579,7 +579,7 @@ def test_what_is_wrong_is_said_before_the_first_network_call():
         ("looks=10", lambda: S.bank(model, 8, first, [1, 2], looks=10)),
         ("allocation='even'", lambda: S.bank(model, 8, first, [1, 2], looks=80, allocation="even")),
         ("list of conditions", lambda: S.bank(model, 8, first, 1, looks=80)),
-        ("bank takes no folder", lambda: S.bank(model, 8, first, [1], looks=80, folder="x")),
+        ("bank takes no progress", lambda: S.bank(model, 8, first, [1], looks=80, progress=True)),
     ):
         with pytest.raises(ValueError, match=message):
             make()

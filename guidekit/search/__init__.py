@@ -9,9 +9,12 @@ from .budget import Budget
 from .cma import CMA, cma
 from .core import Each, Found, Strategy, run
 from .evolution import Evolution, evolution
+from .flowopt import flowopt
 from .gradient import gradient, gradients
 from .paths import paths
+from .share import share
 from .space import Space
+from .subspace import Subspace, subspace
 from .zero_order import ZeroOrder, zero_order
 
 __all__ = [
@@ -24,14 +27,18 @@ __all__ = [
     "Random",
     "Space",
     "Strategy",
+    "Subspace",
     "ZeroOrder",
     "bank",
     "cma",
     "evolution",
+    "flowopt",
     "gradient",
     "gradients",
     "paths",
     "random",
     "run",
+    "share",
+    "subspace",
     "zero_order",
 ]

@@ -13,6 +13,7 @@ All seeds that are compared have seen the same conditions, so a hard condition i
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ from torch import Tensor
 from ..models.base import Model
 from ..rewarding import Cost
 from .best_of_n import at_least
+from .budget import Budget
 from .core import Options, Search
+from .verify import Verifier
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,6 +38,7 @@ class Bank:
     seeds    numbers: seed s is row s of gk.sample(model, n, ...) with the same seed
     values   mean reward over the conditions that each has seen
     looks    how many these were
+    holdout  mean of the held-out reward over all conditions that the best seed has seen, or None
     noise    (seeds, *shape), or (moves + 1, seeds, *shape), as gk.sample(model, len(bank), noise=...) takes it for one
              condition; `rows` has it for several
     """
@@ -45,6 +49,7 @@ class Bank:
     noise: Tensor
     cost: Cost
     chain: bool
+    holdout: list[float] | None = None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -75,6 +80,10 @@ def bank(
     looks        pairs of a seed and a condition to evaluate, at most
     keep         seeds to return; None returns all, by the rounds that they lived and then by their values
     allocation   of the looks, "halving" or "equal"
+    folder       every round's scores are logged there (`condition` is the place in conds and `candidate` the seed), and
+                 the same call goes on from it
+    holdout      a second reward, of the seeds that are returned; they are sampled again for it, under all conditions
+                 that the best one has seen
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5], labels=[0, 1])
@@ -83,32 +92,31 @@ def bank(
     (2, torch.Size([9, 2, 1]))
     """
     at_least(seeds, 2, "seeds", "to be ranked")
-    at_least(keep or seeds, 1, "keep", "seeds to return")
+    keep = seeds if keep is None else keep
+    at_least(keep, 1, "keep", "seeds to return")
     if not isinstance(conds, list) or not conds:
         raise ValueError(f"conds={conds!r}: a list of conditions to try the seeds under")
     if allocation not in ("halving", "equal"):
         raise ValueError(f"allocation={allocation!r}: there is 'halving' and 'equal'")
-    wrong = {"cond", "budget", "folder", "progress", "holdout"} & {k for k, v in options.items() if v}
+    wrong = {"cond", "budget", "progress"} & {k for k, v in options.items() if v}
     if wrong or not isinstance(options.get("seed", 0), int):
         raise ValueError(f"bank takes no {', '.join(sorted(wrong)) or 'list of seeds'}")
     rounds = max(1, math.ceil(math.log2(seeds))) if allocation == "halving" else 1
     if looks < seeds * rounds:
         raise ValueError(f"looks={looks}: {seeds} seeds in {rounds} rounds need at least {seeds * rounds}")
-    return _ranked(model, seeds, reward, conds, looks, keep or seeds, rounds, options)
+    setting = {"seeds": seeds, "looks": looks, "rounds": rounds}
+    search = Search(model, 1, reward, {**options, "cond": conds}, "search.bank", setting)
+    search.open(Budget(rounds=rounds))
+    return _ranked(search, seeds, looks, keep, rounds)
 
 
-def _ranked(model, seeds: int, reward, conds: list, looks: int, keep: int, rounds: int, options: Options) -> Bank:
-    alive, order, seen, cost = list(range(seeds)), list[int](), 0, Cost()
+def _ranked(search: Search, seeds: int, looks: int, keep: int, rounds: int) -> Bank:
+    alive, order, seen, conds = list(range(seeds)), list[int](), 0, search.space.groups
     totals, counts = torch.zeros(seeds, dtype=torch.float64), [0] * seeds
     for number in range(rounds):
-        now = conds[seen : seen + max(1, looks // (rounds * len(alive)))]
+        now = range(seen, min(conds, seen + max(1, looks // (rounds * len(alive)))))
         if now:
-            search = Search(model, 1, reward, {**options, "cond": now}, "search.bank", {})
-            z = search.space.draw(alive)
-            scores, _ = search.scored(search.sampled(z), len(alive))
-            totals[alive] += _known(search.verifier.worth(scores, search.space.group)).sum(0).cpu()
-            for name, value in vars(search.cost).items():
-                setattr(cost, name, getattr(cost, name) + value)
+            totals[alive] += _known(_looked(search, now, alive)).sum(0).cpu()
         seen += len(now)
         for s in alive:
             counts[s] = seen
@@ -117,9 +125,34 @@ def _ranked(model, seeds: int, reward, conds: list, looks: int, keep: int, round
             half = (len(alive) + 1) // 2
             order, alive = [*alive[half:], *order], alive[:half]
     order = [*alive, *order][:keep]
-    space = Search(model, 1, reward, {**options, "cond": conds[:1]}, "search.bank", {}).space
-    values = [float(totals[s]) / counts[s] for s in order]
-    return Bank(order, values, [counts[s] for s in order], space.rows(space.draw(order)), cost, space.moves is not None)
+    search.alive = [0]
+    noise, values = search.part.rows(search.part.draw(order)), [float(totals[s]) / counts[s] for s in order]
+    judged = _judged(search, range(seen), order)
+    return Bank(order, values, [counts[s] for s in order], noise, search.cost, search.space.moves is not None, judged)
+
+
+def _looked(search: Search, places: Sequence[int], seeds: list[int]) -> Tensor:
+    """What seeds are worth under the conditions at these places, (conditions, seeds), as sampled or from the folder."""
+    search.alive = list(places)
+    scores, texts = search.known(), None
+    if new := scores is None:
+        scores, texts = search.scored(search.sampled(search.part.draw(seeds)), len(seeds))
+        search.cost.seconds = search.seconds
+    worth = search.verifier.worth(scores, search.space.group[search.cells])
+    search.rounds.append({})
+    if new:
+        search.record.add(scores, worth, texts, search.cost, 1, places, seeds)
+    return worth
+
+
+def _judged(search: Search, places: Sequence[int], seeds: list[int]) -> list[float] | None:
+    """What the held-out reward says of the seeds, in the mean over these conditions."""
+    if search.holdout is None:
+        return None
+    search.alive = list(places)
+    samples = search.decoded(search.sampled(search.part.draw(seeds)))
+    search.verifier = Verifier.of(search.holdout)
+    return search.judged(samples, len(seeds), Cost())[0][..., 0].nanmean(0).tolist()
 
 
 def _known(worth: Tensor) -> Tensor:

@@ -26,7 +26,10 @@ def at_least(value: Any, least: int, name: str, what: str) -> None:
 
 
 class Random:
-    """`candidates` fresh noises for each sample in a round."""
+    """`candidates` fresh noises for each sample in a round. They do not depend on what was told, so a round is scored
+    while the next one is sampled; a subclass that learns sets `independent = False`."""
+
+    independent = True
 
     def __init__(self, candidates: int = 8):
         at_least(candidates, 1, "candidates", "noises in a round")
@@ -36,11 +39,11 @@ class Random:
         self.space, self.asked = space, 0
 
     def ask(self) -> Tensor:
-        numbers = range(self.asked, self.asked + self.candidates)
-        return self.space.draw(list(numbers))
+        self.asked += self.candidates
+        return self.space.draw(range(self.asked - self.candidates, self.asked))
 
     def tell(self, noises: Tensor, rewards: Tensor) -> None:
-        self.asked += noises.shape[1]
+        pass
 
 
 def random(

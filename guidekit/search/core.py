@@ -4,7 +4,8 @@ r"""One driver for all searches: ask for noises, sample from them, tell what the
 
 This is the convention of Optuna, nevergrad and cma; optimisers like these plug in by `Each`. The best candidate ever
 seen of every sample is kept, so no reward falls as the budget grows. In the end the winners are sampled once more in
-one run: what is returned is a run of `gk.sample` with noise=result.noise, to the bit.
+one run: what is returned is a run of `gk.sample` with noise=result.noise, to the bit. Where a strategy does not need to
+be told one round to ask for the next, a round is scored while the next one is sampled; see `background`.
 
 Reference: Ma et al. (2025), Inference-time scaling beyond denoising steps, https://arxiv.org/abs/2501.09732.
 """
@@ -30,12 +31,13 @@ from ..describe import describe
 from ..errors import RewardError
 from ..finish import decoded
 from ..guides.base import Guide
-from ..models.base import Cond, Model
+from ..models.base import Cond, Model, held
 from ..result import Result, Trace
 from ..rewarding import Cost
 from ..run import Run
 from ..sampling import sample
 from ..solvers import Solver
+from .background import Task
 from .budget import Budget
 from .record import Record
 from .space import Space
@@ -47,7 +49,11 @@ if TYPE_CHECKING:
 
 class Strategy(Protocol):
     """What proposes noises. It is told the past again when a search goes on, so it must ask the same after the same
-    tells: randomness comes from the space."""
+    tells: randomness comes from the space.
+
+    One that asks the same whatever it is told may have an attribute `independent = True`. It is then asked for a round
+    before it is told the last, which is scored in the background.
+    """
 
     def begin(self, space: Space) -> None:
         """Forget everything; these are the samples to search for."""
@@ -90,7 +96,8 @@ class Found(Result):
 
     noise    as gk.sample takes it: (rows, *shape), or the whole chain's (moves + 1, rows, *shape)
     rounds   one dict for each round: of every condition best_reward (the mean over its samples of the best so far),
-             max_reward and mean_reward (of the round's candidates); network_rows and reward_calls so far
+             max_reward and mean_reward (of the round's candidates; NaN where there were none); network_rows and
+             reward_calls so far
     times    of the run that gives these samples, as steps= takes them
     """
 
@@ -100,7 +107,7 @@ class Found(Result):
 
     @property
     def rounds(self) -> Trace:
-        return Trace(self.config["search"]["rounds"])
+        return Trace({k: _numbers(v) for k, v in row.items()} for row in self.config["search"]["rounds"])
 
 
 @dataclass
@@ -111,18 +118,20 @@ class Best:
     x: Tensor | None = None
     worth: Tensor | None = None
 
-    def update(self, z: Tensor, worth: Tensor, x: Tensor | None) -> None:
-        """Take over what is strictly better."""
+    def update(self, z: Tensor, worth: Tensor, x: Tensor | None, cells: Tensor) -> None:
+        """Take over what is strictly better; the first time for all cells."""
         top, place = worth.max(1)
-        cell = torch.arange(len(z), device=z.device)
+        row = torch.arange(len(z), device=z.device)
         if self.z is None or self.worth is None:
-            self.z, self.worth, self.x = z[cell, place], top, None if x is None else x[cell, place]
+            self.z, self.worth, self.x = z[row, place], top, None if x is None else x[row, place]
             return
-        better = top > self.worth
-        self.worth = torch.where(better, top, self.worth)
-        self.z = _where(better, z[cell, place], self.z)
-        if x is not None:
-            self.x = x[cell, place] if self.x is None else _where(better, x[cell, place], self.x)
+        better = top > self.worth[cells]
+        self.worth = self.worth.index_put((cells[better],), top[better])
+        self.z = self.z.index_put((cells[better],), z[row, place][better])
+        if x is not None and self.x is None:
+            self.x = x[row, place]
+        elif x is not None and self.x is not None:
+            self.x = self.x.index_put((cells[better],), x[row, place][better])
 
 
 class Search:
@@ -143,6 +152,7 @@ class Search:
         self.run = Run(model, n, **self.given, holdout=self.holdout)
         _check_guides(self.run.guides)
         self.space = Space.of(self.run, options.get("over"))
+        self.alive = list(range(self.space.groups))  # conditions that are searched for
         self.cost, self.best, self.record = Cost(), Best(), Record(None)
         self.config = {
             "search": name,
@@ -164,6 +174,17 @@ class Search:
         self.bar.total = budget.rounds
         self._began = time.perf_counter()
 
+    @property
+    def seconds(self) -> float:
+        """Of all sittings."""
+        return self._before + time.perf_counter() - self._began
+
+    @property
+    def separable(self) -> bool:
+        """Whether rewards and sampler may run at once: no, where they share a network, which runs put into modes."""
+        own = {id(m) for model in self.run.models for m in model.modules()}
+        return not any(id(m) in own for r in self.verifier.rewards for m in held(r).modules())
+
     # rows ------------------------------------------------------------------------------------------------------------
 
     @property
@@ -172,21 +193,32 @@ class Search:
         needs = dict.fromkeys([Cond(), *(need for g in self.run.guides for need in g.needs)])
         return len(needs) * len(self.run.moves)
 
-    def runs(self, k: int, noise: Tensor | None) -> Run:
-        """A run of k candidates for each cell; condition g, candidate c is its group g k + c."""
+    @property
+    def part(self) -> Space:
+        """The space of the conditions that are alive; cells of candidates and scores are those."""
+        return replace(self.space, keys=self.space.keys[self.alive])
+
+    @property
+    def cells(self) -> Tensor:
+        """Their places among all cells."""
+        alive = torch.tensor(self.alive, device=self.space.keys.device)
+        return (alive[:, None] * self.n + torch.arange(self.n, device=alive.device)).flatten()
+
+    def runs(self, k: int, noise: Tensor | None, cost: Cost | None = None) -> Run:
+        """A run of k candidates for each cell; the g-th condition alive, candidate c is its group g k + c."""
         seed = self.given.get("seed", 0)
         seeds = list(seed) if isinstance(seed, Sequence) else [seed] * self.space.groups
         given = self.given | {
-            "cond": [c for c in self.run.conditions for _ in range(k)],
-            "seed": [s for s in seeds for _ in range(k)],
+            "cond": [self.run.conditions[g] for g in self.alive for _ in range(k)],
+            "seed": [seeds[g] for g in self.alive for _ in range(k)],
         }
         run = Run(self.model, self.n, **given, noise=noise)
-        run.cost = run.score.cost = self.cost
+        run.cost = run.score.cost = self.cost if cost is None else cost
         return run
 
-    def sampled(self, z: Tensor) -> Tensor:
+    def sampled(self, z: Tensor, cost: Cost | None = None) -> Tensor:
         """Final states of candidates (cells, k, *shape), as rows of their run."""
-        run = self.runs(z.shape[1], self.space.rows(z))
+        run = self.runs(z.shape[1], self.part.rows(z), cost)
         with torch.inference_mode(False), torch.no_grad(), run.borrowed():
             pop = run.start()
             for index in range(len(run.moves)):
@@ -194,15 +226,22 @@ class Search:
             run.settle()
             return pop.x
 
+    def decoded(self, x: Tensor) -> Any:
+        """Samples of rows, with the networks as in a run."""
+        with torch.no_grad(), self.run.borrowed():
+            return decoded(self.run, x)
+
     def scored(self, x: Tensor, k: int) -> tuple[Tensor, list[str] | None]:
         """Scores (cells, k, V) of rows, and what was scored where that is text."""
-        with torch.no_grad():
-            samples = decoded(self.run, x)
-        group = self.space.group.view(self.space.groups, -1)[:, :1].expand(-1, k * self.n).flatten()
-        scores = self.space.by_cell(self.verifier.score(samples, group, self.cost))
+        return self.judged(self.decoded(x), k, self.cost)
+
+    def judged(self, samples: Any, k: int, cost: Cost) -> tuple[Tensor, list[str] | None]:
+        """The same of samples."""
+        alive = torch.tensor(self.alive, device=self.space.keys.device)
+        scores = self.part.by_cell(self.verifier.score(samples, alive.repeat_interleave(k * self.n), cost))
         if not isinstance(samples, list) or not all(isinstance(s, str) for s in samples):
             return scores, None
-        order = self.space.by_cell(torch.arange(len(samples))).flatten().tolist()
+        order = self.part.by_cell(torch.arange(len(samples))).flatten().tolist()
         return scores, [samples[i] for i in order]
 
     def known(self) -> Tensor | None:
@@ -220,7 +259,7 @@ class Search:
 
     def fits(self, rows: int, calls: int, last: int) -> bool:
         """Whether the budget has room for a round, with `last` rows for the run of the winners behind it."""
-        self.cost.seconds = self._before + time.perf_counter() - self._began
+        self.cost.seconds = self.seconds
         done = len(self.rounds)
         if done < len(self.record.rounds) and self.budget.seconds is not None:
             return replace(self.budget, seconds=None).allows(done, self.cost, rows + last, calls)
@@ -248,27 +287,29 @@ class Search:
     ) -> Tensor:
         """Book a round: what its candidates are worth. Estimates of unfinished samples are not `final`; `before` is
         called before the round is in the folder."""
-        worth = self.verifier.worth(scores, self.space.group)
+        worth = self.verifier.worth(scores, self.space.group[self.cells])
         if final:
-            self.best.update(z, worth, x)
-        self.cost.seconds = self._before + time.perf_counter() - self._began
+            self.best.update(z, worth, x, self.cells)
+        self.cost.seconds = self.seconds
         self.rounds.append(self._row(worth, worth.amax(1) if self.best.worth is None else self.best.worth))
         if len(self.rounds) > len(self.record.rounds):
             if before is not None:
                 before(self.best, self.rounds)
-            self.record.add(scores, worth, texts, self.cost, self.n)
+            self.record.add(scores, worth, texts, self.cost, self.n, self.alive)
             self.keep_best()
         return worth
 
     def _row(self, worth: Tensor, best: Tensor) -> dict[str, Any]:
         """A line of `Found.rounds`, and of the bar."""
-        best_by, by = (v.masked_fill(v.isinf(), torch.nan).view(self.space.groups, -1) for v in (best, worth))
+        top, by = best.masked_fill(best.isinf(), torch.nan), worth.masked_fill(worth.isinf(), torch.nan)
+        mean = best.new_full((self.space.groups,), torch.nan)
+        mean[self.alive] = by.view(len(self.alive), -1).nanmean(1)
         self.bar.update()
         self.bar.set_postfix({"best": f"{float(best.max()):.4g}"} | self.budget.left(len(self.rounds) + 1, self.cost))
         return {
-            "best_reward": _plain(best_by.nanmean(1)),
+            "best_reward": _plain(top.view(self.space.groups, -1).nanmean(1)),
             "max_reward": _plain(best.view(self.space.groups, -1).amax(1)),
-            "mean_reward": _plain(by.nanmean(1)),
+            "mean_reward": _plain(mean),
             "candidates": worth.shape[1],
             "network_rows": self.cost.network_rows,
             "reward_calls": self.cost.reward_calls,
@@ -304,7 +345,7 @@ class Search:
             )
         noise = self.noise()
         result = sample(self.model, self.n, **self.given, noise=noise.clone(), holdout=self.holdout)
-        cost = Cost(**{k: v + getattr(result.cost, k) for k, v in asdict(self.cost).items()})
+        cost = total(self.cost, result.cost)
         config = result.config | {"search": self.config | {"rounds": self.rounds, "times": _times(self.run)}}
         given = {f.name: getattr(result, f.name) for f in fields(Result)}
         rewards = best.masked_fill(best.isinf(), torch.nan)
@@ -340,8 +381,7 @@ def drive(model: Model, n: int, reward: Any, strategy: Strategy, budget: Budget,
     strategy = copy.copy(strategy)  # the caller's stays as it was
     strategy.begin(search.space)
     with search.bar:
-        while round_of(search, strategy):
-            pass
+        rounds_of(search, strategy)
     return search.finish()
 
 
@@ -353,27 +393,79 @@ def limits(rounds: int | None, options: Options, usual: int | None = None) -> Bu
     return budget if rounds is None else replace(budget, rounds=rounds)
 
 
-def round_of(search: Search, strategy: Strategy) -> bool:
-    """One round, unless the search is over."""
-    z = strategy.ask()
-    if z is None:
-        return False
-    k = _checked(z, search.space, strategy)
-    if not search.fits(search.space.cells * k * search.per_row, _calls(search, k), search.space.cells * search.per_row):
-        return False
-    scores, x, texts = search.known(), None, None
-    if scores is None:
-        rows = search.sampled(z)
-        scores, texts = search.scored(rows, k)
-        x = search.space.by_cell(rows)
-    elif scores.shape[:2] != z.shape[:2]:
-        raise ValueError(f"{strategy!r} asks for other candidates than it did: its ask() is not deterministic")
-    strategy.tell(z, search.told(z, scores, x, texts))
-    return True
+def rounds_of(search: Search, strategy: Strategy) -> None:
+    """All rounds. Of an independent strategy one is scored in the background while the next is sampled."""
+    waiting: list[Round] = []  # at most one
+    overlaps = getattr(strategy, "independent", False) and search.separable
+    try:
+        while (z := strategy.ask()) is not None:
+            k = _checked(z, search.space, strategy)
+            if waiting and not waiting[0].leaves_room(k):
+                waiting.pop().end()  # what it brings decides
+            if not waiting and not search.fits(*_needs(search, k), search.space.cells * search.per_row):
+                return
+            following = Round(search, strategy, z)
+            if waiting:
+                waiting.pop().end()
+            if overlaps and following.scores is None:
+                waiting.append(following.begin())
+            else:
+                following.end()
+    except Exception:
+        if waiting:
+            waiting.pop().end()  # it came first: what it brings is kept, and what it raises is raised
+        raise
+    if waiting:
+        waiting.pop().end()
 
 
-def _calls(search: Search, k: int) -> int:
-    return search.space.cells * k * len(search.verifier.rewards)
+class Round:
+    """Candidates that have been sampled; `begin` scores them in the background, `end` tells what they are worth."""
+
+    def __init__(self, search: Search, strategy: Any, z: Tensor):
+        self.search, self.strategy, self.z, self.cost = search, strategy, z, Cost()
+        self.scores, self.rows, self.task = search.known(), None, None
+        if self.scores is None:
+            self.rows = search.sampled(z, self.cost)
+            self.samples = search.decoded(self.rows)
+        elif self.scores.shape[:2] != z.shape[:2]:
+            raise ValueError(f"{strategy!r} asks for other candidates than it did: its ask() is not deterministic")
+
+    def begin(self) -> Round:
+        self.task = Task(self._judged)
+        return self
+
+    def _judged(self) -> tuple[Tensor, list[str] | None]:
+        return self.search.judged(self.samples, self.z.shape[1], self.cost)
+
+    def leaves_room(self, k: int) -> bool:
+        """Whether another round fits whatever this one brings."""
+        search, calls = self.search, _needs(self.search, self.z.shape[1])[1]
+        rows, more = _needs(search, k)
+        most = replace(total(search.cost, self.cost), seconds=search.seconds)
+        most.reward_calls = search.cost.reward_calls + calls
+        last, done = search.space.cells * search.per_row, len(search.rounds) + 1
+        return search.budget.target is None and search.budget.allows(done, most, rows + last, more)
+
+    def end(self) -> None:
+        search, scores, x, texts = self.search, self.scores, None, None
+        if scores is None:
+            assert self.rows is not None
+            scores, texts = self._judged() if self.task is None else self.task.result()
+            x = search.part.by_cell(self.rows)
+        vars(search.cost).update(vars(total(search.cost, self.cost)))
+        self.strategy.tell(self.z, search.told(self.z, scores, x, texts))
+
+
+def total(a: Cost, b: Cost) -> Cost:
+    """Both together."""
+    return Cost(**{k: v + getattr(b, k) for k, v in asdict(a).items()})
+
+
+def _needs(search: Search, k: int) -> tuple[int, int]:
+    """Network rows and reward calls of a round of k candidates, at most."""
+    cells = search.part.cells
+    return cells * k * search.per_row, cells * k * len(search.verifier.rewards)
 
 
 def _checked(z: Any, space: Space, strategy: Any) -> int:
@@ -404,12 +496,13 @@ def _times(run: Run) -> list[float]:
     return [move.t for move in run.moves if move.t != move.s] + [0.0]
 
 
-def _where(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old)
-
-
 def _plain(v: Tensor) -> list[float | None]:
     return [x if abs(x) < float("inf") else None for x in v.tolist()]
+
+
+def _numbers(value: Any) -> Any:
+    """NaN for what has no value."""
+    return [float("nan") if v is None else v for v in value] if isinstance(value, list) else value
 
 
 class Each:

@@ -25,7 +25,7 @@ from ..population import Population
 from ..run import Run
 from .best_of_n import at_least
 from .budget import Budget
-from .core import Found, Options, Search, _calls, _times
+from .core import Found, Options, Search, _times
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -103,7 +103,8 @@ class _Levels:
         moves, sizes = len(self.search.run.moves), [w * b for w, b in zip(self.width, self.branch, strict=True)]
         spans = [e - p + (p == 0) - (e == moves) for p, e in zip(self.points, self.ends, strict=True)]
         rows = sum(k * span for k, span in zip(sizes, spans, strict=True))
-        return self.search.space.cells * rows * self.search.per_row // moves, _calls(self.search, sum(sizes))
+        cells, rewards = self.search.space.cells, len(self.search.verifier.rewards)
+        return cells * rows * self.search.per_row // moves, cells * sum(sizes) * rewards
 
     def _children(self, z: Tensor, level: int) -> Tensor:
         """Continuations of the survivors (cells, width, ...): the first with its parent's noise."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,17 @@ class Record:
         assert self.folder is not None
         return self.folder / name
 
-    def add(self, scores: Tensor, worth: Tensor, texts: list[str] | None, cost: Cost, n: int) -> None:
-        """Append a round; `texts` are those of the candidates, cell by cell."""
+    def add(
+        self,
+        scores: Tensor,
+        worth: Tensor,
+        texts: list[str] | None,
+        cost: Cost,
+        n: int,
+        conditions: Sequence[int],
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        """Append a round of these conditions; `texts` are cell by cell, `numbers` those of the candidates of each."""
         number = len(self.rounds)
         self.rounds.append((scores, Cost(**asdict(cost))))
         if self.folder is None:
@@ -60,7 +70,8 @@ class Record:
         lines, k = [], scores.shape[1]
         for i, (row, value) in enumerate(zip(scores.flatten(0, 1).tolist(), worth.flatten().tolist(), strict=True)):
             cell, candidate = divmod(i, k)
-            line = {"round": number, "condition": cell // n, "sample": cell % n, "candidate": candidate}
+            candidate = candidate if numbers is None else numbers[candidate]
+            line = {"round": number, "condition": conditions[cell // n], "sample": cell % n, "candidate": candidate}
             line |= {"worth": _plain(value), "scores": [_plain(v) for v in row]}
             lines.append(line if texts is None else line | {"text": texts[i]})
         lines.append({"round": number, "end": list(scores.shape), "cost": asdict(cost)})

@@ -30,7 +30,7 @@ class Verifier:
     """Scores samples (rows, V), and makes one number of the V scores of a candidate."""
 
     rewards: list[Any]
-    reference: list[list[np.ndarray]] = field(default_factory=list)  # of each condition and reward, sorted
+    reference: dict[int, list[np.ndarray]] = field(default_factory=dict)  # of each condition and reward, sorted
 
     @staticmethod
     def of(reward: Any) -> Verifier:
@@ -52,9 +52,8 @@ class Verifier:
         """One number for each candidate: scores (cells, k, V) -> (cells, k), -inf where a score is missing."""
         if len(self.rewards) == 1:
             return scores[..., 0].nan_to_num(-torch.inf)
-        self.reference = self.reference or [
-            [_sorted(scores[group == g, :, v]) for v in range(len(self.rewards))] for g in group.unique().tolist()
-        ]
+        new = set(group.tolist()) - set(self.reference)
+        self.reference |= {g: [_sorted(scores[group == g, :, v]) for v in range(len(self.rewards))] for g in new}
         rows = [
             np.mean([_rank(s[..., v].cpu().numpy(), ref) for v, ref in enumerate(self.reference[g])], 0)
             for s, g in zip(scores, group.tolist(), strict=True)

@@ -292,7 +292,7 @@ def _fashion(scaled: bool) -> Callable[[], tuple[Batch, Batch]]:
     return sets
 
 
-QUANTILES, SCORED = 20, 24_000  # of the minority score, and images that it is measured for
+QUANTILES, SCORED = 10, 10_000  # of the minority score, and images that it is measured for
 
 
 def _rare() -> tuple[Batch, Batch]:
@@ -307,7 +307,7 @@ def _rare() -> tuple[Batch, Batch]:
         scores = torch.cat([minority.minority_score(model, part, noises=4) for part in parts])
         save_file({"scores": scores}, file)
     y = minority.quantile_labels(load_file(file)["scores"], QUANTILES)
-    return (x[:-2000], y[:-2000]), (x[-2000:], y[-2000:])
+    return (x[:-1000], y[:-1000]), (x[-1000:], y[-1000:])
 
 
 def _dna() -> tuple[Batch, Batch]:

@@ -1,0 +1,134 @@
+r"""Many conditions and one budget: fresh noise goes where the reward still rises.
+
+For every sample, best-of-N gains little once N is large, and more where rewards are widely spread. Of N rewards
+r_(1) <= ... <= r_(N) a random m have the expected maximum
+
+    E[max of m] = sum_i r_(i) C(i - 1, m - 1) / C(N, m),
+
+for i is the largest of the m if the others are among the i - 1 below. So what the last doubling of N has brought is
+estimated from the N seen, without noise of its own, by max - E[max of N/2]; its mean over the samples of a condition
+stands for what the next doubling would bring. The better half of the conditions goes on after each of log2 C rounds,
+and each round has an equal part of the budget: sequential halving (Karnin et al., 2013,
+https://proceedings.mlr.press/v28/karnin13.html), which looks for one best arm, while here all keep what they have.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..models.base import Model
+from .best_of_n import at_least
+from .budget import Budget
+from .core import Found, Options, Round, Search
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+def share(
+    model: Model,
+    n: int,
+    reward: Any,
+    conds: list[Any],
+    *,
+    candidates: int = 16,
+    allocation: str = "halving",
+    **options: Unpack[Options],
+) -> Found:
+    """Best-of-N for n samples of every condition, with N as large as it is worth there.
+
+    conds        conditions; `cond` is not taken besides
+    candidates   of each sample in the mean: the budget is n * candidates * len(conds) runs, and n * len(conds) for the
+                 winners. What does not divide among the conditions of the last round is left: less than one candidate
+                 for each of these
+    allocation   "halving", or "equal": as many for all, which is `gk.search.random`
+
+    A condition's candidates are those of its own `gk.search.random`, so they do not depend on the other conditions; how
+    many it gets does. Each line of `rounds` has the `conditions` that were in it.
+
+    >>> import guidekit as gk
+    >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.2, 2.0], labels=[0, 1])
+    >>> found = gk.search.share(base, 3, lambda x: x[:, 0], [0, 1], candidates=8, steps=10)
+    >>> [(row["conditions"], row["candidates"]) for row in found.rounds]
+    [([0, 1], 4), ([1], 8)]
+    """
+    if not isinstance(conds, list) or not conds:
+        raise ValueError(f"conds={conds!r}: a list of conditions that share the budget is needed")
+    if allocation not in ("halving", "equal"):
+        raise ValueError(f"allocation={allocation!r}: there is 'halving' and 'equal'")
+    wrong = sorted({"cond", "budget"} & {k for k, v in options.items() if v is not None})
+    if wrong:
+        raise ValueError(f"share takes no {' and no '.join(wrong)}: give conds and candidates")
+    at_least(candidates, 1, "candidates", "of each sample in the mean")
+    parts = plan(len(conds), candidates, allocation == "halving")
+    setting = {"candidates": candidates, "allocation": allocation}
+    search = Search(model, n, reward, {**options, "cond": conds}, "search.share", setting)
+    search.open(Budget(rounds=len(parts)))
+    shared = _Shared(search)
+    with search.bar:
+        for alive, k in parts:
+            shared.keep(alive)
+            shared.round(k)
+    return search.finish()
+
+
+def plan(conditions: int, candidates: int, halving: bool) -> list[tuple[int, int]]:
+    """For each round the conditions in it, and the candidates for each of their samples."""
+    rounds = min(conditions, max(2, math.ceil(math.log2(conditions))))
+    if candidates < 2 * rounds:
+        raise ValueError(
+            f"candidates={candidates}: {conditions} conditions in {rounds} rounds need at least {2 * rounds} each"
+        )
+    left, parts = conditions * candidates, []
+    for number in range(rounds):
+        alive = -(-conditions >> number) if halving else conditions
+        parts.append((alive, left // ((rounds - number) * alive)))
+        left -= math.prod(parts[-1])
+    return parts
+
+
+def expected_max(rewards: Tensor, m: int) -> Tensor:
+    """E[max of m of them, drawn without replacement]: (..., N) -> (...)."""
+    count = rewards.shape[-1]
+    share = [math.comb(i, m - 1) / math.comb(count, m) for i in range(count)]
+    return rewards.sort(-1).values @ torch.tensor(share, dtype=rewards.dtype, device=rewards.device)
+
+
+def gain(rewards: Tensor) -> Tensor:
+    """What the last doubling has brought, in the mean over samples: (conditions, n, N) -> (conditions,).
+
+    What could not be scored counts as the worst of its sample.
+    """
+    finite = rewards.isfinite()
+    worst = rewards.masked_fill(~finite, torch.inf).amin(-1, keepdim=True).nan_to_num(posinf=0.0)
+    known = torch.where(finite, rewards, worst)
+    return (known.amax(-1) - expected_max(known, max(1, known.shape[-1] // 2))).mean(-1)
+
+
+@dataclass
+class _Shared:
+    """The conditions that are alive, and what all their candidates are worth (conditions, n, N)."""
+
+    search: Search
+    seen: Tensor | None = None
+
+    def keep(self, alive: int) -> None:
+        """The conditions that have the most to gain, in their order."""
+        if self.seen is not None and alive < len(self.seen):
+            best = gain(self.seen).sort(descending=True, stable=True).indices[:alive].sort().values
+            self.search.alive, self.seen = [self.search.alive[i] for i in best.tolist()], self.seen[best]
+
+    def round(self, k: int) -> None:
+        """The next k candidates of them."""
+        asked = 0 if self.seen is None else self.seen.shape[-1]
+        Round(self.search, self, self.search.part.draw(range(asked, asked + k))).end()
+        self.search.rounds[-1]["conditions"] = list(self.search.alive)
+
+    def tell(self, noises: Tensor, rewards: Tensor) -> None:
+        worth = rewards.view(len(self.search.alive), self.search.n, -1)
+        self.seen = worth if self.seen is None else torch.cat([self.seen, worth], -1)

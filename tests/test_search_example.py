@@ -1,0 +1,67 @@
+"""The example of a search over noise, small."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+class Walk:
+    """Stands for pycma's strategy: as many normal vectors as asked for, by its seed, and the losses it was told."""
+
+    made: ClassVar[list[Walk]] = []
+
+    def __init__(self, start: list[float], sigma: float, options: dict):
+        assert sigma == 1 and options["seed"] > 0
+        self.size, self.k, self.losses = len(start), options["popsize"], []
+        self.draw = torch.Generator().manual_seed(options["seed"])
+        self.made.append(self)
+
+    def ask(self) -> list:
+        return list(torch.randn(self.k, self.size, generator=self.draw).double().numpy())
+
+    def tell(self, vectors: list, losses: list[float]) -> None:
+        assert len(vectors) == len(losses) == self.k and len(vectors[0]) == self.size == 28 * 28
+        self.losses += losses
+
+
+@pytest.fixture
+def example():
+    return runpy.run_path(str(ROOT / "examples" / "noise_search.py"))["main"]
+
+
+def test_searches_raise_the_reward_at_equal_rows_and_draw_their_images(example, tmp_path, capsys, monkeypatch):
+    cma = ModuleType("cma")
+    cma.CMAEvolutionStrategy = Walk  # type: ignore[attr-defined]
+    cma.__spec__ = sys.__spec__
+    monkeypatch.setitem(sys.modules, "cma", cma)
+    monkeypatch.setattr(Walk, "made", [])
+    arguments = ["--n", "3", "--rounds", "2", "--candidates", "4", "--steps", "3", "--pycma", "--out"]
+    example([*arguments, str(tmp_path)])
+    lines = re.findall(r"^(\S+) +reward +(\S+) +judge +(\S+) +rows (\d+)$", capsys.readouterr().out, re.M)
+    rewards = {name: float(reward) for name, reward, _, _ in lines}
+    rows = {name: int(count) for name, _, _, count in lines}
+    assert list(rewards) == ["plain", "random", "subspace", "CMA-ES", "pycma"]
+    assert rows.pop("plain") == 3 * 3 and set(rows.values()) == {3 * 3 * (2 * 4 + 1)}
+    assert min(rewards[name] for name in rows if name != "pycma") > rewards["plain"]
+    assert len(Walk.made) == 3 and all(len(walk.losses) == 8 for walk in Walk.made)
+    assert rewards["pycma"] == pytest.approx(-sum(min(w.losses) for w in Walk.made) / 3, abs=0.01)
+    picture = (tmp_path / "grid.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 5000
+
+
+def test_what_is_missing_is_said_at_once(example, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cma", None)
+    for arguments, message in ((["--pycma"], "pip install cma"), (["--label", "hat"], "ankle boot")):
+        with pytest.raises(SystemExit):
+            example(arguments)
+        assert message in capsys.readouterr().err
