@@ -143,13 +143,19 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# Steering against best-of-N",
         "",
-        f"`python benchmarks/zoo.py --n {found['n']} --seeds {found['seeds']}` steers the bundled models and writes",
-        "`benchmarks/results/zoo.json`, of which this page is made. All methods have four times the network rows of",
-        "the unguided model. Columns after the guiding reward took no part in the runs.",
+        "`python benchmarks/zoo.py` steers the bundled models and writes `benchmarks/results/zoo.json`, of which this",
+        "page is made. All methods have four times the network rows of the unguided model. Columns after the guiding",
+        "reward took no part in the runs.",
     ]
-    for own in found["domains"]:
+    for own in (found["domains"][name] for name in DOMAINS if name in found["domains"]):
         columns = list(own["rows"][0])
-        lines += ["", f"## {own['title']}", "", f"alpha {own['alpha']:g}, {own['steps']} steps.", ""]
+        lines += [
+            "",
+            f"## {own['title']}",
+            "",
+            f"{own['n']} samples, {own['steps']} steps, alpha {own['alpha']:g}; means of {own['seeds']} seeds.",
+            "",
+        ]
         lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
         lines += [
             "| " + " | ".join(f"{row[c]:g}" if c != "method" else row[c] for c in columns) + " |" for row in own["rows"]
@@ -165,11 +171,13 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write docs/results.md from the stored results alone")
     args = parser.parse_args()
     if not args.page:
-        found = {"n": args.n, "seeds": args.seeds, "domains": [
-            {"title": d.title, "alpha": d.alpha, "steps": d.steps, "rows": measured(d, args.n, args.seeds)}
-            for d in (DOMAINS[name]() for name in args.only)
-        ]}  # fmt: skip
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"domains": {}}
+        for name in args.only:
+            d = DOMAINS[name]()
+            rows = measured(d, args.n, args.seeds)
+            own = {"title": d.title, "alpha": d.alpha, "steps": d.steps, "n": args.n, "seeds": args.seeds, "rows": rows}
+            found["domains"][name] = own
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     text = page(json.loads(RESULTS.read_text(encoding="utf-8")))
     (HERE.parent / "docs" / "results.md").write_text(text, encoding="utf-8")
 
