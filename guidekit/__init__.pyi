@@ -1,5 +1,6 @@
 from . import (
     analytic as analytic,
+    integrations as integrations,
     process as process,
     resampling as resampling,
     schedules as schedules,
@@ -12,6 +13,7 @@ from . import (
 )
 from .attention import attention_layers as attention_layers
 from .citing import cite as cite
+from .config import Config as Config
 from .errors import (
     CheckpointError as CheckpointError,
     CollapseWarning as CollapseWarning,
@@ -70,6 +72,7 @@ from .guides import (
 )
 from .guides.hallucination import hallucination as hallucination
 from .heads import headhunter as headhunter
+from .integrations.diffusers import from_diffusers as from_diffusers
 from .minority import (
     FeatureDistance as FeatureDistance,
     MinorityScore as MinorityScore,
@@ -130,6 +133,7 @@ __all__ = [
     "CollapseWarning",
     "Compose",
     "Cond",
+    "Config",
     "DSearch",
     "Distillation",
     "FKSteering",
@@ -167,8 +171,10 @@ __all__ = [
     "cite",
     "ddcm",
     "evolve",
+    "from_diffusers",
     "hallucination",
     "headhunter",
+    "integrations",
     "load_result",
     "minority_score",
     "process",

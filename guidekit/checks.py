@@ -71,7 +71,7 @@ def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, s
         if guide.stochastic and solver is not None and not solver.stochastic:
             raise ValueError(
                 f"{name} weights, branches or resamples particles, and {solver!r} is deterministic: copies would stay "
-                "equal and have no log-probability. Take DDPM(), DDIM(eta=1.) or SDEDPMpp()"
+                f"equal and have no log-probability. {solver.advice}"
             )
         for need in (Cond(), *guide.needs):
             need.check(model)

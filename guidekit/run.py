@@ -12,6 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import reduce
 from itertools import pairwise
@@ -24,7 +25,7 @@ from . import checks, random, tree
 from .errors import NetworkError
 from .finish import finish
 from .guides.base import Guide
-from .models.base import Cond, Model, borrowed, rows_of, stack
+from .models.base import Cond, Model, borrowed, rows_of
 from .population import Population
 from .result import Result
 from .rewarding import Cost, Scorer
@@ -86,6 +87,7 @@ class Run:
         holdout: Any = None,
     ):
         checks.check_call(model, n, solver, batch_size, guides, reward, holdout)
+        solver = model.solver if solver is None else solver
         self.model, self.n, self.guides, self.solver = model, n, tuple(guides), solver
         self.reward, self.noise, self.seed, self.batch_size, self.holdout = reward, noise, seed, batch_size, holdout
         moves = model.process.moves(steps, solver)
@@ -114,7 +116,7 @@ class Run:
         self.cost = Cost()
         self.score = Scorer(self.cost, model.device)
         self.records: list[Record] = []
-        self._encoded = stack([model.encode(c) for c in self.conditions])
+        self._encoded = model.encode_all(self.conditions)
         self._faults: list[Fault] = []
         self._clock = time.perf_counter()
 
@@ -141,9 +143,14 @@ class Run:
             n = guide.particles(n, fraction)
         return n
 
-    def borrowed(self):
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
         """Context in which the networks are in evaluation mode; afterwards they are as they were."""
-        return borrowed(self.models)
+        with ExitStack() as stack:
+            for model in dict.fromkeys(self.models):
+                stack.enter_context(model.lent())
+            stack.enter_context(borrowed(self.models))
+            yield
 
     @property
     def models(self) -> list[Model]:
@@ -195,7 +202,9 @@ class Run:
         noise, memos = self._chosen(pop, index) if q.random else (None, pop.memos)
         x = q.push(noise)
         log_w = pop.log_w if q is p else pop.log_w + p.log_prob(x) - q.log_prob(x)
-        return replace(pop, x=x, log_w=log_w, memos=memos)
+        predictions = getattr(p, "history", pop.predictions)  # of a solver that remembers more than predictions
+        proposals = getattr(q, "history", pop.proposals) if pop.proposals else ()
+        return replace(pop, x=x, log_w=log_w, memos=memos, predictions=predictions, proposals=proposals)
 
     def _chosen(self, pop: Population, index: int) -> tuple[Tensor, tuple]:
         """The noise of a move, drawn or as a guide chooses it, and the memos."""

@@ -47,7 +47,8 @@ class CFG(Guide):
             raise ValueError("CFG(rescale=...) is for Gaussian processes; log-probabilities of tokens are normalised")
 
     def tilt(self, view: View) -> Tensor:
-        return (at(self.scale, view.t) - 1) * (view.evals[Cond()] - view.evals[Null()])
+        scale = at(self.scale, view.t)
+        return view.model.guided(view.x, view.t, view.evals[Cond()], view.evals[Null()], scale)
 
     def finish(self, view: View, prediction: Tensor) -> Tensor:
         if self.rescale == 0:

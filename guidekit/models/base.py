@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..describe import is_empty
 from ..errors import NetworkError
 from ..process import Process
+from ..solvers import Solver
 
 Condition = Any  # what the user gives for one group: "HepG2", a prompt, 3, a tensor
 Encoded = Any  # None, a tensor, or a dict of tensors
@@ -35,6 +36,7 @@ class Model:
     dtype: torch.dtype  # of the state x of Gaussian processes and of its noise
     net: Callable
     null: Encoded
+    solver: Solver | None = None  # of its runs, where none is given; None is the process's own
 
     def __init__(self, net, process, shape, decode=None, encode_cond=None, null=None, dtype=None, device=None):
         if not callable(net):
@@ -59,6 +61,27 @@ class Model:
         if cond is None:
             return self.null
         return _tensors(cond if self._encode is None else self._encode(cond), self.device)
+
+    def encode_all(self, conds: Sequence[Condition]) -> Encoded:
+        """The conditions of all groups, with a group axis."""
+        return stack([self.encode(c) for c in conds])
+
+    def nulled(self, cond: Encoded) -> Encoded:
+        """The null condition of every row, given the rows' conditions."""
+        return map_cond(lambda v, rows: v.expand(len(rows), *v.shape), self.null, cond)
+
+    def guided(self, x: Tensor, t: float, cond: Tensor, null: Tensor, scale: float) -> Tensor:
+        """The tilt of classifier-free guidance, (scale - 1) (cond - null), from the two predictions at x_t."""
+        return (scale - 1) * (cond - null)
+
+    @property
+    def bar(self) -> dict[str, Any]:
+        """What a progress bar of its runs is told, besides what it is told anyway."""
+        return {}
+
+    def lent(self) -> AbstractContextManager:
+        """What holds while a run uses the model."""
+        return nullcontext()
 
     def decode(self, x: Tensor) -> Any:
         """Samples as the user wants them: a tensor, or a list with one entry per row."""
@@ -121,7 +144,7 @@ class Null(Cond):
     """The model at its null condition."""
 
     def cond(self, model: Model, cond: Encoded) -> Encoded:
-        return map_cond(lambda v, rows: v.expand(len(rows), *v.shape), model.null, cond)
+        return model.nulled(cond)
 
     def check(self, model: Model) -> None:
         if model.null is None:

@@ -128,7 +128,8 @@ def _moved(run: Run, index: int, state: State, noise: Tensor, rows: Tensor) -> S
     assert view.prediction is not None
     predictions = (view.prediction, *history)[: run.order]
     kernel = run.model.process.kernel(x, predictions, run.moves[index])
-    return kernel.push(noise.clone() if kernel.random else None), *predictions[: run.order - 1]
+    moved = kernel.push(noise.clone() if kernel.random else None)
+    return moved, *getattr(kernel, "history", predictions)[: run.order - 1]
 
 
 def _pulled(run: Run, index: int, state: State, noise: Tensor, rows: Tensor, back: State) -> tuple[State, Tensor]:

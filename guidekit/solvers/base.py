@@ -50,6 +50,7 @@ class Solver:
     times: str | Grid = "uniform"
 
     stochastic = False
+    advice = "Take DDPM(), DDIM(eta=1.) or SDEDPMpp()"  # to a guide that needs noise and finds none
 
     def step(self, t: Point, s: Point, last: Point | None) -> Sequence[Move]:
         raise NotImplementedError(f"{type(self).__name__} does not say how to step")

@@ -1,0 +1,123 @@
+"""What guided sampling costs beside the pipeline's own loop, on the same model and in one run.
+
+    python benchmarks/diffusers_peer.py [--device cuda] [--model FOLDER] [--out benchmarks/results/diffusers.json]
+
+Both sides take the same prompts, scheduler, steps and noise; times are ratios, ours over theirs, of pairs in turn.
+
+    CFG         the pipeline of diffusers, StableDiffusionPipeline
+    CFG + PAG   its pipeline for that, StableDiffusionPAGPipeline; and its processors' answer beside ours
+
+Without --model it is a U-Net with random weights, of the shape of Stable Diffusion and about a tenth of its width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import guidekit as gk
+from rewards.base import needs
+
+PROMPT, STEPS = "a red fox in snow", 10
+
+
+def pipeline(folder: str | None, device: str) -> Any:
+    """Stable Diffusion with DDIM."""
+    diffusers = needs("diffusers", "diffusers", "this benchmark")
+    if folder is not None:
+        pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    else:
+        pipe = gk.integrations.diffusers.tiny("sd", diffusers.DDIMScheduler(clip_sample=False, steps_offset=1))
+        torch.manual_seed(0)
+        pipe.register_modules(unet=_wide(diffusers))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def _wide(diffusers: Any) -> Any:
+    return diffusers.UNet2DConditionModel(
+        sample_size=32, block_out_channels=(64, 128, 128), layers_per_block=1, cross_attention_dim=32,
+        attention_head_dim=8, norm_num_groups=16,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()  # fmt: skip
+
+
+def timed(call: Callable[[], Tensor], device: str) -> tuple[float, Tensor]:
+    """Seconds and the latents."""
+    start = time.perf_counter()
+    out = call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, out
+
+
+def compared(ours: Callable[[], Tensor], theirs: Callable[[], Tensor], repeats: int, device: str) -> dict[str, float]:
+    """Ratio of times, median and quartiles over pairs, and the largest difference of latents."""
+    ratios, seconds, apart = [], [], 0.0
+    for i in range(repeats + 1):
+        (a, x), (b, y) = (timed(f, device) for f in ((ours, theirs) if i % 2 else (theirs, ours)))
+        (a, x), (b, y) = ((a, x), (b, y)) if i % 2 else ((b, y), (a, x))
+        apart = max(apart, float((x - y).abs().max() / y.abs().max()))
+        if i:  # the first pair warms up
+            ratios.append(a / b)
+            seconds.append(b)
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {
+        "ratio": round(middle, 3), "lower quartile": round(low, 3), "upper quartile": round(high, 3),
+        "their seconds": round(statistics.median(seconds), 3), "difference": apart,
+    }  # fmt: skip
+
+
+def measured(pipe: Any, n: int, repeats: int, device: str) -> dict[str, dict[str, float]]:
+    """Both comparisons for n pictures."""
+    diffusers = needs("diffusers", "diffusers", "this benchmark")
+    pag = diffusers.StableDiffusionPAGPipeline(
+        **pipe.components, pag_applied_layers="mid", requires_safety_checker=False
+    )
+    pag.set_progress_bar_config(disable=True)
+    model = gk.from_diffusers(pipe, output="latent")
+    noise = model.noise(n, torch.Generator(device).manual_seed(0), steps=STEPS)
+
+    def ours(*guides: gk.Guide) -> Callable[[], Tensor]:
+        return lambda: gk.sample(model, n, steps=STEPS, cond=PROMPT, guides=[gk.CFG(5.0), *guides], noise=noise).x
+
+    def theirs(call: Any, **options: Any) -> Callable[[], Tensor]:
+        return lambda: call(
+            PROMPT, num_images_per_prompt=n, num_inference_steps=STEPS, guidance_scale=5.0, latents=noise.clone(),
+            output_type="latent", **options,
+        ).images  # fmt: skip
+
+    found = {"CFG": compared(ours(), theirs(pipe), repeats, device)}
+    found["CFG + PAG"] = compared(ours(gk.PAG(3.0, layers="mid_block")), theirs(pag, pag_scale=3.0), repeats, device)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/diffusers.json"))
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--n", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--repeats", type=int, default=9)
+    given = parser.parse_args()
+    pipe = pipeline(given.model, given.device)
+    rows = {f"n = {n}": measured(pipe, n, given.repeats, given.device) for n in given.n}
+    about = {"steps": STEPS, "device": given.device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    about["diffusers"] = needs("diffusers", "diffusers", "this benchmark").__version__
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(about | {"results": rows}, indent=2) + "\n")
+    print(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

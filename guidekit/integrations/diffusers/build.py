@@ -1,0 +1,131 @@
+"""gk.from_diffusers, and what can be wrong with a pipeline."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from rewards.base import needs
+
+from ...models.base import _tensors
+from .decoding import Decoder
+from .families import Family, Plain, family_of
+from .grids import Grids
+from .model import DiffusersModel
+
+_OUTPUTS = ("image", "latent")
+
+
+def from_diffusers(
+    pipe: Any,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    negative_prompt: str | list[str] | None = None,
+    embedded_guidance: float | None = None,
+    eta: float = 0.0,
+    output: str | Callable[[Tensor], Any] = "image",
+    decode_batch: int | None = None,
+    encode: dict[str, Any] | None = None,
+    null: Any = None,
+) -> DiffusersModel:
+    """A diffusers pipeline as a base model; the pipeline stays as it is and is used where it stands.
+
+    pipe                a pipeline, or (denoiser, scheduler)
+    height, width       of the pictures in pixels; None is the pipeline's default
+    negative_prompt     for CFG: one for all prompts, or a list with one for each condition
+    embedded_guidance   the scale that a network takes as an input (Flux dev: 3.5, latent consistency models: 7.5)
+    eta                 of DDIM's and TCD's steps
+    output              what rewards and `result.samples` see: "image", tensors in [0, 1]; "latent"; or a function of
+                        states, like a small decoder
+    decode_batch        most pictures that the VAE decodes at a time
+    encode              further arguments of pipe.encode_prompt, like {"max_sequence_length": 128}
+    null                the condition of "none" of a denoiser without its pipeline
+
+    A condition is a prompt, a label (DiT), or a dict like {"prompt": ..., "negative_prompt": ...} or
+    {"prompt_embeds": ...} of what pipe.encode_prompt takes. A list of conditions is a list of groups, n pictures each.
+    The pipeline with CFG at its own scale, and the noise that it would draw:
+
+        base = gk.from_diffusers(pipe)
+        noise = base.noise(4, torch.Generator().manual_seed(0), steps=30)
+        gk.sample(base, 4, steps=30, guides=[gk.CFG(7.5)], cond="a cat", noise=noise)
+    """
+    needs("diffusers", "diffusers", "gk.from_diffusers")
+    whole, net, scheduler = _parts(pipe)
+    if output not in _OUTPUTS and not callable(output):
+        raise ValueError(f"output={output!r}: there is {', '.join(map(repr, _OUTPUTS))}, or a function of states")
+    kind = family_of(net)
+    scale = int(getattr(whole, "vae_scale_factor", None) or (1 if kind is Plain else 8))
+    family = kind(net, _size(whole, net, height, width, scale), embedded_guidance)
+    family.scale = scale
+    grids = Grids(scheduler, family.prepare, _options(scheduler, eta))
+    vae = getattr(whole, "vae", None)
+    _check(whole, net, family, vae, output, embedded_guidance)
+    model = DiffusersModel(family, grids, whole, None, negative_prompt, dict(encode or {}), None)
+    decoder = Decoder(vae, family, grids.dtype, decode_batch) if output == "image" and whole is not None else None
+    model._decode = output if callable(output) else decoder
+    if null is not None:
+        model.null = _tensors(null if isinstance(null, dict) else {family.takes: null}, model.device)
+    return model
+
+
+def _parts(pipe: Any) -> tuple[Any, Any, Any]:
+    """The pipeline (None where only its parts are given), the denoiser and the scheduler."""
+    if isinstance(pipe, tuple):
+        if len(pipe) != 2 or not isinstance(pipe[0], nn.Module) or not hasattr(pipe[1], "step"):
+            raise TypeError("from_diffusers((denoiser, scheduler)) takes a module and a scheduler of diffusers")
+        return None, *pipe
+    if not hasattr(pipe, "components") or not hasattr(pipe, "scheduler"):
+        raise TypeError(f"from_diffusers takes a pipeline, or (denoiser, scheduler), and not {type(pipe).__name__}")
+    names = [n for n in ("unet", "transformer") if n in pipe.components]
+    if not names:
+        raise ValueError(
+            f"{type(pipe).__name__} has neither a unet nor a transformer among {', '.join(sorted(pipe.components))}; "
+            "give from_diffusers (denoiser, scheduler)"
+        )
+    net = next((getattr(pipe, n) for n in names if getattr(pipe, n) is not None), None)
+    for name, part in ((names[0], net), ("scheduler", pipe.scheduler)):
+        if part is None:
+            raise ValueError(f"the pipeline's {name} is not loaded (it is None); load it first")
+    return pipe, net, pipe.scheduler
+
+
+def _size(pipe: Any, net: nn.Module, height: int | None, width: int | None, scale: int) -> tuple[int, int]:
+    """Height and width of a state."""
+    default = getattr(pipe, "default_sample_size", None) or net.config.get("sample_size")  # type: ignore[union-attr,operator]
+    if default is None and (height is None or width is None):
+        raise ValueError("this denoiser has no size of its own: give height=... and width=...")
+    own = tuple(default) if isinstance(default, (list, tuple)) else (default, default)
+    for name, v in (("height", height), ("width", width)):
+        if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < scale or v % scale):
+            raise ValueError(f"{name}={v!r}: pixels, a multiple of {scale}")
+    return tuple(o if v is None else v // scale for v, o in zip((height, width), own, strict=True))  # type: ignore[return-value]
+
+
+def _options(scheduler: Any, eta: float) -> dict[str, Any]:
+    """What every scheduler.step is told."""
+    takes = "eta" in inspect.signature(scheduler.step).parameters
+    if eta and not takes:
+        raise ValueError(f"eta={eta}: {type(scheduler).__name__} has none; DDIMScheduler and TCDScheduler do")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta}: it lies in [0, 1]; 0 is deterministic")
+    return {"eta": float(eta)} if takes else {}
+
+
+def _check(pipe: Any, net: Any, family: Family, vae: Any, output: Any, guidance: float | None) -> None:
+    if guidance is not None and family.guidance is None:
+        raise ValueError(
+            f"embedded_guidance={guidance}: {type(net).__name__} takes no guidance scale as an input; "
+            f"use gk.CFG({guidance})"
+        )
+    if pipe is not None and hasattr(pipe, "vae") and vae is None and output == "image":
+        raise ValueError("the pipeline's vae is not loaded, so there are no pictures: load it, or say output='latent'")
+    channels = None if vae is None else vae.config.get("latent_channels")
+    if channels is not None and family.drawn[0] != channels:
+        raise ValueError(
+            f"the denoiser takes {family.drawn[0]} channels and the VAE has {channels}: pipelines that paint into or "
+            "on top of given pictures are not supported; take the text-to-image one"
+        )

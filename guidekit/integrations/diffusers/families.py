@@ -1,0 +1,269 @@
+"""How each kind of denoiser is called, and how its pipelines encode prompts and set their timesteps.
+
+A family holds the denoiser and numbers alone, so that it is the network of the base model: perturbing attention must
+not find the decoder. What needs the pipeline is handed it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Encoded = dict[str, Tensor]
+
+
+class Family:
+    """One kind of denoiser; `shape` is that of a state, `drawn` that in which pipelines draw their noise."""
+
+    shift = True  # decoded latents are x / scaling_factor + shift_factor
+    upcast = False  # the pipeline decodes in float32 where the VAE asks for it
+    labels = False  # conditions are labels and not prompts
+    takes = "prompt_embeds"  # what a condition is called that is one tensor; "" where there is none
+
+    def __init__(self, net: Any, size: tuple[int, int], guidance: float | None):
+        self.net, self.size, self.guidance = net, size, guidance
+        self.scale = 8  # pixels per latent, as the pipeline says
+        self.shape: tuple[int, ...] = (net.config.in_channels, *size)
+        self.drawn = self.shape
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
+        """What the network predicts, (rows, *shape)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is called")
+
+    def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
+        """The conditions of prompts and of negative prompts, one entry for each."""
+        raise NotImplementedError(f"{type(self).__name__} takes no prompts")
+
+    def prepare(self, scheduler: Any, steps: int) -> None:
+        scheduler.set_timesteps(steps)
+
+    def pack(self, noise: Tensor) -> Tensor:
+        """A state from what was drawn."""
+        return noise
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """What the VAE takes, from a state."""
+        return x
+
+
+class Plain(Family):
+    """UNet2DModel: unconditional, or with labels."""
+
+    def __init__(self, net: Any, size: tuple[int, int], guidance: float | None):
+        super().__init__(net, size, guidance)
+        self.takes = "class_labels" if net.config.get("class_embed_type") or net.config.get("num_class_embeds") else ""
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
+        return self.net(x, t, return_dict=False, **({} if cond is None else cond))[0]
+
+
+class StableDiffusion(Family):
+    """UNet2DConditionModel of Stable Diffusion 1 and 2 and of latent consistency models."""
+
+    shift = False
+
+    def __init__(self, net: Any, size: tuple[int, int], guidance: float | None):
+        distilled = net.config.get("time_cond_proj_dim") is not None
+        super().__init__(net, size, (7.5 if guidance is None else guidance) if distilled else None)
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
+        assert cond is not None
+        extra = {"timestep_cond": self.embedded(len(x), x)} if self.guidance is not None else {}
+        return self.net(x, t, encoder_hidden_states=cond["prompt_embeds"], return_dict=False, **extra)[0]
+
+    def embedded(self, rows: int, like: Tensor) -> Tensor:
+        """The guidance scale as sines and cosines, for networks into which guidance was distilled."""
+        dim = self.net.config.time_cond_proj_dim
+        w = torch.tensor((self.guidance or 0.0) - 1) * 1000.0
+        rate = torch.exp(torch.arange(dim // 2) * -(torch.log(torch.tensor(10000.0)) / (dim // 2 - 1)))
+        wave = w * rate
+        return torch.cat([wave.sin(), wave.cos()])[None].expand(rows, dim).to(like)
+
+    def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
+        found = pipe.encode_prompt(prompts, pipe._execution_device, 1, True, _words(negatives), **options)
+        return {"prompt_embeds": found[0]}, {"prompt_embeds": found[1]}
+
+
+class StableDiffusionXL(StableDiffusion):
+    """UNet2DConditionModel with pooled text and the sizes of the picture."""
+
+    upcast = True
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
+        assert cond is not None
+        height, width = (v * self.scale for v in self.size)
+        sizes = torch.tensor([[height, width, 0, 0, height, width]]).to(x)
+        added = {"text_embeds": cond["pooled_prompt_embeds"], "time_ids": sizes.expand(len(x), -1)}
+        extra = {"timestep_cond": self.embedded(len(x), x)} if self.guidance is not None else {}
+        return self.net(
+            x, t, encoder_hidden_states=cond["prompt_embeds"], added_cond_kwargs=added, return_dict=False, **extra
+        )[0]
+
+    def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
+        return _pooled(
+            pipe.encode_prompt(
+                prompts, device=pipe._execution_device, do_classifier_free_guidance=True,
+                negative_prompt=_words(negatives), **options,
+            )
+        )  # fmt: skip
+
+
+class StableDiffusion3(Family):
+    """SD3Transformer2DModel."""
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
+        assert cond is not None
+        text, pooled = cond["prompt_embeds"], cond["pooled_prompt_embeds"]
+        return self.net(
+            hidden_states=x, timestep=t, encoder_hidden_states=text, pooled_projections=pooled, return_dict=False
+        )[0]
+
+    def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
+        where = {"prompt_2": None, "prompt_3": None, "device": pipe._execution_device}
+        return _pooled(pipe.encode_prompt(prompts, **where | {"negative_prompt": _words(negatives)} | options))
+
+    def prepare(self, scheduler: Any, steps: int) -> None:
+        length = self.size[0] * self.size[1] // self.net.config.patch_size**2
+        mu = {"mu": _shift(scheduler, length, 1.16)} if scheduler.config.get("use_dynamic_shifting") else {}
+        scheduler.set_timesteps(steps, **mu)
+
+
+class Flux(Family):
+    """FluxTransformer2DModel: states are packed, (tokens, channels), two by two latents a token."""
+
+    def __init__(self, net: Any, size: tuple[int, int], guidance: float | None):
+        size = (2 * (size[0] // 2), 2 * (size[1] // 2))
+        super().__init__(net, size, 3.5 if guidance is None and net.config.guidance_embeds else guidance)
+        self.drawn = (net.config.in_channels // 4, *size)
+        self.shape = (size[0] * size[1] // 4, net.config.in_channels)
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
+        assert cond is not None
+        text, (height, width) = cond["prompt_embeds"], self.size
+        guidance = (
+            torch.full((len(x),), self.guidance or 0.0, device=x.device) if self.net.config.guidance_embeds else None
+        )
+        ids = torch.zeros(height // 2, width // 2, 3, device=x.device)
+        ids[..., 1] += torch.arange(height // 2, device=x.device)[:, None]
+        ids[..., 2] += torch.arange(width // 2, device=x.device)
+        return self.net(
+            hidden_states=x, timestep=t.to(x.dtype) / 1000, guidance=guidance, encoder_hidden_states=text,
+            pooled_projections=cond["pooled_prompt_embeds"], txt_ids=x.new_zeros(text.shape[1], 3),
+            img_ids=ids.to(x.dtype).flatten(0, 1), return_dict=False,
+        )[0]  # fmt: skip
+
+    def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
+        names = ("prompt_embeds", "pooled_prompt_embeds")
+        where: dict[str, Any] = {"prompt_2": None, "device": pipe._execution_device}
+        given = {k: v for k, v in options.items() if k.startswith("negative_")}
+        options = {k: v for k, v in options.items() if k not in given}
+        away = {k.removeprefix("negative_"): v for k, v in given.items()}
+        rest = {k: v for k, v in options.items() if k not in names}
+        cond = pipe.encode_prompt(prompts, **where | options)[:2]
+        null = pipe.encode_prompt(None if away else [n or "" for n in negatives], **where | rest | away)[:2]
+        return dict(zip(names, cond, strict=True)), dict(zip(names, null, strict=True))
+
+    def prepare(self, scheduler: Any, steps: int) -> None:
+        mu = _shift(scheduler, self.shape[0], 1.15)
+        if scheduler.config.get("use_flow_sigmas"):
+            scheduler.set_timesteps(steps, mu=mu)
+        else:
+            scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+
+    def pack(self, noise: Tensor) -> Tensor:
+        n, c, h, w = noise.shape
+        return noise.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, c * 4)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        n, (c, h, w) = len(x), self.drawn
+        return x.view(n, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
+
+
+class PixArt(Family):
+    """PixArtTransformer2DModel."""
+
+    shift = False
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
+        assert cond is not None
+        height, width = (v * self.scale for v in self.size)
+        added: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
+        if self.net.config.sample_size == 128 and self.net.config.use_additional_conditions is not False:
+            added["resolution"] = torch.tensor([[height, width]]).to(x).expand(len(x), -1)
+            added["aspect_ratio"] = torch.tensor([[height / width]]).to(x).expand(len(x), -1)
+        out = self.net(
+            x, encoder_hidden_states=cond["prompt_embeds"], encoder_attention_mask=cond["prompt_attention_mask"],
+            timestep=t, added_cond_kwargs=added, return_dict=False,
+        )[0]  # fmt: skip
+        return out[:, : x.shape[1]]
+
+    def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
+        from diffusers.utils.import_utils import is_bs4_available, is_ftfy_available
+
+        options = {"clean_caption": is_bs4_available() and is_ftfy_available()} | options
+        found = pipe.encode_prompt(
+            prompts, True, negative_prompt=[n or "" for n in negatives], device=pipe._execution_device, **options
+        )
+        names = ("prompt_embeds", "prompt_attention_mask")
+        return dict(zip(names, found[:2], strict=True)), dict(zip(names, found[2:], strict=True))
+
+
+class DiT(Family):
+    """DiTTransformer2DModel: labels as conditions, and one more label for none."""
+
+    shift, labels, takes = False, True, "class_labels"
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
+        assert cond is not None
+        return self.net(x, timestep=t, class_labels=cond["class_labels"], return_dict=False)[0][:, : x.shape[1]]
+
+    def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
+        none, known = self.net.config.num_embeds_ada_norm, getattr(pipe, "labels", None) or {}
+        labels = [none if p is None else known.get(p, p) for p in prompts]
+        if not all(isinstance(v, int) and 0 <= v <= none for v in labels):
+            raise ValueError(f"cond={prompts!r}: labels from 0 to {none - 1} are needed, or names from pipe.labels")
+        return {"class_labels": torch.tensor(labels)}, {"class_labels": torch.tensor([none] * len(labels))}
+
+
+FAMILIES: dict[str, type[Family]] = {
+    "UNet2DModel": Plain,
+    "UNet2DConditionModel": StableDiffusion,
+    "SD3Transformer2DModel": StableDiffusion3,
+    "FluxTransformer2DModel": Flux,
+    "PixArtTransformer2DModel": PixArt,
+    "DiTTransformer2DModel": DiT,
+}
+
+
+def family_of(net: Any) -> type[Family]:
+    """How this denoiser is called; torch.compile's wrapper does not matter."""
+    name = type(getattr(net, "_orig_mod", net)).__name__
+    if name not in FAMILIES:
+        raise ValueError(f"{name} is not a denoiser that is known here; {', '.join(FAMILIES)} are")
+    pooled = name == "UNet2DConditionModel" and net.config.get("addition_embed_type") == "text_time"
+    return StableDiffusionXL if pooled else FAMILIES[name]
+
+
+def _words(negatives: list) -> list[str] | None:
+    """Negative prompts as encode_prompt takes them; None leaves it to the pipeline what that is."""
+    return None if all(n is None for n in negatives) else [n or "" for n in negatives]
+
+
+def _pooled(found: tuple[Tensor, ...]) -> tuple[Encoded, Encoded]:
+    text, no_text, pooled, no_pooled = found
+    return (
+        {"prompt_embeds": text, "pooled_prompt_embeds": pooled},
+        {"prompt_embeds": no_text, "pooled_prompt_embeds": no_pooled},
+    )
+
+
+def _shift(scheduler: Any, length: int, most: float) -> float:
+    """The shift of a flow's times, linear in the number of tokens."""
+    get = scheduler.config.get
+    low, high = get("base_image_seq_len", 256), get("max_image_seq_len", 4096)
+    base, top = get("base_shift", 0.5), get("max_shift", most)
+    slope = (top - base) / (high - low)
+    return length * slope + (base - slope * low)

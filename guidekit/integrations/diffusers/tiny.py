@@ -1,0 +1,165 @@
+"""Small pipelines with random weights, of the real classes, to try things out offline: they run in a second.
+
+    pipe = tiny("sd")          # also "sdxl", "sd3", "flux", "pixart", "dit", "ddpm"
+
+Pictures are 32 x 32 noise. Everything else (prompts, schedulers, attention, saving) is as in the large ones.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewards.base import needs
+
+NAMES = ("sd", "sdxl", "sd3", "flux", "pixart", "dit", "ddpm")
+
+
+def tiny(name: str = "sd", scheduler: Any = None, seed: int = 0) -> Any:
+    """A pipeline of this family; scheduler=None takes the one that its pipelines come with."""
+    if name not in NAMES:
+        raise ValueError(f"tiny({name!r}): there is {', '.join(NAMES)}")
+    d = needs("diffusers", "diffusers", "to build a pipeline")
+    needs("transformers", "diffusers", "to build text encoders")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipe = _MAKERS[name](d, scheduler)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _sd(d: Any, scheduler: Any) -> Any:
+    return d.StableDiffusionPipeline(
+        _vae(d), _clip(), _tokenizer(), _unet(d), scheduler or d.PNDMScheduler(**_SD, skip_prk_steps=True),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def _sdxl(d: Any, scheduler: Any) -> Any:
+    extra: dict[str, Any] = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 8 * 6 + 32,
+        "cross_attention_dim": 64,
+    }
+    token = _tokenizer()
+    return d.StableDiffusionXLPipeline(
+        _vae(d), _clip(), _clip(projected=True), token, token, _unet(d, **extra),
+        scheduler or d.EulerDiscreteScheduler(**_SD), add_watermarker=False,
+    )  # fmt: skip
+
+
+def _sd3(d: Any, scheduler: Any) -> Any:
+    net = d.SD3Transformer2DModel(
+        sample_size=16, patch_size=1, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
+        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64,
+        pos_embed_max_size=16,
+    )  # fmt: skip
+    token = _tokenizer()
+    return d.StableDiffusion3Pipeline(
+        net, scheduler or d.FlowMatchEulerDiscreteScheduler(shift=3.0), _vae(d, shift_factor=0.06),
+        _clip(projected=True), token, _clip(projected=True), token, None, None,
+    )  # fmt: skip
+
+
+def _flux(d: Any, scheduler: Any) -> Any:
+    net = d.FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 6, 6), guidance_embeds=True,
+    )  # fmt: skip
+    token = _tokenizer()
+    flow = d.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    return d.FluxPipeline(scheduler or flow, _vae(d, shift_factor=0.06), _clip(), token, _t5(), token, net)
+
+
+def _pixart(d: Any, scheduler: Any) -> Any:
+    net = d.PixArtTransformer2DModel(
+        sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=4, in_channels=4,
+        out_channels=8, cross_attention_dim=32, caption_channels=32, use_additional_conditions=False,
+    )  # fmt: skip
+    return d.PixArtSigmaPipeline(_tokenizer(), _t5(), _vae(d), net, scheduler or d.DPMSolverMultistepScheduler())
+
+
+def _dit(d: Any, scheduler: Any) -> Any:
+    net = d.DiTTransformer2DModel(
+        sample_size=16, num_layers=2, patch_size=4, attention_head_dim=8, num_attention_heads=4, in_channels=4,
+        out_channels=8, num_embeds_ada_norm=1000,
+    )  # fmt: skip
+    return d.DiTPipeline(net, _vae(d), scheduler or d.DDIMScheduler(clip_sample=False), id2label={0: "a", 1: "b"})
+
+
+def _ddpm(d: Any, scheduler: Any) -> Any:
+    net = d.UNet2DModel(
+        sample_size=16, block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1, attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    return d.DDPMPipeline(net, scheduler or d.DDPMScheduler())
+
+
+_MAKERS: dict[str, Callable] = {
+    "sd": _sd, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "pixart": _pixart, "dit": _dit, "ddpm": _ddpm,
+}  # fmt: skip
+_SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def _unet(d: Any, **extra: Any) -> Any:
+    given: dict[str, Any] = {
+        "sample_size": 16, "in_channels": 4, "out_channels": 4, "block_out_channels": (32, 64), "layers_per_block": 1,
+        "norm_num_groups": 8, "attention_head_dim": 8, "cross_attention_dim": 32,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }  # fmt: skip
+    return d.UNet2DConditionModel(**given | extra)
+
+
+def _vae(d: Any, **extra: Any) -> Any:
+    return d.AutoencoderKL(
+        block_out_channels=(16, 32), latent_channels=4, norm_num_groups=8, layers_per_block=1, sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **extra,
+    )  # fmt: skip
+
+
+def _clip(projected: bool = False) -> Any:
+    import transformers
+
+    config = transformers.CLIPTextConfig(
+        vocab_size=514, hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
+        projection_dim=32, bos_token_id=512, eos_token_id=513, pad_token_id=513,
+    )  # fmt: skip
+    return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(config)
+
+
+def _t5() -> Any:
+    import transformers
+
+    return transformers.T5EncoderModel(
+        transformers.T5Config(vocab_size=514, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+    )
+
+
+def _tokenizer() -> Any:
+    """Letters as tokens, each with and without the end of a word."""
+    import transformers
+
+    letters = [*(c for i, c in sorted(_letters().items()))]
+    words = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        vocab, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        vocab.write_text(json.dumps({w: i for i, w in enumerate(words)}))
+        merges.write_text("#version: 0.2\n")
+        return transformers.CLIPTokenizer(str(vocab), str(merges), model_max_length=77)
+
+
+def _letters() -> dict[int, str]:
+    """A printable letter for every byte."""
+    plain = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+    others = (b for b in range(256) if b not in plain)
+    return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
