@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import doctest
 import importlib
+import json
+import os
 import pkgutil
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -102,3 +105,21 @@ def test_the_demo_comes_near_the_exact_target(tmp_path: Path):
     assert rows["steered"]["network_rows"] == rows["unguided"]["network_rows"] == str(400 * 30)
     assert (tmp_path / "demo" / "mixture.png").stat().st_size > 10_000
     assert len(gk.load_result(tmp_path / "demo" / "steered")) == 400
+
+
+def test_the_page_of_results_and_the_table_of_the_readme_are_those_of_the_stored_run():
+    module = runpy.run_path(str(ROOT / "benchmarks" / "zoo.py"))
+    page = module["page"](json.loads((ROOT / "benchmarks" / "results" / "zoo.json").read_text(encoding="utf-8")))
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == page
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Does it pay?")[1].split("## ")[0]
+    rows = [line for line in readme.splitlines() if line.startswith("|")]
+    assert len(rows) == 7 and all(row in page.splitlines() for row in rows)
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "best of 4" in (tmp_path / "site" / "results.html").read_text(encoding="utf-8")

@@ -124,7 +124,7 @@ def test_minority_guidance_by_the_bundled_classifier_makes_samples_rarer():
     model, rare = zoo.load("fashion"), zoo.network("fashion-minority")
     scores = []
     for bin in (0, -1):
-        x = gk.sample(model, 16, steps=20, guides=[gk.MinorityGuidance(rare, 1.0, bin=bin)], cond="bag").x
+        x = gk.sample(model, 16, steps=20, guides=[gk.MinorityGuidance(rare, 2.5, bin=bin)], cond="bag").x
         scores.append(gk.minority_score(model, x, noises=2).median())
     assert scores[1] > 1.2 * scores[0]
 
