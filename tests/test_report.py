@@ -23,7 +23,19 @@ import pytest
 import torch
 
 import guidekit as gk
-from guidekit.report import Recorder, charts, dna, images, molecules, notebook, pedigree, samples, write, write_result
+from guidekit.report import (
+    Recorder,
+    charts,
+    dna,
+    images,
+    molecules,
+    motifs,
+    notebook,
+    pedigree,
+    samples,
+    write,
+    write_result,
+)
 from guidekit.report.reading import read
 from guidekit.report.recorder import moments, survivors
 from guidekit.report.svg import Scale, number, ticks
@@ -531,6 +543,21 @@ def sequences(length: int = 60) -> gk.MaskedModel:
         return torch.tensor([[1.0, 0, 0, 0], [0, 0, 1.0, 0]])[cond][:, None].expand(*x.shape, 4)
 
     return gk.MaskedModel(net, 4, length, letters, encode_cond=torch.tensor, null=0)
+
+
+def test_sites_are_found_on_both_strands_and_drawn_where_they_are():
+    forward, back = "AACCATGACTCATTGG", "AATTATCTGGCCGCCCA"  # AP-1; GATA and SP1/KLF on the other strand
+    assert motifs.hits([forward, back], motifs.SITES["AP-1"]) == [(0, 5)]
+    assert motifs.hits([forward, back], motifs.SITES["GATA"]) == [(1, 2)]
+    assert motifs.hits([forward, back], motifs.SITES["SP1/KLF"]) == [(1, 10)]
+    svg = motifs.track([forward, back], ["row 0", "row 1"])
+    found = re.findall(r'class="site c(\d)" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)".*?<title>(.*?)</title>', svg)
+    assert [(c, title) for c, _, _, _, title in found] == [
+        ("0", "AP-1, positions 6 to 12"), ("1", "GATA, positions 3 to 8"), ("4", "SP1/KLF, positions 11 to 16"),
+    ]  # fmt: skip
+    assert float(found[0][2]) < float(found[1][2]) == float(found[2][2])
+    assert float(found[1][1]) < float(found[0][1]) < float(found[2][1])
+    assert "AP-1 1, GATA 1, ETS 0, HNF4A 0, SP1/KLF 1, CTCF 0" in svg
 
 
 def test_dna_of_two_conditions_has_a_logo_and_a_track_for_each(tmp_path):

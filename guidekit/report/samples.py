@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..result import Result
-from . import dna, figures, images, molecules
+from . import dna, figures, images, molecules, motifs
 from .reading import Output
 from .recorder import plain
 
@@ -137,11 +137,14 @@ def _sequences(out: Output, g: int) -> dict[str, Any] | None:
     if out.base is not None and g < out.base.groups and domain(out.base) == "dna":
         _, w, theirs = _of_group(out.base, g)
         sets.append(("unguided", 1, theirs, w))
+    best = ranked(out.result, rows)
     return {
         "logo": dna.logo(own, weights),
         "gc": dna.gc_track(sets),
-        "barcode": dna.barcode([own[rows.index(i)] for i in ranked(out.result, rows)][:MOST]),
+        "motifs": motifs.track([own[rows.index(i)] for i in best], [f"row {i}" for i in best]),
+        "barcode": dna.barcode([own[rows.index(i)] for i in best][:MOST]),
         "rows": min(len(own), MOST),
+        "count": len(own),
         "cut": _POSITIONS if any(len(s) == _POSITIONS for s in own) else 0,
     }
 
