@@ -43,13 +43,15 @@ def _entry(own: dict[str, Any]) -> str:
         "",
         f"{own['kind'][0].upper()}{own['kind'][1:]}: `{own['network']}`, {own['parameters'] / 1e6:.2f} million "
         f"parameters, {own['bytes'] / 1e6:.1f} MB."
-        + (f" Classes: {', '.join(own['classes'])}." if own["classes"] else f" For `{own['model']}`."),
+        + (f" Classes: {'; '.join(own['classes'])}." if own["classes"] else f" For `{own['model']}`."),
         "",
         f"* data: {own['data']}",
         f"* training: `{training['command']}`, {training['minutes']} minutes, {training['epochs']} epochs, "
         f"validation loss {training['validation loss']}",
         *(f"* {k}: {v}" for k, v in own.get("metrics", {"metrics": "not measured"}).items()),
     ]
+    if own["name"] == "molecules":
+        lines += ["", "![histograms of properties of samples and of MOSES' test set](zoo-molecules.png)"]
     return "\n".join(lines) + "\n"
 
 
