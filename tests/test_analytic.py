@@ -436,7 +436,7 @@ def test_a_class_conditions_on_its_own_table_and_null_on_the_first(noising):
     [
         (torch.zeros(3, 2), "masked", r"float tensor of shape \(V,\)\*L, not \(3, 2\)"),
         (torch.zeros(3, 3, dtype=torch.int64), "masked", r"float tensor of shape \(V,\)\*L"),
-        (torch.zeros(3, 3), "blurred", "noising='blurred': there is 'masked' and 'uniform'"),
+        (torch.zeros(3, 3), "blurred", "noising='blurred': there is 'masked', 'ordered' and 'uniform'"),
     ],
 )
 def test_a_table_that_is_no_law_over_sequences_is_refused(given, noising, message):

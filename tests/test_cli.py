@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 ENTRY = [sys.executable, "-c", "from guidekit.cli import main; main()"]  # what the installed script does
 MINE = """
 import time
+from pathlib import Path
 import guidekit as gk
 
 def load():
@@ -32,7 +33,12 @@ def score(samples):
     return samples[:, 0]
 
 def slow(samples):
-    time.sleep(0.25)
+    if Path("hold").exists():  # the fourth call waits to be stopped
+        with open("hold", "a") as file:
+            file.write("x")
+        if Path("hold").stat().st_size >= 4:
+            Path("held").touch()
+            time.sleep(60)
     return samples[:, 0]
 
 def broken(samples):
@@ -312,16 +318,17 @@ def test_a_bar_is_wanted_by_terminals_and_not_in_ci(monkeypatch):
 def test_after_ctrl_c_the_same_command_goes_on_to_the_same_bytes():
     args = ["sample", "mine.py:load", "-r", "mine.py:slow", "-g", "fk_steering:alpha=1", "-n", "3", "--steps", "8"]
     args += ["--no-report"]
+    Path("hold").touch()
     running = subprocess.Popen(
         [*ENTRY, *args, "-o", "out"], stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
-    for _ in range(400):
-        time.sleep(0.1)
-        if Path("out/checkpoint").exists():
-            break
+    while not Path("held").exists() and running.poll() is None:
+        time.sleep(0.05)
     running.send_signal(signal.SIGINT)
     told = running.communicate(timeout=60)[1]
+    Path("hold").unlink()
     assert running.returncode == 130
+    assert Path("out/checkpoint").exists()
     assert "what is done is in out, and the same command goes on" in told
     assert "Traceback" not in told
     assert not Path("out/result").exists()
