@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-slow lint format docs bench clean
 
 demo: $(READY)  ## design molecules with a bundled model; a table and a report under out/demo
-	$(BIN)/guidekit sample molecules --reward qed --reward sa:0.5 --guide svdd:candidates=10 -n 64 --steps 20 \
+	$(BIN)/guidekit sample molecules --reward qed --reward sa:0.5 --guide svdd:candidates=10,alpha=0.02 -n 64 --steps 20 \
 		--compare --overwrite --out out/demo
 
 test: $(READY)  ## the whole test suite, without the long statistical runs
