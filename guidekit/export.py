@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-import struct
 import warnings
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,9 +117,11 @@ def fasta(path: Path, samples: Sequence[str], numbers: dict[str, list[float]], c
 
 def images(folder: Path, samples: Any) -> None:
     """images/00000.png... and grid.png with the first of them."""
-    from rewards.images import image_batch
+    from .report.images import pixels, png
 
-    batch = image_batch(samples).nan_to_num().clamp(0, 1)
+    batch = pixels(samples)
+    if batch is None:
+        raise ValueError(f"images are a tensor (rows, 1 or 3, H, W), not {type(samples).__name__}")
     (folder / "images").mkdir(exist_ok=True)
     for row, image in enumerate(batch):
         (folder / image_name(row)).write_bytes(png(image))
@@ -129,27 +129,15 @@ def images(folder: Path, samples: Any) -> None:
 
 
 def sheet(batch: Tensor, gap: int = 2) -> Tensor:
-    """Images (n, C, H, W) side by side on white, row by row: (C, ...)."""
+    """Images of 8 bits (n, C, H, W) side by side on white, row by row: (C, ...)."""
     n, c, h, w = batch.shape
     across = math.ceil(n**0.5)
     down = math.ceil(n / across)
-    out = batch.new_ones(c, down * (h + gap) + gap, across * (w + gap) + gap)
+    out = batch.new_full((c, down * (h + gap) + gap, across * (w + gap) + gap), 255)
     for i, image in enumerate(batch):
         top, left = gap + i // across * (h + gap), gap + i % across * (w + gap)
         out[:, top : top + h, left : left + w] = image
     return out
-
-
-def png(image: Tensor) -> bytes:
-    """An image (C, H, W) in [0, 1], C = 1 or 3, as a PNG file: eight bits, no filter."""
-    pixels = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    height, width, channels = pixels.shape
-    head = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
-    lines = b"".join(b"\0" + row.tobytes() for row in pixels)
-    parts = (b"IHDR", head), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
-    )
 
 
 # reading -------------------------------------------------------------------------------------------------------------

@@ -70,19 +70,21 @@ def test_times_are_moved_so_that_no_step_draws_two_tokens(steps):
     assert Masked(V, L).moves([1.0, 0.4, 0.0], None)[0].s == 0.4  # a grid of one's own stays
 
 
+def reward(x: torch.Tensor) -> torch.Tensor:
+    return (x == 2).sum(1).double() * 0.7 + (x[:, 0] == 1).double()
+
+
 @pytest.mark.slow
-def test_fk_steering_finds_the_tilted_law_and_its_constant():
-    reward = lambda x: (x == 2).sum(1).double() * 0.7 + (x[:, 0] == 1).double()  # noqa: E731
+@pytest.mark.parametrize("guide", [gk.FKSteering(reward, alpha=0.8), gk.SVDD(reward, 0.8, 3)], ids=["FK", "SVDD"])
+def test_steering_finds_the_tilted_law_and_its_constant(guide):
     grid = torch.cartesian_prod(*[torch.arange(V)] * L)
-    log_p = TABLE.flatten().log_softmax(0)
-    tilted = (log_p + reward(grid) / 0.8).softmax(0).numpy()
-    log_z = float((log_p + reward(grid) / 0.8).logsumexp(0))
-    result = gk.sample(TokenTable(TABLE, "ordered"), 40_000, steps=L, guides=[gk.FKSteering(reward, alpha=0.8)])
-    assert abs(float(result.log_z) - log_z) < 0.03
+    log_p = TABLE.flatten().log_softmax(0) + reward(grid) / 0.8
+    result = gk.sample(TokenTable(TABLE, "ordered"), 40_000, steps=L, guides=[guide])
+    assert abs(float(result.log_z) - float(log_p.logsumexp(0))) < 0.03
     weights = result.log_weights.exp().numpy()
     place = V ** torch.arange(L - 1, -1, -1)
     found = np.bincount((result.x * place).sum(1).numpy(), weights, V**L) / weights.sum()
-    assert 0.5 * np.abs(found - tilted).sum() < 0.03
+    assert 0.5 * np.abs(found - log_p.softmax(0).numpy()).sum() < 0.03
 
 
 def test_what_is_said_of_a_position_depends_on_the_tokens_before_it_and_on_no_mask():
