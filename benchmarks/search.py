@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -24,9 +23,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__" and Path(sys.path[0]) == Path(__file__).parent:
-    sys.path.pop(0)  # this folder, in which `rewards` is a benchmark
 
 import torch
 from torch import Tensor

@@ -44,6 +44,7 @@ def slow(samples):
 def broken(samples):
     raise KeyError("no such thing")
 """
+HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's job in the background is deaf
 SAMPLE = ("sample", "mine.py:load", "-r", "mine.py:score", "-n", "4", "--steps", "5", "--no-report")
 
 
@@ -268,6 +269,33 @@ def test_evaluate_gives_the_metrics_of_a_file():
     assert "validity" in ask("evaluate", "a.smi", "--domain", "molecules").stdout
 
 
+def test_evaluate_compares_with_a_reference_by_chemnet_when_asked():
+    pytest.importorskip("fcd_torch")
+    Path("a.smi").write_text("CCO\nCCN\nCCC\n")
+    Path("b.smi").write_text("c1ccccc1\nc1ccccc1O\nc1ccccc1C\n")
+    args = ("evaluate", "a.smi", "--domain", "molecules", "--json")
+    own, far = (json.loads(ask(*args, "--fcd", "--reference", f).stdout)["FCD"] for f in ("a.smi", "b.smi"))
+    assert abs(own) < 1e-3 and far > 10
+    assert "FCD" not in json.loads(ask(*args, "--reference", "b.smi").stdout)
+    refused = ask(*args, "--fcd")
+    assert refused.exit_code == 2 and "--reference FILE" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("guidekit sample mo", ["molecules"]),
+        ("guidekit sample dna --guide sv", ["svdd"]),
+        ("guidekit sample dna --guide SV", ["SVDD"]),
+        ("guidekit sample dna --reward mel", ["meltingtemperature"]),
+    ],
+)
+def test_the_shell_completes_names(words, found):
+    env = {"_GUIDEKIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    done = subprocess.run(ENTRY, env=dict(os.environ) | env, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == found, done.stderr
+
+
 def test_bench_gives_rows_over_unguided():
     found = json.loads(
         ask(
@@ -319,8 +347,9 @@ def test_after_ctrl_c_the_same_command_goes_on_to_the_same_bytes():
     args = ["sample", "mine.py:load", "-r", "mine.py:slow", "-g", "fk_steering:alpha=1", "-n", "3", "--steps", "8"]
     args += ["--no-report"]
     Path("hold").touch()
+    heard = [*ENTRY[:2], HEARD + ENTRY[2]]
     running = subprocess.Popen(
-        [*ENTRY, *args, "-o", "out"], stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        [*heard, *args, "-o", "out"], stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     while not Path("held").exists() and running.poll() is None:
         time.sleep(0.05)

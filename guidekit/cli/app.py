@@ -12,6 +12,7 @@ import typer
 from .. import __version__
 from ..config import Config
 from ..specs import ConfigError, find, literal
+from . import completion
 from .answers import answered, lines, put, show
 
 _HELP = """Steer a trained diffusion model by rewards, at inference time.
@@ -26,9 +27,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
-Model = Annotated[str, typer.Argument(help="A bundled model, or my_model.py:load: a base model or a function of one.")]
-Rewards = Annotated[list[str] | None, typer.Option("--reward", "-r", help="Like qed or sa:0.5; several are added up.")]
-Guides = Annotated[list[str] | None, typer.Option("--guide", "-g", help="Like svdd:candidates=10,alpha=0.05.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A bundled model, or my_model.py:load: a base model or a function of one.",
+        autocompletion=completion.models,
+    ),
+]
+Rewards = Annotated[
+    list[str] | None,
+    typer.Option("--reward", "-r", help="Like qed or sa:0.5; several are added up.", autocompletion=completion.rewards),
+]
+Guides = Annotated[
+    list[str] | None,
+    typer.Option("--guide", "-g", help="Like svdd:candidates=10,alpha=0.05.", autocompletion=completion.guides),
+]
 Number = Annotated[int, typer.Option("-n", min=1, help="Samples for each condition.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the sampler.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same samples.")]
@@ -209,6 +222,9 @@ def evaluate(
     path: Annotated[Path, typer.Argument(help="SMILES, CSV or FASTA, or a folder of PNG images.")],
     domain: Annotated[str, typer.Option(help="molecules, dna or images.")],
     reference: Annotated[Path | None, typer.Option(help="A file like it, for novelty and likeness.")] = None,
+    fcd: Annotated[
+        bool, typer.Option("--fcd", help="Of molecules, the Frechet ChemNet distance; takes longer.")
+    ] = False,
     reward: Rewards = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -218,7 +234,7 @@ def evaluate(
         from ..comparison import shown
         from .evaluation import metrics
 
-        found = metrics(path, domain, reference, list(reward or []))
+        found = metrics(path, domain, reference, list(reward or []), fcd)
         put(found) if as_json else typer.echo(lines([(name, shown(value)) for name, value in found.items()], indent=""))
 
 

@@ -13,8 +13,10 @@ from .. import comparison, export, sources
 from ..specs import ConfigError
 
 
-def metrics(path: Path, domain: str, reference: Path | None, specs: list[str]) -> dict[str, Any]:
+def metrics(path: Path, domain: str, reference: Path | None, specs: list[str], fcd: bool = False) -> dict[str, Any]:
     """Numbers of a set of samples by name; None where there is nothing to take one of."""
+    if fcd and (domain != "molecules" or reference is None):
+        raise ConfigError("--fcd compares molecules with those of --reference FILE")
     if domain not in comparison.OF_DOMAIN or domain == "other":
         raise ConfigError(f"--domain {domain!r}: it is molecules, dna or images")
     parts = sources.components(specs)
@@ -24,6 +26,10 @@ def metrics(path: Path, domain: str, reference: Path | None, specs: list[str]) -
     samples, known = _read(path, domain), None if reference is None else _read(reference, domain)
     found: dict[str, Any] = {"samples": len(samples)}
     found |= {"molecules": _molecules, "dna": _dna, "images": _images}[domain](samples, known)
+    if fcd:
+        from rewards.molecules.metrics import fcd as distance
+
+        found["FCD"] = distance(samples, known)
     with torch.no_grad():
         found |= {f"mean {part.name}": float(part.raw(samples).double().nanmean()) for part in parts}
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}

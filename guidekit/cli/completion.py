@@ -1,0 +1,34 @@
+"""What the shell completes: names of models, guides and rewards, and paths of the user's own code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent.parent / "zoo" / "weights"
+
+
+def models(incomplete: str) -> list[str]:
+    """Bundled base models; read off their cards, for torch would take seconds."""
+    cards = (json.loads(file.read_text(encoding="utf-8")) for file in sorted(WEIGHTS.glob("*.json")))
+    return [c["name"] for c in cards if c["kind"].endswith(" model") and c["name"].startswith(incomplete)]
+
+
+def guides(incomplete: str) -> list[str]:
+    """Names of the catalogue."""
+    from ..catalog import GUIDES
+
+    return _like(list(GUIDES), incomplete)
+
+
+def rewards(incomplete: str) -> list[str]:
+    """Rewards of all domains; this imports them."""
+    from .. import sources
+
+    return _like([*sources.rewards_of(), *sources.classifiers(), *sources.clips()], incomplete)
+
+
+def _like(names: list[str], incomplete: str) -> list[str]:
+    """Names that begin so; in small letters, which mean the same, where the word began with them."""
+    small = [name.lower() if incomplete.islower() else name for name in names]
+    return [name for name in small if name.startswith(incomplete)]
