@@ -115,7 +115,7 @@ others. `gk.cite(guides)` prints the papers as BibTeX.
 
 ![One panel for every guide: samples of a mixture in two dimensions](guides.png)
 
-The picture is made by `python examples/guides.py --out docs/guides.png`. Grey lines are the law of the model at its
+The picture is made by `python benchmarks/gallery.py --out docs/guides.png`. Grey lines are the law of the model at its
 condition, dots are samples, as dark as they weigh.
 """
 

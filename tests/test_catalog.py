@@ -116,7 +116,7 @@ def test_every_guide_is_in_the_picture(tmp_path: Path, monkeypatch, capsys):
     file = tmp_path / "guides.png"
     options = ["--out", str(file), "--n", "8", "--steps", "12", "--train", "30"]
     monkeypatch.setattr(sys, "argv", ["guides.py", *options])
-    main = runpy.run_path(str(ROOT / "examples" / "guides.py"))
+    main = runpy.run_path(str(ROOT / "benchmarks" / "gallery.py"))
     assert list(main["panels"](2))[4:] == list(catalog.GUIDES)
     main["main"]()
     assert file.read_bytes()[:4] == b"\x89PNG" and "panels" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """What every guide does to a mixture in two dimensions: one picture, one panel each.
 
-    python examples/guides.py --out docs/guides.png
+    python benchmarks/gallery.py --out docs/guides.png
 
 Grey lines are the law of the model at the condition, dots the samples (as dark as they weigh). Guides of attention, of
 weaker and of stronger models act on a small transformer that is trained here, in about a minute; guides of tokens on
