@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import guidekit as gk
 from guidekit import zoo
@@ -246,11 +248,31 @@ def test_the_masked_loss_is_the_entropy_of_what_is_hidden():
         seen["dropped"] = float((cond == 7).double().mean())
         return torch.zeros(*tokens.shape, 4)
 
-    loss = train.masked(4, 7)(net, (x, torch.zeros(256, dtype=torch.long)), True)
+    same = lambda x, training: x  # noqa: E731
+    loss = train.masked(4, 7, same)(net, (x, torch.zeros(256, dtype=torch.long)), True)
     assert abs(float(loss) - torch.tensor(4.0).log()) < 1e-6
     assert abs(seen["hidden"] - 0.5) < 0.05 and 0.03 < seen["dropped"] < 0.2
-    train.masked(4, 7)(net, (x, torch.zeros(256, dtype=torch.long)), False)
+    train.masked(4, 7, same)(net, (x, torch.zeros(256, dtype=torch.long)), False)
     assert seen["dropped"] == 0
+
+
+def test_sequences_weigh_the_same_in_the_masked_loss_however_much_of_them_is_hidden():
+    x = torch.randint(0, 4, (256, 400), generator=torch.Generator().manual_seed(0))
+    knows = lambda tokens, t, cond: 50.0 * F.one_hot(x, 4) * (t > 0.5)[:, None, None]  # noqa: E731
+    torch.manual_seed(0)
+    loss = train.masked(4, 7, lambda x, training: x)(knows, (x, torch.zeros(256, dtype=torch.long)), True)
+    assert abs(float(loss) - 0.5 * math.log(4)) < 0.01  # a mean of all hidden letters would be half of that
+
+
+def test_half_of_the_sequences_are_seen_from_the_other_strand():
+    from rewards.dna.sequence import reverse_complement
+
+    x = data.encoded(["ACGTTTGA"]).expand(1000, -1)
+    torch.manual_seed(0)
+    seen = {"".join("ACGT"[i] for i in row) for row in train._strands(x, True).tolist()}
+    assert seen == {"ACGTTTGA", reverse_complement("ACGTTTGA")}
+    assert 400 < int((train._strands(x, True) == x).all(1).sum()) < 600
+    assert torch.equal(train._strands(x, False), x)
 
 
 @pytest.mark.filterwarnings("ignore")

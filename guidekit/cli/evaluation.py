@@ -26,7 +26,7 @@ def metrics(path: Path, domain: str, reference: Path | None, specs: list[str], f
     samples, known = _read(path, domain), None if reference is None else _read(reference, domain)
     found: dict[str, Any] = {"samples": len(samples)}
     found |= {"molecules": _molecules, "dna": _dna, "images": _images}[domain](samples, known)
-    if fcd:
+    if fcd and known is not None:
         from rewards.molecules.metrics import fcd as distance
 
         found["FCD"] = distance(samples, known)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..guides import CFG
+from ..guides import CFG, PAG, AutoGuidance, MinorityGuidance
 from ..sampling import sample
 from . import WEIGHTS, card, data, load, network
 
@@ -41,27 +41,48 @@ def classifier(name: str, n: int, steps: int) -> Figures:
 
 
 def fashion(name: str, n: int, steps: int) -> Figures:
-    """Accuracy of conditional samples by the classifier, and Frechet distances on the features of the judge."""
+    """Accuracy of conditional samples by the classifier, Frechet distances on the features of the judge, rareness."""
     from rewards.images import frechet_distance
+
+    from ..minority import minority_score
 
     model, guess, judge = load(name), network("fashion-classifier"), network("fashion-judge")
     x, y = data.fashion("test")
     half = len(x) // 2
     features = _in_parts(judge.features, x)  # type: ignore[operator,arg-type]
-    between = frechet_distance(features[:half], features[half:])
+    others = data.fashion("train")[0]
+    others = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:n]]
+
+    def frechet(a: Tensor, b: Tensor) -> float:
+        return round(float(frechet_distance(a, b)), 4)
+
     found: Figures = {
         "samples": n, "steps": steps,
         "accuracy of real images": round(float((_in_parts(guess, x).argmax(1) == y).float().mean()), 4),
-        "Frechet distance of two real halves": round(float(between), 4),
+        "Frechet distance of two real halves": frechet(features[:half], features[half:]),
+        "Frechet distance of as many training images": frechet(_in_parts(judge.features, others), features),  # type: ignore[arg-type]
     }  # fmt: skip
-    for title, guides in (("", []), (", CFG 2", [CFG(2.0)])):
-        result = sample(model, n // 10, steps=steps, guides=guides, cond=list(range(10)), batch_size=500, progress=True)
+    for title, guides in _EFFECTS.items() if name == "fashion" else [("", list)]:
+        result = sample(
+            model, n // 10, steps=steps, guides=guides(), cond=list(range(10)), batch_size=500, progress=True
+        )
         images: Tensor = result.samples
         right = _in_parts(guess, images).argmax(1) == result.group
         found[f"accuracy{title}"] = round(float(right.float().mean()), 4)
-        own = _in_parts(judge.features, images)  # type: ignore[operator,arg-type]
-        found[f"Frechet distance{title}"] = round(float(frechet_distance(own, features)), 4)
+        found[f"Frechet distance{title}"] = frechet(_in_parts(judge.features, images), features)  # type: ignore[arg-type]
+        chosen = torch.arange(0, len(images), max(1, len(images) // 200))
+        rare = minority_score(model, result.x[chosen], noises=4, batch_size=400)
+        found[f"minority score of {len(chosen)}{title}"] = round(float(rare.mean()), 4)
     return found
+
+
+_EFFECTS: dict[str, Callable[[], list[Any]]] = {
+    "": list,
+    ", CFG 2": lambda: [CFG(2.0)],
+    ", PAG 1": lambda: [PAG(1.0)],
+    ", autoguidance 2": lambda: [AutoGuidance(load("fashion-weak"), 2.0)],
+    ", minority guidance 1": lambda: [MinorityGuidance(network("fashion-minority"), 1.0)],
+}
 
 
 def dna(name: str, n: int, steps: int) -> Figures:
@@ -82,7 +103,7 @@ def dna(name: str, n: int, steps: int) -> Figures:
         "3-mer correlation of two real halves": round(kmer_correlation(real[::2], real[1::2], 3), 4),
         "6-mer correlation of two real halves": round(kmer_correlation(real[::2], real[1::2], 6), 4),
     }  # fmt: skip
-    for title, guides in (("", []), (", CFG 2", [CFG(2.0)])):
+    for title, guides in (("", []), (", CFG 2", [CFG(2.0)]), (", CFG 4", [CFG(4.0)])):
         options = {"steps": steps, "cond": list(range(4)), "batch_size": 500, "progress": True}
         result = sample(model, n // 4, guides=guides, **options)
         own: list[str] = result.samples

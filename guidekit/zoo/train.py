@@ -4,7 +4,8 @@ Runs are resumed by the same command. The weights that are kept are a moving ave
 in half precision, beside their card, to guidekit/zoo/weights (or --weights).
 
     Gaussian   E |v(x_t, t) - (alpha z - sigma x_0)|^2,    t ~ U(0, 1)
-    masked     E mean over masked places of -log p(x_0^i | x_t),    each place masked with probability t ~ U(0, 1)
+    masked     E mean over masked places of -log p(x_0^i | x_t),    each place masked with probability t ~ U(0, 1);
+               as each sequence with a mask weighs the same, this is 1/L of the bound on -log p(x_0)
     oracles    cross entropy of labels; of a noised image where the classifier is to know x_t
     CLIP       cross entropy of images against captions and back, all captions of an image's class being right
 
@@ -177,15 +178,17 @@ def gaussian(classes: int) -> Loss:
     return loss
 
 
-def masked(vocab: int, classes: int) -> Loss:
+def masked(vocab: int, classes: int, prepare: Callable[[Tensor, bool], Tensor]) -> Loss:
     """The loss of logits at the masked places."""
 
     def loss(net: nn.Module, batch: Batch, training: bool) -> Tensor:
         x, labels = batch
+        x = prepare(x, training)
         t = (torch.rand(1, device=x.device) + torch.arange(len(x), device=x.device) / len(x)) % 1
         hidden = torch.rand(x.shape, device=x.device) < t[:, None]
         logits = net(x.masked_fill(hidden, vocab), t, _dropped(labels, classes, training)).float()
-        return F.cross_entropy(logits[hidden], x[hidden])
+        lost = F.cross_entropy(logits.mT, x, reduction="none") * hidden
+        return (lost.sum(1) / hidden.sum(1).clamp(min=1)).sum() / hidden.any(1).sum()
 
     return loss
 
@@ -262,11 +265,15 @@ def clip_pixels(x: Tensor) -> Tensor:
     return (x.expand(-1, 3, -1, -1) - MEAN) / STD
 
 
+def _strands(x: Tensor, training: bool) -> Tensor:
+    """Sequences, half of them the other strand while training."""
+    other = (torch.rand(len(x), 1, device=x.device) < 0.5) & training
+    return torch.where(other, 3 - x.flip(1), x)
+
+
 def _hot(x: Tensor, training: bool) -> Tensor:
-    """One-hot sequences (rows, 4, length), half of them the other strand while training."""
-    hot = F.one_hot(x, 4).float().mT
-    other = (torch.rand(len(x), 1, 1, device=x.device) < 0.5) & training
-    return torch.where(other, hot.flip(1, 2), hot)
+    """One-hot sequences (rows, 4, length)."""
+    return F.one_hot(_strands(x, training), 4).float().mT
 
 
 def _shifted(x: Tensor, training: bool) -> Tensor:
@@ -390,9 +397,9 @@ TASKS: dict[str, Task] = {
         "OrderedNet", {"vocab": VOCAB, "length": LENGTH, "classes": BINS**2, "width": 256, "depth": 4}, _molecules,
         ordered(BINS**2), _MOLECULES, rate=8e-4,
     ),
-    "dna": Task("TokenNet", _TOKENS, _dna, masked(4, 4), {"kind": "DNA model"} | _DNA, rate=6e-4),
+    "dna": Task("TokenNet", _TOKENS, _dna, masked(4, 4, _strands), {"kind": "DNA model"} | _DNA, rate=6e-4),
     "dna-weak": Task(
-        "TokenNet", _TOKENS | {"width": 64, "depth": 2}, _dna, masked(4, 4), {"kind": "DNA model"} | _DNA
+        "TokenNet", _TOKENS | {"width": 64, "depth": 2}, _dna, masked(4, 4, _strands), {"kind": "DNA model"} | _DNA
     ),
     "fashion-classifier": Task(
         "ImageClassifier", {}, _fashion(False), labels(_shifted), {"kind": "classifier"} | _FASHION, decay=0.998
