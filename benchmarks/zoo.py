@@ -43,7 +43,7 @@ def dna() -> Domain:
 
     judge = CellType("HepG2", "dna-judge")
     return Domain(
-        "dna", "Enhancers of HepG2: log-probability of the cell type by `dna-oracle`", CellType("HepG2"), 1.0, 50,
+        "dna", "Enhancers of HepG2: log-odds of the cell type by `dna-oracle`", CellType("HepG2"), 1.0, 50,
         {
             "held-out oracle": lambda s, _: float(judge(s).mean()),
             "3-mers as unguided": lambda s, plain: kmer_correlation(s, plain, 3),

@@ -30,6 +30,11 @@ These are small models, trained for minutes to hours on a processor, to try meth
 from the data.
 """
 
+_PICTURES = {
+    "molecules": "histograms of properties of samples and of MOSES' test set",
+    "fashion": "ten samples of each class, a row for each",
+}
+
 
 def page() -> str:
     """docs/zoo.md."""
@@ -50,8 +55,8 @@ def _entry(own: dict[str, Any]) -> str:
         f"validation loss {training['validation loss']}",
         *(f"* {k}: {v}" for k, v in own.get("metrics", {"metrics": "not measured"}).items()),
     ]
-    if own["name"] == "molecules":
-        lines += ["", "![histograms of properties of samples and of MOSES' test set](zoo-molecules.png)"]
+    if own["name"] in _PICTURES:
+        lines += ["", f"![{_PICTURES[own['name']]}](zoo-{own['name']}.png)"]
     return "\n".join(lines) + "\n"
 
 

@@ -22,6 +22,7 @@ from ..sampling import sample
 from . import WEIGHTS, card, data, load, network
 
 Figures = dict[str, Any]
+DOCS = WEIGHTS.parents[2] / "docs"
 
 
 def _in_parts(f: Callable[[Tensor], Tensor], x: Tensor, size: int = 1000) -> Tensor:
@@ -67,6 +68,8 @@ def fashion(name: str, n: int, steps: int) -> Figures:
             model, n // 10, steps=steps, guides=guides(), cond=list(range(10)), batch_size=500, progress=True
         )
         images: Tensor = result.samples
+        if name == "fashion" and not title:
+            picture(images, result.group, DOCS / "zoo-fashion.png")
         right = _in_parts(guess, images).argmax(1) == result.group
         found[f"accuracy{title}"] = round(float(right.float().mean()), 4)
         found[f"Frechet distance{title}"] = frechet(_in_parts(judge.features, images), features)  # type: ignore[arg-type]
@@ -74,6 +77,16 @@ def fashion(name: str, n: int, steps: int) -> Figures:
         rare = minority_score(model, result.x[chosen], noises=4, batch_size=400)
         found[f"minority score of {len(chosen)}{title}"] = round(float(rare.mean()), 4)
     return found
+
+
+def picture(images: Tensor, group: Tensor, file: Path) -> None:
+    """Ten samples of each class, a row each, where there is a docs folder."""
+    from ..export import sheet
+    from ..report.images import pixels, png
+
+    rows = [images[group == g][:10] for g in group.unique().tolist()]
+    if file.parent.is_dir() and (batch := pixels(torch.cat(rows))) is not None:
+        file.write_bytes(png(sheet(batch)))
 
 
 _EFFECTS: dict[str, Callable[[], list[Any]]] = {
@@ -213,7 +226,7 @@ def molecules(name: str, n: int, steps: int) -> Figures:
     for label, texts in (("low QED, low logP", low), ("high QED, high logP", high)):
         means = properties(texts)
         found[f"QED and logP of 300, {label}, CFG 1.5"] = [round(float(means[k].mean()), 3) for k in ("QED", "LogP")]
-    plot_properties(ours, theirs, WEIGHTS.parents[2] / "docs" / "zoo-molecules.png")
+    plot_properties(ours, theirs, DOCS / "zoo-molecules.png")
     return found
 
 
