@@ -196,6 +196,20 @@ def picture(text: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def lines(text: dict[str, Any], problem: str) -> list[str]:
+    """The table of a problem in docs/search.md."""
+    rows = {(r["method"], r["k"]): r for r in text["rows"] if r["problem"] == problem}
+    runs, methods = sorted({k for _, k in rows}), dict.fromkeys(m for m, _ in rows)
+    other = next(k for k in ("log_p", "judge") if k in next(iter(rows.values())))
+    head = ["method", *(f"{k} runs" for k in runs), f"{other.replace('_', ' ')} at {runs[-1]}", f"calls at {runs[-1]}"]
+    body = [
+        [m, *(f"{rows[m, k]['reward']:.2f} ± {rows[m, k]['reward_sd']:.2f}" for k in runs)]
+        + [f"{rows[m, runs[-1]][other]:.1f}", f"{rows[m, runs[-1]]['calls']:.0f}"]
+        for m in methods
+    ]
+    return ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *body]]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
@@ -218,6 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
             text["rows"] = [r for r in text["rows"] if r["problem"] != name] + measure(name, p, args.seeds)
         text.setdefault("settings", {})[name] = {"n": p.n, "steps": p.steps}
         args.out.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+        print("\n".join(lines(text, name)), flush=True)
     picture(text, args.picture)
 
 

@@ -169,6 +169,245 @@ def test_sdxl_decodes_in_float32_where_the_vae_asks_for_it_and_gives_it_back_in_
     assert torch.equal(base.decode(x), (expected / 2 + 0.5).clamp(0, 1)) and pipe.vae.dtype == torch.float16
 
 
+# what owners do to their pipelines -----------------------------------------------------------------------------------
+
+
+def own(pipe, scale: float = 5.0, prompt: object = "a cat", **options):
+    """The pictures of the pipeline's own call."""
+    return pipe(
+        prompt, num_images_per_prompt=2, num_inference_steps=4, guidance_scale=scale, output_type="pt",
+        generator=torch.Generator().manual_seed(3), **options,
+    ).images  # fmt: skip
+
+
+def ours(pipe, *more, scale: float = 5.0, cond: object = "a cat", **options):
+    """The same by gk.sample, with more guides than CFG."""
+    base = gk.from_diffusers(pipe, **options)
+    noise = base.noise(2, torch.Generator().manual_seed(3), steps=4, groups=len(cond) if isinstance(cond, list) else 1)
+    guides = [*([gk.CFG(scale)] if scale > 1 else []), *more]
+    return gk.sample(base, 2, steps=4, cond=cond, guides=guides, noise=noise).samples
+
+
+def brightness(pictures):
+    return pictures.flatten(1).mean(1)
+
+
+MORE = [gk.PAG(3.0), gk.SLG(2.0), gk.DPS(brightness, 100.0)]
+
+
+def parts(pipe):
+    return (pipe.unet, pipe.vae, pipe.text_encoder)
+
+
+def sequential(pipe):
+    """As enable_sequential_cpu_offload does, which itself takes no CPU for an accelerator."""
+    for part in parts(pipe):
+        pytest.importorskip("accelerate").cpu_offload(part, torch.device("cpu"))
+
+
+OFFLOADS = {
+    "sequential": sequential,
+    "model": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
+    "group": lambda pipe: pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level"),
+}
+
+
+def placed(pipe) -> list:
+    """Where the weights are, and what offloading has put into the modules."""
+    weights = [(p.device.type, p.requires_grad) for part in parts(pipe) for p in part.parameters()]
+    hooks = [(hasattr(m, "_hf_hook"), "forward" in vars(m)) for part in parts(pipe) for m in part.modules()]
+    return weights + hooks
+
+
+@pytest.mark.parametrize("how", OFFLOADS)
+def test_an_offloaded_pipeline_gives_the_same_pictures_and_stays_offloaded(how: str):
+    """The reference is the pipeline that was not offloaded; gradients pass through weights that come late."""
+    plain, pipe = noisy(), noisy()
+    OFFLOADS[how](pipe)
+    before = placed(pipe)
+    assert before != placed(plain) and (how != "sequential" or {d for d, _ in before[:9]} == {"meta"})
+    assert torch.equal(ours(pipe), own(pipe)) and torch.equal(ours(pipe), own(plain))
+    for guide in MORE:
+        expected = ours(plain, guide)
+        assert torch.equal(ours(pipe, guide), expected) and (expected - own(plain)).abs().max() > 1e-3
+    assert placed(pipe) == before
+    assert torch.equal(own(pipe), own(plain))
+
+
+def sliced_vae(pipe):
+    pipe.vae.enable_slicing()
+
+
+def tiled_vae(pipe):
+    pipe.vae.enable_tiling()
+    pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 16, 8
+
+
+SAVING = {
+    "attention slicing": lambda pipe: pipe.enable_attention_slicing(1),
+    "VAE slicing": sliced_vae,
+    "VAE tiling": tiled_vae,
+    "joined projections": lambda pipe: pipe.fuse_qkv_projections(),
+    "FreeU": lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6),
+}
+
+
+@pytest.mark.parametrize("how", SAVING)
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_what_saves_memory_or_changes_the_denoiser_is_the_pipelines(name: str, how: str):
+    """Perturbed attention is right with it, or refused: sliced attention is no call that could be seen."""
+    plain, pipe = noisy(name), noisy(name)
+    SAVING[how](pipe)
+    before = {k: id(v) for k, v in pipe.unet.attn_processors.items()}
+    assert torch.equal(ours(pipe), own(pipe))
+    if how == "attention slicing":
+        with pytest.raises(gk.NetworkError, match=r"nothing was perturbed in 'mid_block'.*sliced"):
+            ours(pipe, gk.PAG(3.0))
+    elif how in ("VAE slicing", "joined projections"):
+        assert torch.allclose(ours(pipe, gk.PAG(3.0)), ours(plain, gk.PAG(3.0)), atol=1e-5)
+    assert (ours(pipe, gk.SLG(3.0)) - own(pipe)).abs().max() > 1e-3
+    assert before == {k: id(v) for k, v in pipe.unet.attn_processors.items()}
+
+
+class LowRank(nn.Module):
+    """A linear layer with a low-rank addition, in its place, as LoRA libraries put it there."""
+
+    def __init__(self, base: nn.Linear, generator: torch.Generator):
+        super().__init__()
+        self.base_layer = base
+        self.down = nn.Parameter(torch.randn(2, base.in_features, generator=generator) / 4)
+        self.up = nn.Parameter(torch.randn(base.out_features, 2, generator=generator) / 4)
+
+    def forward(self, x):
+        return self.base_layer(x) + x @ self.down.T @ self.up.T
+
+
+def test_adapters_in_the_denoiser_count_even_where_they_came_after_from_diffusers():
+    """A hand-made LoRA. Perturbed attention is that of the network into whose weights it was merged."""
+    pipe, merged = noisy(), noisy()
+    base = gk.from_diffusers(pipe)
+    gk.sample(base, 1, steps=1, cond="a cat", guides=[gk.PAG(1.0)])  # what this has remembered must not count
+    without, generator = own(pipe), torch.Generator().manual_seed(0)
+    for name, module in list(pipe.unet.named_modules()):
+        if name.endswith(("to_q", "to_v")):
+            adapter = LowRank(module, generator)
+            pipe.unet.get_submodule(name.rpartition(".")[0]).register_module(name.rpartition(".")[2], adapter)
+            merged.unet.get_submodule(name).weight.data += (adapter.up @ adapter.down).data
+    assert (own(pipe) - without).abs().max() > 1e-2
+    noise = base.noise(2, torch.Generator().manual_seed(3), steps=4)
+    options = {"steps": 4, "cond": "a cat", "noise": noise}
+    assert torch.equal(gk.sample(base, 2, guides=[gk.CFG(5.0)], **options).samples, own(pipe))
+    perturbed = gk.sample(base, 2, guides=[gk.CFG(5.0), gk.PAG(3.0)], **options).samples
+    assert torch.allclose(perturbed, ours(merged, gk.PAG(3.0)), atol=1e-4)
+
+
+# pictures as conditions ----------------------------------------------------------------------------------------------
+
+
+def picture(seed: int):
+    return torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def adapted(name: str, count: int = 1):
+    """A pipeline with IP-Adapters, as load_ip_adapter leaves it."""
+    import transformers
+
+    pipe, generator = noisy(name), torch.Generator().manual_seed(5)
+    width = pipe.unet.config.cross_attention_dim
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
+
+    def weights():
+        crossing = [m for n, m in pipe.unet.named_modules() if n.endswith("attn2")]
+        keys = {f"{2 * i + 1}.to_{k}_ip.weight": m.inner_dim for i, m in enumerate(crossing) for k in "kv"}
+        norm = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+        proj = {"proj.weight": random(4 * width, 16), "proj.bias": torch.zeros(4 * width)}
+        return {"image_proj": norm | proj, "ip_adapter": {k: random(rows, width) for k, rows in keys.items()}}
+
+    pipe.unet._load_ip_adapter_weights([weights() for _ in range(count)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = transformers.CLIPVisionConfig(
+            hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4, image_size=32,
+            patch_size=8, projection_dim=16,
+        )  # fmt: skip
+        pipe.register_modules(image_encoder=transformers.CLIPVisionModelWithProjection(config).eval())
+    return pipe
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_pictures_reach_an_ip_adapter_as_in_the_pipeline(name: str):
+    """From pictures and from embeddings, for one prompt and for two, with CFG and without."""
+    pipe, both = adapted(name), ["a cat", "two dogs"]
+    cond = {"prompt": "a cat", "ip_adapter_image": picture(0)}
+    for scale in (1.0, 5.0):
+        expected = own(pipe, scale, ip_adapter_image=picture(0))
+        assert torch.equal(ours(pipe, scale=scale, cond=cond), expected)
+        assert (own(pipe, scale, ip_adapter_image=picture(1)) - expected).abs().max() > 1e-3
+    embeds = pipe.prepare_ip_adapter_image_embeds(picture(0), None, "cpu", 1, True)
+    assert torch.equal(ours(pipe, cond={"prompt": "a cat", "ip_adapter_image_embeds": embeds}), expected)
+    shared = ours(pipe, cond=both, encode={"ip_adapter_image": picture(0)})
+    assert torch.equal(shared, own(pipe, prompt=both, ip_adapter_image=picture(0)))
+    other = {"prompt": "a cat", "ip_adapter_image": picture(1)}
+    first, second = ours(pipe, cond=[cond, other]), ours(pipe, cond=[other, cond])
+    assert torch.allclose(first[:2], expected, atol=1e-5)
+    assert torch.allclose(second[:2], own(pipe, ip_adapter_image=picture(1)), atol=1e-5)
+    assert (first[2:] - second[2:]).abs().max() > 1e-3  # the same noise
+
+
+def test_each_of_several_ip_adapters_has_its_own_pictures():
+    pipe, pictures = adapted("sd", 2), [picture(0), picture(1)]
+    pipe.set_ip_adapter_scale([0.4, 0.9])
+    for order in (pictures, pictures[::-1]):
+        expected = own(pipe, ip_adapter_image=order)
+        assert torch.equal(ours(pipe, cond={"prompt": "a cat", "ip_adapter_image": order}), expected)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_perturbed_attention_goes_with_an_ip_adapter_as_in_the_pag_pipeline_of_diffusers(name: str):
+    pipe = adapted(name)
+    kind, options = {
+        "sd": ("StableDiffusionPAGPipeline", {"requires_safety_checker": False}),
+        "sdxl": ("StableDiffusionXLPAGPipeline", {"add_watermarker": False}),
+    }[name]
+    theirs = getattr(diffusers, kind)(**pipe.components, pag_applied_layers="mid", **options)
+    theirs.set_progress_bar_config(disable=True)
+    expected = own(theirs, pag_scale=3.0, ip_adapter_image=picture(0))
+    cond = {"prompt": "a cat", "ip_adapter_image": picture(0)}
+    before = {k: id(v) for k, v in pipe.unet.attn_processors.items()}
+    assert torch.allclose(ours(pipe, gk.PAG(3.0, layers="mid_block"), cond=cond), expected, atol=1e-5)
+    assert not torch.allclose(ours(pipe, cond=cond), expected, atol=1e-3)
+    assert before == {k: id(v) for k, v in pipe.unet.attn_processors.items()}
+
+
+CAT = {"prompt": "a cat", "ip_adapter_image": picture(0)}
+UNSEEN = {
+    "an adapter without a picture": (lambda: ours(adapted("sd")), "needs a picture.*'ip_adapter_image'.*unload"),
+    "a picture without an adapter": (lambda: ours(noisy(), cond=CAT), "has no IP-Adapter; load one"),
+    "a picture for SD3": (
+        lambda: gk.sample(gk.from_diffusers(tiny("sd3")), 1, cond=CAT),
+        "SD3Transformer2DModel takes",
+    ),
+    "both": (lambda: ours(adapted("sd"), cond=CAT | {"ip_adapter_image_embeds": [torch.ones(2, 1, 16)]}), "not both"),
+    "a tensor for a list": (
+        lambda: ours(adapted("sd"), cond={"prompt": "a cat", "ip_adapter_image_embeds": torch.ones(2, 1, 16)}),
+        r"a list with one tensor for each",
+    ),
+    "no negative": (
+        lambda: ours(adapted("sd"), cond={"prompt": "a cat", "ip_adapter_image_embeds": [torch.ones(1, 1, 16)]}),
+        r"\(2, pictures, ...\), that of no picture first",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNSEEN)
+def test_a_picture_is_never_silently_ignored(case: str):
+    call, message = UNSEEN[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 def without(name: str, part: str):
     pipe = tiny(name)
     setattr(pipe, part, None)

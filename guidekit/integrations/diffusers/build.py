@@ -121,6 +121,11 @@ def _check(pipe: Any, net: Any, family: Family, vae: Any, output: Any, guidance:
             f"embedded_guidance={guidance}: {type(net).__name__} takes no guidance scale as an input; "
             f"use gk.CFG({guidance})"
         )
+    if pipe is not None and not (isinstance(family, Plain) or family.labels or hasattr(pipe, "encode_prompt")):
+        raise ValueError(
+            f"{type(pipe).__name__} has no encode_prompt: of a modular pipeline give from_diffusers the classic one "
+            "of the same components; guides that need predictions alone can be its guider, by guider([...])"
+        )
     if pipe is not None and hasattr(pipe, "vae") and vae is None and output == "image":
         raise ValueError("the pipeline's vae is not loaded, so there are no pictures: load it, or say output='latent'")
     channels = None if vae is None else vae.config.get("latent_channels")

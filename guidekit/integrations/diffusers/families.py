@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .pictures import looked, pictured
+
 Encoded = dict[str, Tensor]
 
 
@@ -21,6 +23,7 @@ class Family:
     shift = True  # decoded latents are x / scaling_factor + shift_factor
     upcast = False  # the pipeline decodes in float32 where the VAE asks for it
     labels = False  # conditions are labels and not prompts
+    pictures = False  # conditions may have pictures, by an IP-Adapter
     takes = "prompt_embeds"  # what a condition is called that is one tensor; "" where there is none
 
     def __init__(self, net: Any, size: tuple[int, int], guidance: float | None):
@@ -63,7 +66,7 @@ class Plain(Family):
 class StableDiffusion(Family):
     """UNet2DConditionModel of Stable Diffusion 1 and 2 and of latent consistency models."""
 
-    shift = False
+    shift, pictures = False, True
 
     def __init__(self, net: Any, size: tuple[int, int], guidance: float | None):
         distilled = net.config.get("time_cond_proj_dim") is not None
@@ -72,7 +75,8 @@ class StableDiffusion(Family):
     def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
         assert cond is not None
         extra = {"timestep_cond": self.embedded(len(x), x)} if self.guidance is not None else {}
-        return self.net(x, t, encoder_hidden_states=cond["prompt_embeds"], return_dict=False, **extra)[0]
+        added = {"added_cond_kwargs": seen} if (seen := pictured(cond)) else {}
+        return self.net(x, t, encoder_hidden_states=cond["prompt_embeds"], return_dict=False, **added, **extra)[0]
 
     def embedded(self, rows: int, like: Tensor) -> Tensor:
         """The guidance scale as sines and cosines, for networks into which guidance was distilled."""
@@ -83,8 +87,9 @@ class StableDiffusion(Family):
         return torch.cat([wave.sin(), wave.cos()])[None].expand(rows, dim).to(like)
 
     def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
+        seen, unseen, options = looked(self.net, pipe, len(negatives), options)
         found = pipe.encode_prompt(prompts, pipe._execution_device, 1, True, _words(negatives), **options)
-        return {"prompt_embeds": found[0]}, {"prompt_embeds": found[1]}
+        return {"prompt_embeds": found[0], **seen}, {"prompt_embeds": found[1], **unseen}
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -96,19 +101,21 @@ class StableDiffusionXL(StableDiffusion):
         assert cond is not None
         height, width = (v * self.scale for v in self.size)
         sizes = torch.tensor([[height, width, 0, 0, height, width]]).to(x)
-        added = {"text_embeds": cond["pooled_prompt_embeds"], "time_ids": sizes.expand(len(x), -1)}
+        added = {"text_embeds": cond["pooled_prompt_embeds"], "time_ids": sizes.expand(len(x), -1), **pictured(cond)}
         extra = {"timestep_cond": self.embedded(len(x), x)} if self.guidance is not None else {}
         return self.net(
             x, t, encoder_hidden_states=cond["prompt_embeds"], added_cond_kwargs=added, return_dict=False, **extra
         )[0]
 
     def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
-        return _pooled(
+        seen, unseen, options = looked(self.net, pipe, len(negatives), options)
+        cond, null = _pooled(
             pipe.encode_prompt(
                 prompts, device=pipe._execution_device, do_classifier_free_guidance=True,
                 negative_prompt=_words(negatives), **options,
             )
         )  # fmt: skip
+        return cond | seen, null | unseen
 
 
 class StableDiffusion3(Family):

@@ -128,6 +128,11 @@ class Hook:
             scheduler._step_index = (scheduler._step_index or 0) + 1
 
 
+def serves(guide: Guide) -> bool:
+    """Whether a guide does with the network's calls that the pipeline makes."""
+    return not (guide.grad or guide.needs or any(guide.has(name) for name in _ELSEWHERE))
+
+
 @contextmanager
 def step_hook(
     pipe: Any,
@@ -147,7 +152,7 @@ def step_hook(
     """
     guides = tuple(guides)
     for guide in guides:
-        if guide.grad or guide.needs or any(guide.has(name) for name in _ELSEWHERE):
+        if not serves(guide):
             raise ValueError(
                 f"{type(guide).__name__} needs the network at other states than the pipeline's, or chooses the noise, "
                 "which a hook cannot give it: use gk.sample with gk.from_diffusers(pipe)"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...describe import describe
 from ...models.base import Condition, Encoded, Model
 from .decoding import Decoder
 from .families import Family, Plain
@@ -139,7 +140,13 @@ class DiffusersModel(Model):
     def _encoded(self, prompts: list, negatives: list, extra: dict[str, Any]) -> dict[str, Tensor]:
         ready = "prompt_embeds" in extra
         given = None if ready and prompts == [None] else prompts
-        cond, null = self.family.encode(self.pipe, given, negatives, self.encoding | extra)
+        options = self.encoding | extra
+        if not self.family.pictures and any(k.startswith("ip_adapter_image") for k in options):
+            raise ValueError(
+                f"ip_adapter_image: {type(self.family.net).__name__} takes none here; of IP-Adapters those of Stable "
+                "Diffusion 1, 2 and XL are supported"
+            )
+        cond, null = self.family.encode(self.pipe, given, negatives, options)
         found = cond | {_AWAY + k: v for k, v in null.items()}
         for k, v in found.items():
             if len(v) != len(prompts):
@@ -168,11 +175,18 @@ class DiffusersModel(Model):
     @contextmanager
     def lent(self) -> Iterator[None]:
         """What was offloaded goes back when the run ends, as at the end of the pipeline's own call."""
+        modules = [part for whole in self.modules() for part in whole.modules()]
+        before = [(m, name, p) for m in modules for name, p in m._parameters.items() if p is not None]
+        wanted = [p.requires_grad for _, _, p in before]
         try:
             yield
         finally:
             if self.pipe is not None:
                 self.pipe.maybe_free_model_hooks()
+            for (module, name, old), wants in zip(before, wanted, strict=True):
+                now = module._parameters.get(name)
+                if now is not None and now is not old:  # sequential offloading puts others there at every call
+                    now.requires_grad_(wants)
 
     @property
     def bar(self) -> dict[str, Any]:
@@ -184,5 +198,5 @@ class DiffusersModel(Model):
         family = self.family
         return {
             "family": type(family).__name__, "shape": list(self.shape), "guidance": family.guidance,
-            "negative": repr(self.negative), "encoding": repr(self.encoding), **self.process.grids.identity(),
+            "negative": repr(self.negative), "encoding": describe(self.encoding), **self.process.grids.identity(),
         }  # fmt: skip
