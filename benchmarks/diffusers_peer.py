@@ -5,9 +5,11 @@
 Both sides take the same prompts, scheduler, steps and noise; times are ratios, ours over theirs, of pairs in turn.
 
     CFG         the pipeline of diffusers, StableDiffusionPipeline
-    CFG + PAG   its pipeline for that, StableDiffusionPAGPipeline; and its processors' answer beside ours
+    CFG + PAG   its pipeline for that, StableDiffusionPAGPipeline, which also has one forward a step
+    modular     CFG + PAG by a modular pipeline of SDXL with the guider for that, which has three forwards a step
 
-Without --model it is a U-Net with random weights, of the shape of Stable Diffusion and about a tenth of its width.
+Without --model the first two have a U-Net with random weights, of the shape of Stable Diffusion and about a tenth of
+its width; the last has always one of the shape of SDXL.
 """
 
 from __future__ import annotations
@@ -43,13 +45,35 @@ def pipeline(folder: str | None, device: str) -> Any:
     return pipe.to(device)
 
 
-def _wide(diffusers: Any) -> Any:
-    return diffusers.UNet2DConditionModel(
-        sample_size=32, block_out_channels=(64, 128, 128), layers_per_block=1, cross_attention_dim=32,
-        attention_head_dim=8, norm_num_groups=16,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()  # fmt: skip
+def _wide(diffusers: Any, **options: Any) -> Any:
+    return diffusers.UNet2DConditionModel(**{
+        "sample_size": 32, "block_out_channels": (64, 128, 128), "layers_per_block": 1, "cross_attention_dim": 32,
+        "attention_head_dim": 8, "norm_num_groups": 16,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    } | options).eval()  # fmt: skip
+
+
+def modular(diffusers: Any, device: str) -> tuple[Any, Any]:
+    """SDXL, and its parts in a modular pipeline with CFG + PAG."""
+    from diffusers.guiders import PerturbedAttentionGuidance
+    from diffusers.hooks import LayerSkipConfig
+
+    classic = gk.integrations.diffusers.tiny("sdxl", diffusers.DDIMScheduler(clip_sample=False, steps_offset=1))
+    kept = ("cross_attention_dim", "addition_embed_type", "addition_time_embed_dim")
+    kept += ("projection_class_embeddings_input_dim",)
+    torch.manual_seed(0)
+    classic.register_modules(unet=_wide(diffusers, **{k: classic.unet.config[k] for k in kept}))
+    classic.to(device).set_progress_bar_config(disable=True)
+    pipe = diffusers.StableDiffusionXLAutoBlocks().init_pipeline()
+    parts = {k: v for k, v in classic.components.items() if v is not None and k in pipe._component_specs}
+    where = LayerSkipConfig(
+        [0], "mid_block.attentions", skip_attention=False, skip_attention_scores=True, skip_ff=False
+    )
+    guider = PerturbedAttentionGuidance(5.0, 3.0, 0.0, 1.0, perturbed_guidance_config=where)
+    pipe.update_components(**parts, guider=guider)
+    pipe.set_progress_bar_config(disable=True)
+    return classic, pipe
 
 
 def timed(call: Callable[[], Tensor], device: str) -> tuple[float, Tensor]:
@@ -99,7 +123,28 @@ def measured(pipe: Any, n: int, repeats: int, device: str) -> dict[str, dict[str
 
     found = {"CFG": compared(ours(), theirs(pipe), repeats, device)}
     found["CFG + PAG"] = compared(ours(gk.PAG(3.0, layers="mid_block")), theirs(pag, pag_scale=3.0), repeats, device)
-    return found
+    return found | {"modular": beside_the_guider(n, repeats, device)}
+
+
+def beside_the_guider(n: int, repeats: int, device: str) -> dict[str, float]:
+    """CFG + PAG of SDXL, whose sizes of the picture are part of the condition."""
+    classic, pipe = modular(needs("diffusers", "diffusers", "this benchmark"), device)
+    model = gk.from_diffusers(classic, output="latent")
+    noise = model.noise(n, torch.Generator(device).manual_seed(0), steps=STEPS)
+    later = gk.PAG(3.0, layers="mid_block.attentions.0", start=1 / STEPS)  # their window leaves the first step out
+    guides, side = [gk.CFG(5.0), later], 32 * classic.vae_scale_factor
+    cond = {"prompt": PROMPT, "negative_prompt": ""}
+
+    def ours() -> Tensor:
+        return gk.sample(model, n, steps=STEPS, cond=cond, guides=guides, noise=noise).x
+
+    def theirs() -> Tensor:
+        return pipe(
+            **cond, num_images_per_prompt=n, num_inference_steps=STEPS, latents=noise.clone(), height=side,
+            width=side, output="latents",
+        )  # fmt: skip
+
+    return compared(ours, theirs, repeats, device)
 
 
 def main() -> None:

@@ -387,15 +387,16 @@ _CLIP = {
     "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
 }
 _TOKENS = {"vocab": 4, "length": 200, "classes": 4, "width": 192, "depth": 4, "patch": 4, "letters": 48}
+_ORDERED = {"vocab": VOCAB, "length": LENGTH, "classes": BINS**2, "width": 256, "depth": 4}
 
 TASKS: dict[str, Task] = {
     "fashion": Task("UNet", _UNET, _fashion(True), gaussian(10), _IMAGE, rate=8e-4),
     "fashion-weak": Task(
         "UNet", _UNET | {"widths": [16, 32, 64], "heads": 1}, _fashion(True), gaussian(10), _IMAGE, rate=1e-3
     ),
-    "molecules": Task(
-        "OrderedNet", {"vocab": VOCAB, "length": LENGTH, "classes": BINS**2, "width": 256, "depth": 4}, _molecules,
-        ordered(BINS**2), _MOLECULES, rate=8e-4,
+    "molecules": Task("OrderedNet", _ORDERED, _molecules, ordered(BINS**2), _MOLECULES, rate=8e-4),
+    "molecules-weak": Task(
+        "OrderedNet", _ORDERED | {"width": 64, "depth": 2}, _molecules, ordered(BINS**2), _MOLECULES, rate=2e-3
     ),
     "dna": Task("TokenNet", _TOKENS, _dna, masked(4, 4, _strands), {"kind": "DNA model"} | _DNA, rate=6e-4),
     "dna-weak": Task(
