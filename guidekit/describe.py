@@ -39,8 +39,8 @@ def _describe(value: Any, depth: int, left: list[int]) -> Any:
         return {"tensor": list(value.shape), "dtype": str(value.dtype), "sha256": digest(value)}
     if isinstance(value, nn.Module):
         return {"module": _name(type(value)), "weights": {k: list(p.shape) for k, p in value.state_dict().items()}}
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _describe(value.tolist(), depth, left)
+    if hasattr(value, "__array_interface__") and not isinstance(value, type):
+        return _array(np.asarray(value), depth, left)
     if isinstance(value, (set, frozenset)):
         return sorted(map(_plain, value))
     if isinstance(value, (list, tuple, Mapping)) and len(value) > 100:
@@ -51,6 +51,14 @@ def _describe(value: Any, depth: int, left: list[int]) -> Any:
         return _name(value)
     parts = value if isinstance(value, Mapping) else _parts(value)
     return _plain(value) if parts is None else {str(k): _describe(v, depth - 1, left) for k, v in parts.items()}
+
+
+def _array(value: np.ndarray, depth: int, left: list[int]) -> Any:
+    """Of arrays and pictures: their values, or a hash of many."""
+    if value.size <= 100 or value.dtype.hasobject:
+        return _describe(value.tolist(), depth, left)
+    data = np.ascontiguousarray(value).tobytes()
+    return {"array": list(value.shape), "dtype": str(value.dtype), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _parts(value: Any) -> dict[str, Any] | None:

@@ -44,7 +44,8 @@ def slow(samples):
 def broken(samples):
     raise KeyError("no such thing")
 """
-HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's job in the background is deaf
+# a job that a shell has in the background is deaf to SIGINT
+HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 SAMPLE = ("sample", "mine.py:load", "-r", "mine.py:score", "-n", "4", "--steps", "5", "--no-report")
 
 

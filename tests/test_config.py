@@ -566,3 +566,18 @@ def test_tensors_of_a_guide_come_from_a_file(mine):
     model = sources.model_of("mine.py:load")[0]
     expected = gk.sample(model, 4, steps=4, guides=[gk.StartFrom(torch.full((4, 2), 7.0))])
     assert torch.equal(config.run().result.x, expected.x)
+
+
+def test_pictures_and_arrays_are_described_by_all_their_values():
+    import numpy as np
+    from PIL import Image
+
+    from guidekit.describe import describe
+
+    array = np.arange(48 * 48, dtype=np.uint8).reshape(48, 48)
+    other = array.copy()
+    other[-1, -1] ^= 1
+    for make in (np.asarray, Image.fromarray):
+        assert describe({"a": make(array)}) == describe({"a": make(array.copy())}) != describe({"a": make(other)})
+    assert describe(np.array([1.5, 2.0])) == [1.5, 2.0] and describe(np.float64(0.5)) == 0.5
+    assert describe(np.array([["a", "b"]])) == [["a", "b"]]
