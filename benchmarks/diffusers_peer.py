@@ -147,6 +147,23 @@ def beside_the_guider(n: int, repeats: int, device: str) -> dict[str, float]:
     return compared(ours, theirs, repeats, device)
 
 
+BESIDE = {
+    "CFG": "CFG, `StableDiffusionPipeline`",
+    "CFG + PAG": "CFG + PAG, `StableDiffusionPAGPipeline`",
+    "modular": "CFG + PAG, modular SDXL with its guider",
+}
+
+
+def lines(results: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """The rows of the table in docs/diffusers.md."""
+    found = []
+    for key, title in BESIDE.items():
+        of = [by[key] for by in results.values()]
+        ratios = [f"{r['ratio']:.3f} ({r['lower quartile']:.3f} to {r['upper quartile']:.3f})" for r in of]
+        found.append(f"| {title} | {' | '.join(ratios)} | {max(r['difference'] for r in of):.2g} |")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/diffusers.json"))

@@ -116,6 +116,13 @@ def test_the_page_of_results_and_the_table_of_the_readme_are_those_of_the_stored
     assert len(rows) == 7 and all(row in page.splitlines() for row in rows)
 
 
+def test_the_table_beside_diffusers_is_that_of_the_stored_run():
+    found = json.loads((ROOT / "benchmarks" / "results" / "diffusers.json").read_text(encoding="utf-8"))
+    lines = runpy.run_path(str(ROOT / "benchmarks" / "diffusers_peer.py"))["lines"](found["results"])
+    assert len(lines) == 3
+    assert "\n".join(lines) in (ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
