@@ -56,8 +56,8 @@ def _wide(diffusers: Any, **options: Any) -> Any:
 
 def modular(diffusers: Any, device: str) -> tuple[Any, Any]:
     """SDXL, and its parts in a modular pipeline with CFG + PAG."""
-    from diffusers.guiders import PerturbedAttentionGuidance
-    from diffusers.hooks import LayerSkipConfig
+    from diffusers.guiders.perturbed_attention_guidance import PerturbedAttentionGuidance
+    from diffusers.hooks.layer_skip import LayerSkipConfig
 
     classic = gk.integrations.diffusers.tiny("sdxl", diffusers.DDIMScheduler(clip_sample=False, steps_offset=1))
     kept = ("cross_attention_dim", "addition_embed_type", "addition_time_embed_dim")

@@ -147,8 +147,9 @@ and SA of molecules are parts of their reward. There are few samples: the second
 
 In short: of DNA, steering does what best-of-4 does not, and the other oracle agrees. Of images, plain SVDD and
 Feynman-Kac steering please their own classifier more than the held-out one; with resampling of the whole population
-that one agrees. Of molecules, best-of-4 is about as good as SVDD, and freer of alerts: the unguided model makes good
-ones often enough. Methods that resample the population return relatives: see `unique` and the diversity."""
+that one agrees. Of molecules, best-of-4 is about as good as SVDD: the unguided model makes good ones often enough.
+Methods that resample the population return relatives: see `unique` and the diversity; of DNA with k-mers that are no
+longer those of the model."""
 
 
 def page(found: dict[str, Any]) -> str:

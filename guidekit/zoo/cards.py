@@ -20,6 +20,7 @@ model = gk.zoo.load("fashion")  # a base model: offline, at once
 images = gk.sample(model, 4, steps=10, guides=[gk.CFG(2.0)], cond="sneaker").samples
 judge = gk.zoo.network("fashion-judge")  # a classifier
 print(images.shape, judge(images).argmax(1))
+value = gk.zoo.value("fashion-value")  # learned: how likely a bag, read off x_t alone; for value= of SVDD and others
 ```
 
 `gk.zoo.card(name)` is what stands below. Weights are half precision in safetensors; loading checks their SHA-256. Every

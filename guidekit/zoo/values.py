@@ -43,10 +43,10 @@ def _cell() -> Any:
     return CellType("HepG2")
 
 
-def _qed() -> Any:
-    from rewards.molecules import QED
+def _logp() -> Any:
+    from rewards.molecules import LogP
 
-    return QED()
+    return LogP()
 
 
 def _bag() -> Any:
@@ -58,7 +58,7 @@ def _bag() -> Any:
 TASKS = {
     "dna-value": Task("dna", _cell, "rewards.dna.CellType('HepG2'), log-odds by dna-oracle", 1.0),
     "fashion-value": Task("fashion", _bag, "log-probability of a bag by fashion-classifier", 2),
-    "molecules-value": Task("molecules", _qed, "rewards.molecules.QED()", 0.05, 4000, 20),
+    "molecules-value": Task("molecules", _logp, "rewards.molecules.LogP()", 0.5, 4000, 20),
 }  # fmt: skip
 
 
