@@ -285,7 +285,7 @@ def test_evaluate_compares_with_a_reference_by_chemnet_when_asked():
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        ("guidekit sample mo", ["molecules"]),
+        ("guidekit sample fashion-", ["fashion-weak"]),
         ("guidekit sample dna --guide sv", ["svdd"]),
         ("guidekit sample dna --guide SV", ["SVDD"]),
         ("guidekit sample dna --reward mel", ["meltingtemperature"]),

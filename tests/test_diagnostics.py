@@ -30,6 +30,7 @@ def steered(problem: Problem, n: int = 40, alpha: float = 0.3, ess: float = 0.8,
 # the error of log Z ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp-1d", "masked"])
 @pytest.mark.parametrize("ess", [1.0, 0.5, 0.0])
 def test_the_error_of_log_z_is_its_spread_over_independent_runs(name: str, ess: float):

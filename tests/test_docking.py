@@ -65,6 +65,7 @@ def test_a_path_with_the_box_of_a_target_is_that_target(found):
     assert elsewhere(["CCO"]).item() > found[0].item() + 1  # nothing to bind to
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_gives_the_same_and_its_end_costs_one_sample(found):
     reward = Docking("CA2", timeout=60)
     assert torch.equal(reward([PARACETAMOL, "C1CC"])[:1], found[2:3]) and reward([]).tolist() == []

@@ -137,6 +137,7 @@ def test_tensors_are_sent_as_tensors():
         assert torch.equal(pooled(x), x.sum(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, death", [("own", "exit"), ("own", "kill"), ("processes", "exit"), ("factory", "kill"), ("loky", "kill")]
 )
@@ -177,6 +178,7 @@ def test_a_sample_that_takes_too_long_is_given_up():
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_deaf_is_stopped_from_outside():
     with (
         Pooled(Stuck(), 2, 2, timeout=0.3) as pooled,
@@ -254,6 +256,7 @@ def test_what_cannot_be_sent_is_said_at_once():
         Pooled(lambda texts: [1.0 for _ in texts], 2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_dask_cluster():
     distributed = pytest.importorskip("dask.distributed")

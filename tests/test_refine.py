@@ -205,6 +205,7 @@ def test_restarts_of_the_exact_kernels_change_nothing():
     assert distance(x, base) < 1.95 / 20_000**0.5  # level .001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp-1d", "masked"])
 def test_steering_is_exact_where_times_go_up(name: str):
     """The target is that of the chain with its restarts: against plain importance sampling of the same chain."""

@@ -320,6 +320,7 @@ def scan():
     return dna.MotifScan(["MA0035.4", "MA0139.1"], threshold=1e-3)
 
 
+@pytest.mark.slow
 def test_counted_sites_are_those_beyond_the_p_value(scan):
     """Hits are windows whose log-odds pass a threshold, found here by enumeration: P(score >= it) < p."""
     samples = [*drawn(150, 100, 9), "TTCTTATCTGT", "A"]

@@ -152,6 +152,7 @@ def test_rewards_do_not_fall_as_the_budget_grows():
 # zero order ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_zero_order_search_climbs_a_linear_reward_to_the_optimum_of_the_sphere():
     """x is linear in z here, so the optimum on the sphere of the first noise is where z is along b."""
     base, b = normal(5), torch.tensor([1.0, -2.0, 0.5, 0.0, 1.0], dtype=torch.float64)

@@ -39,6 +39,7 @@ def example():
     return runpy.run_path(str(ROOT / "examples" / "noise_search.py"))["main"]
 
 
+@pytest.mark.slow
 def test_searches_raise_the_reward_at_equal_rows_and_draw_their_images(example, tmp_path, capsys, monkeypatch):
     cma = ModuleType("cma")
     cma.CMAEvolutionStrategy = Walk  # type: ignore[attr-defined]

@@ -103,6 +103,7 @@ def mixture(labels: list[int] | None = None) -> gk.analytic.GaussianMixture:
     return gk.analytic.GaussianMixture([0.5, 0.3, 0.2], means, [0.6, 0.4, 0.5], labels=labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [gk.solvers.DDIM(), gk.solvers.DPMpp(2), gk.solvers.Heun()], ids=["1", "2", "heun"])
 def test_samples_of_a_mixture_are_inverted(solver: gk.solvers.Solver):
     options = {"steps": 16, "solver": solver}

@@ -204,6 +204,7 @@ def test_the_ascent_is_that_of_sgd_on_reward_and_prior():
     assert torch.allclose(found.noise, leaf.detach(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_prior_the_noise_leaves_the_shell_and_with_it_it_stays():
     base, reward = normal(16), lambda x: x.sum(1)
     options = {"rounds": 60, "clip": 1.0, "steps": 2, "solver": gk.solvers.DDIM()}
@@ -296,6 +297,7 @@ def test_halving_gives_its_looks_to_the_better_half():
     assert bank.values[0] == pytest.approx(float(values[:21, bank.seeds[0]].mean()))
 
 
+@pytest.mark.slow
 def test_halving_finds_the_best_seed_more_often_than_an_equal_split():
     """100 banks of 16 seeds with 128 looks: 8 for each, or up to 60 for the last two."""
     conds, hits = [1.7 * i for i in range(128)], {"halving": 0, "equal": 0}

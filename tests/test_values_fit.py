@@ -454,6 +454,7 @@ def test_an_exact_value_is_calibrated_and_a_shifted_one_is_not():
         assert score < most and (score > 6 or shift == 0)
 
 
+@pytest.mark.slow
 def test_a_good_fit_says_so_and_its_table_can_be_read():
     c = linear_fit().calibration
     assert c.error < 3 * c.noise and c.loss < 0.6 * c.constant and c.explained_variance > 0.3

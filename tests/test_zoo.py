@@ -109,6 +109,7 @@ def test_errors_say_what_there_is(tmp_path: Path, monkeypatch):
 # what steers ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_clip_knows_captions_of_images():
     """Of samples, through open_clip's own loading, with a template's first words or without."""
     from rewards.images import ClipScore

@@ -28,7 +28,6 @@ def where(applies: Callable[[Case], bool]):
     return pytest.mark.parametrize("case, problem", [p for p in PAIRS if applies(p.values[0])])
 
 
-weighted = where(lambda case: case.target != "own")
 steered = where(lambda case: case.target == "tilted")
 
 
@@ -57,7 +56,15 @@ def test_the_guide_does_something_at_usual_settings(case: Case, problem: Problem
     assert not torch.equal(plain.x, guided.x) or guided.log_weights.std() > 1e-3
 
 
-@weighted
+def in_turn(applies: Callable[[Case], bool]) -> Iterator[Any]:
+    """The cases that a law speaks of, in the default run on one problem each, in turn."""
+    for i, case in enumerate(c for c in CASES if applies(c)):
+        for j, name in enumerate(case.processes):
+            marks = [pytest.mark.slow] if (i - j) % len(case.processes) else []
+            yield pytest.param(case, case.on(name), marks=marks, id=f"{case.name}-{name}")
+
+
+@pytest.mark.parametrize("case, problem", list(in_turn(lambda case: case.target != "own")))
 def test_the_weighted_law_and_z_are_unbiased_at_eight_particles(case: Case, problem: Problem):
     """E[mean of w f] = E[f exp(r/alpha)] under the unguided chain, f = 1 being Z: for all N, so also for N = 8."""
     result = populations(problem, 4000, 8, [case.make(problem)])
