@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
 import pytest
 import torch
+
+import guidekit as gk
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,3 +69,16 @@ def test_what_is_missing_is_said_at_once(example, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             example(arguments)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_pycma_itself_climbs_higher_than_random_search():
+    pytest.importorskip("cma")
+    pycma = runpy.run_path(str(ROOT / "examples" / "noise_search.py"))["pycma"]
+    base = gk.analytic.GaussianMixture([1.0], [[0.0] * 12], [1.0])
+    both = gk.search.Each(partial(pycma, candidates=8)), gk.search.Random(8)
+    cma, random = (
+        gk.search.run(base, 4, lambda x: x.sum(1), strategy, rounds=15, steps=5, solver=gk.solvers.DDIM()).rewards
+        for strategy in both
+    )
+    assert (cma > random + 1).all()
