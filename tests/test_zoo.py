@@ -292,10 +292,13 @@ def test_training_resumes_and_writes_a_card(tmp_path: Path, monkeypatch):
     for epochs in (2, 8):
         train.train("stripes", 5.0, tmp_path / "run", tmp_path / "weights", epochs, progress=False)
     own = json.loads((tmp_path / "weights" / "stripes.json").read_text())
-    assert own["training"]["epochs"] == 8 and own["training"]["validation loss"] < 1.0
-    with open(tmp_path / "run" / "stripes" / "metrics.csv", newline="") as file:
-        epochs = [int(row["epoch"]) for row in csv.DictReader(file) if row["validation"]]
-    assert max(epochs) >= 7
+    assert own["training"]["epochs"] == 8.0 and own["training"]["validation loss"] < 1.0
+    assert own["training"]["command"] == "python -m guidekit.zoo.train stripes --minutes 1 --epochs 8"
+    seen = []
+    for k in range(2):  # each run has its log
+        with open(tmp_path / "run" / "stripes" / f"version_{k}" / "metrics.csv", newline="") as file:
+            seen.append({int(row["epoch"]) for row in csv.DictReader(file) if row["validation"]})
+    assert min(seen[0]) == 0 and max(seen[0]) < max(seen[1]) and max(seen[1]) >= 7
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
     net = zoo.network("stripes")
     with torch.no_grad():

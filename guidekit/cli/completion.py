@@ -1,4 +1,4 @@
-"""What the shell completes: names of models, guides and rewards, and paths of the user's own code."""
+"""What the shell completes: names of models, guides and rewards."""
 
 from __future__ import annotations
 

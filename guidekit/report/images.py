@@ -14,11 +14,15 @@ BUDGET = 1_500_000  # numbers in all images of a page
 
 
 def pixels(samples: Any) -> Tensor | None:
-    """Samples as 8 bits (rows, C, H, W), C = 1 or 3; None where they are no images."""
+    """Samples as 8 bits (rows, C, H, W), C = 1 or 3; of videos (rows, frames, C, H, W) the first, the middle and the
+    last frame side by side; None where they are no images."""
     from rewards.images import image_batch
 
-    if not hasattr(samples, "shape") or len(samples.shape) != 4:
+    if not hasattr(samples, "shape") or len(samples.shape) not in (4, 5) or 0 in samples.shape:
         return None
+    if len(samples.shape) == 5:
+        count = samples.shape[1]
+        samples = torch.cat([torch.as_tensor(samples[:, i]) for i in sorted({0, count // 2, count - 1})], 3)
     try:
         return (image_batch(samples).detach().cpu().nan_to_num() * 255).round().to(torch.uint8)
     except (ValueError, TypeError):

@@ -194,14 +194,14 @@ def masked(vocab: int, classes: int, prepare: Callable[[Tensor, bool], Tensor]) 
 
 
 def ordered(classes: int) -> Loss:
-    """The loss of logits of each position given all tokens before it; a quarter of them, given fewer."""
+    """The loss of logits of each position given all tokens before it; a tenth of them, given fewer."""
 
     def loss(net: nn.Module, batch: Batch, training: bool) -> Tensor:
         x, labels = batch
         x = x[:, : (x != 0).sum(1).amax() + 1]
         place = torch.arange(x.shape[1], device=x.device).expand_as(x)
         fewer = (torch.rand(x.shape, device=x.device) * (place + 1)).long()
-        known = place.where(torch.rand(x.shape, device=x.device) > 0.25 * training, fewer)
+        known = place.where(torch.rand(x.shape, device=x.device) > 0.1 * training, fewer)
         logits: Tensor = net.taught(x, known, _dropped(labels, classes, training))  # type: ignore[operator]
         real = place <= (x != 0).sum(1, keepdim=True)  # up to the first end
         return F.cross_entropy(logits[real].float(), x[real])
@@ -438,7 +438,7 @@ def train(
     trainer = pl.Trainer(
         max_epochs=epochs,
         callbacks=[keep, clock, Limit(timedelta(minutes=minutes))],
-        logger=CSVLogger(folder, name, version=""),
+        logger=CSVLogger(folder, name),  # a folder for each run: it would begin its one file anew
         enable_progress_bar=progress,
         enable_model_summary=False,
         gradient_clip_val=1.0,
@@ -451,7 +451,13 @@ def train(
         trainer.fit(training, *loaders, ckpt_path=str(last) if last.exists() else None, weights_only=True)
         found = trainer.validate(training, loaders[1], verbose=False)
     trainer.save_checkpoint(last)
-    export(name, training, clock.seconds, trainer.current_epoch, float(found[0]["validation"]), weights)
+    minutes = clock.seconds / 60
+    about = {
+        "command": f"python -m guidekit.zoo.train {name} --minutes {max(1.0, minutes):.0f} --epochs {epochs}",
+        "minutes": round(minutes, 1), "epochs": round(trainer.global_step / len(loaders[0]), 1),
+        "batch": task.batch, "validation loss": round(float(found[0]["validation"]), 4),
+    }  # fmt: skip
+    export(name, training, about, weights)
 
 
 def _loaders(task: Task, sets: tuple[Batch, Batch]) -> Any:
@@ -463,19 +469,13 @@ def _loaders(task: Task, sets: tuple[Batch, Batch]) -> Any:
     return [first, DataLoader(check, task.batch)]
 
 
-def export(name: str, training: Training, seconds: float, epochs: int, validation: float, weights: Path) -> None:
+def export(name: str, training: Training, about: dict[str, Any], weights: Path) -> None:
     """The moving average in half precision, and its card; to be measured again."""
     task = training.task
-    about = {
-        "name": name, "network": task.network, "options": task.options, **task.about,
-        "training": {
-            "command": f"python -m guidekit.zoo.train {name}", "minutes": round(seconds / 60, 1), "epochs": epochs,
-            "batch": task.batch, "validation loss": round(validation, 4),
-        },
-    }  # fmt: skip
+    own = {"name": name, "network": task.network, "options": task.options, **task.about, "training": about}
     if task.about["kind"] == "molecule model":
-        about["tokens"] = molecule_tokens().card()
-    written(name, training.average.module, about, weights)
+        own["tokens"] = molecule_tokens().card()
+    written(name, training.average.module, own, weights)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from .basic import (
 )
 from .classifier import Classifier
 from .clip import Aesthetic, Clip, ClipScore
+from .frames import Frames
 from .metrics import (
     DensityCoverage,
     PrecisionRecall,
@@ -36,6 +37,7 @@ __all__ = [
     "Color",
     "Contrast",
     "DensityCoverage",
+    "Frames",
     "ImageReward",
     "ImageScore",
     "JPEGSize",

@@ -24,6 +24,7 @@ def from_diffusers(
     *,
     height: int | None = None,
     width: int | None = None,
+    num_frames: int | None = None,
     negative_prompt: str | list[str] | None = None,
     embedded_guidance: float | None = None,
     eta: float = 0.0,
@@ -36,6 +37,7 @@ def from_diffusers(
 
     pipe                a pipeline, or (denoiser, scheduler)
     height, width       of the pictures in pixels; None is the pipeline's default
+    num_frames          of videos; None is the pipeline's default
     negative_prompt     for CFG: one for all prompts, or a list with one for each condition
     embedded_guidance   the scale that a network takes as an input (Flux dev: 3.5, latent consistency models: 7.5)
     eta                 of DDIM's and TCD's steps
@@ -58,9 +60,10 @@ def from_diffusers(
     if output not in _OUTPUTS and not callable(output):
         raise ValueError(f"output={output!r}: there is {', '.join(map(repr, _OUTPUTS))}, or a function of states")
     kind = family_of(net)
-    scale = int(getattr(whole, "vae_scale_factor", None) or (1 if kind is Plain else 8))
-    family = kind(net, _size(whole, net, height, width, scale), embedded_guidance)
-    family.scale = scale
+    net, scale = kind.denoiser(whole, net), _scale(whole, kind)
+    size = (*_frames(whole, kind, num_frames), *_size(whole, net, kind, height, width, scale))
+    family = kind(net, size, embedded_guidance)
+    family.read(whole, scale)
     grids = Grids(scheduler, family.prepare, _options(scheduler, eta))
     vae = getattr(whole, "vae", None)
     _check(whole, net, family, vae, output, embedded_guidance)
@@ -93,9 +96,32 @@ def _parts(pipe: Any) -> tuple[Any, Any, Any]:
     return pipe, net, pipe.scheduler
 
 
-def _size(pipe: Any, net: nn.Module, height: int | None, width: int | None, scale: int) -> tuple[int, int]:
+def _scale(pipe: Any, kind: type[Family]) -> int:
+    """Pixels per latent."""
+    names = ("vae_scale_factor", "vae_scale_factor_spatial")
+    found = [v for name in names if (v := getattr(pipe, name, None))]
+    return int(found[0]) if found else 1 if kind is Plain else 8
+
+
+def _frames(pipe: Any, kind: type[Family], count: int | None) -> tuple[int, ...]:
+    """Frames of a state, of the first and of every few more; () for pictures."""
+    if kind.frames is None:
+        if count is not None:
+            raise ValueError(f"num_frames={count}: {kind.__name__} makes pictures; leave it out")
+        return ()
+    every, count = int(getattr(pipe, "vae_scale_factor_temporal", 4)), kind.frames if count is None else count
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1 or count % every != 1 % every:
+        raise ValueError(f"num_frames={count!r}: one more than a multiple of {every} is needed, like {10 * every + 1}")
+    return ((count - 1) // every + 1,)
+
+
+def _size(
+    pipe: Any, net: Any, kind: type[Family], height: int | None, width: int | None, scale: int
+) -> tuple[int, int]:
     """Height and width of a state."""
-    default = getattr(pipe, "default_sample_size", None) or net.config.get("sample_size")  # type: ignore[union-attr,operator]
+    default = getattr(pipe, "default_sample_size", None) or net.config.get("sample_size")
+    if default is None and kind.default is not None:
+        default = tuple(v // scale for v in kind.default)
     if default is None and (height is None or width is None):
         raise ValueError("this denoiser has no size of its own: give height=... and width=...")
     own = tuple(default) if isinstance(default, (list, tuple)) else (default, default)
@@ -128,7 +154,7 @@ def _check(pipe: Any, net: Any, family: Family, vae: Any, output: Any, guidance:
         )
     if pipe is not None and hasattr(pipe, "vae") and vae is None and output == "image":
         raise ValueError("the pipeline's vae is not loaded, so there are no pictures: load it, or say output='latent'")
-    channels = None if vae is None else vae.config.get("latent_channels")
+    channels = None if vae is None else vae.config.get("latent_channels") or vae.config.get("z_dim")
     if channels is not None and family.drawn[0] != channels:
         raise ValueError(
             f"the denoiser takes {family.drawn[0]} channels and the VAE has {channels}: pipelines that paint into or "

@@ -13,6 +13,7 @@ from .families import DiT, Family
 
 class Decoder:
     """States -> pictures in [0, 1], (rows, channels, height, width); without a VAE the state is the picture.
+    Videos are (rows, frames, channels, height, width).
 
     most    pictures decoded at a time; None is all that come together
     """
@@ -21,6 +22,7 @@ class Decoder:
         self.vae, self.dtype, self.most = vae, dtype, most
         self.unpack, self.shift, self.upcast = family.unpack, family.shift, family.upcast
         self.inverse = isinstance(family, DiT)  # whose pipeline multiplies by 1 / scaling_factor
+        self.video = family.frames is not None
 
     def __call__(self, x: Tensor) -> Tensor:
         parts = x.split(self.most or len(x))
@@ -29,6 +31,9 @@ class Decoder:
     def _decoded(self, x: Tensor) -> Tensor:
         if self.vae is None:
             return x
+        if self.video:
+            film = self.vae.decode(self._whitened(x.to(self.vae.dtype)), return_dict=False)[0]
+            return self._finite(film, x).transpose(1, 2)
         half = self.upcast and self.vae.dtype == torch.float16 and getattr(self.vae.config, "force_upcast", False)
         if not half:
             return self._finite(self.vae.decode(self._scaled(x).to(self.vae.dtype), return_dict=False)[0], x)
@@ -46,6 +51,12 @@ class Decoder:
             return x * std / config.scaling_factor + mean
         x = 1 / config.scaling_factor * x if self.inverse else x / config.scaling_factor
         return x + config.shift_factor if self.shift and getattr(config, "shift_factor", None) is not None else x
+
+    def _whitened(self, x: Tensor) -> Tensor:
+        """The same of videos, by mean and deviation of each channel."""
+        config = self.vae.config
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1).to(x) for v in (config.latents_mean, config.latents_std))
+        return x / (1.0 / std) + mean
 
     def _finite(self, image: Tensor, x: Tensor) -> Tensor:
         """Half precision overflows in some VAEs; float32 is not looked at, which would wait for the device."""

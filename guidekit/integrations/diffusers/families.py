@@ -25,12 +25,24 @@ class Family:
     labels = False  # conditions are labels and not prompts
     pictures = False  # conditions may have pictures, by an IP-Adapter
     takes = "prompt_embeds"  # what a condition is called that is one tensor; "" where there is none
+    default: tuple[int, int] | None = None  # pixels, where neither pipeline nor denoiser says
+    frames: int | None = None  # of a video, where the pipeline is not told; states then are (channels, frames, ...)
+    states: torch.dtype | None = None  # the precision of the pipeline's states, where it is not the network's
 
-    def __init__(self, net: Any, size: tuple[int, int], guidance: float | None):
+    def __init__(self, net: Any, size: tuple[int, ...], guidance: float | None):
         self.net, self.size, self.guidance = net, size, guidance
         self.scale = 8  # pixels per latent, as the pipeline says
         self.shape: tuple[int, ...] = (net.config.in_channels, *size)
         self.drawn = self.shape
+
+    @classmethod
+    def denoiser(cls, pipe: Any, net: Any) -> Any:
+        """What is called, where a pipeline has more than this one."""
+        return net
+
+    def read(self, pipe: Any, scale: int) -> None:
+        """What the pipeline knows and the denoiser does not; pipe is None where there is none."""
+        self.scale = scale
 
     def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
         """What the network predicts, (rows, *shape)."""
@@ -55,7 +67,7 @@ class Family:
 class Plain(Family):
     """UNet2DModel: unconditional, or with labels."""
 
-    def __init__(self, net: Any, size: tuple[int, int], guidance: float | None):
+    def __init__(self, net: Any, size: tuple[int, ...], guidance: float | None):
         super().__init__(net, size, guidance)
         self.takes = "class_labels" if net.config.get("class_embed_type") or net.config.get("num_class_embeds") else ""
 
@@ -68,7 +80,7 @@ class StableDiffusion(Family):
 
     shift, pictures = False, True
 
-    def __init__(self, net: Any, size: tuple[int, int], guidance: float | None):
+    def __init__(self, net: Any, size: tuple[int, ...], guidance: float | None):
         distilled = net.config.get("time_cond_proj_dim") is not None
         super().__init__(net, size, (7.5 if guidance is None else guidance) if distilled else None)
 
@@ -141,7 +153,7 @@ class StableDiffusion3(Family):
 class Flux(Family):
     """FluxTransformer2DModel: states are packed, (tokens, channels), two by two latents a token."""
 
-    def __init__(self, net: Any, size: tuple[int, int], guidance: float | None):
+    def __init__(self, net: Any, size: tuple[int, ...], guidance: float | None):
         size = (2 * (size[0] // 2), 2 * (size[1] // 2))
         super().__init__(net, size, 3.5 if guidance is None and net.config.guidance_embeds else guidance)
         self.drawn = (net.config.in_channels // 4, *size)
@@ -235,6 +247,59 @@ class DiT(Family):
         return {"class_labels": torch.tensor(labels)}, {"class_labels": torch.tensor([none] * len(labels))}
 
 
+class Wan(Family):
+    """WanTransformer3DModel: videos, whose states are (channels, frames, height, width) in float32."""
+
+    default, frames, states = (480, 832), 81, torch.float32
+
+    def __init__(self, net: Any, size: tuple[int, ...], guidance: float | None):
+        super().__init__(net, size, guidance)
+        self.apart = False  # a timestep for each token, as in Wan 2.2 TI2V
+        if any(v % patch for v, patch in zip(size, net.config.patch_size, strict=True)):
+            raise ValueError(
+                f"(frames, height, width) = {size} in latents: multiples of {tuple(net.config.patch_size)}, the "
+                "network's patches, are needed"
+            )
+
+    @classmethod
+    def denoiser(cls, pipe: Any, net: Any) -> Any:
+        if pipe is None or (ratio := pipe.config.get("boundary_ratio")) is None:
+            return net
+        if pipe.transformer is None or pipe.transformer_2 is None:
+            raise ValueError("a pipeline with a boundary_ratio takes transformer and transformer_2; load both first")
+        return Stages(pipe.transformer, pipe.transformer_2, ratio * pipe.scheduler.config.num_train_timesteps)
+
+    def read(self, pipe: Any, scale: int) -> None:
+        super().read(pipe, scale)
+        self.apart = pipe is not None and bool(pipe.config.get("expand_timesteps"))
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
+        assert cond is not None
+        if self.apart:
+            t = t[:, None].expand(-1, self.size[0] * (self.size[1] // 2) * (self.size[2] // 2))
+        text = cond["prompt_embeds"]
+        return self.net(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)[0]
+
+    def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
+        options = {"max_sequence_length": 512} | options
+        away = None if "negative_prompt_embeds" in options else [n or "" for n in negatives]
+        found = pipe.encode_prompt(prompts, away, device=pipe._execution_device, **options)
+        cond, null = ({"prompt_embeds": v.to(self.net.dtype)} for v in found)
+        return cond, null
+
+
+class Stages:
+    """Two denoisers, the second one below a timestep: the experts of Wan 2.2. Their layers have the same names."""
+
+    def __init__(self, high: Any, low: Any, boundary: float):
+        self.high, self.low, self.boundary = high, low, boundary
+        self.config, self.dtype = high.config, high.dtype
+
+    def __call__(self, hidden_states: Tensor, timestep: Tensor, **inputs: Any) -> Any:
+        net = self.high if timestep.flatten()[0] >= self.boundary else self.low  # all rows have the same time
+        return net(hidden_states=hidden_states, timestep=timestep, **inputs)
+
+
 FAMILIES: dict[str, type[Family]] = {
     "UNet2DModel": Plain,
     "UNet2DConditionModel": StableDiffusion,
@@ -242,6 +307,7 @@ FAMILIES: dict[str, type[Family]] = {
     "FluxTransformer2DModel": Flux,
     "PixArtTransformer2DModel": PixArt,
     "DiTTransformer2DModel": DiT,
+    "WanTransformer3DModel": Wan,
 }
 
 

@@ -31,7 +31,9 @@ class DiffusersModel(Model):
         device = getattr(pipe, "_execution_device", None)
         process = Scheduled(grids.table, grids=grids)
         super().__init__(family, process, family.shape, decode, device=device)
-        grids.dtype = grids.out = self.net_dtype or torch.float32
+        self.net_dtype = getattr(family.net, "dtype", None) or self.net_dtype  # that of most, where some are kept finer
+        grids.out = self.net_dtype or torch.float32
+        grids.dtype = family.states or grids.out
         self.solver, self._null = Scheduler(grids.name, grids.noisy), null
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:

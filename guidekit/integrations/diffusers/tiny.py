@@ -1,8 +1,9 @@
 """Small pipelines with random weights, of the real classes, to try things out offline: they run in a second.
 
-    pipe = tiny("sd")          # also "sdxl", "sd3", "flux", "pixart", "dit", "ddpm"
+    pipe = tiny("sd")          # also "sdxl", "sd3", "flux", "pixart", "dit", "ddpm", "wan"
 
-Pictures are 32 x 32 noise. Everything else (prompts, schedulers, attention, saving) is as in the large ones.
+Pictures are 32 x 32 noise. Videos are as large as those of Wan: say height=32, width=32, num_frames=5. Everything else
+(prompts, schedulers, attention, saving) is as in the large ones.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from rewards.base import needs
 
-NAMES = ("sd", "sdxl", "sd3", "flux", "pixart", "dit", "ddpm")
+NAMES = ("sd", "sdxl", "sd3", "flux", "pixart", "dit", "ddpm", "wan")
 
 
 def tiny(name: str = "sd", scheduler: Any = None, seed: int = 0) -> Any:
@@ -104,8 +105,19 @@ def _ddpm(d: Any, scheduler: Any) -> Any:
     return d.DDPMPipeline(net, scheduler or d.DDPMScheduler())
 
 
+def _wan(d: Any, scheduler: Any) -> Any:
+    net = d.WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16,
+        text_dim=32, freq_dim=32, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+    )  # fmt: skip
+    vae = d.AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    flow = d.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return d.WanPipeline(_tokenizer(), _t5(many=True), vae, scheduler or flow, net)
+
+
 _MAKERS: dict[str, Callable] = {
     "sd": _sd, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "pixart": _pixart, "dit": _dit, "ddpm": _ddpm,
+    "wan": _wan,
 }  # fmt: skip
 _SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -137,12 +149,14 @@ def _clip(projected: bool = False) -> Any:
     return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(config)
 
 
-def _t5() -> Any:
+def _t5(many: bool = False) -> Any:
+    """`many` languages: UMT5."""
     import transformers
 
-    return transformers.T5EncoderModel(
-        transformers.T5Config(vocab_size=514, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
-    )
+    size: dict[str, Any] = {"vocab_size": 514, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
+    if many:
+        return transformers.UMT5EncoderModel(transformers.UMT5Config(**size))
+    return transformers.T5EncoderModel(transformers.T5Config(**size))
 
 
 def _tokenizer() -> Any:
