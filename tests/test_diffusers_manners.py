@@ -301,6 +301,30 @@ def test_adapters_in_the_denoiser_count_even_where_they_came_after_from_diffuser
     assert torch.allclose(perturbed, ours(merged, gk.PAG(3.0)), atol=1e-4)
 
 
+def test_lora_weights_of_a_file_by_diffusers_and_peft(tmp_path):
+    """Loaded, scaled, switched off and fused by the pipeline's own methods; the adapter stays as it was set."""
+    peft = pytest.importorskip("peft")
+    donor = noisy()
+    torch.manual_seed(1)
+    donor.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    type(donor).save_lora_weights(tmp_path, unet_lora_layers=peft.get_peft_model_state_dict(donor.unet))
+    pipe = noisy()
+    without = own(pipe)
+    pipe.load_lora_weights(tmp_path, adapter_name="style")
+    whole = own(pipe)
+    assert (whole - without).abs().max() > 1e-2 and torch.equal(ours(pipe), whole)
+    pipe.set_adapters("style", 0.5)
+    half = own(pipe)
+    assert (half - whole).abs().max() > 1e-3 and torch.equal(ours(pipe), half)
+    perturbed = ours(pipe, gk.PAG(3.0))
+    assert (perturbed - half).abs().max() > 1e-3 and torch.equal(own(pipe), half)
+    pipe.fuse_lora()
+    assert torch.allclose(ours(pipe, gk.PAG(3.0)), perturbed, atol=1e-5)
+    pipe.unfuse_lora()
+    pipe.disable_lora()
+    assert torch.equal(ours(pipe), own(pipe)) and torch.allclose(own(pipe), without, atol=1e-5)
+
+
 # pictures as conditions ----------------------------------------------------------------------------------------------
 
 

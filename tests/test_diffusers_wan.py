@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import guidekit as gk
-from guidekit.integrations.diffusers import step_hook, tiny
+from guidekit.integrations.diffusers import guider, step_hook, tiny
 from rewards.images import Frames
 
 diffusers = pytest.importorskip("diffusers")
@@ -219,6 +219,27 @@ def test_a_hook_inside_the_pipelines_call():
     with step_hook(pipe, reward=reward, **SIZE) as hook:
         assert torch.equal(pipe("a cat", generator=generator(), **call).frames, plain)
     assert hook.result is not None and torch.allclose(hook.result.rewards.float(), reward(plain), atol=1e-6)
+
+
+def test_guides_as_the_guider_of_its_modular_pipeline():
+    """CFG to the last bit; with PAG what gk.sample makes of the same noise."""
+    guiders = pytest.importorskip("diffusers.guiders")
+    classic = tiny("wan")
+    pipe = diffusers.WanBlocks().init_pipeline()
+    parts = {k: v for k, v in classic.components.items() if v is not None and k in pipe._component_specs}
+    pipe.update_components(**parts)
+
+    def latents(guide):
+        pipe.update_components(guider=guide)
+        call = {"num_videos_per_prompt": 2, "num_inference_steps": 5, "output": "latents", **SIZE}
+        return pipe(prompt="a cat", negative_prompt="", generator=generator(), **call)
+
+    assert torch.equal(latents(guider([gk.CFG(5.0)])), latents(guiders.ClassifierFreeGuidance(5.0)))
+    guides, base = [gk.CFG(5.0), gk.PAG(3.0, layers="blocks.1")], gk.from_diffusers(classic, **SIZE)
+    noise = base.noise(2, generator(), steps=5)
+    expected = gk.sample(base, 2, steps=5, cond="a cat", guides=guides, noise=noise).x
+    assert (latents(guider(guides)) - expected).abs().max() < 1e-5
+    assert (latents(guider([gk.CFG(5.0)])) - expected).abs().max() > 1e-3
 
 
 def test_an_offloaded_pipeline_decodes_and_is_freed(monkeypatch):
