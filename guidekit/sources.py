@@ -113,10 +113,10 @@ def _makes(value: Any) -> bool:
 def _bases() -> tuple[type[Reward], ...]:
     """Classes that are rewards only when something is added."""
     from rewards.dna import Network
-    from rewards.images import Classifier, ImageScore
+    from rewards.images import Classifier, Frames, ImageScore
     from rewards.molecules import Molecule
 
-    return Molecule, ImageScore, Network, Classifier
+    return Molecule, ImageScore, Network, Classifier, Frames
 
 
 def about(make: Any) -> str:

@@ -51,28 +51,32 @@ def fashion(name: str, n: int, steps: int) -> Figures:
     x, y = data.fashion("test")
     half = len(x) // 2
     features = _in_parts(judge.features, x)  # type: ignore[operator,arg-type]
-    others = data.fashion("train")[0]
+    others, few = data.fashion("train")[0], min(n, GUIDED)
     others = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:n]]
 
-    def frechet(a: Tensor, b: Tensor) -> float:
-        return round(float(frechet_distance(a, b)), 4)
+    def frechet(images: Tensor) -> float:
+        return round(float(frechet_distance(_in_parts(judge.features, images), features)), 4)  # type: ignore[arg-type]
 
     found: Figures = {
-        "samples": n, "steps": steps,
+        "samples": n, "samples with guidance": few, "steps": steps,
         "accuracy of real images": round(float((_in_parts(guess, x).argmax(1) == y).float().mean()), 4),
-        "Frechet distance of two real halves": frechet(features[:half], features[half:]),
-        "Frechet distance of as many training images": frechet(_in_parts(judge.features, others), features),  # type: ignore[arg-type]
+        "Frechet distance of two real halves": round(float(frechet_distance(features[:half], features[half:])), 4),
+        f"Frechet distance of {n} training images": frechet(others),
+        f"Frechet distance of {few} training images": frechet(others[:few]),
     }  # fmt: skip
     for title, guides in _EFFECTS.items() if name == "fashion" else [("", list)]:
-        result = sample(
-            model, n // 10, steps=steps, guides=guides(), cond=list(range(10)), batch_size=500, progress=True
-        )
+        each = (few if title else n) // 10
+        result = sample(model, each, steps=steps, guides=guides(), cond=list(range(10)), batch_size=500, progress=True)
         images: Tensor = result.samples
         if name == "fashion" and not title:
             picture(images, result.group, DOCS / "zoo-fashion.png")
         right = _in_parts(guess, images).argmax(1) == result.group
         found[f"accuracy{title}"] = round(float(right.float().mean()), 4)
-        found[f"Frechet distance{title}"] = frechet(_in_parts(judge.features, images), features)  # type: ignore[arg-type]
+        found[f"Frechet distance{title}"] = frechet(images)
+        if each > few // 10:
+            found[f"Frechet distance of {few}"] = frechet(
+                images.view(10, each, *images.shape[1:])[:, : few // 10].flatten(0, 1)
+            )
         chosen = torch.arange(0, len(images), max(1, len(images) // 200))
         rare = minority_score(model, result.x[chosen], noises=4, batch_size=400)
         found[f"minority score of {len(chosen)}{title}"] = round(float(rare.mean()), 4)
@@ -89,6 +93,7 @@ def picture(images: Tensor, group: Tensor, file: Path) -> None:
         file.write_bytes(png(sheet(batch)))
 
 
+GUIDED = 1000  # samples with each kind of guidance
 _EFFECTS: dict[str, Callable[[], list[Any]]] = {
     "": list,
     ", CFG 2": lambda: [CFG(2.0)],
