@@ -93,7 +93,7 @@ def picture(images: Tensor, group: Tensor, file: Path) -> None:
         file.write_bytes(png(sheet(batch)))
 
 
-GUIDED = 1000  # samples with each kind of guidance
+GUIDED = 400  # samples with each kind of guidance
 _EFFECTS: dict[str, Callable[[], list[Any]]] = {
     "": list,
     ", CFG 2": lambda: [CFG(2.0)],
