@@ -175,11 +175,11 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write docs/results.md from the stored results alone")
     args = parser.parse_args()
     if not args.page:
-        found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"domains": {}}
         for name in args.only:
             d = DOMAINS[name]()
             rows = measured(d, args.n, args.seeds)
             own = {"title": d.title, "alpha": d.alpha, "steps": d.steps, "n": args.n, "seeds": args.seeds, "rows": rows}
+            found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"domains": {}}
             found["domains"][name] = own
             RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     text = page(json.loads(RESULTS.read_text(encoding="utf-8")))
