@@ -93,10 +93,11 @@ def train(name: str, folder: Path, weights: Path = WEIGHTS, progress: bool = Tru
     )  # fmt: skip
     found = value.calibration
     assert isinstance(value.net, nn.Module) and found is not None
+    epochs = card(task.model)["training"]["epochs"]
     about = {
         "name": name, "network": "values", "kind": "value", "model": task.model, "options": {}, "classes": [],
-        "data": f"{task.rollouts} rollouts of {task.model}, trained for {card(task.model)['training']['epochs']} epochs, "
-        f"{task.steps} steps; reward {task.words}; "
+        "data": f"{task.rollouts} rollouts of {task.model}, trained for {epochs} epochs, {task.steps} steps; "
+        f"reward {task.words}; "
         f"soft value at alpha = {task.alpha:g}, without a condition",
         "training": {
             "command": f"python -m guidekit.zoo.values {name}",
