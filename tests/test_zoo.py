@@ -289,9 +289,14 @@ def test_training_resumes_and_writes_a_card(tmp_path: Path, monkeypatch):
         {"kind": "classifier", "classes": [str(i) for i in range(10)], "data": "stripes"}, batch=64, rate=1e-2,
     )  # fmt: skip
     monkeypatch.setitem(train.TASKS, "stripes", task)
-    for epochs in (2, 8):
-        train.train("stripes", 5.0, tmp_path / "run", tmp_path / "weights", epochs, progress=False)
-    own = json.loads((tmp_path / "weights" / "stripes.json").read_text())
+    file = tmp_path / "weights" / "stripes.json"
+    train.train("stripes", 5.0, tmp_path / "run", tmp_path / "weights", 2, progress=False)
+    first = json.loads(file.read_text()) | {"metrics": {"test accuracy": 0.5}}
+    file.write_text(json.dumps(first))
+    train.train("stripes", 5.0, tmp_path / "run", tmp_path / "weights", 8, progress=False)
+    own = json.loads(file.read_text())
+    assert "metrics" not in own  # of the weights before
+    assert own["earlier"] == [{"minutes": first["training"]["minutes"], "test accuracy": 0.5}]
     assert own["training"]["epochs"] == 8.0 and own["training"]["validation loss"] < 1.0
     assert own["training"]["command"] == "python -m guidekit.zoo.train stripes --minutes 1 --epochs 8"
     seen = []

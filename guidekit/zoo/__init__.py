@@ -60,16 +60,22 @@ def state(name: str) -> dict[str, Tensor]:
 
 
 def written(name: str, net: nn.Module, about: dict[str, Any], folder: Path = WEIGHTS) -> None:
-    """Write the weights, in half precision, and their card."""
+    """Write the weights, in half precision, and their card, which keeps what was measured after less training."""
+    file = folder / f"{name}.json"
+    old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    earlier = old.get("earlier", [])
+    if "metrics" in old and old["training"] != about["training"]:
+        earlier = [*earlier, {"minutes": old["training"]["minutes"], **old["metrics"]}]
     halved = {k: (v.half() if v.dtype == torch.float32 else v).contiguous() for k, v in net.state_dict().items()}
     blob = save(halved)
     own = about | {
         "sha256": hashlib.sha256(blob).hexdigest(), "bytes": len(blob),
         "parameters": sum(p.numel() for p in net.parameters()),
+        **({"earlier": earlier} if earlier else {}),
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.safetensors").write_bytes(blob)
-    (folder / f"{name}.json").write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
 
 
 def value(name: str, device: torch.device | str | None = None) -> Any:

@@ -36,6 +36,8 @@ _PICTURES = {
     "fashion": "ten samples of each class, a row for each",
 }
 
+_FIXED = ("steps", "diversity", "novelty", "unique", "validity", "least", "QED and", "FCD of as many", "minority")
+
 
 def page() -> str:
     """docs/zoo.md."""
@@ -56,9 +58,19 @@ def _entry(own: dict[str, Any]) -> str:
         f"validation loss {training['validation loss']}",
         *(f"* {k}: {v}" for k, v in own.get("metrics", {"metrics": "not measured"}).items()),
     ]
+    if own.get("earlier"):
+        lines += ["", "Figures against training time:", "", *_curve(own)]
     if own["name"] in _PICTURES:
         lines += ["", f"![{_PICTURES[own['name']]}](zoo-{own['name']}.png)"]
     return "\n".join(lines) + "\n"
+
+
+def _curve(own: dict[str, Any]) -> list[str]:
+    """A row for each state that was measured, of the figures that all of them have."""
+    rows = [*own["earlier"], {"minutes": own["training"]["minutes"], **own.get("metrics", {})}]
+    shared = [k for k in rows[-1] if all(k in row for row in rows) and not k.startswith(_FIXED) and "real" not in k]
+    lines = [f"| {' | '.join(shared)} |", "|" + "---|" * len(shared)]
+    return lines + [f"| {' | '.join(str(row[k]) for k in shared)} |" for row in rows]
 
 
 if __name__ == "__main__":
