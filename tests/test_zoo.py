@@ -294,6 +294,8 @@ def test_training_resumes_and_writes_a_card(tmp_path: Path, monkeypatch):
     first = json.loads(file.read_text()) | {"metrics": {"test accuracy": 0.5}}
     file.write_text(json.dumps(first))
     train.train("stripes", 5.0, tmp_path / "run", tmp_path / "weights", 8, progress=False)
+    state = torch.load(tmp_path / "run" / "stripes" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 8 * 512 // 64
     own = json.loads(file.read_text())
     assert "metrics" not in own  # of the weights before
     assert own["earlier"] == [{"minutes": first["training"]["minutes"], "test accuracy": 0.5}]

@@ -436,7 +436,8 @@ def train(
     own = folder / name
     keep = ModelCheckpoint(own, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     trainer = pl.Trainer(
-        max_epochs=epochs,
+        max_epochs=-1,
+        max_steps=training.steps,  # Lightning counts an epoch that was broken off as one
         callbacks=[keep, clock, Limit(timedelta(minutes=minutes))],
         logger=CSVLogger(folder, name),  # a folder for each run: it would begin its one file anew
         enable_progress_bar=progress,
