@@ -145,9 +145,10 @@ _HEAD = """\
 made. All methods have four times the network rows of the unguided model. Held-out oracles took no part in the runs; QED
 and SA of molecules are parts of their reward. There are few samples: the second digit is not to be trusted.
 
-In short: of DNA, steering does what best-of-4 does not, and the other oracle agrees. Of images, plain SVDD and
-Feynman-Kac steering please their own classifier more than the held-out one; with resampling of the whole population
-that one agrees. Of molecules, best-of-4 is about as good as SVDD: the unguided model makes good ones often enough.
+In short: of DNA, steering does what best-of-4 does not, and the other oracle agrees. Of images it does where SVDD
+resamples the whole population; plain SVDD pleases its own classifier more than the held-out one, and Feynman-Kac
+steering ends in near copies of few images, of which the held-out one takes most for something else. Of molecules,
+best-of-4 is about as good as SVDD: the unguided model makes good ones often enough.
 Methods that resample the population return relatives: see `unique` and the diversity; of DNA with k-mers that are no
 longer those of the model."""
 
