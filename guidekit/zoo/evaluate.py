@@ -98,7 +98,7 @@ _EFFECTS: dict[str, Callable[[], list[Any]]] = {
     "": list,
     ", CFG 2": lambda: [CFG(2.0)],
     ", PAG 1": lambda: [PAG(1.0)],
-    ", autoguidance 2": lambda: [AutoGuidance(load("fashion-weak"), 2.0)],
+    ", autoguidance 1.2": lambda: [AutoGuidance(load("fashion-weak"), 1.2)],
     ", minority guidance 1": lambda: [MinorityGuidance(network("fashion-minority"), 1.0)],
 }
 
