@@ -56,7 +56,7 @@ def _bag() -> Any:
 
 
 TASKS = {
-    "dna-value": Task("dna", _cell, "rewards.dna.CellType('HepG2'), log-odds by dna-oracle", 1.0),
+    "dna-value": Task("dna", _cell, "rewards.dna.CellType('HepG2'), log-odds by dna-oracle", 4),
     "fashion-value": Task("fashion", _bag, "log-probability of a bag by fashion-classifier", 2),
     "molecules-value": Task("molecules", _logp, "rewards.molecules.LogP()", 0.5, 4000, 20),
 }  # fmt: skip
