@@ -11,7 +11,7 @@ import torch
 
 import guidekit as gk
 from guidekit.integrations.diffusers import guider, step_hook, tiny
-from rewards.images import Frames
+from rewards.images import Brightness, Frames, TotalVariation
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = [
@@ -317,3 +317,4 @@ def test_frames_of_a_video():
     assert torch.allclose(Frames(red)(video), each.mean(1), equal_nan=True)
     assert torch.allclose(Frames(red, pool="min")(video), each.amin(1), equal_nan=True)
     assert torch.allclose(Frames(red, every=3)(video), each[:, [0, 3]].mean(1))
+    assert not Frames(TotalVariation()).higher_is_better and Frames(Brightness()).higher_is_better

@@ -29,6 +29,7 @@ class Frames(Reward):
             raise ValueError(f"Frames(pool={pool!r}): there is 'mean' and 'min'")
         self.reward, self.every, self.pool = as_reward(reward), every, pool
         self.differentiable, self.unit = self.reward.differentiable, self.reward.unit
+        self.higher_is_better = self.reward.higher_is_better
         self.name = f"{self.reward.name}, {pool} of frames"
 
     def score(self, samples: Any) -> Tensor:

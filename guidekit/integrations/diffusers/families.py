@@ -60,8 +60,13 @@ class Family:
         return noise
 
     def unpack(self, x: Tensor) -> Tensor:
-        """What the VAE takes, from a state."""
+        """Latents in space, from a state."""
         return x
+
+    def latents(self, x: Tensor, vae: Any) -> Tensor:
+        """What the VAE was trained on, from states, by the arithmetic of the pipeline."""
+        config, x = vae.config, self.unpack(x) / vae.config.scaling_factor
+        return x + config.shift_factor if self.shift and getattr(config, "shift_factor", None) is not None else x
 
 
 class Plain(Family):
@@ -128,6 +133,13 @@ class StableDiffusionXL(StableDiffusion):
             )
         )  # fmt: skip
         return cond | seen, null | unseen
+
+    def latents(self, x: Tensor, vae: Any) -> Tensor:
+        mean, std = (getattr(vae.config, f"latents_{k}", None) for k in ("mean", "std"))
+        if mean is None or std is None:
+            return super().latents(x, vae)
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(x) for v in (mean, std))
+        return x * std / vae.config.scaling_factor + mean
 
 
 class StableDiffusion3(Family):
@@ -246,6 +258,9 @@ class DiT(Family):
             raise ValueError(f"cond={prompts!r}: labels from 0 to {none - 1} are needed, or names from pipe.labels")
         return {"class_labels": torch.tensor(labels)}, {"class_labels": torch.tensor([none] * len(labels))}
 
+    def latents(self, x: Tensor, vae: Any) -> Tensor:
+        return 1 / vae.config.scaling_factor * x
+
 
 class Wan(Family):
     """WanTransformer3DModel: videos, whose states are (channels, frames, height, width) in float32."""
@@ -286,6 +301,11 @@ class Wan(Family):
         found = pipe.encode_prompt(prompts, away, device=pipe._execution_device, **options)
         cond, null = ({"prompt_embeds": v.to(self.net.dtype)} for v in found)
         return cond, null
+
+    def latents(self, x: Tensor, vae: Any) -> Tensor:
+        x, config = x.to(vae.dtype), vae.config
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1).to(x) for v in (config.latents_mean, config.latents_std))
+        return x / (1.0 / std) + mean
 
 
 class Stages:
