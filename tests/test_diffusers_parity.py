@@ -96,6 +96,16 @@ def test_sdxl_equals_its_pipeline(name: str):
         agree(steered(base, n, prompts, scale), *own(pipe, n, prompts, guidance_scale=scale))
 
 
+def test_sdxl_with_latents_scaled_by_channel_equals_its_pipeline():
+    """As in Playground 2.5."""
+    pipe = tiny("sdxl", scheduler("EulerDiscreteScheduler"))
+    plain = own(pipe, 2, CAT, guidance_scale=1.0)
+    pipe.vae.register_to_config(latents_mean=[0.5, -0.4, 0.3, 1.2], latents_std=[4.0, 3.0, 5.0, 6.0])
+    expected = own(pipe, 2, CAT, guidance_scale=1.0)
+    assert not torch.equal(expected[1], plain[1])
+    agree(steered(gk.from_diffusers(pipe), 2, CAT, 1.0), *expected)
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_sd3_equals_its_pipeline(dynamic: bool):
     pipe = tiny("sd3", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic))
