@@ -138,9 +138,9 @@ def test_a_bundled_value_steers_and_costs_one_row_a_particle(name: str):
 
     task, model = TASKS[name], zoo.load(zoo.card(name)["model"])
     reward = task.reward()
-    plain = gk.sample(model, 12, steps=20, reward=reward)
-    steered = gk.sample(model, 12, steps=20, guides=[gk.SVDD(reward, candidates=6, value=zoo.value(name))])
-    assert steered.cost.network_rows == 12 * 20
+    plain = gk.sample(model, 48, steps=20, reward=reward)
+    steered = gk.sample(model, 48, steps=20, guides=[gk.SVDD(reward, candidates=6, value=zoo.value(name))])
+    assert steered.cost.network_rows == 48 * 20
     assert (
         reward(steered.samples).nanmean() > plain.rewards.nanmean() + 0.3 * plain.rewards[~plain.rewards.isnan()].std()
     )
@@ -211,7 +211,7 @@ def test_networks_see_time_and_class():
     out = net(x, t, c)
     assert out.shape == x.shape
     assert not torch.allclose(out, net(x, t + 0.4, c)) and not torch.allclose(out, net(x, t, c + 1))
-    tokens = nets.TokenNet(4, 20, 3, width=64, depth=2, patch=4, letters=16)
+    tokens = nets.TokenNet(4, 20, 3, width=64, depth=2, patch=4, letters=16, wide=16, grams=())
     x = torch.randint(0, 5, (2, 20))
     logits = tokens(x, t, c)
     assert logits.shape == (2, 20, 4)
@@ -219,6 +219,25 @@ def test_networks_see_time_and_class():
     other = x.clone()
     other[:, 0] = (x[:, 0] + 1) % 5
     assert (logits - tokens(other, t, c)).abs()[:, -1].max() > 0  # far letters are seen
+
+
+def test_tables_of_n_grams_against_loops():
+    """Each place by the words around it, without itself; the class adds its own tables, and no class adds none."""
+    torch.manual_seed(0)
+    net = nets.Grams(4, 3, (2, 3))
+    for table in net.tables:
+        nn.init.normal_(table.weight)
+    x, cond = torch.randint(0, 5, (4, 9)), torch.tensor([0, 2, 3, 1])
+    expected = torch.zeros(4, 9, 4)
+    for row in range(4):
+        for i in range(9):
+            for n, table in zip((2, 3), net.tables, strict=True):
+                for o in range(n):  # where in the word the place is
+                    others = [x[row, j] if 0 <= j < 9 else 4 for j in range(i - o, i - o + n) if j != i]
+                    word = o * 5 ** (n - 1) + sum(int(v) * 5**k for k, v in enumerate(others))
+                    shared, *own = table.weight[word].view(4, 4)
+                    expected[row, i] += 3 * shared + (3 * own[cond[row]] if cond[row] < 3 else 0)
+    assert torch.allclose(net(x, cond), expected, atol=1e-5)
 
 
 def test_the_gaussian_loss_is_that_of_the_velocity():

@@ -323,7 +323,7 @@ def _dna() -> tuple[Batch, Batch]:
 
 
 BINS = 3  # of QED and of logP
-COUNT, VALID = 500_000, 3000  # molecules to train on, and to validate with
+COUNT, VALID = 1_000_000, 3000  # molecules to train on, and to validate with
 VOCAB, LENGTH = 512, 20
 
 
@@ -374,7 +374,7 @@ _DNA = {
 _LEVELS = ("low", "middle", "high")
 _MOLECULES = {
     "kind": "molecule model",
-    "data": "MOSES (MIT), wheel molsets 0.3.1; 500,000 molecules of its training set",
+    "data": "MOSES (MIT), wheel molsets 0.3.1; 1,000,000 molecules of its training set",
     "classes": [f"{q} QED, {p} logP" for q in _LEVELS for p in _LEVELS],
 }
 _IMAGE = {"kind": "image model", "shape": [1, 28, 28], "mean": MEAN, "std": STD} | _FASHION
@@ -386,7 +386,7 @@ _CLIP = {
     "vision_cfg": {"image_size": 28, "patch_size": 4, "layers": 4, "width": 128, "head_width": 64},
     "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
 }
-_TOKENS = {"vocab": 4, "length": 200, "classes": 4, "width": 192, "depth": 4, "patch": 4, "letters": 48}
+_LETTERS = {"vocab": 4, "length": 200, "classes": 4, "width": 192, "depth": 2, "patch": 4, "letters": 64, "wide": 192}
 _ORDERED = {"vocab": VOCAB, "length": LENGTH, "classes": BINS**2, "width": 256, "depth": 4}
 
 TASKS: dict[str, Task] = {
@@ -398,9 +398,12 @@ TASKS: dict[str, Task] = {
     "molecules-weak": Task(
         "OrderedNet", _ORDERED | {"width": 64, "depth": 2}, _molecules, ordered(BINS**2), _MOLECULES, rate=2e-3
     ),
-    "dna": Task("TokenNet", _TOKENS, _dna, masked(4, 4, _strands), {"kind": "DNA model"} | _DNA, rate=6e-4),
+    "dna": Task(
+        "TokenNet", _LETTERS | {"grams": [3, 5]}, _dna, masked(4, 4, _strands), {"kind": "DNA model"} | _DNA, rate=2e-3
+    ),
     "dna-weak": Task(
-        "TokenNet", _TOKENS | {"width": 64, "depth": 2}, _dna, masked(4, 4, _strands), {"kind": "DNA model"} | _DNA
+        "TokenNet", _LETTERS | {"width": 64, "wide": 64, "grams": []}, _dna, masked(4, 4, _strands),
+        {"kind": "DNA model"} | _DNA,
     ),
     "fashion-classifier": Task(
         "ImageClassifier", {}, _fashion(False), labels(_shifted), {"kind": "classifier"} | _FASHION, decay=0.998
