@@ -151,8 +151,8 @@ class Grams(nn.Module):
             nn.init.zeros_(table.weight)  # type: ignore[arg-type]
 
     def forward(self, tokens: Tensor, cond: Tensor) -> Tensor:
-        found = sum(table(self._words(tokens, n)).sum(2) for n, table in zip(self.sizes, self.tables, strict=True))
-        shared, own = (self.scale * found).unflatten(2, (-1, self.vocab)).split([1, self.classes], 2)
+        each = [table(self._words(tokens, n)).sum(2) for n, table in zip(self.sizes, self.tables, strict=True)]
+        shared, own = (self.scale * torch.stack(each).sum(0)).unflatten(2, (-1, self.vocab)).split([1, self.classes], 2)
         own = own[torch.arange(len(own), device=own.device), :, cond.clamp(max=self.classes - 1)]
         return shared[:, :, 0] + own * (cond < self.classes)[:, None, None]
 
