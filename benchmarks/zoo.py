@@ -151,8 +151,8 @@ steering ends in near copies of few images, of which the held-out one takes most
 best-of-4 is a little better than plain and than weighted SVDD: the unguided model makes good ones often enough.
 Feynman-Kac steering is better than it by the reward and by the held-out alerts, but more than half of its molecules
 are duplicates.
-Methods that resample the population return relatives: see `unique` and the diversity; of DNA with k-mers that are no
-longer those of the model."""
+Methods that resample the population return relatives: see `unique` and the diversity; of DNA with k-mers that are
+less those of the model."""
 
 
 def page(found: dict[str, Any]) -> str:

@@ -219,6 +219,9 @@ def test_networks_see_time_and_class():
     other = x.clone()
     other[:, 0] = (x[:, 0] + 1) % 5
     assert (logits - tokens(other, t, c)).abs()[:, -1].max() > 0  # far letters are seen
+    tokens.grams = nets.Grams(4, 3, (3,))
+    nn.init.normal_(tokens.grams.tables[0].weight)
+    assert torch.allclose(tokens(x, t, c), logits + tokens.grams(x, c), atol=1e-5)  # tables are added
 
 
 def test_tables_of_n_grams_against_loops():

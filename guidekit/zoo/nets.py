@@ -139,8 +139,7 @@ class Grams(nn.Module):
 
         logits_i = sum over n and o of  S_no[w] + C_no[w, class],    w the other letters of the n-gram whose o-th is x_i
 
-    with S shared by all classes and C of each class, none for no class. A mask is one letter more. What makes the
-    classes differ is much in short words: tables learn them in a hundredth of the steps that a network needs.
+    with S shared by all classes and C of each class, none for no class. A mask is one letter more.
     """
 
     def __init__(self, vocab: int, classes: int, sizes: Sequence[int], scale: float = 3.0):

@@ -328,7 +328,7 @@ VOCAB, LENGTH = 512, 20
 
 
 def _molecules() -> tuple[Batch, Batch]:
-    """Tokens with their bin; prepared once, which takes some minutes, and kept beside the data."""
+    """Tokens with their bin; prepared once, which takes half an hour, and kept beside the data."""
     file = data.folder() / f"molecules-{COUNT}-{VOCAB}-{LENGTH}.safetensors"
     if not file.exists():
         smiles = data.molecules("train")
