@@ -227,7 +227,8 @@ class Result:
         """Rows by their place within each group, order (groups, k)."""
         size = len(self) // self.groups
         rows = (order + torch.arange(self.groups, device=order.device)[:, None] * size).flatten()
-        chain = self.noise is not None and len(self.noise) != len(self)  # of all moves, (moves + 1, rows, ...)
+        single = self.x.dim() + (not self.x.is_floating_point())  # tokens have noise for each value that they may take
+        chain = self.noise is not None and self.noise.dim() > single  # of all moves, (moves + 1, rows, ...)
         kept = {
             k: v[:, rows] if chain and k == "noise" else v[rows] for k in _ROWS if (v := getattr(self, k)) is not None
         }

@@ -132,7 +132,7 @@ class Run:
     def _all_steps(self) -> list[Step]:
         total, moves = len(self.moves), (None, *self.moves, None)
         return [
-            Step(i, total, 0.0 if go is None else go.t, self._alive(i / total), self.keys, came, go)
+            Step(i, total, 0.0 if go is None else go.t, self._alive(i / total), self.n, self.keys, came, go)
             for i, (came, go) in enumerate(pairwise(moves))
         ]
 
@@ -408,7 +408,7 @@ class Run:
 
     def _address(self, group: Tensor, slot: Tensor) -> Tensor:
         """The key of each row's noise, which is the same for a row of the same slot in any group with this seed."""
-        return random.fold(random.fold(self.keys, "noise")[group], slot)
+        return random.fold(random.fold(self.keys, "noise")[group], random.address(slot, self.n))
 
     def chain_noise(self) -> Tensor:
         """The noise of the whole chain, (moves + 1, rows, ...), where no guide branches: as `noise=` takes it."""

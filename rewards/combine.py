@@ -19,7 +19,7 @@ from .transforms import ZScore
 _TINY = 1e-8  # below which a factor of a geometric mean does not fall
 
 
-class Mean(Reward):
+class Weighted(Reward):
     """A weighted mean of rewards times `total`: arithmetic, or geometric with factors of at least 1e-8."""
 
     def __init__(self, kind: str, rewards: Sequence[Any], weights: Sequence[float] | None, total: bool = False):
@@ -53,17 +53,17 @@ def weighted_sum(rewards: Sequence[Any], weights: Sequence[float] | None = None)
     >>> weighted_sum([len, len], [2.0, 1.0]).name
     'weighted_sum(len, len)'
     """
-    return Mean("weighted_sum", rewards, weights, total=True)
+    return Weighted("weighted_sum", rewards, weights, total=True)
 
 
 def arithmetic_mean(rewards: Sequence[Any], weights: Sequence[float] | None = None) -> Reward:
     """sum_i w_i r_i / sum_i w_i over the known endpoints."""
-    return Mean("arithmetic_mean", rewards, weights)
+    return Weighted("arithmetic_mean", rewards, weights)
 
 
 def geometric_mean(rewards: Sequence[Any], weights: Sequence[float] | None = None) -> Reward:
     """prod_i r_i^(w_i/sum w) over the known endpoints, of rewards in [0, 1] (or positive); 0 counts as 1e-8."""
-    return Mean("geometric_mean", rewards, weights)
+    return Weighted("geometric_mean", rewards, weights)
 
 
 class Filtered(Reward):

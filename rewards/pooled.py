@@ -29,10 +29,19 @@ import pickle
 import signal
 import threading
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from multiprocessing import parent_process
 from typing import Any
 
@@ -48,11 +57,11 @@ _holding = threading.Lock()
 _held: dict[str, Reward] = {}  # of a worker: the reward of each payload, unpickled once
 
 
-def _work(payload: bytes, name: str, samples: Any, timeout: float | None, retries: int) -> tuple[Scores, list[str]]:
+def _work(payload: Any, name: str, samples: Any, timeout: float | None, retries: int) -> tuple[Scores, list[str]]:
     """In a worker: the scores of a chunk, and what went wrong."""
     with _holding:
         if name not in _held:
-            reward, initializer = pickle.loads(payload)
+            reward, initializer = pickle.loads(payload) if isinstance(payload, bytes) else payload
             if initializer is not None:
                 initializer()
             _held.clear()
@@ -150,14 +159,20 @@ class Pooled(Reward):
         self.initializer, self.failed = initializer, 0
         self.name, self.higher_is_better, self.unit = self.reward.name, self.reward.higher_is_better, self.reward.unit
         self.content = getattr(self.reward, "content", "content")
+        self._payload, self._name = self._packed(isinstance(executor, ThreadPoolExecutor))
+
+    def _packed(self, threads: bool) -> tuple[Any, str]:
+        """What workers get, and a name for it: threads the reward itself, others its pickle."""
+        if threads:
+            return (self.reward, self.initializer), uuid.uuid4().hex
         try:
-            self._payload = pickle.dumps((self.reward, initializer))
+            payload = pickle.dumps((self.reward, self.initializer))
         except Exception as error:
             raise ValueError(
                 f"Pooled: the reward {self.reward.name!r} cannot be sent to a worker ({error}); it may hold no lambda, "
-                "inner function or open file. Define its function at the top of a module"
+                "inner function or open file. Define its function at the top of a module, or take a ThreadPoolExecutor"
             ) from error
-        self._name = hashlib.sha256(self._payload).hexdigest()
+        return payload, hashlib.sha256(payload).hexdigest()
 
     def score(self, samples: Any) -> Scores:
         scores: Scores = [math.nan] * len(samples)

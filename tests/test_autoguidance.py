@@ -47,6 +47,22 @@ def test_scale_one_is_the_plain_sampler_bit_for_bit(problem):
         for guides in ([], [AutoGuidance(weaker(problem), 1.0)])
     )
     assert torch.equal(plain.x, idle.x)
+    assert plain.cost.network_rows == idle.cost.network_rows
+
+
+def test_networks_that_predict_different_things_are_contrasted_by_their_clean_means():
+    def net(x, t, cond):
+        return 0.1 * x
+
+    noise, velocity, clean = (gk.GaussianModel(net, (2,), predicts=p) for p in ("noise", "velocity", "clean"))
+    run = gk.Run(noise, 5, steps=6, guides=[AutoGuidance(velocity, 2.0)])
+    start = run.start()
+    alpha, sigma = noise.process.scales(0.999)
+    strong, weak = (start.x - sigma * 0.1 * start.x) / alpha, alpha * start.x - sigma * 0.1 * start.x
+    assert torch.allclose(start.predictions[0], 2 * strong - weak, rtol=1e-4)
+    gk.Run(velocity, 5, steps=6, guides=[AutoGuidance(clean, 2.0)])
+    with pytest.raises(ValueError, match=r"the other model starts at t=0\.999"):
+        gk.Run(velocity, 5, steps=6, guides=[AutoGuidance(noise, 2.0)])
 
 
 def test_the_chain_of_a_gaussian_has_the_deviation_of_the_linear_recursion():

@@ -84,6 +84,13 @@ def test_two_guides_add_and_share_their_evaluations():
     assert result.cost.network_rows == 2 * 4 * 6
 
 
+def test_weight_one_is_the_plain_run_of_a_real_network_bit_for_bit_and_costs_nothing():
+    model = gk.zoo.load("fashion")
+    plain, idle = (gk.sample(model, 3, steps=3, cond="bag", guides=guides) for guides in ([], [gk.CFG(1.0)]))
+    assert torch.equal(plain.x, idle.x)
+    assert plain.cost.network_rows == idle.cost.network_rows
+
+
 def test_the_interval_and_the_schedule_decide_step_by_step():
     """8 steps, fractions k/8: an interval [.25, .5) acts at the predictions of steps 2 and 3 and costs nothing else."""
     problem = PROBLEMS["vp-1d"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -460,12 +461,29 @@ def test_uniform_noise_has_no_such_weights(guide):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "flow"])
-def test_powers_that_do_not_add_up_to_one_need_a_trace_of_the_data_at_the_start(schedule: str):
-    model = mixture(A1, schedule)
-    with pytest.raises(ValueError, match="powers that add up to 2 start where a trace of the data is left"):
-        gk.sample(model, 4, steps=4, guides=[gk.FKC.anneal(2.0)])
-    gk.sample(model, 4, steps=[0.95, 0.5, 0.0], guides=[gk.FKC.anneal(2.0)])
-    gk.sample(model, 4, steps=4, guides=[gk.FKC.product(mixture(B1, schedule), 0.0)])  # these add up to one
+@pytest.mark.parametrize("solver", [None, gk.solvers.SDEDPMpp(2)], ids=["DDPM", "multistep"])
+def test_powers_that_do_not_add_up_to_one_begin_where_a_trace_of_the_data_is_left(schedule: str, solver):
+    model, guides = mixture(A1, schedule), [gk.FKC.anneal(2.0)]
+    whole = gk.sample(model, 4, steps=4, guides=guides, solver=solver)
+    later = gk.sample(model, 4, steps=[0.75, 0.5, 0.25, 0.0], guides=guides, solver=solver)
+    assert torch.equal(whole.x, later.x) and torch.equal(whole.log_weights, later.log_weights)
+    assert len(whole.trace) == 4  # three moves
+    one = [gk.FKC.product(mixture(B1, schedule), 0.0)]  # these add up to one
+    assert len(gk.sample(model, 4, steps=4, guides=one, solver=solver).trace) == 5
+    with pytest.raises(ValueError, match=r"powers that add up to 2 .* the 1 steps .* give more steps"):
+        gk.sample(model, 4, steps=1, guides=guides, solver=solver)
+
+
+def test_a_usual_grid_of_times_is_good_enough_for_another_temperature():
+    """50 evenly spaced steps, the first of which is left out."""
+    law, n = mixture(A1, "cosine"), 20_000
+    x = torch.linspace(-12, 12, 24_001, dtype=torch.float64)
+    cold = 2 * law.log_prob(x[:, None]).double()
+    log_z = cold.logsumexp(0) + math.log(1e-3)
+    mean = (cold - log_z).exp() @ x * 1e-3
+    result = gk.sample(law, n, steps=50, guides=[gk.FKC.anneal(2.0)])
+    assert abs(result.weights @ result.x[:, 0] - mean) < 0.04
+    assert abs(result.log_z[0] - log_z) < 0.05
 
 
 @pytest.mark.parametrize("options", [{"steer": True}, {"start": 0.2}, {"stop": 0.8}], ids=str)

@@ -131,6 +131,13 @@ def test_scores_come_in_order_from_every_executor(kind: str, chunk_size: int):
         assert pooled.failed == 0 and pooled.name == "length"
 
 
+def test_threads_score_what_cannot_be_pickled_each_pool_its_own():
+    with ThreadPoolExecutor(2) as threads:
+        for factor in (1, 2):
+            pooled = Pooled(lambda texts, factor=factor: [factor * len(v) for v in texts], threads, 7)
+            assert torch.equal(pooled(TEXTS), factor * LENGTHS)
+
+
 def test_tensors_are_sent_as_tensors():
     x = torch.arange(24.0).view(8, 3)
     with Pooled(dim_sum, 2, 3) as pooled:
@@ -257,6 +264,7 @@ def test_what_cannot_be_sent_is_said_at_once():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a busy machine its workers may not come up
 @pytest.mark.filterwarnings("ignore")
 def test_a_dask_cluster():
     distributed = pytest.importorskip("dask.distributed")

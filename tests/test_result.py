@@ -204,6 +204,19 @@ def recorded(problem: Problem, n: int = N, **options) -> tuple[gk.Result, torch.
 
 
 @every
+def test_the_best_of_a_search_have_the_noise_of_their_own_chains_however_many_there_are(problem: Problem, tmp_path):
+    """As many samples as moves and one: the two axes of the noise are alike in length."""
+    n = STEPS + 1
+    found = gk.search.random(problem.model, n, problem.reward, rounds=1, candidates=2, steps=STEPS, cond=problem.cond)
+    assert found.noise.shape[:2] == (n, n)
+    found.save(tmp_path)
+    for result in (found, gk.load_result(tmp_path)):
+        best = result.best(3)
+        again = gk.sample(problem.model, 3, steps=STEPS, cond=problem.cond, noise=best.noise.clone())
+        assert torch.equal(again.x, best.x)
+
+
+@every
 def test_the_noise_of_a_whole_chain_reproduces_a_stochastic_run(problem: Problem):
     first, chain = recorded(problem, seed=1)
     kept = chain.clone()

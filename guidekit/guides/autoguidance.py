@@ -34,18 +34,21 @@ class AutoGuidance(Guide):
 
     @property
     def needs(self) -> tuple[Cond, ...]:
-        return (Other(self.weak),)
+        return () if self.scale == 1 else (Other(self.weak),)
 
     @property
     def models(self) -> tuple[Model, ...]:
         return (self.weak,)
 
     def check(self, model: Model, steps: int) -> None:
+        Other(self.weak).check(model)
         if self.weak == model:
             raise ValueError(
                 "AutoGuidance(weak=...) was given the guided model itself, from which nothing can be told apart: give "
                 "a weaker one, like gk.weakened(model, drop=['blocks.3'])"
             )
 
-    def tilt(self, view: View) -> Tensor:
+    def tilt(self, view: View) -> Tensor | float:
+        if not self.needs:
+            return 0.0
         return (at(self.scale, view.t) - 1) * (view.evals[Cond()] - view.evals[Other(self.weak)])

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..models.base import Model
 from ..population import Population
 from ..process import Gaussian
-from ..solvers import Move
+from ..solvers import Move, starting_at
 from ..view import Step
 from .base import Guide
 
@@ -53,10 +53,7 @@ class BoostAndSkip(Guide):
         firsts = [i for i, move in enumerate(moves) if move.s != move.t]  # the corrections of Heun belong to a step
         if self.skip == 0 or self.skip >= len(firsts):
             return moves if self.skip == 0 else []
-        first, *rest = moves[firsts[self.skip] :]
-        if len(first.b) > 1:  # a multistep solver starts anew, without a history
-            first = first._replace(b=(sum(first.b),))
-        return [first, *rest]
+        return starting_at(moves, firsts[self.skip])
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
         x = model.process.prior(noise, model.process.t_max) if self.skip else population.x

@@ -38,7 +38,7 @@ class CFG(Guide):
 
     @property
     def needs(self) -> tuple[Cond, ...]:
-        return (Null(),)
+        return () if self.scale == 1 else (Null(),)
 
     def check(self, model: Model, steps: int) -> None:
         if not 0 <= self.rescale <= 1:
@@ -46,7 +46,9 @@ class CFG(Guide):
         if self.rescale and not isinstance(model.process, Gaussian):
             raise ValueError("CFG(rescale=...) is for Gaussian processes; log-probabilities of tokens are normalised")
 
-    def tilt(self, view: View) -> Tensor:
+    def tilt(self, view: View) -> Tensor | float:
+        if not self.needs:
+            return 0.0
         scale = at(self.scale, view.t)
         return view.model.guided(view.x, view.t, view.evals[Cond()], view.evals[Null()], scale)
 

@@ -20,8 +20,8 @@ for every noise level a, and a is the solver's: DDPM has a = 1, DDIM(eta) a = et
 particles where the target is while they are noise, N(0, u/C), so that they weigh alike there. The proposal's clean mean
 is y + u (S + (2 lambda y + a^2 grad phi)/(1 + a^2)). Integrals over a step are trapezoids in w = 1/(1 + u), the mean
 in pure noise, (C - 1) dim/(2 (1 + u)), being integrated exactly: so the law is right up to an error of the steps.
-Powers with C != 1 start at alpha > 0, and their steps are best even in log(sigma/alpha). log Z estimates the logarithm
-of the integral of prod_i q_i^(c_i) exp(r/alpha).
+Powers with C != 1 start at alpha > 0, with N(0, sigma^2/C): steps from pure noise are left out. log Z estimates the
+logarithm of the integral of prod_i q_i^(c_i) exp(r/alpha).
 
 Masked tokens: positions are unmasked in an order that no model decides, v at position i with probability prod_k
 p_k(v)^(c_k)/Z_i, and log w += log Z_i for every position unmasked. Exact if one is unmasked at a time.
@@ -41,13 +41,14 @@ from .. import resampling
 from ..models.base import Cond, Model, Null, Other
 from ..population import Population
 from ..process import Gaussian, Masked
-from ..solvers import Move
+from ..solvers import Move, starting_at
 from ..tree import Tree
 from ..view import Step, View
 from .base import Guide
 from .resample import check_resampling, resample
 from .twist import check_differentiable, check_reward, gradient
 
+_TRACE = 1e-3  # alpha from which on a state says something of the data
 _DOWN = "FKC follows a path down in time: times that go up, and recurrences, are not for it"
 
 
@@ -121,17 +122,19 @@ class Corrector(Guide):
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         if any(move.s >= move.t for move in moves):
             raise ValueError(_DOWN)
-        return moves
+        if self.total == 1 or isinstance(model.process, Masked):
+            return moves
+        traces = [i for i, move in enumerate(moves) if move.s != move.t and model.process.scales(move.t)[0] >= _TRACE]
+        if not traces:
+            raise ValueError(
+                f"powers that add up to {self.total:g} start where a trace of the data is left, and the {len(moves)} "
+                "steps have no such time but their last: give more steps"
+            )
+        return starting_at(moves, traces[0])
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        if self.total == 1 or isinstance(model.process, Masked):
-            return population.x
-        if model.process.scales(step.t)[0] < 1e-3:
-            raise ValueError(
-                f"powers that add up to {self.total:g} start where a trace of the data is left; at t={step.t} there "
-                "is none: give steps=[...] from a later time, like gk.times.log_snr(schedule, 200, 0.98)"
-            )
-        return population.x / self.total**0.5
+        alone = self.total == 1 or isinstance(model.process, Masked)
+        return population.x if alone else population.x / self.total**0.5
 
     def tilt(self, view: View) -> Tensor:
         mean = sum(c * view.evals[need] for need, c in self.powers) - view.evals[Cond()]

@@ -15,8 +15,11 @@ only for M -> infinity and the exact V.) For the paper's global resampling, SVDD
 once.
 
 V is r(E[x_0 | x_t]) by default (SVDD-PM); `gk.values.Learned` makes it SVDD-MC. The last step is scored and selected
-too, unless it is deterministic and all children would be one. Where children weigh exactly alike, the first one
-lives, which has the noise of an only child.
+too, unless it is deterministic and all children would be one.
+
+Children are exchangeable: with the part that all weights share, M min_m W_m, the first child lives, which has the
+noise of an only child; with the rest, child m in proportion to W_m - min W. The law is the same as if m ~ W, and for
+alpha -> infinity the run becomes the unguided one.
 """
 
 from __future__ import annotations
@@ -97,7 +100,9 @@ class SVDD(Guide):
 
     def _nested(self, population: Population, step: Step) -> Population:
         log_w = population.siblings(population.log_w)
-        keys = random.fold(step.key[:, None], torch.arange(log_w.shape[1], device=log_w.device))
-        drawn = (log_w + random.gumbel(keys, log_w.shape[-1:])).argmax(-1)
-        alike = log_w.amax(-1) == log_w.amin(-1)
-        return population.choose(torch.where(alike, 0, drawn), log_mean_exp(log_w))
+        keys = random.fold(step.key[:, None], step.address(torch.arange(log_w.shape[1], device=log_w.device)))
+        mean, share = log_mean_exp(log_w), log_w.softmax(-1)
+        low = share.amin(-1, keepdim=True)
+        drawn = ((share - low).log() + random.gumbel(keys, log_w.shape[-1:])).argmax(-1)
+        alike = random.uniform(random.fold(keys, "alike")) < log_w.shape[-1] * low[..., 0]
+        return population.choose(torch.where(alike | (mean == -torch.inf), 0, drawn), mean)

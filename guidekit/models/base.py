@@ -172,6 +172,12 @@ class Other(Cond):
                 f"two models in one target share shape and noising law; given {model.shape}, {model.process} and "
                 f"{other.shape}, {other.process}"
             )
+        if other.process.t_max < model.process.t_max:
+            raise ValueError(
+                f"the other model starts at t={other.process.t_max}, where its prediction of noise or score says "
+                f"something of the data, and the first at {model.process.t_max}: change them about, or let the other "
+                "predict the clean mean or a velocity"
+            )
 
 
 def evaluate(

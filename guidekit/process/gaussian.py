@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Gaussian:
     """The process of a schedule; runs start at t_max."""
 
     schedule: Schedule
-    t_max: float = 1.0
+    t_max: float = field(default=1.0, compare=False)
 
     def moves(self, steps: int | Sequence[float], solver: Solver | None) -> list[Move]:
         solver = DDPM() if solver is None else solver

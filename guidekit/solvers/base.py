@@ -66,6 +66,12 @@ class Solver:
         return table
 
 
+def starting_at(table: Sequence[Move], row: int) -> list[Move]:
+    """The table from this row on; a multistep solver starts anew there, without a history."""
+    first, *rest = table[row:]
+    return [first._replace(b=(sum(first.b),)) if len(first.b) > 1 else first, *rest]
+
+
 def _noised(t: Point, s: Point) -> Move:
     """Forward process from t up to s."""
     if t.alpha == 0:
