@@ -71,9 +71,9 @@ def fold(key: Tensor, data: int | str | Tensor) -> Tensor:
     return _mix(key ^ _mix_int(data * _G + _FOLD))
 
 
-def address(row: Tensor, n: int) -> Tensor:
-    """The address of row i + c n of a group of n, copy c of i: it does not depend on n, and is i where c = 0."""
-    return row % n + (row // n << 32)
+def address(slot: Tensor, n: int) -> Tensor:
+    """The address of slot i + c n, child c of parent i of n: it does not depend on n, and is i where c = 0."""
+    return slot % n + (slot // n << 32)
 
 
 def _bits(key: Tensor, count: int, spare: Tensor | None = None) -> Tensor:

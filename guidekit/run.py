@@ -131,8 +131,9 @@ class Run:
 
     def _all_steps(self) -> list[Step]:
         total, moves = len(self.moves), (None, *self.moves, None)
+        alive = [self._alive(i / total) for i in range(total + 1)]
         return [
-            Step(i, total, 0.0 if go is None else go.t, self._alive(i / total), self.n, self.keys, came, go)
+            Step(i, total, 0.0 if go is None else go.t, alive[i], alive[max(i - 1, 0)], self.keys, came, go)
             for i, (came, go) in enumerate(pairwise(moves))
         ]
 
@@ -392,7 +393,7 @@ class Run:
                 return self.noise[row]
         if pop.branch == 1:
             return self._ahead(index, shape, pop.group * self.rows + pop.slot)
-        keys = self._address(pop.group, pop.slot)
+        keys = self._address(pop.group, random.address(pop.slot, self.step(index).parents))
         return self.model.process.noise(random.fold(keys, index), shape, self.model.dtype)
 
     def _ahead(self, index: int, shape: tuple[int, ...], rows: Tensor) -> Tensor:
@@ -408,7 +409,7 @@ class Run:
 
     def _address(self, group: Tensor, slot: Tensor) -> Tensor:
         """The key of each row's noise, which is the same for a row of the same slot in any group with this seed."""
-        return random.fold(random.fold(self.keys, "noise")[group], random.address(slot, self.n))
+        return random.fold(random.fold(self.keys, "noise")[group], slot)
 
     def chain_noise(self) -> Tensor:
         """The noise of the whole chain, (moves + 1, rows, ...), where no guide branches: as `noise=` takes it."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Step:
     """A point of the time grid. `index` runs from 0 (noise) to `total` (samples); `n` rows of a group are to live here,
-    and `asked` in the end.
+    and `parents` did before.
 
     came, move   the rows of the solver's table that led here (None at index 0) and that lead on (None at the last)
     """
@@ -30,7 +30,7 @@ class Step:
     total: int
     t: float
     n: int
-    asked: int
+    parents: int
     keys: Tensor
     came: Move | None = None
     move: Move | None = None
@@ -51,10 +51,6 @@ class Step:
     def key(self) -> Tensor:
         """One key per group, for random numbers that belong to this step and this guide alone."""
         return random.fold(random.fold(self.keys, self.name), self.index)
-
-    def address(self, slot: Tensor) -> Tensor:
-        """Of rows of a group: numbers that do not depend on how many were asked for."""
-        return random.address(slot, self.asked)
 
     def own(self, name: str, place: int = -1) -> Step:
         """The same step in the hands of one guide, whose memos are population.memos[step.place]."""
@@ -135,7 +131,7 @@ class View:
     @property
     def key(self) -> Tensor:
         """One key per row, for the guide's own random numbers; different for every guide, step and row."""
-        return random.fold(self.step.key[self.group], self.step.address(self.slot))
+        return random.fold(self.step.key[self.group], random.address(self.slot, self.step.parents))
 
     def own(self, name: str, memo: Tree) -> View:
         """The same view in the hands of one guide."""

@@ -1,4 +1,4 @@
-"""Best-of-N has the law N p F(r)^(N-1), and given their noise its chains are the rows of a plain run of N n rows."""
+"""Best-of-N has the law N p F(r)^(N-1), and its rows are those of a plain run of N n rows."""
 
 from __future__ import annotations
 
@@ -97,11 +97,10 @@ def test_the_law_of_tokens_with_ties_by_enumeration():
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_rows_are_those_of_a_plain_run_bit_for_bit(name: str, n: int):
-    """Chain c of sample i is row c n + i of each group, here with the noise of such a run."""
+    """Chain c of sample i is row c n + i of each group."""
     problem, size = PROBLEMS[name], 20
     options = {"steps": STEPS, "cond": [problem.cond, None, problem.cond], "seed": [3, 4, 5]}
-    chain = gk.Run(problem.model, n * size, **options).chain_noise()
-    best = gk.sample(problem.model, size, guides=[gk.BestOfN(problem.reward, n)], noise=chain, **options)
+    best = gk.sample(problem.model, size, guides=[gk.BestOfN(problem.reward, n)], **options)
     plain = gk.sample(problem.model, n * size, reward=problem.reward, **options)
     rewards = plain.rewards.view(3, n, size)
     chosen = rewards.argmax(1)
@@ -116,22 +115,13 @@ def test_rows_are_those_of_a_plain_run_bit_for_bit(name: str, n: int):
         assert best.cost.reward_calls == 3 * n * size
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_the_first_chain_is_the_row_of_a_plain_run_and_the_others_have_noise_of_their_own(name: str):
-    problem = PROBLEMS[name]
-    noises = {n: gk.Run(problem.model, 20, steps=STEPS, guides=[gk.BestOfN(near, n)]).chain_noise() for n in (1, 3)}
-    assert torch.equal(noises[3][:, :20], gk.Run(problem.model, 20, steps=STEPS).chain_noise())
-    assert torch.equal(noises[3][:, :20], noises[1])
-    assert len(noises[3].unique()) == noises[3].numel()
-
-
 def test_noise_that_the_user_gives_has_a_row_for_every_chain():
-    problem, solver = PROBLEMS["flow-2d"], gk.solvers.DDIM()
+    problem = PROBLEMS["flow-2d"]
     noise = torch.randn(12, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     guides = [gk.BestOfN(problem.reward, 3)]
-    best = gk.sample(problem.model, 4, steps=STEPS, cond=1, guides=guides, noise=noise, solver=solver)
+    best = gk.sample(problem.model, 4, steps=STEPS, cond=1, guides=guides, noise=noise)
     assert torch.isin(best.noise[:, 0], noise[:, 0]).all()
-    plain = gk.sample(problem.model, 12, steps=STEPS, cond=1, noise=noise, reward=problem.reward, solver=solver)
+    plain = gk.sample(problem.model, 12, steps=STEPS, cond=1, noise=noise, reward=problem.reward)
     assert torch.equal(best.rewards, plain.rewards.view(3, 4).amax(0))
     with pytest.raises(ValueError, match=r"needed is \(12, 2\)"):
         gk.sample(problem.model, 4, steps=STEPS, cond=1, guides=guides, noise=noise[:4])
@@ -141,8 +131,8 @@ def test_chains_need_no_noise_on_the_way():
     """With a deterministic solver the best starting noise wins."""
     problem = PROBLEMS["vp-1d"]
     options = {"steps": STEPS, "cond": 1, "solver": gk.solvers.DDIM()}
+    best = gk.sample(problem.model, 30, guides=[gk.BestOfN(problem.reward, 4)], **options)
     plain = gk.sample(problem.model, 120, reward=problem.reward, **options)
-    best = gk.sample(problem.model, 30, guides=[gk.BestOfN(problem.reward, 4)], noise=plain.noise, **options)
     assert torch.equal(best.rewards, plain.rewards.view(4, 30).amax(0))
 
 
@@ -175,8 +165,7 @@ def test_where_nothing_can_be_scored_the_reward_is_named():
 def test_the_winner_keeps_the_weight_that_other_guides_gave_it():
     problem = PROBLEMS["flow-2d"]
     weigh = gk.FKSteering(lambda x: x[:, 1], 1.0, ess=0.0)
-    guides, chain = [gk.BestOfN(problem.reward, 3), weigh], gk.Run(problem.model, 60, steps=STEPS, cond=1).chain_noise()
-    best = gk.sample(problem.model, 20, steps=STEPS, cond=1, guides=guides, noise=chain)
+    best = gk.sample(problem.model, 20, steps=STEPS, cond=1, guides=[gk.BestOfN(problem.reward, 3), weigh])
     plain = gk.sample(problem.model, 60, steps=STEPS, cond=1, guides=[weigh])
     rows = best.lineage()[0]
     assert torch.equal(rows, torch.arange(20) + 20 * problem.reward(plain.x).view(3, 20).argmax(0))

@@ -156,9 +156,7 @@ def test_branching_without_selection_is_an_error():
 @pytest.mark.parametrize("name", ["vp-1d", "masked"])
 def test_copies_give_best_of_n_rows_that_are_those_of_a_plain_run(name: str):
     problem = PROBLEMS[name]
-    options = {"steps": STEPS, "cond": problem.cond}
-    chain = gk.Run(problem.model, 200, **options).chain_noise()
-    best = gk.sample(problem.model, 50, guides=[Greedy(problem.reward)], noise=chain, **options)
+    best = gk.sample(problem.model, 50, steps=STEPS, cond=problem.cond, guides=[Greedy(problem.reward)])
     plain = gk.sample(problem.model, 200, steps=STEPS, cond=problem.cond, reward=problem.reward)
     rewards = plain.rewards.view(4, 50)
     assert torch.equal(best.rewards, rewards.amax(0))

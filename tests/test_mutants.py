@@ -77,7 +77,7 @@ MUTANTS = [
     ("a steered proposal without its weights", "run.py", "pop.log_w + p.log_prob(x) - q.log_prob(x)", "pop.log_w", UNBIASED),
     ("steering changes the target", "run.py", "target = target if guide.steer else guide.finish", "target = proposal if guide.steer else guide.finish", UNBIASED),
     ("the same noise at every step", "run.py", "[index % steps][rows]", "[0][rows]", FK),
-    ("the same noise for all copies", "random.py", "(row // n << 32)", "0 * n", HOOKS),
+    ("the same address for all children", "random.py", "(slot // n << 32)", "0 * n", HOOKS),
     ("the same noise for all children", "run.py", "pop.slot + child % k * self.step(index).n", "pop.slot", HOOKS),
     ("cfg off by one", "models/base.py", "return (scale - 1) * (cond", "return scale * (cond", CFG),
     ("cfg with cond and null swapped", "guides/cfg.py", "view.evals[Cond()], view.evals[Null()], scale", "view.evals[Null()], view.evals[Cond()], scale", CFG),

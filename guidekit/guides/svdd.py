@@ -100,7 +100,7 @@ class SVDD(Guide):
 
     def _nested(self, population: Population, step: Step) -> Population:
         log_w = population.siblings(population.log_w)
-        keys = random.fold(step.key[:, None], step.address(torch.arange(log_w.shape[1], device=log_w.device)))
+        keys = random.fold(step.key[:, None], torch.arange(log_w.shape[1], device=log_w.device))
         mean, share = log_mean_exp(log_w), log_w.softmax(-1)
         low = share.amin(-1, keepdim=True)
         drawn = ((share - low).log() + random.gumbel(keys, log_w.shape[-1:])).argmax(-1)

@@ -2,8 +2,8 @@
 
 A **cell** is one sample that is to be returned, (condition, place); it is searched for on its own. A **candidate** is a
 noise for it. Noises are tensors (cells, candidates, *shape), where shape is that of the starting noise, or of the whole
-chain's: (moves + 1, ...). Candidate number j of place i is the noise of chain j of sample i in `gk.BestOfN`: candidate
-0 is the plain sampler's own, and random search chooses among the samples that best-of-N would draw.
+chain's: (moves + 1, ...). Candidate number j of place i is the noise of row j n + i of `gk.sample`, so that candidate 0
+is the plain sampler's own, and best-of-N chooses among the samples that `gk.BestOfN` would draw.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Space:
         """The candidates of these numbers, (cells, candidates, *shape)."""
         device = self.keys.device
         place = torch.arange(self.n, device=device).repeat(self.groups)
-        row = place[:, None] + self.n * torch.as_tensor(numbers, device=device)
-        keys = random.fold(random.fold(self.keys, "noise")[self.group][:, None], random.address(row, self.n))
+        slot = place[:, None] + self.n * torch.as_tensor(numbers, device=device)
+        keys = random.fold(random.fold(self.keys, "noise")[self.group][:, None], slot)
         steps = torch.arange(1 if self.moves is None else self.moves + 1, device=device)
         noise = self.process.noise(random.fold(keys[..., None], steps), self.each, self.dtype)
         return self.normal(noise[:, :, 0] if self.moves is None else noise)

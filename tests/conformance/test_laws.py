@@ -104,14 +104,14 @@ def test_a_row_does_not_depend_on_its_micro_batch(case: Case, problem: Problem, 
 
 
 def alone(case: Case) -> bool:
-    """Whether particles live or die without regard to the others."""
+    """Whether particles live or die without regard to the others, and all are samples in the end."""
     guide = case.make(case.on(case.processes[0]))
-    return getattr(guide, "ess", 0) == 0 and not isinstance(guide, gk.BeamSearch | gk.DSearch)
+    return getattr(guide, "ess", 0) == 0 and not isinstance(guide, gk.BeamSearch | gk.BestOfN)
 
 
 @where(alone)
 def test_a_row_does_not_depend_on_the_number_of_rows(case: Case, problem: Problem):
-    """Children and chains of a particle have addresses of their own, whatever the number of particles."""
+    """Children of a particle have addresses of their own, whatever the number of particles."""
     few, more = (run(problem, [case.make(problem)], n=n) for n in (N, N + 5))
     assert torch.allclose(few.x.double(), more.x[:N].double(), rtol=1e-12, atol=1e-12)
     assert torch.allclose(few.log_weights, more.log_weights[:N], rtol=1e-11, atol=1e-11)
