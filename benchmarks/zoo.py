@@ -148,9 +148,9 @@ and SA of molecules are parts of their reward. There are few samples: the second
 In short: of DNA, steering does what best-of-4 does not, and the other oracle agrees. Of images it does where SVDD
 resamples the whole population; plain SVDD pleases its own classifier more than the held-out one, and Feynman-Kac
 steering ends in near copies of few images, of which the held-out one takes most for something else. Of molecules,
-best-of-4 is a little better than plain and than weighted SVDD: the unguided model makes good ones often enough.
-Feynman-Kac steering is better than it by the reward and by the held-out alerts, but more than half of its molecules
-are duplicates.
+best-of-4 is better than plain SVDD: the unguided model makes good ones often enough. Weighted SVDD and Feynman-Kac
+steering are a little better than it by the reward and by the held-out alerts, but half of their molecules are
+duplicates.
 Methods that resample the population return relatives: see `unique` and the diversity; of DNA with k-mers that are
 less those of the model."""
 

@@ -39,19 +39,19 @@ _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)", re.S)
 
 def models() -> dict[str, str]:
     """Bundled base models, with a line about each."""
-    cards = [zoo.card(name) for name in zoo.names()]
+    cards = [zoo.card(name) for name in zoo.entries()]
     return {c["name"]: f"{c['kind']}, {c['parameters'] / 1e6:.1f} million" for c in cards if c["kind"] in KINDS}
 
 
 def classifiers() -> dict[str, list[str]]:
     """Bundled classifiers, with their classes."""
-    cards = [zoo.card(name) for name in zoo.names()]
+    cards = [zoo.card(name) for name in zoo.entries()]
     return {c["name"]: c["classes"] for c in cards if c["kind"] == "classifier"}
 
 
 def clips() -> list[str]:
     """Bundled CLIPs: rewards of a prompt."""
-    return [name for name in zoo.names() if zoo.card(name)["kind"] == "CLIP"]
+    return [name for name in zoo.entries() if zoo.card(name)["kind"] == "CLIP"]
 
 
 def domain_of(classifier: str) -> str:

@@ -109,7 +109,7 @@ def test_an_ordered_model_learns_a_table_it_is_taught():
     grid = torch.cartesian_prod(*[torch.tensor([1, 2])] * 3)
     net = OrderedNet(3, 3, 1, 64, 2)
     optimiser = torch.optim.Adam(net.parameters(), 1e-3)
-    for _ in range(150):
+    for _ in range(250):
         x = grid[torch.multinomial(table.exp(), 256, replacement=True)]
         loss = ordered(1)(net, (x, torch.zeros(256, dtype=torch.long)), True)
         optimiser.zero_grad()

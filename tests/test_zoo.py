@@ -20,7 +20,11 @@ from guidekit import zoo
 from guidekit.zoo import cards, data, nets, tokens, train
 
 ROOT = Path(__file__).parent.parent
-MODELS = [name for name in zoo.names() if "model" in zoo.card(name)["kind"]]
+MODELS = [name for name in zoo.entries() if "model" in zoo.card(name)["kind"]]
+
+
+def test_names_are_those_of_base_models():
+    assert zoo.names() == MODELS and set(MODELS) < set(zoo.entries())
 
 
 def test_the_page_is_made_of_the_cards():
@@ -29,10 +33,10 @@ def test_the_page_is_made_of_the_cards():
 
 def test_files_are_small_and_have_cards():
     files = sorted(zoo.WEIGHTS.glob("*.safetensors"))
-    assert sorted(f.stem for f in files) == zoo.names() and len(files) >= 4
+    assert sorted(f.stem for f in files) == zoo.entries() and len(files) >= 4
     assert max(f.stat().st_size for f in files) <= 12e6
     assert sum(f.stat().st_size for f in files) <= 45e6
-    for name in zoo.names():
+    for name in zoo.entries():
         own = zoo.card(name)
         assert own["bytes"] == (zoo.WEIGHTS / f"{name}.safetensors").stat().st_size
         if own["kind"] != "value":
@@ -132,15 +136,15 @@ def test_minority_guidance_by_the_bundled_classifier_makes_samples_rarer():
     assert scores[1] > 1.2 * scores[0]
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.names() if zoo.card(name)["kind"] == "value"])
+@pytest.mark.parametrize("name", [name for name in zoo.entries() if zoo.card(name)["kind"] == "value"])
 def test_a_bundled_value_steers_and_costs_one_row_a_particle(name: str):
     from guidekit.zoo.values import TASKS
 
     task, model = TASKS[name], zoo.load(zoo.card(name)["model"])
     reward = task.reward()
-    plain = gk.sample(model, 48, steps=20, reward=reward)
-    steered = gk.sample(model, 48, steps=20, guides=[gk.SVDD(reward, candidates=6, value=zoo.value(name))])
-    assert steered.cost.network_rows == 48 * 20
+    plain = gk.sample(model, 128, steps=20, reward=reward)
+    steered = gk.sample(model, 128, steps=20, guides=[gk.SVDD(reward, candidates=6, value=zoo.value(name))])
+    assert steered.cost.network_rows == 128 * 20
     assert (
         reward(steered.samples).nanmean() > plain.rewards.nanmean() + 0.3 * plain.rewards[~plain.rewards.isnan()].std()
     )
@@ -148,7 +152,7 @@ def test_a_bundled_value_steers_and_costs_one_row_a_particle(name: str):
         zoo.network(name)
 
 
-@pytest.mark.skipif("molecules" not in zoo.names(), reason="no molecule model in the box")
+@pytest.mark.skipif("molecules" not in zoo.entries(), reason="no molecule model in the box")
 def test_molecules_are_molecules_and_follow_their_bins():
     from rewards.molecules import QED, LogP, metrics
 

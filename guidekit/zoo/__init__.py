@@ -24,9 +24,18 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def names() -> list[str]:
-    """What there is.
+    """The base models, which `load` loads.
 
-    >>> "fashion" in names()
+    >>> set(names()) >= {"dna", "fashion", "molecules"}
+    True
+    """
+    return [name for name in entries() if card(name)["kind"] in _MODELS]
+
+
+def entries() -> list[str]:
+    """All that is in the box: base models, classifiers, a CLIP and learned values.
+
+    >>> "fashion-clip" in entries()
     True
     """
     return sorted(file.stem for file in WEIGHTS.glob("*.json"))
@@ -35,8 +44,8 @@ def names() -> list[str]:
 def card(name: str) -> dict[str, Any]:
     """The card of an entry."""
     file = WEIGHTS / f"{name}.json"
-    if name not in names():
-        raise ValueError(f"zoo: there is no {name!r}; there is {', '.join(names())}")
+    if name not in entries():
+        raise ValueError(f"zoo: there is no {name!r}; there is {', '.join(entries())}")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -89,7 +98,7 @@ def load(name: str, device: torch.device | str | None = None) -> Model:
     """A base model with its decoder, conditions and null condition; see docs/zoo.md."""
     own = card(name)
     if own["kind"] not in _MODELS:
-        raise ValueError(f"zoo: {name!r} is a {own['kind']}, which network() loads; models are {', '.join(_models())}")
+        raise ValueError(f"zoo: {name!r} is a {own['kind']}, which network() loads; models are {', '.join(names())}")
     return _MODELS[own["kind"]](network(name, device), own)
 
 
@@ -101,10 +110,6 @@ def clip(name: str = "fashion-clip", device: str | None = None) -> Any:
     if own["kind"] != "CLIP":
         raise ValueError(f"zoo: {name!r} is a {own['kind']}, and no CLIP")
     return Clip(own["options"], WEIGHTS / f"{name}.safetensors", preprocess=own["preprocess"], device=device)
-
-
-def _models() -> list[str]:
-    return [name for name in names() if card(name)["kind"] in _MODELS]
 
 
 def _images(net: nn.Module, own: dict[str, Any]) -> Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from . import card, names
+from . import card, entries
 
 _HEAD = """\
 # The bundled models
@@ -15,7 +15,7 @@ Written by `python -m guidekit.zoo.cards` from the cards in `guidekit/zoo/weight
 ```python
 import guidekit as gk
 
-print(gk.zoo.names())
+print(gk.zoo.names(), gk.zoo.entries())
 model = gk.zoo.load("fashion")  # a base model: offline, at once
 images = gk.sample(model, 4, steps=10, guides=[gk.CFG(2.0)], cond="sneaker").samples
 judge = gk.zoo.network("fashion-judge")  # a classifier
@@ -41,7 +41,7 @@ _FIXED = ("steps", "diversity", "novelty", "unique", "validity", "least", "QED a
 
 def page() -> str:
     """docs/zoo.md."""
-    return "\n".join([_HEAD, *(_entry(card(name)) for name in names())])
+    return "\n".join([_HEAD, *(_entry(card(name)) for name in entries())])
 
 
 def _entry(own: dict[str, Any]) -> str:
