@@ -142,9 +142,10 @@ def test_a_bundled_value_steers_and_costs_one_row_a_particle(name: str):
 
     task, model = TASKS[name], zoo.load(zoo.card(name)["model"])
     reward = task.reward()
-    plain = gk.sample(model, 128, steps=20, reward=reward)
-    steered = gk.sample(model, 128, steps=20, guides=[gk.SVDD(reward, candidates=6, value=zoo.value(name))])
-    assert steered.cost.network_rows == 128 * 20
+    n = 128 if name == "molecules-value" else 48  # LogP moves by less than it varies
+    plain = gk.sample(model, n, steps=20, reward=reward)
+    steered = gk.sample(model, n, steps=20, guides=[gk.SVDD(reward, candidates=6, value=zoo.value(name))])
+    assert steered.cost.network_rows == n * 20
     assert (
         reward(steered.samples).nanmean() > plain.rewards.nanmean() + 0.3 * plain.rewards[~plain.rewards.isnan()].std()
     )
