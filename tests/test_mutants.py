@@ -78,6 +78,8 @@ MUTANTS = [
     ("steering changes the target", "run.py", "target = target if guide.steer else guide.finish", "target = proposal if guide.steer else guide.finish", UNBIASED),
     ("the same noise at every step", "run.py", "[index % steps][rows]", "[0][rows]", FK),
     ("the same address for all children", "random.py", "(slot // n << 32)", "0 * n", HOOKS),
+    ("draws of children by the number of particles", "view.py", "random.address(self.slot, self.step.parents)", "self.slot", "tests/test_svdd.py::test_what_children_draw_for_themselves_does_not_depend_on_the_number_of_particles"),
+    ("addresses by the number of particles", "random.py", "return slot % n + (slot // n << 32)", "return slot", f"{LAWS}::test_a_row_does_not_depend_on_the_number_of_rows"),
     ("the same noise for all children", "run.py", "pop.slot + child % k * self.step(index).n", "pop.slot", HOOKS),
     ("cfg off by one", "models/base.py", "return (scale - 1) * (cond", "return scale * (cond", CFG),
     ("cfg with cond and null swapped", "guides/cfg.py", "view.evals[Cond()], view.evals[Null()], scale", "view.evals[Null()], view.evals[Cond()], scale", CFG),

@@ -346,6 +346,15 @@ def test_groups_keep_their_conditions_and_their_laws():
         assert tokens_off(chain, result, chain.tilted(WARM), slice(label, None, 2)) < 4.5
 
 
+def test_what_children_draw_for_themselves_does_not_depend_on_the_number_of_particles():
+    """Rollouts take their noise from the address of the child."""
+    model, case = mixture(2).exact(), linear(2)
+    guides = [gk.SVDD(case.reward, 0.5, 3, value=gk.values.Rollout(case.reward, steps=2, k=2))]
+    few, more = (gk.sample(model, n, steps=4, guides=guides) for n in (6, 11))
+    assert torch.allclose(few.x, more.x[:6], rtol=1e-10, atol=1e-10)
+    assert torch.allclose(few.log_weights, more.log_weights[:6], rtol=1e-10, atol=1e-10)
+
+
 def test_every_child_is_evaluated_at_its_own_condition():
     """A network that returns its condition: with the last step deterministic, samples are that, or rows were mixed."""
 

@@ -122,7 +122,7 @@ class Corrector(Guide):
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         if any(move.s >= move.t for move in moves):
             raise ValueError(_DOWN)
-        if self.total == 1 or isinstance(model.process, Masked):
+        if self._from_noise(model):
             return moves
         traces = [i for i, move in enumerate(moves) if move.s != move.t and model.process.scales(move.t)[0] >= _TRACE]
         if not traces:
@@ -133,8 +133,11 @@ class Corrector(Guide):
         return starting_at(moves, traces[0])
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        alone = self.total == 1 or isinstance(model.process, Masked)
-        return population.x if alone else population.x / self.total**0.5
+        return population.x if self._from_noise(model) else population.x / self.total**0.5
+
+    def _from_noise(self, model: Model) -> bool:
+        """Whether the path begins with the model's own noise."""
+        return self.total == 1 or isinstance(model.process, Masked)
 
     def tilt(self, view: View) -> Tensor:
         mean = sum(c * view.evals[need] for need, c in self.powers) - view.evals[Cond()]
