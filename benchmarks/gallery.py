@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import guidekit as gk
-from guidekit.catalog import GUIDES
+from guidekit.guides.catalog import GUIDES
 
 MEANS = [[-2.0, 0.0], [-0.6, 1.6], [0.8, -1.4], [1.8, 0.6], [2.6, 2.2]]
 STDS = [0.35, 0.45, 0.4, 0.3, 0.25]

@@ -1,19 +1,17 @@
 from . import (
-    analytic as analytic,
     integrations as integrations,
     process as process,
-    resampling as resampling,
-    schedules as schedules,
     search as search,
     solvers as solvers,
-    times as times,
     values as values,
-    views as views,
     zoo as zoo,
 )
-from .attention import attention_layers as attention_layers
-from .citing import cite as cite
-from .config import Config as Config
+from .engine import resampling as resampling
+from .engine.population import Population as Population
+from .engine.result import Result as Result, load_result as load_result
+from .engine.run import Run as Run
+from .engine.sample import sample as sample
+from .engine.view import Step as Step, View as View
 from .errors import (
     CheckpointError as CheckpointError,
     CollapseWarning as CollapseWarning,
@@ -69,16 +67,18 @@ from .guides import (
     Switch as Switch,
     Views as Views,
     ddcm as ddcm,
+    views as views,
 )
+from .guides.cite import cite as cite
 from .guides.hallucination import hallucination as hallucination
-from .heads import headhunter as headhunter
-from .integrations.diffusers import from_diffusers as from_diffusers
-from .minority import (
+from .guides.minority_guidance import (
     FeatureDistance as FeatureDistance,
     MinorityScore as MinorityScore,
     minority_score as minority_score,
     quantile_labels as quantile_labels,
 )
+from .integrations.diffusers import from_diffusers as from_diffusers
+from .jobs.config import Config as Config
 from .models import (
     Cond as Cond,
     GaussianModel as GaussianModel,
@@ -86,16 +86,15 @@ from .models import (
     Model as Model,
     Null as Null,
     UniformModel as UniformModel,
+    analytic as analytic,
 )
-from .population import Population as Population
-from .refining import evolve as evolve, refine as refine
-from .result import Result as Result, load_result as load_result
-from .run import Run as Run
-from .sampling import sample as sample
-from .stitching import Stitched as Stitched
-from .tuning import tune as tune
-from .view import Step as Step, View as View
-from .weakening import weakened as weakened
+from .models.attention import attention_layers as attention_layers
+from .models.stitched import Stitched as Stitched
+from .models.weakened import weakened as weakened
+from .search.headhunter import headhunter as headhunter
+from .search.refine import evolve as evolve, refine as refine
+from .search.tune import tune as tune
+from .solvers import schedules as schedules, times as times
 
 __version__: str
 

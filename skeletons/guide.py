@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from guidekit.guides.base import Guide, Scale, at  # within the library: from .base import ...
-from guidekit.guides.resample import resample
+from guidekit.engine.guide import Guide, Scale, at  # within the library: from .base import ...
+from guidekit.engine.resampling import resample
 from guidekit.process import Gaussian
 
 
@@ -45,16 +45,12 @@ class Pull(Guide):  # Guide adds steer=False, start=0., stop=1. as keywords
     def needs(self):  # network evaluations besides Cond(), e.g. (Null(),); read them as view.evals[Null()]
         return ()
 
-    @property
-    def models(self):  # further base models that it calls, so that their networks are left as they were found
-        return ()
-
     def check(self, model, steps):  # before the first network call: raise ValueError, saying what to do instead
         if not isinstance(model.process, Gaussian):
             raise ValueError("Pull moves a clean mean, and tokens have none; use it with a Gaussian process")
 
-    def particles(self, n, fraction):  # rows of each group that live at this fraction of the run; n are left at the end
-        return n
+    def plan(self, n, index, total):  # rows of each group that live at this step (n at the end), and their children
+        return n, self.k
 
     def moves(self, model, moves):  # the solver's table of (t, s, ...), perhaps cut
         return moves
@@ -74,16 +70,13 @@ class Pull(Guide):  # Guide adds steer=False, start=0., stop=1. as keywords
     def finish(self, view, prediction):  # what cannot be added; after all tilts, in the order of the list
         return prediction.clamp(-self.bound, self.bound)
 
-    def log_weight(self, view, memo):  # at every look, whatever start and stop say: index 0 (noise) to the last (t = 0)
+    def log_weight(self, view, memo):  # while start <= fraction < stop, and at the last step (t = 0)
         if self.reward is None or view.step.index == 0:
             return 0.0, memo
         value = view.score(self.reward) / self.alpha  # float64 (rows,), NaN where the sample could not be scored
         before = view.zeros() if memo is None else memo  # None at the first look
         now = torch.where(value.isfinite(), value, -torch.inf if view.step.last else before)
         return now - before, now  # the memo follows its particle: None, a tensor with the row axis first, or a tuple
-
-    def children(self, step):  # children of each particle in the move that starts here
-        return self.k
 
     def weigh(self, population, step):  # weights that need the whole population, before anything is selected
         return population

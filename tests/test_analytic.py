@@ -12,9 +12,9 @@ from torch import distributions
 
 import guidekit as gk
 from guidekit import random
-from guidekit.analytic import GaussianMixture, TokenTable
-from guidekit.schedules import EDM, VE, Cosine, Flow, Linear
+from guidekit.models.analytic import GaussianMixture, TokenTable
 from guidekit.solvers import Move
+from guidekit.solvers.schedules import EDM, VE, Cosine, Flow, Linear
 
 SCHEDULES = {"cosine": Cosine(), "linear": Linear(), "flow": Flow(), "edm": EDM(), "ve": VE()}
 WEIGHTS, MEANS, STDS = [0.5, 0.3, 0.2], [-2.0, 0.5, 2.5], [0.5, 0.4, 0.6]

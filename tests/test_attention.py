@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as imported
 
 import guidekit as gk
-from guidekit.attention import Perturbed, attention_layers
 from guidekit.guides.pag import Identity
 from guidekit.guides.seg import Blur, kernel
 from guidekit.guides.slg import Skip
+from guidekit.models.attention import Perturbed, attention_layers
 
 TOKENS, WIDTH, HEADS, BLOCKS = 9, 8, 2, 12
 DIM = WIDTH // HEADS

@@ -400,8 +400,8 @@ def test_a_network_that_fails_without_its_condition_is_not_blamed_on_the_guide()
 class Widen(gk.Guide):
     """Three children, and nothing that chooses among them."""
 
-    def children(self, step):
-        return 3
+    def plan(self, n, index, total):
+        return n, 3
 
 
 def test_a_guide_that_branches_and_does_not_select_is_an_error_that_says_so():

@@ -11,7 +11,7 @@ from guidekit.guides.apg import APG
 from guidekit.guides.cads import CADS
 from guidekit.guides.cfg_zero import CFGZero
 from guidekit.guides.cfgpp import CFGpp
-from guidekit.guides.mag import MagnitudeAware
+from guidekit.guides.magnitude_aware import MagnitudeAware
 from guidekit.guides.tcfg import TCFG
 
 D = 5
@@ -144,7 +144,7 @@ def test_cfgpp_by_hand(solver, schedule):
     run, pop, x, t, c, u = state([CFGpp(0.6)], 6, 3, solver=solver, schedule=schedule)
     move = run.moves[3]
     (a_t, s_t), (a_s, s_s) = (run.model.process.scales(v) for v in (t, move.s))
-    z = run._noise(pop, 4).numpy().copy()
+    z = run.noise(pop, 4).numpy().copy()
     with torch.no_grad():
         moved = run.move(pop, 3).x.numpy()
     guided, noise = u + 0.6 * (c - u), (x - a_t * u) / s_t

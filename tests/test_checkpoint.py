@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import guidekit as gk
-from guidekit import checkpoint as module
+from guidekit.engine import checkpoint as module
 
 pytestmark = pytest.mark.filterwarnings("ignore::guidekit.CollapseWarning")
 N, STEPS = 6, 12
@@ -207,8 +207,8 @@ def test_chain_noise_and_a_deterministic_solver_are_continued(tmp_path):
 def test_a_guide_that_branches_is_continued(tmp_path):
     @dataclass(frozen=True)
     class Widen(gk.Guide):
-        def children(self, step):
-            return 3
+        def plan(self, n, index, total):
+            return n, 3
 
     options = {"guides": [Widen(), gk.FKSteering(reward, 0.5)]}
     half_done(tmp_path / "run", **options)

@@ -67,7 +67,7 @@ def entry(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_installed_script_is_this_entry_point():
-    from guidekit.config import _toml
+    from guidekit.jobs.config import _toml
 
     text = _toml((ROOT / "pyproject.toml").read_text())
     assert text["project"]["scripts"] == {"guidekit": "guidekit.cli:main"}
@@ -332,7 +332,7 @@ def test_bars_are_shown_where_they_are_asked_for():
 
 
 def test_a_bar_is_wanted_by_terminals_and_not_in_ci(monkeypatch):
-    from guidekit import progress
+    from guidekit.engine import progress
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.delenv("CI", raising=False)

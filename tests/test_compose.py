@@ -11,7 +11,7 @@ from scipy import stats
 
 import guidekit as gk
 from guidekit import At, Compose, Mixture
-from guidekit.models.base import Other
+from guidekit.models.evaluations import Other
 
 from .problems import PROBLEMS, Problem, deviations, estimates, populations
 from .test_cfg import guided

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import guidekit as gk
-from guidekit import comparison, running, sources
-from guidekit.config import Config
-from guidekit.progress import Watched
-from guidekit.specs import ConfigError, find, literal, options_of, parse, rooted
+from guidekit.jobs import execute as running, folder, job, names as sources
+from guidekit.jobs.config import Config
+from guidekit.jobs.specs import ConfigError, find, literal, options_of, parse, rooted
+from guidekit.jobs.watched import Watched
+from guidekit.report import table as comparison
 from rewards import dna, molecules, transforms
 
 MODEL = """
@@ -145,7 +146,7 @@ def test_a_guide_gets_the_reward_of_the_run_or_its_own():
 
 
 def test_every_guide_solver_and_search_of_the_library_has_a_name():
-    from guidekit.catalog import GUIDES
+    from guidekit.guides.catalog import GUIDES
 
     named = {name.split(".")[0] for name in sources.guides()}
     assert named == set(GUIDES)
@@ -241,12 +242,12 @@ def test_a_reward_of_the_users_own_file(mine):
 def test_a_reward_is_the_same_with_a_bar_and_without(monkeypatch, capsys):
     (part,) = sources.components(["qed"])
     before = part.raw(["CCO", "C"]).tolist()
-    from guidekit import progress
-    from guidekit.describe import describe
+    from guidekit.engine.describe import describe
+    from guidekit.jobs import watched
 
     described = describe(part.raw)
     monkeypatch.setattr(Watched, "shown", True)
-    monkeypatch.setattr(progress, "_DELAY", 0.0)
+    monkeypatch.setattr(watched, "_DELAY", 0.0)
     assert part.raw(["CCO", "C"]).tolist() == before == molecules.QED()(["CCO", "C"]).tolist()
     assert describe(part.raw) == described != describe(sources.components(["logp"])[0].raw)
     assert "QED" in capsys.readouterr().err
@@ -302,7 +303,7 @@ def test_python_files_are_looked_for_beside_the_config(tmp_path):
 def test_a_budget_is_checked_as_options_are():
     config = Config("dna", ("gc",), search="random", budget="rowz=5")
     with pytest.raises(ConfigError, match="is it 'rows'"):
-        running.prepare(config)
+        job.prepare(config)
     with pytest.raises(ConfigError, match="name=value"):
         options_of("5")
 
@@ -387,7 +388,7 @@ def test_molecules_of_the_users_own_model_are_taken_for_what_the_reward_scores(m
 def test_what_cannot_run_is_told_before_the_network_is_called(config, said, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *a, **k: pytest.fail("a network was called"))
     with pytest.raises(ConfigError, match=said):
-        running.prepare(config)
+        job.prepare(config)
 
 
 def test_a_missing_extra_is_told_before_the_run(monkeypatch):
@@ -408,7 +409,7 @@ def test_a_missing_extra_is_told_before_the_run(monkeypatch):
         importlib, "import_module", lambda name, *a: without(name) if name.startswith("seqfold") else inner(name, *a)
     )
     with pytest.raises(ConfigError, match=r"guidekit\[dna\]"):
-        running.prepare(Config("dna", ("folding_energy",)))
+        job.prepare(Config("dna", ("folding_energy",)))
 
 
 # the folder ----------------------------------------------------------------------------------------------------------
@@ -452,7 +453,7 @@ def test_a_folder_of_something_else_is_left_alone(mine, tmp_path):
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match=r"no run\.toml"):
             _config().run(out, overwrite=overwrite)
-    running.clear(out)
+    folder.clear(out)
     assert (out / "run.log").read_text() == "mine"
     with pytest.raises(ConfigError, match="is a file"):
         _config().run(mine)
@@ -522,10 +523,10 @@ def test_summary_has_null_where_there_is_no_number_and_keeps_the_warnings(mine, 
 
 def test_a_broken_summary_is_an_error_that_names_the_file(tmp_path):
     with pytest.raises(ConfigError, match=r"no summary\.json"):
-        running.summary_of(tmp_path)
+        folder.summary_of(tmp_path)
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(gk.CheckpointError, match=r"summary\.json cannot be read"):
-        running.summary_of(tmp_path)
+        folder.summary_of(tmp_path)
 
 
 # the table -----------------------------------------------------------------------------------------------------------
@@ -572,7 +573,7 @@ def test_pictures_and_arrays_are_described_by_all_their_values():
     import numpy as np
     from PIL import Image
 
-    from guidekit.describe import describe
+    from guidekit.engine.describe import describe
 
     array = np.arange(48 * 48, dtype=np.uint8).reshape(48, 48)
     other = array.copy()

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import guidekit as gk
-from guidekit.attention import Perturbed
-from guidekit.guides.base import Guide
-from guidekit.guides.contrast import Contrast
+from guidekit.engine.guide import Guide
 from guidekit.guides.pag import Identity
+from guidekit.guides.shared.contrast import Contrast
 from guidekit.integrations.diffusers import guider, tiny
-from guidekit.models.base import Null
+from guidekit.models.attention import Perturbed
+from guidekit.models.evaluations import Null
 
 from .conformance.cases import CASES
 from .test_diffusers_manners import adapted, picture

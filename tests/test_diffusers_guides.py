@@ -154,10 +154,10 @@ def test_what_a_multistep_scheduler_remembers_follows_its_particle():
         for index in range(3):
             pop = run.advance(pop, index)
         turned = pop.select(torch.arange(5, -1, -1)[None], pop.log_w[None])
-        noise = run._noise(pop, 4)
-        run._noise = lambda pop, index: noise.clone()  # type: ignore[method-assign]
+        noise = run.noise(pop, 4)
+        run.noise = lambda pop, index: noise.clone()
         straight = run.move(run.branch(pop, 3), 3).x
-        run._noise = lambda pop, index: noise.flip(0).clone()  # type: ignore[method-assign]
+        run.noise = lambda pop, index: noise.flip(0).clone()
         assert torch.equal(run.move(run.branch(turned, 3), 3).x, straight.flip(0))
 
 

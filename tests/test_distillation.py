@@ -13,8 +13,8 @@ from torch import nn
 
 import guidekit as gk
 from guidekit.guides.distillation import Distillation
+from guidekit.models.stitched import Stitched
 from guidekit.solvers import Move, Solver
-from guidekit.stitching import Stitched
 
 from .problems import PROBLEMS, STEPS
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import guidekit as gk
-from guidekit import export
 from guidekit.cli import evaluation
-from guidekit.specs import ConfigError
+from guidekit.jobs.specs import ConfigError
+from guidekit.report import export
 from rewards import dna
 from rewards.molecules import metrics
 

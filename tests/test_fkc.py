@@ -16,7 +16,7 @@ from torch import Tensor
 
 import guidekit as gk
 from guidekit.guides.fkc import Corrector
-from guidekit.models.base import Other
+from guidekit.models.evaluations import Other
 
 from .problems import PROBLEMS, L, V, deviations, estimates
 

@@ -12,7 +12,7 @@ import torch
 
 import guidekit as gk
 from guidekit import random
-from guidekit.population import log_mean_exp
+from guidekit.engine.population import log_mean_exp
 
 from .problems import PROBLEMS, STEPS, Problem, deviations, estimates, populations
 
@@ -28,8 +28,8 @@ class Nested(gk.Guide):
     alpha: float
     k: int = 4
 
-    def children(self, step):
-        return self.k
+    def plan(self, n, index, total):
+        return n, self.k
 
     def log_weight(self, view, memo):
         now = view.score(self.reward) / self.alpha
@@ -50,8 +50,8 @@ class Greedy(gk.Guide):
     reward: Any
     copies: int = 4
 
-    def particles(self, n, fraction):
-        return self.copies * n
+    def plan(self, n, index, total):
+        return self.copies * n, 1
 
     def select(self, population, step):
         if not step.last:
@@ -118,8 +118,8 @@ def test_global_selection_among_all_children_is_unbiased(problem: Problem):
 class Branch(gk.Guide):
     """Children, and no opinion on which of them live."""
 
-    def children(self, step):
-        return 3
+    def plan(self, n, index, total):
+        return n, 3
 
 
 @pytest.mark.parametrize("name", ["vp-1d", "masked"])

@@ -10,9 +10,9 @@ def test_every_name_is_there_and_no_module_hides_a_function():
     for name in gk.__all__:
         assert getattr(gk, name) is not None
     assert set(gk.__all__) <= set(dir(gk))
-    import guidekit.refining
-    import guidekit.sampling
+    import guidekit.engine.sample
     import guidekit.search
+    import guidekit.search.refine
 
     assert callable(gk.sample)
     assert callable(gk.refine)

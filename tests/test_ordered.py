@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import guidekit as gk
-from guidekit.analytic import TokenTable
+from guidekit.models.analytic import TokenTable
 from guidekit.process import Masked
 from guidekit.solvers import Move
 from guidekit.zoo.nets import OrderedNet

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import guidekit as gk
-from guidekit.attention import Perturbed
 from guidekit.guides.pag import PAG, Identity
 from guidekit.guides.seg import SEG
 from guidekit.guides.slg import SLG
-from guidekit.heads import headhunter
+from guidekit.models.attention import Perturbed
+from guidekit.search.headhunter import headhunter
 
 from .test_attention import TOKENS, Net, by_hand, identity
 

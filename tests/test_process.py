@@ -15,8 +15,8 @@ from scipy.special import softmax
 import guidekit as gk
 from guidekit import random
 from guidekit.process import Categorical, Gaussian, Masked, Normal, Uniform
-from guidekit.schedules import EDM, Cosine, Flow
 from guidekit.solvers import DDPM, DPMpp, Euler, Heun, Move
+from guidekit.solvers.schedules import EDM, Cosine, Flow
 
 V = 3
 MASK = V

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from guidekit import random, resampling
+from guidekit import random
+from guidekit.engine import resampling
 
 SCHEMES = ("multinomial", "stratified", "systematic", "residual", "ssp")
 ROUNDING = ("systematic", "ssp")  # offspring is floor(N W) or ceil(N W)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 
 import guidekit as gk
-from guidekit.rewarding import Cost, Scorer
+from guidekit.engine.scoring import Cost, Scorer
 from rewards import Reward
 
 from .problems import PROBLEMS, STEPS, Problem, deviations
@@ -811,7 +811,7 @@ def test_samples_that_are_not_strings_are_scored_one_by_one():
 
 
 def test_of_very_many_samples_the_newest_scores_are_remembered(monkeypatch):
-    monkeypatch.setattr("guidekit.rewarding._MOST", 3)
+    monkeypatch.setattr("guidekit.engine.scoring._MOST", 3)
     score, given = Scorer(Cost(), torch.device("cpu")), []
 
     def reward(samples):

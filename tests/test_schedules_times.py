@@ -9,8 +9,8 @@ import torch
 from scipy import integrate
 
 import guidekit as gk
-from guidekit import schedules, times
-from guidekit.schedules import EDM, VE, Cosine, Flow, Linear
+from guidekit.solvers import schedules, times
+from guidekit.solvers.schedules import EDM, VE, Cosine, Flow, Linear
 
 SCHEDULES = {
     "cosine": Cosine(),

@@ -15,9 +15,8 @@ from scipy import stats
 from scipy.special import logsumexp, ndtr
 
 import guidekit as gk
-from guidekit import times
-from guidekit.schedules import EDM, VE, Cosine, Flow, Linear
-from guidekit.solvers import DDIM, DDPM, DPMpp, Euler, Heun, SDEDPMpp, Solver
+from guidekit.solvers import DDIM, DDPM, DPMpp, Euler, Heun, SDEDPMpp, Solver, times
+from guidekit.solvers.schedules import EDM, VE, Cosine, Flow, Linear
 
 SCHEDULES = {"cosine": Cosine(), "linear": Linear(), "flow": Flow(), "edm": EDM(), "ve": VE(0.002, 50.0)}
 DETERMINISTIC = {"euler": Euler(), "ddim": DDIM(), "heun": Heun(), "dpmpp1": DPMpp(1), "dpmpp2": DPMpp(2)}

@@ -333,7 +333,9 @@ def test_the_interval_in_which_it_acts_does_not_change_the_target():
     guide = gk.SVDD(token_reward, WARM, 4, start=0.3, stop=0.6)
     result = groups(token_model("masked"), 2000, 8, [guide])
     assert tokens_off(chain, result, chain.tilted(WARM)) < 4.5
-    assert result.cost.network_rows == 2000 * 8 * (1 + 1 + 4 + 4 + 1 + 1)  # moves 2 and 3 of six have children
+    assert result.cost.network_rows == 2000 * 8 * (
+        1 + 1 + 4 + 4 + 1 + 1
+    )  # the moves to the fractions 2/6 and 3/6 have children
 
 
 def test_groups_keep_their_conditions_and_their_laws():
@@ -481,7 +483,7 @@ def test_argmax_of_tokens_has_its_greedy_law(noising: str, candidates: int):
 
 def test_argmax_in_an_interval_chooses_there_and_nowhere_else():
     chain, n = tokens("uniform"), 8000
-    law = chain.law(lambda k, v: greedy(5)(k, v), moves=lambda i: i in (2, 3))
+    law = chain.law(lambda k, v: greedy(5)(k, v), moves=lambda i: i in (1, 2))  # to the fractions 2/6 and 3/6
     guide = gk.SVDD(token_reward, candidates=5, start=0.3, stop=0.6)
     result = gk.sample(token_model("uniform"), n, steps=STEPS, guides=[guide])
     assert fits(chain, result.x, law)

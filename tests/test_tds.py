@@ -128,7 +128,7 @@ def follow(
             counted = now[pop.parent]
             if s == 0 or not np.isnan(scale(s, (i + 1) / STEPS)):
                 assert torch.allclose(pop.memos[place], counted, rtol=1e-8, atol=1e-8)
-            due = ess > 0 and not np.isnan(scale(s, (i + 1) / STEPS))
+            due = ess > 0 and (s == 0 or not np.isnan(scale(s, (i + 1) / STEPS)))
             if due and 1 / log_w.softmax(0).square().sum() < ess * len(pop) * (1 - 1e-9):
                 resampled += 1
                 log_w = (log_w.logsumexp(0) - np.log(len(pop))).expand(len(pop))

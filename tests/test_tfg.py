@@ -14,8 +14,8 @@ from torch import Tensor
 import guidekit as gk
 from guidekit import random
 from guidekit.errors import RewardError
+from guidekit.guides.shared.training_free import TrainingFree
 from guidekit.guides.tfg import DPS, LGD, MPGD, TFG, UGD, FreeDoM
-from guidekit.guides.training_free import TrainingFree
 from rewards import Reward
 
 from .problems import PROBLEMS, STEPS, Problem, deviations, estimates, populations

@@ -14,7 +14,7 @@ import guidekit as gk
 from guidekit import random
 from guidekit.errors import CheckpointError, RewardError
 from guidekit.guides.tfg import DPS, TFG
-from guidekit.tuning import tune
+from guidekit.search.tune import tune
 from rewards import as_reward
 
 MODEL = gk.analytic.GaussianMixture(*torch.tensor([[0.6, 0.4], [-1.0, 1.5], [0.5, 0.7]], dtype=torch.float64))

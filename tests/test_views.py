@@ -8,7 +8,7 @@ from scipy import stats
 
 import guidekit as gk
 from guidekit import Views, views
-from guidekit.views import Flip, Matrix, Negate, Patches, Permute, Rotate
+from guidekit.guides.views import Flip, Matrix, Negate, Patches, Permute, Rotate
 
 from .problems import PROBLEMS
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..specs import ConfigError
+from ..jobs.specs import ConfigError
 
 if TYPE_CHECKING:
-    from ..running import Outcome
+    from ..jobs.folder import Outcome
 
 _BEST = 5  # samples that are printed where none are written
 

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..config import Config
-from ..specs import ConfigError, find, literal
+from ..jobs.config import Config
+from ..jobs.specs import ConfigError, find, literal
 from . import completion
 from .answers import answered, lines, put, show
 
@@ -206,8 +206,8 @@ def compare(
 ) -> None:
     """One table over several output folders."""
     with answered(debug):
-        from ..comparison import text
-        from ..running import named, summary_of
+        from ..jobs.folder import named, summary_of
+        from ..report.table import text
 
         found = {folder: summary_of(folder) for folder in folders}
         columns = list(dict.fromkeys(c for s in found.values() for c in s["columns"]))
@@ -231,7 +231,7 @@ def evaluate(
 ) -> None:
     """The metrics of a set of samples, wherever they come from."""
     with answered(debug):
-        from ..comparison import shown
+        from ..report.table import shown
         from .evaluation import metrics
 
         found = metrics(path, domain, reference, list(reward or []), fcd)
@@ -253,7 +253,7 @@ def bench(
 ) -> None:
     """How long guided sampling takes, over unguided."""
     with answered(debug):
-        from ..comparison import text
+        from ..report.table import text
         from .timing import GUIDES, ratios
 
         given = {"n": n, "steps": steps, "batch_size": batch_size, "device": device}
@@ -263,7 +263,7 @@ def bench(
 
 def _run(config: Config, out: Path | None, overwrite: bool, report: bool, progress: bool | None, as_json: bool) -> None:
     """Do it, and tell."""
-    from ..running import run
+    from ..jobs.execute import run
 
     show(run(config, out, overwrite=overwrite, report=report and out is not None, progress=progress), as_json)
 

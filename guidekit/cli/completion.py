@@ -16,14 +16,14 @@ def models(incomplete: str) -> list[str]:
 
 def guides(incomplete: str) -> list[str]:
     """Names of the catalogue."""
-    from ..catalog import GUIDES
+    from ..guides.catalog import GUIDES
 
     return _like(list(GUIDES), incomplete)
 
 
 def rewards(incomplete: str) -> list[str]:
     """Rewards of all domains; this imports them."""
-    from .. import sources
+    from ..jobs import names as sources
 
     return _like([*sources.rewards_of(), *sources.classifiers(), *sources.clips()], incomplete)
 

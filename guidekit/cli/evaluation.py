@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import comparison, export, sources
-from ..specs import ConfigError
+from ..jobs import names as sources
+from ..jobs.specs import ConfigError
+from ..report import export, table as comparison
 
 
 def metrics(path: Path, domain: str, reference: Path | None, specs: list[str], fcd: bool = False) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 
-from .. import catalog, sources
-from ..specs import parameters
+from ..guides import catalog
+from ..jobs import names as sources
+from ..jobs.specs import parameters
 from .answers import lines
 
 

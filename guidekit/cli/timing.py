@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import Config
-from ..running import Job, prepare
-from ..sampling import sample
+from ..engine.sample import sample
+from ..jobs.config import Config
+from ..jobs.job import Job, prepare
 
 REWARDS = {"molecules": "qed", "dna": "gc", "images": "brightness"}
 GUIDES = ("cfg:2", "fk_steering:alpha=1", "svdd:candidates=4")

@@ -12,11 +12,12 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from ..models.base import Model, borrowed
-from ..result import Result
-from ..view import View
-from .base import Scale
-from .classifier import Classifier, Label, Labelled, check_gaussian, climbed, slope
+from ..engine.guide import Scale
+from ..engine.result import Result
+from ..engine.view import View
+from ..models.base import Model
+from ..models.networks import lent, networks_in
+from .shared.labelled import Classifier, Label, Labelled, check_gaussian, climbed, slope
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,6 @@ class AdvDiff(Labelled):
         """`noise=` for another run: x_T + strength sigma_T^2 grad log f(y_a | x_0), at the samples of the last one."""
         if result.noise is None:
             raise ValueError("AdvDiff.restart moves the starting noise of a result, and this one has none")
-        with borrowed(self.models):
+        with lent(networks_in(self.classifier)):
             rise = slope(lambda x: self._wrong(x, 0.0, result.group), result.x)
         return result.noise + strength * model.process.scales(model.process.t_max)[1] * rise

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..engine.guide import at
+from ..engine.tree import Tree
+from ..engine.view import View
 from ..models.base import Model
-from ..tree import Tree
-from ..view import View
-from .base import at
-from .contrast import Contrast, along, both, dot
+from .shared.contrast import Contrast, along, both, dot
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class APG(Contrast):
         return (at(self.scale, view.t) - 1) * (d + (self.eta - 1) * parallel)
 
     def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
-        if self.momentum == 0 or view.prediction is None or not self.active(view.step):
+        if self.momentum == 0 or view.prediction is None:
             return 0.0, memo
         return 0.0, self._averaged(view, memo)
 

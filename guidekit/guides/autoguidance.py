@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..models.base import Cond, Model, Other
-from ..view import View
-from .base import Guide, Scale, at
+from ..engine.guide import Guide, Scale, at
+from ..engine.view import View
+from ..models.base import Model
+from ..models.evaluations import Cond, Other
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,6 @@ class AutoGuidance(Guide):
     @property
     def needs(self) -> tuple[Cond, ...]:
         return () if self.scale == 1 else (Other(self.weak),)
-
-    @property
-    def models(self) -> tuple[Model, ...]:
-        return (self.weak,)
 
     def check(self, model: Model, steps: int) -> None:
         Other(self.weak).check(model)

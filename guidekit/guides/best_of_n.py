@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from ..engine.guide import Guide
+from ..engine.population import Population
+from ..engine.view import Step, View
 from ..models.base import Model
-from ..population import Population
-from ..view import Step, View
-from .base import Guide
-from .twist import check_reward
+from .shared.twist import check_reward
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class BestOfN(Guide):
         if self.steer:
             raise ValueError("BestOfN(steer=True): it has no tilt that the weights could correct for")
 
-    def particles(self, n: int, fraction: float) -> int:
-        return n * self.n
+    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
+        return n * self.n, 1
 
     def log_weight(self, view: View, memo: Any) -> tuple[Any, Any]:
         return 0.0, view.score(self.reward) if view.step.last else None

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..engine.guide import Guide
+from ..engine.population import Population
+from ..engine.view import Step
 from ..models.base import Model
-from ..population import Population
 from ..process import Gaussian
 from ..solvers import Move, starting_at
-from ..view import Step
-from .base import Guide
 
 
 @dataclass(frozen=True)

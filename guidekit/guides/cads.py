@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from .. import random
+from ..engine.guide import Guide
+from ..engine.view import View
 from ..models.base import Encoded, Model
-from ..view import View
-from .base import Guide
 
 
 @dataclass(frozen=True)

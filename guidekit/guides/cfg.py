@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..models.base import Cond, Model, Null
+from ..engine.guide import Guide, Scale, at
+from ..engine.view import View
+from ..models.base import Model
+from ..models.evaluations import Cond, Null
 from ..process import Gaussian
-from ..view import View
-from .base import Guide, Scale, at
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..engine.guide import at
+from ..engine.view import View
 from ..models.base import Model
-from ..view import View
-from .base import at
-from .contrast import Contrast, along, both, from_velocity, velocity
+from .shared.contrast import Contrast, along, both, from_velocity, velocity
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..view import View
-from .base import at
-from .contrast import Contrast, both
+from ..engine.guide import at
+from ..engine.view import View
+from .shared.contrast import Contrast, both
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..models.base import Cond, Model, Null
-from ..view import View
-from .base import Guide, Scale, at
-from .experts import At, evaluation, listed, networks
+from ..engine.guide import Guide, Scale, at
+from ..engine.view import View
+from ..models.evaluations import At, Cond, Null, evaluation, listed
 from .fkc import Corrector
 
 
@@ -86,10 +85,6 @@ class Compose(Guide):
     def needs(self) -> tuple[Cond, ...]:
         found = self.coefficients(0.5)
         return tuple(need for need, factor in found.items() if need != Cond() and (factor or not self._fixed))
-
-    @property
-    def models(self) -> tuple[Model, ...]:
-        return networks(self.needs)
 
     def tilt(self, view: View) -> Tensor | float:
         return sum(factor * view.evals[need] for need, factor in self.coefficients(view.t).items() if factor)

@@ -27,14 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import resampling
-from ..population import Population, effective_size
-from ..tree import Tree
+from ..engine import resampling
+from ..engine.guide import Scale, at
+from ..engine.population import Population, effective_size
+from ..engine.resampling import resample
+from ..engine.tree import Tree
+from ..engine.view import Step, View
 from ..values import Value
-from ..view import Step, View
-from .base import Scale, at
-from .resample import resample
-from .twist import Twisted, ascent, twist, value_of
+from .shared.twist import Twisted, ascent, twist, value_of
 
 _HALVINGS = 30
 
@@ -87,14 +87,10 @@ class DAS(Twisted):
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
         now, counted, level = (view.zeros(),) * 3 if memo is None else memo
-        if not (self.active(view.step) or view.step.last):
-            return 0.0, memo
         return 0.0, (twist(self, view, now), counted, level)
 
     def weigh(self, population: Population, step: Step) -> Population:
         """Count lambda_s V(x_s) and take back lambda_t V(x_t)."""
-        if not (self.active(step) or step.last):
-            return population
         now, counted, level = population.memos[step.place]
         if step.last or self.tempering != "adaptive":
             level = torch.full_like(level, self.schedule(step.fraction))
@@ -114,4 +110,4 @@ class DAS(Twisted):
         return torch.where(whole, 1.0, low).expand_as(now).flatten()
 
     def select(self, population: Population, step: Step) -> Population:
-        return resample(population, step, min(self.ess * 1.001, 1.0) if self.active(step) else 0.0, self.resampler)
+        return resample(population, step, min(self.ess * 1.001, 1.0), self.resampler)

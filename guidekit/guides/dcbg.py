@@ -24,12 +24,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..engine.guide import Scale, at
+from ..engine.view import View
 from ..models.base import Model
 from ..models.tokens import LOG_ZERO
 from ..process import Gaussian, Masked
-from ..view import View
-from .base import Scale, at
-from .classifier import Classifier, Label, Labelled
+from .shared.labelled import Classifier, Label, Labelled
 
 _ROWS = 4096  # sequences for the classifier at a time, where the run has no batch_size
 

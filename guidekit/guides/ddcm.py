@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from .. import random
+from ..engine.guide import Guide
+from ..engine.population import Population
+from ..engine.tree import Tree
+from ..engine.view import Step, View
 from ..models.base import Model
-from ..population import Population
 from ..process import Gaussian
-from ..tree import Tree
-from ..view import Step, View
-from .base import Guide
-from .twist import gradient
+from .shared.twist import gradient
 
 
 @dataclass(frozen=True, eq=False)

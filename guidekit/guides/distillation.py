@@ -16,10 +16,11 @@ from dataclasses import KW_ONLY, dataclass
 from torch import Tensor
 
 from .. import random
-from ..models.base import Cond, Encoded, Model, Null, Other
+from ..engine.guide import Guide, Scale, at
+from ..engine.view import View
+from ..models.base import Encoded, Model
+from ..models.evaluations import Cond, Null, Other
 from ..process import Gaussian
-from ..view import View
-from .base import Guide, Scale, at
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,6 @@ class Distillation(Guide):
     renoise: Scale | None = None
     _: KW_ONLY
     stop: float = 0.5
-
-    @property
-    def models(self) -> tuple[Model, ...]:
-        return (self.teacher,)
 
     def check(self, model: Model, steps: int) -> None:
         if not isinstance(model.process, Gaussian):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..values import Rollout, Value
-from .beam import BeamSearch
+from .beam_search import BeamSearch
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda f: f,
@@ -45,8 +45,8 @@ def DSearch(
     """A beam that narrows from width[0] to width[1] while its particles have ever more children, at equal cost a step.
 
     >>> beam = DSearch(len, width=(16, 4), branch=2)
-    >>> [beam.particles(1, f) for f in (0.0, 0.5, 0.9)], [beam.branch(f) for f in (0.0, 0.5, 0.9)]
-    ([16, 10, 5], [2, 3, 6])
+    >>> [beam.plan(1, i, 10) for i in (0, 5, 9)]
+    [(16, 2), (10, 3), (5, 6)]
     """
     if not isinstance(width, (tuple, list)) or len(width) != 2 or min(width) < 1:
         raise ValueError(f"DSearch(width={width!r}): two counts, the first and the last, like (16, 4)")

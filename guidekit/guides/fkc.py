@@ -37,16 +37,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import resampling
-from ..models.base import Cond, Model, Null, Other
-from ..population import Population
+from ..engine import resampling
+from ..engine.guide import Guide
+from ..engine.population import Population
+from ..engine.resampling import check_resampling, resample
+from ..engine.tree import Tree
+from ..engine.view import Step, View
+from ..models.base import Model
+from ..models.evaluations import Cond, Null, Other
 from ..process import Gaussian, Masked
 from ..solvers import Move, starting_at
-from ..tree import Tree
-from ..view import Step, View
-from .base import Guide
-from .resample import check_resampling, resample
-from .twist import check_differentiable, check_reward, gradient
+from .shared.twist import check_differentiable, check_reward, gradient
 
 _TRACE = 1e-3  # alpha from which on a state says something of the data
 _DOWN = "FKC follows a path down in time: times that go up, and recurrences, are not for it"
@@ -106,10 +107,6 @@ class Corrector(Guide):
     @property
     def needs(self) -> tuple[Cond, ...]:
         return tuple(need for need, _ in self.powers[1:])
-
-    @property
-    def models(self) -> tuple[Model, ...]:
-        return tuple(need.network for need in self.needs if isinstance(need, Other))
 
     def check(self, model: Model, steps: int) -> None:
         if self.reward is not None:

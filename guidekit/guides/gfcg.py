@@ -22,10 +22,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..models.base import Cond, Condition, Encoded, Model, rows_of, stack
-from ..view import View
-from .base import Scale, at
-from .classifier import Classifier, Label, Labelled
+from ..engine.guide import Scale, at
+from ..engine.view import View
+from ..models.base import Condition, Encoded, Model, stack
+from ..models.evaluations import Cond, rows_of
+from .shared.labelled import Classifier, Label, Labelled
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from rewards import Reward
 
+from ..engine.guide import Guide
+from ..engine.population import Population
+from ..engine.result import Result
+from ..engine.tree import Tree
+from ..engine.view import Step, View
 from ..models.base import Model
-from ..population import Population
 from ..process import Gaussian
-from ..result import Result
-from ..tree import Tree
-from ..view import Step, View
-from .base import Guide
 
 
 class Steadiness(Reward):

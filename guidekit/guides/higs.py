@@ -22,12 +22,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..engine.guide import Guide, Scale, at
+from ..engine.tree import Tree
+from ..engine.view import View
 from ..models.base import Model
 from ..process import Gaussian
-from ..tree import Tree
-from ..view import View
-from .base import Guide, Scale, at
-from .contrast import along
+from .shared.contrast import along
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class HiGS(Guide):
         def make() -> tuple[Tensor, Tensor | None]:
             d, past = view.prediction, self._past(view)
             assert d is not None
-            inside = self.active(view.step) and self.t_min < view.t <= self.t_max
+            inside = self.t_min < view.t <= self.t_max
             w = at(self.scale, view.t) * math.sqrt((view.t - self.t_min) / (self.t_max - self.t_min)) if inside else 0.0
             return d, None if w == 0 or past is None else w * self._delta(view, d, past)
 

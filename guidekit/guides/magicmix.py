@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..engine.guide import Guide, Scale, at
+from ..engine.population import Population
+from ..engine.view import Step, View
 from ..models.base import Model
-from ..population import Population
 from ..process import Gaussian
-from ..view import Step, View
-from .base import Guide, Scale, at
 
 
 @dataclass(frozen=True, eq=False)

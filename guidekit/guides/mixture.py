@@ -21,12 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.base import Cond, Model
+from ..engine.guide import Guide, Scale, at
+from ..engine.tree import Tree
+from ..engine.view import View
+from ..models.evaluations import Cond, evaluation, listed
 from ..process import Gaussian
-from ..tree import Tree
-from ..view import View
-from .base import Guide, Scale, at
-from .experts import evaluation, listed, networks
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,6 @@ class Mixture(Guide):
     def needs(self) -> tuple[Cond, ...]:
         return tuple(evaluation(e) for e in listed(self.experts))
 
-    @property
-    def models(self) -> tuple[Model, ...]:
-        return networks(self.needs)
-
     def tilt(self, view: View) -> Tensor:
         every, own = self._every(view), view.evals[Cond()]
         log_rho = self._log_rho(view, view.memo)
@@ -78,7 +73,7 @@ class Mixture(Guide):
     def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
         if view.step.last:
             return 0.0, None if memo is None else memo[1].exp()
-        if not self.adaptive or not self.active(view.step):
+        if not self.adaptive:
             return 0.0, memo
         assert view.step.move is not None
         before = () if memo is None else memo[2]

@@ -22,10 +22,12 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from ..attention import Attention, Heads, Layers, Perturbation, Perturbed, Span
-from ..models.base import Cond, Model
-from ..view import View
-from .base import Guide, Scale, at
+from ..engine.guide import Guide, Scale
+from ..engine.view import View
+from ..models.attention import Attention, Heads, Layers, Perturbation, Perturbed, Span
+from ..models.base import Model
+from ..models.evaluations import Cond
+from .shared.contrast import away
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,6 @@ def _repeated(value: Tensor, out: Tensor) -> Tensor:
     if value.dim() == 4 and out.shape[1] != value.shape[1]:
         value = value.repeat_interleave(out.shape[1] // value.shape[1], 1)
     return value.expand_as(out)
-
-
-def away(scale: Scale, view: View, need: Perturbed) -> Tensor:
-    """scale (d_cond - d_perturbed)."""
-    return at(scale, view.t) * (view.evals[Cond()] - view.evals[need])
 
 
 @dataclass(frozen=True)

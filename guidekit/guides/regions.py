@@ -17,12 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..models.base import Cond, Model
+from ..engine.guide import Guide, Scale, at
+from ..engine.tree import Tree
+from ..engine.view import View
+from ..models.base import Model
+from ..models.evaluations import Cond, evaluation, listed
 from ..process import Gaussian
-from ..tree import Tree
-from ..view import View
-from .base import Guide, Scale, at
-from .experts import evaluation, listed, networks
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +44,6 @@ class Regions(Guide):
     def needs(self) -> tuple[Cond, ...]:
         return tuple(evaluation(c) for c in listed(self.conditions))
 
-    @property
-    def models(self) -> tuple[Model, ...]:
-        return networks(self.needs)
-
     def check(self, model: Model, steps: int) -> None:
         if not callable(self.masks):
             _in_range(self._spread(self.masks[None], model))
@@ -60,7 +56,7 @@ class Regions(Guide):
         return sum(scale * masks[:, k] * (view.evals[need] - own) for k, need in enumerate(self.needs))  # type: ignore
 
     def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
-        if memo is not None or not callable(self.masks) or view.step.last or not self.active(view.step):
+        if memo is not None or not callable(self.masks) or view.step.last:
             return 0.0, memo
         return 0.0, self._masks(view, memo)
 

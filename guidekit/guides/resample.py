@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from .. import resampling
-from ..population import Population, log_mean_exp
-from ..view import Step
-from .base import Guide
+from ..engine import resampling
+from ..engine.guide import Guide
+from ..engine.population import Population
+from ..engine.resampling import check_resampling, resample
+from ..engine.view import Step
 
 
 @dataclass(frozen=True)
@@ -32,29 +31,4 @@ class Resample(Guide):
         check_resampling(self.ess, self.resampler)
 
     def select(self, population: Population, step: Step) -> Population:
-        return resample(population, step, self.ess if self.active(step) else 0.0, self.resampler)
-
-
-def check_resampling(ess: float, resampler: str | resampling.Resampler) -> None:
-    if not 0 <= ess <= 1:
-        raise ValueError(f"ess={ess}: the threshold is a share of the population, in [0, 1]")
-    resampling.get(resampler)
-
-
-def resample(population: Population, step: Step, ess: float, resampler: str | resampling.Resampler) -> Population:
-    """Resample the groups that need it; all of them where they meet children that are to be thinned to step.n."""
-    log_w = population.by_group(population.log_w)
-    size = log_w.shape[1]
-    if ess == 0 and size == step.n:
-        return population
-    needed = (
-        population.ess < ess * size * (1 - 1e-9) if size == step.n else torch.ones_like(log_w[:, 0], dtype=torch.bool)
-    )
-    if needed.device.type == "cpu" and not needed.any():
-        return population
-    drawn = resampling.get(resampler)(log_w.softmax(-1), step.n, step.key)
-    if size != step.n:
-        return population.select(drawn, log_mean_exp(log_w)[:, None].expand_as(drawn))
-    needed = needed[:, None]
-    index = torch.where(needed, drawn, torch.arange(size, device=drawn.device))
-    return population.select(index, torch.where(needed, log_mean_exp(log_w)[:, None], log_w))
+        return resample(population, step, self.ess, self.resampler)

@@ -16,12 +16,13 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from ..attention import Attention, Heads, Layers, Perturbation, Perturbed, Span
+from ..engine.guide import Guide, Scale
+from ..engine.view import View
 from ..errors import NetworkError
-from ..models.base import Cond, Model
-from ..view import View
-from .base import Guide, Scale
-from .pag import away
+from ..models.attention import Attention, Heads, Layers, Perturbation, Perturbed, Span
+from ..models.base import Model
+from ..models.evaluations import Cond
+from .shared.contrast import away
 
 
 @dataclass(frozen=True)

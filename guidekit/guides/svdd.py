@@ -24,6 +24,7 @@ alpha -> infinity the run becomes the unguided one.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +32,14 @@ import torch
 from torch import Tensor
 
 from .. import random
+from ..engine.guide import Guide
+from ..engine.population import Population, log_mean_exp
+from ..engine.scoring import same
+from ..engine.tree import Tree
+from ..engine.view import Step, View
 from ..models.base import Model
-from ..population import Population, log_mean_exp
-from ..tree import Tree
 from ..values import Value
-from ..view import Step, View
-from .base import Guide
-from .twist import check_reward, twist, value_of
+from .shared.twist import check_reward, twist, value_of
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class SVDD(Guide):
             raise ValueError(f"SVDD(candidates={self.candidates!r}): at least one child of each particle is needed")
 
     @property
-    def twist(self) -> tuple[int, float] | None:
-        return (id(self.reward), self.alpha) if self.alpha else None
+    def twist(self) -> tuple[Hashable, float] | None:
+        return (same(self.reward), self.alpha) if self.alpha else None
 
     @property
     def sees_prediction(self) -> bool:  # type: ignore[override]
@@ -71,15 +73,11 @@ class SVDD(Guide):
         if self.steer:
             raise ValueError("SVDD(steer=True): it has no tilt that the weights could correct for")
 
-    def due(self, step: Step) -> bool:
-        """Whether this step is scored: where children were drawn, and at the end."""
-        return step.last or (step.index > 0 and self.start <= (step.index - 1) / step.total < self.stop)
-
-    def children(self, step: Step) -> int:
-        return self.candidates
+    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
+        return n, self.candidates
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
-        if not self.due(view.step):
+        if view.step.index == 0:
             return 0.0, memo
         if self.alpha == 0:
             return 0.0, value_of(self, view)
@@ -88,7 +86,7 @@ class SVDD(Guide):
         return now - before, now
 
     def select(self, population: Population, step: Step) -> Population:
-        if not self.due(step):
+        if step.index == 0:
             return population
         return self._greedy(population, step) if self.alpha == 0 else self._nested(population, step)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ..engine.guide import Guide
+from ..engine.view import View
 from ..models.base import Encoded, Model
-from ..view import View
-from .base import Guide
-from .experts import evaluation, listed
+from ..models.evaluations import evaluation, listed
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ..view import View
-from .base import Scale
-from .classifier import Classifier, Label, slope
+from ..engine.guide import Scale
+from ..engine.view import View
 from .dcbg import Discrete
+from .shared.labelled import Classifier, Label, slope
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..view import View
-from .base import at
-from .contrast import Contrast, along, both, dot
+from ..engine.guide import at
+from ..engine.view import View
+from .shared.contrast import Contrast, along, both, dot
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import resampling
-from ..tree import Tree
+from ..engine import resampling
+from ..engine.guide import Scale, at
+from ..engine.tree import Tree
+from ..engine.view import View
 from ..values import Value
-from ..view import View
-from .base import Scale, at
-from .twist import Twisted, ascent, twist, value_of
+from .shared.twist import Twisted, ascent, twist, value_of
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,6 @@ class TDS(Twisted):
         return at(self.scale, view.t) / self.alpha * ascent(view, value_of(self, view))
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
-        if not (self.active(view.step) or view.step.last):
-            return 0.0, memo
         before = view.zeros() if memo is None else memo
         now = twist(self, view, before)
         return now - before, now

@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Scale
-from .training_free import TrainingFree
+from ..engine.guide import Scale
+from .shared.training_free import TrainingFree
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Base models: a process with somebody's network."""
 
-from .base import Cond, Model, Null
+from . import analytic
+from .base import Model
+from .evaluations import Cond, Null
 from .gaussian import GaussianModel
 from .tokens import MaskedModel, UniformModel
 
-__all__ = ["Cond", "GaussianModel", "MaskedModel", "Model", "Null", "UniformModel"]
+__all__ = ["Cond", "GaussianModel", "MaskedModel", "Model", "Null", "UniformModel", "analytic"]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..process import Gaussian
-from ..schedules import Cosine, Schedule
+from ..solvers.schedules import Cosine, Schedule
 from .base import Encoded, Model
 
 # (coefficient of x_t, coefficient of the network's output) in d, as functions of alpha and sigma

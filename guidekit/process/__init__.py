@@ -15,10 +15,13 @@ from .tokens import Categorical, Masked, Uniform
 
 class Kernel(Protocol):
     """q(x_s | x_t). `push` is its reparametrised draw, so the noise can be searched over; one that is not `random`
-    takes no noise and has no log-probability."""
+    takes no noise and has no log-probability. `history` is what the next move may read of earlier ones, newest first:
+    predictions, or what else the solver remembers; it is complete after `push`."""
 
     @property
     def random(self) -> bool: ...
+    @property
+    def history(self) -> tuple[Tensor, ...]: ...
     def push(self, noise: Any) -> Tensor: ...
     def log_prob(self, x: Tensor) -> Tensor: ...
 

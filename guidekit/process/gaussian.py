@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .. import random, times
-from ..schedules import Schedule, scales
-from ..solvers import DDPM, Move, Solver
+from .. import random
+from ..solvers import DDPM, Move, Solver, times
+from ..solvers.schedules import Schedule, scales
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class Normal:
     @property
     def random(self) -> bool:
         return self.move.c > 0
+
+    @property
+    def history(self) -> tuple[Tensor, ...]:
+        return self.predictions
 
     @property
     def mean(self) -> Tensor:

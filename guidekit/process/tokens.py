@@ -26,8 +26,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .. import random, times
-from ..solvers import DDPM, Move, Solver
+from .. import random
+from ..solvers import DDPM, Move, Solver, times
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Categorical:
 
     log_probs: Tensor
     random = True
+    history = ()
 
     def push(self, noise: Tensor) -> Tensor:
         return (self.log_probs + noise).argmax(-1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..result import Result
+from ..engine.result import Result
 from . import dna, molecules, pedigree
 from .charts import Series, histogram, lines, scatter
 from .reading import Output

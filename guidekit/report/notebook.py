@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from ..population import Population
-from ..result import Result
+from ..engine.population import Population
+from ..engine.result import Result
 from . import figures, images, molecules, samples
 from .recorder import plain
 from .svg import number

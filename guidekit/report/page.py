@@ -14,7 +14,7 @@ from typing import Any
 import guidekit as gk
 from rewards.base import needs
 
-from ..result import Result
+from ..engine.result import Result
 from . import figures, samples
 from .reading import Output, read, value
 from .recorder import replaced

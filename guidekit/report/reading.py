@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..result import Result, load_result
+from ..engine.result import Result, load_result
 from .recorder import FORMAT, survivors
 
 _PNG = "data:image/png;base64,"

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.base import Model, borrowed
-from ..population import Population
-from ..result import Result
-from ..view import Step
+from ..engine.population import Population
+from ..engine.result import Result
+from ..engine.view import Step
+from ..models.base import Model
+from ..models.networks import lent
 from .images import fitted, pixels, png_uri
 from .svg import number
 
@@ -111,7 +112,7 @@ class Recorder:
 
     def _nodes(self, index: int, rows: Tensor) -> list[dict[str, Any]]:
         _, clean, rewards = self._kept[index]
-        with borrowed([self.model]), torch.no_grad():
+        with lent(self.model.modules()), torch.no_grad():
             shown = _shown(self.model.decode(clean[rows].to(self.model.device)), len(self._kept))
         known = [v if math.isfinite(v) else None for v in rewards[rows].tolist()]
         return [

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..result import Result
+from ..engine.result import Result
 from . import dna, figures, images, molecules, motifs
 from .reading import Output
 from .recorder import plain

@@ -9,8 +9,8 @@ from pathlib import Path
 import guidekit as gk
 from rewards.base import needs
 
-from ..guides.base import Guide
-from ..result import Result
+from ..engine.guide import Guide
+from ..engine.result import Result
 from .page import write
 from .recorder import Recorder, replaced
 

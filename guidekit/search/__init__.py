@@ -4,7 +4,6 @@ Strategies ask for noises and are told what their samples are worth; `run` drive
 """
 
 from .bank import Bank, bank
-from .best_of_n import Random, random
 from .budget import Budget
 from .cma import CMA, cma
 from .core import Each, Found, Strategy, run
@@ -12,6 +11,7 @@ from .evolution import Evolution, evolution
 from .flowopt import flowopt
 from .gradient import gradient, gradients
 from .paths import paths
+from .random_search import Random, random
 from .share import share
 from .space import Space
 from .subspace import Subspace, subspace

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..engine.scoring import Cost
 from ..models.base import Model
-from ..rewarding import Cost
-from .best_of_n import at_least
 from .budget import Budget
 from .core import Options, Search
+from .random_search import at_least
 from .verify import Verifier
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from ..rewarding import Cost
+from ..engine.scoring import Cost
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..models.base import Model
-from .best_of_n import at_least
 from .core import Found, Options, drive, limits
+from .random_search import at_least
 from .space import Space
 
 if TYPE_CHECKING:

@@ -27,15 +27,16 @@ from tqdm.auto import tqdm
 
 from rewards import as_reward
 
-from ..describe import describe
+from ..engine.describe import describe
+from ..engine.guide import Guide
+from ..engine.result import Result, Trace
+from ..engine.run import Run
+from ..engine.sample import sample
+from ..engine.scoring import Cost
 from ..errors import RewardError
-from ..finish import decoded
-from ..guides.base import Guide
-from ..models.base import Cond, Model, held
-from ..result import Result, Trace
-from ..rewarding import Cost
-from ..run import Run
-from ..sampling import sample
+from ..models.base import Model
+from ..models.evaluations import Cond
+from ..models.networks import networks_in
 from ..solvers import Solver
 from .background import Task
 from .budget import Budget
@@ -183,7 +184,7 @@ class Search:
     def separable(self) -> bool:
         """Whether rewards and sampler may run at once: no, where they share a network, which runs put into modes."""
         own = {id(m) for model in self.run.models for m in model.modules()}
-        return not any(id(m) in own for r in self.verifier.rewards for m in held(r).modules())
+        return not any(id(m) in own for r in self.verifier.rewards for m in networks_in(r))
 
     # rows ------------------------------------------------------------------------------------------------------------
 
@@ -213,7 +214,7 @@ class Search:
             "seed": [seeds[g] for g in self.alive for _ in range(k)],
         }
         run = Run(self.model, self.n, **given, noise=noise)
-        run.cost = run.score.cost = self.cost if cost is None else cost
+        run.charge(self.cost if cost is None else cost)
         return run
 
     def sampled(self, z: Tensor, cost: Cost | None = None) -> Tensor:
@@ -229,7 +230,7 @@ class Search:
     def decoded(self, x: Tensor) -> Any:
         """Samples of rows, with the networks as in a run."""
         with torch.no_grad(), self.run.borrowed():
-            return decoded(self.run, x)
+            return self.run.decode(x)
 
     def scored(self, x: Tensor, k: int) -> tuple[Tensor, list[str] | None]:
         """Scores (cells, k, V) of rows, and what was scored where that is text."""
@@ -484,7 +485,7 @@ def _checked(z: Any, space: Space, strategy: Any) -> int:
 
 def _check_guides(guides: Sequence[Guide]) -> None:
     for guide in guides:
-        if guide.stochastic or guide.has("particles") or guide.has("weigh"):
+        if guide.stochastic or guide.has("plan") or guide.has("weigh"):
             raise ValueError(
                 f"guides holds {type(guide).__name__}, which weighs, branches or selects particles; a search goes "
                 "over the noise of independent samples. Take guides that bend the prediction"

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .. import random
 from ..models.base import Model
-from .best_of_n import at_least
 from .core import Found, Options, drive, limits
+from .random_search import at_least
 from .space import Space
 from .sphere import between, turned
 

@@ -26,11 +26,12 @@ from torch import Tensor
 
 from rewards import as_reward
 
+from ..engine.run import Run
+from ..engine.scoring import Scorer
+from ..engine.tilts import tilted
 from ..errors import RewardError
 from ..models.base import Model
 from ..process import Gaussian
-from ..rewarding import Scorer
-from ..run import Run
 from .core import Found, Options, Search, limits
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def gradients(run: Run, noise: Tensor, reward: Any, rows: Tensor | None = None) 
 
     rows    of the run, where noise is not that of all of them
     """
-    rows = run._ids[: noise.shape[1]] if rows is None else rows
+    rows = torch.arange(noise.shape[1], device=noise.device) if rows is None else rows
     with torch.inference_mode(False), run.borrowed():
         with torch.no_grad():
             states: list[State] = [(run.model.process.prior(noise[0], run.moves[0].t),)]
@@ -123,13 +124,13 @@ def gradients(run: Run, noise: Tensor, reward: Any, rows: Tensor | None = None) 
 def _moved(run: Run, index: int, state: State, noise: Tensor, rows: Tensor) -> State:
     """One move of the run: x_s and the predictions that the next one needs."""
     x, history = state[0], state[1:]
-    pop = replace(run._born(rows), x=x, predictions=history)
-    view, _ = run._predict(run._view(pop, run.step(index)), pop.memos)
+    pop = replace(run.born(rows), x=x, predictions=history)
+    view, _ = tilted(run.view(pop, index), run.acts[index], pop.memos, run.steered)
     assert view.prediction is not None
     predictions = (view.prediction, *history)[: run.order]
     kernel = run.model.process.kernel(x, predictions, run.moves[index])
     moved = kernel.push(noise.clone() if kernel.random else None)
-    return moved, *getattr(kernel, "history", predictions)[: run.order - 1]
+    return moved, *kernel.history[: run.order - 1]
 
 
 def _pulled(run: Run, index: int, state: State, noise: Tensor, rows: Tensor, back: State) -> tuple[State, Tensor]:
@@ -170,7 +171,7 @@ def _check(search: Search) -> None:
             "gk.search.zero_order, evolution or random"
         )
     for guide in search.run.guides:
-        if guide.grad or any(map(guide.has, ("log_weight", "begin", "condition"))):
+        if guide.grad is True or any(map(guide.has, ("log_weight", "begin", "condition"))):
             raise ValueError(f"guides holds {type(guide).__name__}, through which gradient search does not go")
 
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..engine.population import Population
+from ..engine.run import Run
 from ..models.base import Model
-from ..population import Population
-from ..run import Run
-from .best_of_n import at_least
 from .budget import Budget
 from .core import Found, Options, Search, _times
+from .random_search import at_least
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -129,7 +129,7 @@ class _Levels:
 
     def _branched(self, run: Run, kept: Population, parents: Tensor, level: int) -> Population:
         """The survivors at the branching point, once for each continuation, at their new addresses."""
-        space, born = self.search.space, run._born(slice(None))
+        space, born = self.search.space, run.born()
         rows = space.by_cell(torch.arange(len(kept), device=kept.x.device)).gather(1, parents)
         rows = rows.repeat_interleave(self.branch[level], 1).unflatten(0, (space.groups, space.n)).transpose(1, 2)
         new = {name: getattr(born, name) for name in ("group", "slot", "parent", "root", "groups")}

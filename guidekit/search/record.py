@@ -23,9 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..describe import difference
+from ..engine.describe import difference
+from ..engine.scoring import Cost
 from ..errors import CheckpointError
-from ..rewarding import Cost
 
 
 @dataclass

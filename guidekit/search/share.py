@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ..models.base import Model
-from .best_of_n import at_least
 from .budget import Budget
 from .core import Found, Options, Round, Search
+from .random_search import at_least
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .. import random
+from ..engine.run import Run
 from ..process import Masked, Process, Uniform
-from ..run import Run
 from .sphere import gumbel_to_normal, normal_to_gumbel
 
 

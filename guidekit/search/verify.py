@@ -21,8 +21,8 @@ from torch import Tensor
 
 from rewards import as_reward
 
+from ..engine.scoring import Cost, Scorer
 from ..errors import RewardError
-from ..rewarding import Cost, Scorer
 
 
 @dataclass

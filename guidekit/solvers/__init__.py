@@ -1,8 +1,22 @@
 """Solvers for Gaussian processes: coefficient tables over a time grid (see `guidekit.solvers.base`)."""
 
+from . import schedules, times
 from .base import Move, Point, Solver, starting_at
 from .ddim import DDIM, DDPM
 from .dpmpp import DPMpp, SDEDPMpp
 from .heun import Euler, Heun
 
-__all__ = ["DDIM", "DDPM", "DPMpp", "Euler", "Heun", "Move", "Point", "SDEDPMpp", "Solver", "starting_at"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "DPMpp",
+    "Euler",
+    "Heun",
+    "Move",
+    "Point",
+    "SDEDPMpp",
+    "Solver",
+    "schedules",
+    "starting_at",
+    "times",
+]

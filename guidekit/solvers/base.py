@@ -20,8 +20,8 @@ from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from ..schedules import Schedule, scales
-from ..times import Grid
+from .schedules import Schedule, scales
+from .times import Grid
 
 
 class Move(NamedTuple):

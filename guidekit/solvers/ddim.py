@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-from ..times import Grid
 from .base import Move, Point, Solver, decay
+from .times import Grid
 
 
 def posterior(t: Point, s: Point, eta: float) -> Move:

@@ -19,9 +19,9 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, dataclass
 
-from ..times import Grid
 from .base import Move, Point, Solver, decay
 from .ddim import posterior
+from .times import Grid
 
 
 def _two_step(move: Move, ratio: float, gain: float) -> Move:

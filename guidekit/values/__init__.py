@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..view import View
+from ..engine.view import View
 from .fit import fit
 from .learned import Calibration, Learned
 from .rollout import Rollout

@@ -47,7 +47,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -58,17 +58,19 @@ from torch import Tensor, nn
 from rewards import RewardError, as_reward
 
 from .. import random
-from ..describe import describe, describe_run, difference, weights
+from ..engine.describe import describe, difference, weights
+from ..engine.scoring import Cost, Scorer
 from ..errors import CheckpointError
-from ..models.base import Encoded, Model, borrowed, rows_of, stack
-from ..rewarding import Cost, Scorer
+from ..models.base import Encoded, Model, stack
+from ..models.evaluations import rows_of
+from ..models.networks import lent, networks_in
 from ..solvers import Solver
 from .learned import Calibration, Learned, Scaled, bins, call, soft_mean
 
 if TYPE_CHECKING:
-    from ..guides.base import Guide
-    from ..population import Population
-    from ..run import Run
+    from ..engine.guide import Guide
+    from ..engine.population import Population
+    from ..engine.run import Run
 
 _FORMAT = "guidekit-values-1"
 _FEWEST = 10  # rollouts
@@ -177,7 +179,7 @@ def fit(
     >>> value.calibration.held_out
     13
     """
-    from ..run import Run
+    from ..engine.run import Run
 
     options = Options(alpha, target, rollouts, per_rollout, batch_size, epochs, lr, holdout, patience, seed)
     as_reward(reward)
@@ -241,7 +243,7 @@ def _check_net(net: Any, run: Run, conds: Encoded) -> None:
     if not any(p.requires_grad for p in net.parameters()):
         raise ValueError(f"fit(net={type(net).__name__}): none of its parameters requires a gradient")
     t = torch.full((2,), run.moves[0].t, dtype=model.dtype, device=model.device)
-    with torch.no_grad(), borrowed([cast(Model, Learned(net))]):
+    with torch.no_grad(), lent(networks_in(net)):
         call(net, x, t, rows_of(conds, torch.zeros(2, dtype=torch.long, device=model.device)))
 
 
@@ -284,7 +286,7 @@ def _kept(path: Path, config: str, run: Run, drawn: Callable[[Path], Rollouts]) 
 
 def _draw(run: Run, steps: Any, options: Options, progress: bool, file: Path | None) -> Rollouts:
     """Sample with a recorder in the list of guides. `file` carries the run on where it is killed."""
-    from ..sampling import sample
+    from ..engine.sample import sample
     from .nets import Record
 
     ends: list[Population] = []
@@ -497,8 +499,7 @@ def _config(run: Run, net: Any, options: Options, trainer: dict[str, Any]) -> st
     """What decides the weights, as JSON: to know the folder of another call."""
     plain = {k: v for k, v in trainer.items() if isinstance(v, (bool, int, float, str))}
     own = {"format": _FORMAT, "net": describe(net), "trainer": plain, "options": asdict(options)}
-    modules = (m for model in run.models for m in model.modules())
-    return json.dumps(describe_run(run) | own | {"weights": weights(modules)})
+    return json.dumps(run.describe() | own | {"weights": weights(run.modules())})
 
 
 def _expect(found: str, config: str, file: Path) -> None:

@@ -12,15 +12,16 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..describe import weights
+from ..engine.describe import weights
+from ..engine.view import View
 from ..errors import NetworkError
-from ..models.base import Encoded, Model, _kind, _networks, borrowed
-from ..view import View
+from ..models.base import Encoded
+from ..models.networks import kind_of, lent, networks_in
 
 Network = Callable[[Tensor, Tensor, Encoded], Tensor]
 
@@ -124,19 +125,19 @@ class Learned:
 
     def modules(self) -> list[nn.Module]:
         """The networks whose mode a run must leave as it found it."""
-        return list(dict.fromkeys(_networks(self.net)))
+        return networks_in(self.net)
 
     def __call__(self, view: View) -> Tensor:
         times = torch.full((len(view.x),), view.t, dtype=view.model.dtype, device=view.x.device)
         idle = not view.x.requires_grad and not any(m.training for m in self.modules())
-        with nullcontext() if idle else borrowed([cast(Model, self)]), torch.set_grad_enabled(view.x.requires_grad):
+        with nullcontext() if idle else lent(self.modules()), torch.set_grad_enabled(view.x.requires_grad):
             return call(self.net, view.x, times, view.cond)
 
 
 def call(net: Network, x: Tensor, t: Tensor, cond: Encoded) -> Tensor:
     """The network in its own precision and on its own device; float64 (rows,) on x's device."""
-    modules = list(_networks(net))
-    dtype, device = _kind(modules) if modules else (None, x.device)
+    modules = networks_in(net)
+    dtype, device = kind_of(modules) if modules else (None, x.device)
     given = x.to(device, dtype if x.is_floating_point() else None)
     version = None if given.is_inference() else given._version
     out = net(given, t.to(device), _moved(cond, device))

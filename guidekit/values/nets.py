@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import random
-from ..guides.base import Guide
+from ..engine.guide import Guide
+from ..engine.tree import Tree
+from ..engine.view import View
 from ..models.base import Encoded, Model
 from ..process import Gaussian, Masked, Uniform
-from ..tree import Tree
-from ..view import View
 from .learned import Scaled, call
 
 _WIDTH = 128

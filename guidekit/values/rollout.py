@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from .. import random
-from ..population import log_mean_exp
-from ..view import View
+from ..engine.population import log_mean_exp
+from ..engine.view import View
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..models import GaussianModel, MaskedModel, Model
-from ..schedules import Cosine
+from ..solvers.schedules import Cosine
 from . import nets
 
 WEIGHTS = Path(__file__).parent / "weights"

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..engine.sample import sample
 from ..guides import CFG, PAG, AutoGuidance, MinorityGuidance
-from ..sampling import sample
 from . import WEIGHTS, card, data, load, network
 
 Figures = dict[str, Any]
@@ -45,7 +45,7 @@ def fashion(name: str, n: int, steps: int) -> Figures:
     """Accuracy of conditional samples by the classifier, Frechet distances on the features of the judge, rareness."""
     from rewards.images import frechet_distance
 
-    from ..minority import minority_score
+    from ..guides.minority_guidance import minority_score
 
     model, guess, judge = load(name), network("fashion-classifier"), network("fashion-judge")
     x, y = data.fashion("test")
@@ -85,7 +85,7 @@ def fashion(name: str, n: int, steps: int) -> Figures:
 
 def picture(images: Tensor, group: Tensor, file: Path) -> None:
     """Ten samples of each class, a row each, where there is a docs folder."""
-    from ..export import sheet
+    from ..report.export import sheet
     from ..report.images import pixels, png
 
     rows = [images[group == g][:10] for g in group.unique().tolist()]
@@ -155,7 +155,7 @@ def noisy(name: str, n: int, steps: int) -> Figures:
     """Of test images with their own scores: rank correlation of the expected quantile with the score, by noise."""
     from scipy.stats import spearmanr
 
-    from .. import minority
+    from ..guides import minority_guidance as minority
     from .train import MEAN, STD
 
     x = (data.fashion("test")[0][:1000] - MEAN) / STD

@@ -307,7 +307,7 @@ QUANTILES, SCORED = 10, 10_000  # of the minority score, and images that it is m
 
 def _rare() -> tuple[Batch, Batch]:
     """Images with the quantile of their minority score; scored once, which takes minutes, and kept beside the data."""
-    from .. import minority
+    from ..guides import minority_guidance as minority
     from . import load
 
     file = data.folder() / f"fashion-minority-{SCORED}.safetensors"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rewards.base import needs
 
-from ...models.base import _tensors
+from ...models.base import as_encoded
 from .decoding import Decoder
 from .families import Family, Plain, family_of
 from .grids import Grids
@@ -71,7 +71,7 @@ def from_diffusers(
     decoder = Decoder(vae, family, grids.dtype, decode_batch) if output == "image" and whole is not None else None
     model._decode = output if callable(output) else decoder
     if null is not None:
-        model.null = _tensors(null if isinstance(null, dict) else {family.takes: null}, model.device)
+        model.null = as_encoded(null if isinstance(null, dict) else {family.takes: null}, model.device)
     return model
 
 

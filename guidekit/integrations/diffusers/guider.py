@@ -21,9 +21,9 @@ from torch import nn
 
 from rewards.base import needs
 
-from ...guides.base import Guide
-from ...models.base import Cond, Null
-from ...view import Step
+from ...engine.guide import Guide
+from ...engine.view import Step
+from ...models.evaluations import Cond, Null
 from .clock import Clock
 from .perturbing import Perturbing, Whole
 from .shown import Shown, combined, evaluations, refused, step_of

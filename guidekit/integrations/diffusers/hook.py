@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...engine.guide import Guide
+from ...engine.population import Population
+from ...engine.result import Result
+from ...engine.run import Run
 from ...errors import NetworkError
-from ...guides.base import Guide
 from ...models.base import Encoded
-from ...population import Population
-from ...result import Result
-from ...run import Run
 from .build import from_diffusers
 from .grids import Grids
 from .model import DiffusersModel
 
-_ELSEWHERE = ("children", "particles", "begin", "condition", "noise")
+_ELSEWHERE = ("plan", "begin", "condition", "noise")
 
 
 class _Live(DiffusersModel):
@@ -106,7 +106,7 @@ class Hook:
         )  # fmt: skip
         if len(self.run.moves) != steps:
             raise ValueError("the guides change the number of steps, which a hook cannot: use gk.from_diffusers(pipe)")
-        self.pop = replace(self.run._born(slice(None)), x=x)
+        self.pop = replace(self.run.born(), x=x)
 
     def _draw(self, index: int, x: Tensor, generator: Any) -> None:
         """The noise of a move is what the scheduler would draw from the pipeline's generator."""
@@ -117,7 +117,7 @@ class Hook:
         if kind is not None:
             kind = x.dtype if kind == torch.float64 else kind
             noise = randn_tensor(x.shape, generator, x.device, kind).to(self.live.dtype)
-            self.run._noise = lambda pop, index: noise  # type: ignore[method-assign]
+            self.run.noise = lambda pop, index: noise
 
     @staticmethod
     def _advance(scheduler: Any, t: Any) -> None:
@@ -130,7 +130,7 @@ class Hook:
 
 def serves(guide: Guide) -> bool:
     """Whether a guide does with the network's calls that the pipeline makes."""
-    return not (guide.grad or guide.needs or any(guide.has(name) for name in _ELSEWHERE))
+    return not (guide.grad is True or guide.needs or any(guide.has(name) for name in _ELSEWHERE))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...describe import describe
+from ...engine.describe import describe
 from ...models.base import Condition, Encoded, Model
 from .decoding import Decoder
 from .families import Family, Plain

@@ -6,8 +6,9 @@ from typing import Any, cast
 
 from torch import nn
 
-from ...attention import _Frame
-from ...models.base import Cond, Model
+from ...models.attention import Frame
+from ...models.base import Model
+from ...models.evaluations import Cond
 
 
 class Whole(nn.Module):
@@ -31,7 +32,7 @@ class Perturbing:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         whole = cast(nn.Module, self.model.net)
         try:
-            rows = _Frame(whole, (), args, kwargs).rows()
+            rows = Frame(whole, (), args, kwargs).rows()
             with self.need.during(self.model, slice(0, rows)):
                 return whole(*args, **kwargs)
         except BaseException:

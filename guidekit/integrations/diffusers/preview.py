@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...view import View
+from ...engine.view import View
 
 
 @dataclass(frozen=True)

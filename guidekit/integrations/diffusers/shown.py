@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ...guides.base import Guide
-from ...models.base import Cond, Encoded, Model
+from ...engine.guide import Guide
+from ...engine.seats import acting, seated
+from ...engine.tilts import tilted
+from ...engine.view import Step, View
+from ...models.base import Encoded, Model
+from ...models.evaluations import Cond
 from ...process import Gaussian
-from ...run import Run, _names
-from ...view import Step, View
 from .hook import serves
 
 _AWAY = {
-    "it chooses among particles": ("particles", "children", "select"),
+    "it chooses among particles": ("plan", "select"),
     "it weighs particles, or remembers what was before": ("weigh", "log_weight"),
     "it chooses the noise": ("noise",),
     "it acts before the first step": ("begin",),
@@ -92,8 +93,7 @@ def evaluations(guides: tuple[Guide, ...]) -> tuple[Cond, ...]:
 def combined(guides: tuple[Guide, ...], model: Shown, step: Step, evals: dict[Cond, Tensor]) -> Tensor:
     """The prediction with what the guides add and finish, by the engine."""
     view = View(model, step, _UNSEEN, None, _UNSEEN, _UNSEEN, evals, evals[Cond()], cast(Any, _never))
-    run = SimpleNamespace(guides=guides, names=_names(guides), steered=False)
-    view, _ = Run._predict(cast(Run, run), view, (None,) * len(guides))
+    view, _ = tilted(view, acting(seated(guides), step), (None,) * len(guides), steered=False)
     return cast(Tensor, view.prediction)
 
 
@@ -111,7 +111,7 @@ def _why(guide: Guide, timed: bool) -> str | None:
         raise TypeError(f"guider([{guide!r}]): a guide is needed, like gk.CFG(5.0)")
     if guide.steer:
         return "with steer=True weights correct for it, and a guider has none"
-    if guide.grad:
+    if guide.grad is True:
         return "it takes gradients through the network"
     away = (why for why, hooks in _AWAY.items() if any(map(guide.has, hooks)))
     return next(away, None) or _tried(guide, timed)
@@ -120,7 +120,9 @@ def _why(guide: Guide, timed: bool) -> str | None:
 def _tried(guide: Guide, timed: bool) -> str | None:
     model = Shown(len)
     try:
-        if guide.models or any(need.model(model) is not model for need in guide.needs):
+        if any(isinstance(v, Model) for v in vars(guide).values()) or any(
+            need.model(model) is not model for need in guide.needs
+        ):
             return "it needs another model"
         if not _alike(guide, model):
             return "its formula depends on what the network predicts (noise, velocity), which a guider is not told"

@@ -1,0 +1,122 @@
+"""What can be wrong with a call, found before the network is called."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards import as_reward
+
+from .. import random
+from ..errors import CollapseWarning, RewardError
+from ..models.base import Condition, Model
+from ..models.evaluations import Cond
+from ..solvers import Solver
+from .guide import Guide
+from .result import Result
+
+
+def check_call(model: Any, n: int, solver: Any, batch_size: int | None, guides: Any, *rewards: Any) -> None:
+    """The model and the solver are such, and the counts count."""
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"a base model is needed, not {type(model).__name__}; wrap a network in gk.GaussianModel, "
+            "gk.MaskedModel or gk.UniformModel"
+        )
+    if solver is not None and not isinstance(solver, Solver):
+        raise TypeError(
+            f"solver={solver!r}: an instance is needed, like gk.solvers.DDPM() or gk.solvers.DPMpp(order=2)"
+        )
+    if isinstance(guides, (str, Guide)) or not isinstance(guides, Iterable):
+        what = "" if isinstance(guides, Guide) else " and this is not a Guide"
+        raise TypeError(f"guides={guides!r}: a list of guides is needed, like [gk.CFG(3.0)]{what}")
+    for reward in rewards:
+        if reward is not None:
+            as_reward(reward)
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n={n!r}: the number of samples per condition is an int of at least 1")
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size={batch_size!r}: the most rows in one forward, at least 1, or None")
+
+
+def conditions(model: Model, cond: Any) -> list[Condition]:
+    """The conditions, one for each group."""
+    listed = cond if isinstance(cond, list) else [cond]
+    if not listed:
+        raise ValueError("cond=[]: a list of conditions has one entry per group")
+    if model.null is None and 0 < sum(c is None for c in listed) < len(listed):
+        raise ValueError("cond has None beside conditions, but the model has no null condition: build it with null=...")
+    return listed
+
+
+def keys(seed: int | Sequence[int], groups: int, device: torch.device) -> Tensor:
+    """The groups' keys. With one seed every group has the same noise, so that it equals a run of its own."""
+    seeds = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed] * groups
+    if len(seeds) != groups or not all(isinstance(s, Integral) and not isinstance(s, bool) for s in seeds):
+        raise ValueError(f"seed={seed!r}: an int, or one int for each of the {groups} groups")
+    return random.key([int(s) for s in seeds], device)
+
+
+def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, steps: int) -> None:
+    """Every guide works with this model and solver."""
+    for guide in guides:
+        name = type(guide).__name__
+        if not isinstance(guide, Guide):
+            raise TypeError(f"guides holds {guide!r}, which is not a Guide; a list like [gk.CFG(3.)] is needed")
+        if not 0 <= guide.start <= guide.stop <= 1:
+            raise ValueError(f"{name}(start={guide.start}, stop={guide.stop}): fractions with 0 <= start <= stop <= 1")
+        if guide.steer and not guide.tilts:
+            raise ValueError(f"{name}(steer=True): it has no tilt that the weights could correct for")
+        if guide.stochastic and solver is not None and not solver.stochastic:
+            raise ValueError(
+                f"{name} weights, branches or resamples particles, and {solver!r} is deterministic: copies would stay "
+                f"equal and have no log-probability. {solver.advice}"
+            )
+        for need in (Cond(), *guide.needs):
+            need.check(model)
+        guide.check(model, steps)
+
+
+def check_result(result: Result, n: int, judge: Any) -> None:
+    """Errors and warnings about the samples as a whole."""
+    for group in range(result.groups):
+        mine = result.group == group
+        if result.rewards is not None and result.rewards[mine].isnan().all():
+            name = "?" if judge is None else as_reward(judge).name
+            raise RewardError(f"reward {name!r} scored none of the {n} samples of group {group}")
+        if (result.log_weights[mine] == -torch.inf).all():
+            raise RewardError(f"all {n} particles of group {group} have weight zero")
+    lost = 0 if result.rewards is None else int(result.rewards.isnan().sum())
+    if lost:
+        warnings.warn(f"{lost} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=4)
+    if n > 4:
+        ess = result.trace["ess"].amin(-1)
+        low, step = ess.min(0)
+        if low < max(1.5, 0.01 * n):
+            warnings.warn(
+                f"the effective sample size fell to {low:.1f} of {n} at step {int(step) + 1} of {len(ess)}: few "
+                f"particles carry the result (at the end {int(result.trace['distinct'][-1].amin())} starting ones have "
+                "descendants). Take more particles, a larger alpha, or temper: weigh earlier and in more steps",
+                CollapseWarning,
+                stacklevel=4,
+            )
+
+
+def check_noise(noise: Any, model: Model, rows: int, moves: int) -> None:
+    """The starting noise (rows, *shape), or that of the whole chain (moves + 1, rows, *shape)."""
+    if noise is None:
+        return
+    shape = model.process.noise_shape(model.shape)
+    dtype = model.process.noise(random.key([0]), shape, model.dtype).dtype
+    fits = isinstance(noise, Tensor) and tuple(noise.shape) in ((rows, *shape), (moves + 1, rows, *shape))
+    if not fits or noise.dtype != dtype or noise.device.type != model.device.type:
+        given = f"{tuple(noise.shape)}, {noise.dtype} on {noise.device}" if isinstance(noise, Tensor) else repr(noise)
+        raise ValueError(
+            f"noise is {given}; needed is {(rows, *shape)} for the start, or {(moves + 1, rows, *shape)} for the "
+            f"whole chain, {dtype} on {model.device}"
+        )

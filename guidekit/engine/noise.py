@@ -1,0 +1,83 @@
+"""The noise of a run, by address: that of (seed, move, row) depends on nothing else.
+
+So a row has the same noise in any batch, in any number of processes, and in a run that was interrupted and resumed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import random
+from ..models.base import Model
+from .population import Population
+
+_BLOCK = 1 << 17  # numbers of noise made at a time where a step needs fewer
+
+
+class Noise:
+    """Noise of the start and of the moves. `noise(population, index)` is that of the start for index 0, else that of
+    move index - 1; the caller may use its memory.
+
+    alive   rows of each group at every step
+    given   what the user gave: of the start (rows, *shape) or of the whole chain (moves + 1, rows, *shape), or None
+    """
+
+    def __init__(self, model: Model, keys: Tensor, alive: Sequence[int], given: Tensor | None = None):
+        self.model, self.keys, self.alive, self.given = model, keys, alive, given
+        self.shape = model.process.noise_shape(model.shape)
+        self.rows = max(alive)
+        ids = torch.arange(len(keys) * self.rows, device=keys.device)
+        self._keys = self._address(ids // self.rows, ids % self.rows)
+        self._block: tuple[int, Tensor] = (-1, self._keys)
+
+    @property
+    def chain_given(self) -> bool:
+        """Whether the user gave the noise of the whole chain."""
+        return self.given is not None and self.given.dim() == len(self.shape) + 2
+
+    def __call__(self, pop: Population, index: int) -> Tensor:
+        if self.given is not None and (index == 0 or self.chain_given):
+            if pop.branch > 1:
+                raise ValueError("noise= for the whole chain has one row per particle, but a guide branches")
+            row = pop.group * self.alive[0] + pop.slot
+            return self.given[index][row] if self.chain_given else self.given[row]
+        if pop.branch == 1:
+            return self._ahead(index, pop.group * self.rows + pop.slot)
+        keys = self._address(pop.group, random.address(pop.slot, self.alive[max(index - 1, 0)]))
+        return self._made(random.fold(keys, index))
+
+    def start(self, root: Tensor) -> Tensor:
+        """The noise from which the particles with these rows of the start began."""
+        if self.given is not None:
+            return self.given[0][root] if self.chain_given else self.given[root]
+        return self._ahead(0, root // self.alive[0] * self.rows + root % self.alive[0])
+
+    def chain(self, moves: int) -> Tensor:
+        """The noise of the whole chain, (moves + 1, rows, ...), where no guide branches: as `noise=` takes it."""
+        if self.given is not None and self.chain_given:
+            return self.given.clone()
+        rows = torch.arange(len(self.keys) * self.alive[0], device=self.keys.device)
+        own = rows // self.alive[0] * self.rows + rows % self.alive[0]
+        return torch.stack([self.start(rows), *(self._ahead(index, own) for index in range(1, moves + 1))])
+
+    def _ahead(self, index: int, rows: Tensor) -> Tensor:
+        """Noise by address, where it is small for several steps at a time: calls then cost more than their work."""
+        steps = _BLOCK // (len(self._keys) * math.prod(self.shape))
+        if steps < 2:
+            return self._made(random.fold(self._keys[rows], index))
+        if index // steps != self._block[0]:
+            first = index - index % steps
+            keys = random.fold(self._keys, torch.arange(first, first + steps, device=rows.device)[:, None])
+            self._block = (index // steps, self._made(keys))
+        return self._block[1][index % steps][rows]  # a copy: moves use their noise up
+
+    def _made(self, keys: Tensor) -> Tensor:
+        return self.model.process.noise(keys, self.shape, self.model.dtype)
+
+    def _address(self, group: Tensor, slot: Tensor) -> Tensor:
+        """The key of each row's noise, which is the same for a row of the same slot in any group with this seed."""
+        return random.fold(random.fold(self.keys, "noise")[group], slot)

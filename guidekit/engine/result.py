@@ -1,0 +1,291 @@
+"""What a run returns: samples with their weights, where they came from and what they cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .. import random
+from ..errors import CheckpointError
+from . import resampling, tree
+from .population import effective_size, entropy, log_mean_exp
+from .scoring import Cost
+from .shown import rendered
+from .tree import Tree
+
+_ROWS = ("x", "group", "log_weights", "rewards", "noise", "row", "holdout")
+_TENSORS = (*_ROWS, "ancestors")
+_FORMAT = "guidekit-result-1"
+_FILES = ("result.json", "tensors.safetensors")
+
+
+class Trace(list):
+    """One dict per step; `trace["ess"]` is a column, as a tensor (steps,) or (steps, groups)."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return torch.tensor([row[key] for row in self]) if isinstance(key, str) else super().__getitem__(key)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Samples of a run, row by row; groups of n rows each, one for every condition.
+
+    x            final states (groups*n, *shape)
+    samples      decoded: a tensor, or a list with one entry per row
+    rewards      float64 (groups*n,), NaN where a sample could not be scored, or None where there was no reward
+    group        index of the row's condition
+    log_weights  unnormalised, float64: exp(log_weights - log_z) has mean 1 in every group
+    ancestors    (steps, rows of the run): for each step and row, the row of the step before from which it descends
+    row          the row of the run that each sample is, for ancestors and noise; see `lineage`
+    trace        one dict per step with t, ess, entropy (of the weights, in nats), resampled, distinct, mean_reward,
+                 max_reward (a list with one entry per group) and seconds; distinct counts the starting particles that
+                 still have descendants
+    cost         .network_rows, .network_calls, .reward_calls (distinct samples scored), .unscored, .seconds
+    noise        the starting noise of each sample
+    holdout      what a reward that took no part in the run says of the samples, or None
+    memos        what each guide of the list remembers of the samples
+    config       the arguments of the run, as plain values
+    """
+
+    x: Tensor
+    samples: Any
+    rewards: Tensor | None
+    group: Tensor
+    log_weights: Tensor
+    ancestors: Tensor
+    trace: Trace
+    cost: Cost
+    row: Tensor
+    noise: Tensor | None = None
+    holdout: Tensor | None = None
+    memos: tuple[Tree, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def groups(self) -> int:
+        return int(self.group.max()) + 1 if len(self) else 0
+
+    @property
+    def log_z(self) -> Tensor:
+        """Estimate of log E[exp(r/alpha)] for each group; exp of it is unbiased."""
+        return log_mean_exp(self._by_group(self.log_weights))
+
+    @property
+    def ess(self) -> Tensor:
+        """Effective sample size of each group."""
+        return effective_size(self._by_group(self.log_weights))
+
+    @property
+    def weights(self) -> Tensor:
+        """Normalised weights, summing to 1 in every group."""
+        return self._by_group(self.log_weights).softmax(-1).flatten()
+
+    @property
+    def log_z_error(self) -> Tensor:
+        """Standard error of log_z for each group, from this one run.
+
+        Lee and Whiteley (2018), https://arxiv.org/abs/1509.00394: with W_e the weight of all that descends from the
+        starting particle e and R the times that the group was resampled, Var(Z^)/Z^2 is estimated by
+        1 - (N/(N-1))^(R+1) (1 - sum_e W_e^2). Where one ancestor is left it says 1 or more: not to be trusted then.
+        Exact in the mean for multinomial resampling; local selections (SVDD) are not counted as resampling.
+        """
+        n, root = len(self) // self.groups, self._by_group(self.lineage()[0])
+        if n < 2:
+            return torch.full((self.groups,), torch.nan, dtype=torch.float64)
+        same = (root[:, :, None] == root[:, None, :]).double()
+        w = self._by_group(self.weights)
+        together = torch.einsum("gi,gij,gj->g", w, same, w)
+        resampled = self.trace["resampled"].double().sum(0).to(w)
+        relative = 1 - (n / (n - 1)) ** (resampled + 1) * (1 - together)
+        return relative.clamp(min=0).sqrt()
+
+    def summary(self, base: Result | None = None) -> list[dict[str, float]]:
+        """One row of diagnostics for each group; against an unguided result also the gains, in its standard deviations.
+
+        ancestors   starting particles that have descendants among the samples
+        distinct    different samples
+        entropy     of the weights, in nats; log n where all weigh alike
+        spread      root mean square distance of two samples (tensors of numbers)
+        reward and holdout: means under the weights. A reward that gains much more than the holdout is over-optimised
+        """
+        return [self._row(g, base) for g in range(self.groups)]
+
+    def _row(self, g: int, base: Result | None) -> dict[str, float]:
+        mine = (self.group == g).nonzero()[:, 0]
+        w = self.weights[mine]
+        part = picked(self.samples, mine)
+        row: dict[str, float] = {
+            "group": g,
+            "n": len(mine),
+            "ess": float(self.ess[g]),
+            "entropy": float(entropy(self.log_weights[mine])),
+            "ancestors": len(self.lineage()[0][mine].unique()),
+            "distinct": len(set(part)) if isinstance(part, list) else len(self.x[mine].unique(dim=0)),
+            "log_z": float(self.log_z[g]),
+            "log_z_error": float(self.log_z_error[g]),
+        }
+        if self.x.is_floating_point():
+            x = self.x[mine].flatten(1).double()
+            row["spread"] = float((2 * x.var(0, correction=0).sum()).sqrt())
+        for name in ("rewards", "holdout"):
+            v, short = getattr(self, name), name.removesuffix("s")
+            if v is None:
+                continue
+            row[short] = _mean(v[mine], w)
+            other = getattr(base, name) if base is not None else None
+            if other is not None and base is not None:
+                theirs = other[base.group == min(g, base.groups - 1)]
+                theirs = theirs[theirs.isfinite()]
+                row[f"{short}_gain"] = (row[short] - float(theirs.mean())) / float(theirs.std())
+        return row
+
+    def lineage(self) -> Tensor:
+        """(steps + 1, samples): the row of the run from which each sample descends, at every step and the start."""
+        rows = [self.row]
+        for parent in reversed(self.ancestors.unbind(0)):
+            rows.append(parent[rows[-1]])
+        return torch.stack(rows[::-1])
+
+    def best(self, k: int = 1) -> Result:
+        """The k samples of highest reward in every group, best first."""
+        if self.rewards is None:
+            raise ValueError("best(k) needs rewards: give gk.sample a reward=..., or a guide that has one")
+        size = len(self) // self.groups
+        if not 1 <= k <= size:
+            raise ValueError(f"best({k}): every group has {size} samples")
+        order = self._by_group(self.rewards).nan_to_num(-torch.inf).topk(k, -1).indices
+        return self._select(order)
+
+    def resample(self, seed: int = 0) -> Result:
+        """Equally weighted samples, drawn from the weighted ones group by group (systematic)."""
+        log_w = self._by_group(self.log_weights)
+        keys = random.fold(random.key([seed] * self.groups, log_w.device), "result")
+        chosen = self._select(resampling.systematic(log_w.softmax(-1), log_w.shape[1], keys))
+        return replace(chosen, log_weights=self.log_z.repeat_interleave(log_w.shape[1]))
+
+    def to_frame(self):
+        """A pandas DataFrame with sample (or x), group, weight, reward and holdout."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_frame() needs pandas: pip install 'guidekit[report]'") from error
+        samples = self.samples if isinstance(self.samples, list) else list(self.x.cpu().numpy())
+        columns = {"sample": samples, "group": self.group.tolist(), "weight": self.weights.tolist()}
+        if self.rewards is not None:
+            columns["reward"] = self.rewards.tolist()
+        if self.holdout is not None:
+            columns["holdout"] = self.holdout.tolist()
+        return pandas.DataFrame(columns)
+
+    def plot(self):
+        """Two matplotlib axes: the rewards of the samples, weighted, and the effective sample size over the steps."""
+        return rendered("plot", self)
+
+    def _repr_html_(self) -> str:
+        return rendered("result_html", self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write tensors.safetensors and result.json into the folder `path`; samples are tensors or plain values."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v for k in _TENSORS if (v := getattr(self, k)) is not None}
+        text: dict[str, Any] = {"format": _FORMAT, "cost": asdict(self.cost), "trace": _no_nan(list(self.trace))}
+        text |= {"config": self.config, "memos": tree.flatten(self.memos, "memos", tensors)}
+        if isinstance(self.samples, (Tensor, np.ndarray)):
+            tensors |= {} if self.samples is self.x else {"samples": torch.as_tensor(self.samples)}
+        else:
+            text["samples"] = list(self.samples)
+        try:
+            encoded = json.dumps(text, indent=1, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"samples that are neither tensors nor plain values cannot be saved: {error}") from error
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            path / "tensors.safetensors",
+        )
+        (path / "result.json").write_text(encoded, encoding="utf-8")
+        return path
+
+    def _by_group(self, v: Tensor) -> Tensor:
+        return v.view(self.groups, -1)
+
+    def _select(self, order: Tensor) -> Result:
+        """Rows by their place within each group, order (groups, k)."""
+        size = len(self) // self.groups
+        rows = (order + torch.arange(self.groups, device=order.device)[:, None] * size).flatten()
+        single = self.x.dim() + (not self.x.is_floating_point())  # tokens have noise for each value that they may take
+        chain = self.noise is not None and self.noise.dim() > single  # of all moves, (moves + 1, rows, ...)
+        kept = {
+            k: v[:, rows] if chain and k == "noise" else v[rows] for k in _ROWS if (v := getattr(self, k)) is not None
+        }
+        return replace(self, **kept, samples=picked(self.samples, rows), memos=tree.take(self.memos, rows))
+
+
+def load_result(path: str | Path) -> Result:
+    """Read what `Result.save` wrote."""
+    path = Path(path)
+    try:
+        text = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        tensors = load_file(path / "tensors.safetensors")
+        if text["format"] != _FORMAT:
+            raise CheckpointError(f"{path}: format {text['format']!r}, this version reads {_FORMAT!r}")
+        samples = text["samples"] if "samples" in text else tensors.get("samples", tensors["x"])
+        fields: dict[str, Any] = {k: tensors[k] for k in _TENSORS if k in tensors}
+        fields = {"rewards": None} | fields
+        return Result(
+            **fields,
+            samples=samples,
+            trace=Trace(_nan(text["trace"])),
+            cost=Cost(**text["cost"]),
+            config=text["config"],
+            memos=tree.unflatten(text["memos"], tensors),
+        )
+    except FileNotFoundError as error:
+        missing = [name for name in _FILES if not (path / name).exists()]
+        raise FileNotFoundError(f"{path} holds no saved result: {' and '.join(missing)} missing") from error
+    except CheckpointError:
+        raise
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a result that guidekit saved, or is truncated: {error}") from error
+
+
+def _mean(v: Tensor, w: Tensor) -> float:
+    """The weighted mean of what is known."""
+    known = v.isfinite()
+    return float((w[known] * v[known]).sum() / w[known].sum())
+
+
+def picked(samples: Any, rows: Tensor) -> Any:
+    if isinstance(samples, np.ndarray):
+        return samples[rows.cpu().numpy()]
+    return samples[rows] if isinstance(samples, Tensor) else [samples[i] for i in rows.tolist()]
+
+
+def _no_nan(value: Any) -> Any:
+    """NaN as null, which is what JSON has."""
+    if isinstance(value, dict):
+        return {k: _no_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_no_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _nan(value: Any) -> Any:
+    """The inverse."""
+    if isinstance(value, dict):
+        return {k: _nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_nan(v) for v in value]
+    return math.nan if value is None else value

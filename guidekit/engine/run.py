@@ -1,0 +1,397 @@
+"""One run of a sampler: the steps that `gk.sample` loops over, each of which can be called by hand.
+
+    branch -> move -> look -> select,     population to population, for each move of the solver's table
+
+`look` is the only place that calls the network: one forward per micro-batch serves the prediction, the clean estimate,
+the look-ahead and every guide. The prediction stays with its particle, so survivors are not evaluated again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import reduce
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..models.base import Model
+from ..models.evaluations import Cond, rows_of
+from ..models.networks import lent, networks_in
+from ..solvers import Solver
+from . import checks, tree
+from .describe import describe
+from .guide import Guide
+from .noise import Noise
+from .population import Population
+from .result import Result
+from .scoring import Cost, Scorer, same
+from .seats import acting, seated
+from .tilts import tilted
+from .trace import Fault, Record, ancestors, trace
+from .view import Step, View
+
+
+class Run:
+    """A prepared run. Building it checks every argument and calls no network; the arguments are `gk.sample`'s."""
+
+    def __init__(
+        self,
+        model: Model,
+        n: int,
+        *,
+        steps: int | Sequence[float] = 50,
+        guides: Iterable[Guide] = (),
+        cond: Any = None,
+        reward: Any = None,
+        solver: Solver | None = None,
+        noise: Tensor | None = None,
+        seed: int | Sequence[int] = 0,
+        batch_size: int | None = None,
+        holdout: Any = None,
+    ):
+        checks.check_call(model, n, solver, batch_size, guides, reward, holdout)
+        solver = model.solver if solver is None else solver
+        self.model, self.n, self.guides, self.solver = model, n, tuple(guides), solver
+        self.reward, self.seed, self.batch_size, self.holdout = reward, seed, batch_size, holdout
+        moves = model.process.moves(steps, solver)
+        self.conditions = checks.conditions(model, cond)
+        self.groups = len(self.conditions)
+        self.keys = checks.keys(seed, self.groups, model.device)
+        checks.check_guides(self.guides, model, solver, len(moves))
+        self.moves = reduce(lambda moves, guide: guide.moves(model, moves), self.guides, moves)
+        if not self.moves:
+            raise ValueError(f"the guides leave none of the {len(moves)} steps")
+        self.seats = seated(self.guides)
+        self.steps = self._all_steps()
+        self.acts = [acting(self.seats, step) for step in self.steps]
+        self.widths = [self._children(step) for step in self.steps[:-1]]
+        self.rows = max(step.n for step in self.steps)  # of one group, at the widest
+        checks.check_noise(noise, model, self.groups * self.steps[0].n, len(self.moves))
+        self.noise: Callable[[Population, int], Tensor] = Noise(model, self.keys, [s.n for s in self.steps], noise)
+        self.given = noise
+        self.order = max(1, *(len(m.b) for m in self.moves))
+        self.steered = any(g.steer for g in self.guides)
+        self.blind = not any(g.sees_prediction for g in self.guides if g.has("log_weight") or g.has("select"))
+        self.judge = next((r for g in self.guides if (r := g.judge) is not None), None)
+        self._ids = torch.arange(self.groups * self.rows, device=model.device)
+        self.cost = Cost()
+        self.score = Scorer(self.cost, model.device)
+        self.records: list[Record] = []
+        self._encoded = model.encode_all(self.conditions)
+        self._faults: list[Fault] = []
+        self._clock = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent, that before an interruption included."""
+        return self.cost.seconds + time.perf_counter() - self._clock
+
+    def step(self, index: int) -> Step:
+        """The point of the grid at which a population stands after `index` moves."""
+        return self.steps[index]
+
+    def _all_steps(self) -> list[Step]:
+        total, moves = len(self.moves), (None, *self.moves, None)
+        alive = [self._alive(i, total) for i in range(total)] + [self.n]
+        return [
+            Step(i, total, 0.0 if go is None else go.t, alive[i], alive[max(i - 1, 0)], self.keys, came, go)
+            for i, (came, go) in enumerate(pairwise(moves))
+        ]
+
+    def _alive(self, index: int, total: int) -> int:
+        """Rows of each group that are to live at this step."""
+        n = self.n
+        for seat in self.seats:
+            if "plan" in seat.hooks:
+                n = seat.guide.plan(n, index, total)[0]
+        return n
+
+    def _children(self, step: Step) -> int:
+        """Children of each particle in the move that starts here: of the guides that act where it leads."""
+        if not self.model.process.draws(self.moves[step.index]):
+            return 1
+        there = self.steps[step.index + 1]
+        plans = (s.guide.plan(self.n, step.index, step.total) for s in self.seats if s.guide.active(there))
+        return math.prod(children for _, children in plans)
+
+    # networks ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Context in which the networks are in evaluation mode; afterwards they are as they were."""
+        with ExitStack() as stack:
+            for model in self.models:
+                stack.enter_context(model.lent())
+            stack.enter_context(lent(self.modules()))
+            yield
+
+    @property
+    def models(self) -> list[Model]:
+        """The base model and those of the guides."""
+        needed = [need.model(self.model) for g in self.guides for need in g.needs]
+        own = [v for g in self.guides for v in vars(g).values() if isinstance(v, Model)]
+        return list(dict.fromkeys([self.model, *needed, *own]))
+
+    def modules(self) -> list[nn.Module]:
+        """All networks of the run: of its models, of what its guides hold (classifiers, values), of its rewards."""
+        held = [v for g in self.guides for v in vars(g).values() if callable(v) and not isinstance(v, Model)]
+        found = networks_in(*held, self.reward, self.holdout)
+        return list(dict.fromkeys([*(m for model in self.models for m in model.modules()), *found]))
+
+    # the four parts of a step ------------------------------------------------------------------------------------
+
+    def start(self) -> Population:
+        """Particles at the first time."""
+        parts = (self._begun(self.born(rows)) for rows in self._chunks(self.groups * self.steps[0].n, 0))
+        return Population.cat([self.look(p, 0) for p in parts])
+
+    def advance(self, pop: Population, index: int) -> Population:
+        """The whole step: move number `index`, in micro-batches, then the selection.
+
+        Where no selection needs a prediction, the network sees only the children that live.
+        """
+        width, after = self.widths[index], index + 1
+        late = width > 1 and self.blind
+        look = self._look_blind if late else self.look
+        parts = (self.branch(pop, index, rows) for rows in self._chunks(len(pop) * width, after))
+        pop = self.select(Population.cat([look(self.move(p, index), after) for p in parts]), after)
+        if not late:
+            return pop
+        return Population.cat([self._look_again(pop.take(rows), after) for rows in self._chunks(len(pop), after)])
+
+    def branch(self, pop: Population, index: int, rows: slice = slice(None)) -> Population:
+        """Copy each particle once per child (restricted to `rows`); no move is made yet."""
+        k = self.widths[index]
+        if k == 1:
+            return replace(pop.take(rows), parent=self._ids[: len(pop)][rows], branch=1)
+        child = torch.arange(len(pop) * k, device=pop.x.device)[rows]
+        parent = child // k
+        pop = pop.take(parent)  # the first child has its parent's address, and so the noise of an only child
+        return replace(pop, parent=parent, slot=pop.slot + child % k * self.steps[index].n, branch=k)
+
+    def move(self, pop: Population, index: int) -> Population:
+        """x_s = q.push(noise); where a guide steers, the weights take the ratio p/q."""
+        move, process = self.moves[index], self.model.process
+        p = process.kernel(pop.x, pop.predictions, move)
+        q = process.kernel(pop.x, pop.proposals, move) if pop.proposals and p.random else p
+        noise, memos = self._chosen(pop, index) if q.random else (None, pop.memos)
+        x = q.push(noise)
+        log_w = pop.log_w if q is p else pop.log_w + p.log_prob(x) - q.log_prob(x)
+        proposals = q.history if pop.proposals else ()
+        return replace(pop, x=x, log_w=log_w, memos=memos, predictions=p.history, proposals=proposals)
+
+    def look(self, pop: Population, index: int) -> Population:
+        """Evaluate the network, apply the tilts, update the weights and memos."""
+        view = self.view(pop, index)
+        with torch.set_grad_enabled(view.x.requires_grad):
+            view, proposal = tilted(view, self.acts[index], pop.memos, self.steered)
+            return self._predicted(self._weighed(pop, view), view, proposal)
+
+    def select(self, pop: Population, index: int) -> Population:
+        """The guides' selections, in the order of the list, and a line of the trace."""
+        step, acts, size = self.steps[index], self.acts[index], len(pop)
+        for seat in acts.weigh:
+            weighed = seat.guide.weigh(pop, step.own(seat.name, seat.place))
+            pop = weighed if seat.counts else replace(weighed, log_w=pop.log_w)
+        log_w = pop.log_w
+        for seat in acts.select:
+            pop = seat.guide.select(pop, step.own(seat.name, seat.place))
+        if len(pop) != self.groups * step.n:
+            raise ValueError(
+                f"step {index}: {len(pop) // self.groups} of {size // self.groups} rows per group are left where "
+                f"{step.n} were asked for; a guide that branches needs one that selects"
+            )
+        traced = [seat.guide.traced(pop, step.own(seat.name, seat.place)) for seat in acts.traced]
+        more = {k: pop.by_group(v).nanmean(1) for found in traced for k, v in found.items()}
+        self.records.append(Record(step.t, self.seconds, log_w, pop.parent, pop.rewards, more))
+        self.score.forget()
+        return pop
+
+    # parts of a move and of a look -------------------------------------------------------------------------------
+
+    def born(self, rows: slice | Tensor = slice(None)) -> Population:
+        """The particles of these rows of the start, which have an address and no state yet."""
+        row, size = self._ids[rows], self.steps[0].n
+        row = row[row < self.groups * size]
+        return Population(
+            x=row,
+            log_w=torch.zeros(len(row), dtype=torch.float64, device=row.device),
+            group=row // size,
+            slot=row % size,
+            parent=row,
+            root=row,
+            predictions=(),
+            proposals=(),
+            memos=(None,) * len(self.guides),
+            rewards=torch.full((len(row),), torch.nan, dtype=torch.float64, device=row.device),
+            groups=self.groups,
+        )
+
+    def _begun(self, pop: Population) -> Population:
+        """The particles in the states from which the run starts."""
+        noise = self.noise(pop, 0)
+        pop = replace(pop, x=self.model.process.prior(noise, self.moves[0].t))
+        for seat in self.seats:
+            if "begin" in seat.hooks:
+                pop = replace(pop, x=seat.guide.begin(self.model, pop, noise, self.steps[0].own(seat.name, seat.place)))
+        return pop
+
+    def _chosen(self, pop: Population, index: int) -> tuple[Tensor, tuple]:
+        """The noise of a move, drawn or as a guide chooses it, and the memos."""
+        noise, memos = self.noise(pop, index + 1), list(pop.memos)
+        for seat in self.acts[index].noise:
+            own = self.steps[index].own(seat.name, seat.place)
+            noise, memos[seat.place] = seat.guide.noise(pop, own, noise)
+        return noise, tuple(memos)
+
+    def view(self, pop: Population, index: int, seen: bool = True) -> View:
+        """The rows with their evaluations (unless not `seen`); where a guide needs gradients, x carries them."""
+        step, acts, x = self.steps[index], self.acts[index], pop.x
+        if acts.grad and step.t > 0 and x.is_floating_point():
+            x = x.detach().requires_grad_()
+        cond = rows_of(self._encoded, pop.group)
+        view = View(self.model, step, x, cond, pop.group, pop.slot, {}, None, self.score, self.batch_size)
+        if step.t == 0 or not seen:
+            return view
+        for seat in acts.condition:
+            view = replace(view, cond=seat.guide.condition(view.own(seat.name, None), view.cond))
+        with torch.set_grad_enabled(x.requires_grad):
+            evals = view.evaluate(x, step.t, acts.needs)
+        return replace(view, evals=evals, prediction=evals[Cond()])
+
+    def _look_blind(self, pop: Population, index: int) -> Population:
+        """The weights of a look, where they need no network."""
+        return self._weighed(pop, self.view(pop, index, seen=False))
+
+    def _look_again(self, pop: Population, index: int) -> Population:
+        """The predictions of that look, for those who live."""
+        view = self.view(pop, index)
+        with torch.set_grad_enabled(view.x.requires_grad):
+            return self._predicted(pop, *tilted(view, self.acts[index], pop.memos, self.steered))
+
+    def _weighed(self, pop: Population, view: View) -> Population:
+        """The population with the guides' weights and memos, and what is known of rewards."""
+        log_w, memos = pop.log_w, list(pop.memos)
+        for seat in self.acts[view.step.index].log_weight:
+            memo = memos[seat.place]
+            increment, memos[seat.place] = seat.guide.log_weight(view.own(seat.name, memo), memo)
+            log_w = log_w + increment if seat.counts else log_w
+        if view.step.last and self.judge is not None:
+            view.score(self.judge)
+        scored = view.scored(self.judge)
+        rewards = pop.rewards if scored is None else _cut(scored)
+        return replace(pop, log_w=_cut(log_w), memos=tree.map(_cut, tuple(memos)), rewards=rewards)
+
+    def _predicted(self, pop: Population, view: View, proposal: Tensor | None) -> Population:
+        """The population with its predictions, free of graphs."""
+        predictions, proposals = pop.predictions, pop.proposals
+        if view.prediction is not None:
+            self._verify(view, pop, view.prediction if proposal is None else proposal)
+            predictions = (_cut(view.prediction), *predictions[: self.order - 1])
+            if proposal is not None:
+                proposals = (_cut(proposal), *proposals[: self.order - 1])
+        return replace(pop, predictions=predictions, proposals=proposals)
+
+    def _verify(self, view: View, pop: Population, prediction: Tensor) -> None:
+        """No NaN or infinity in the prediction: at once on the host, at the end of the run on a device."""
+        total = prediction.detach().reshape(len(prediction), -1).sum(1)
+        fault = Fault(view.step.index, total, pop.group, pop.slot, pop.branch * self.rows)
+        if total.device.type != "cpu":
+            self._faults.append(fault)
+        elif not math.isfinite(total.sum().item()):
+            fault.raise_if_any(self.moves, view)
+
+    def _chunks(self, rows: int, index: int) -> Iterator[slice]:
+        """Micro-batches such that one forward at this step has at most batch_size rows."""
+        size = rows if self.batch_size is None else max(1, self.batch_size // self.acts[index].rows(self.model))
+        return (slice(i, min(i + size, rows)) for i in range(0, rows, size))
+
+    # the end, and what is kept of a run --------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Read what was left on the device: faults of the network and counts."""
+        for fault in self._faults:
+            fault.raise_if_any(self.moves)
+        self._faults.clear()
+        self.score.settle()
+
+    def charge(self, cost: Cost) -> None:
+        """Book on this cost from now on."""
+        self.cost = self.score.cost = cost
+
+    def resume(self, records: Sequence[Record], cost: Cost) -> None:
+        """Go on from where another sitting has been interrupted."""
+        self.records[:] = records
+        vars(self.cost).update(vars(cost))
+
+    def decode(self, x: Tensor) -> Any:
+        """Samples of states, in micro-batches."""
+        parts = [self.model.decode(part) for part in (x.split(self.batch_size) if self.batch_size else [x])]
+        if len(parts) == 1:
+            return parts[0]
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)
+        return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [s for part in parts for s in part]
+
+    def result(self, pop: Population) -> Result:
+        """The result, from the population after the last move."""
+        self.settle()
+        samples = self.decode(pop.x)
+        rewards = pop.rewards if self.judge is not None else None
+        if self.reward is not None and same(self.reward) != same(self.judge):
+            rewards = self.score(self.reward, samples, pop.group)
+            self.settle()
+        apart = Scorer(Cost(), pop.x.device)
+        self.cost.seconds = self.seconds
+        result = Result(
+            x=pop.x,
+            samples=samples,
+            rewards=rewards,
+            group=pop.group,
+            log_weights=pop.log_w,
+            ancestors=ancestors(self.records),
+            trace=trace(self.records, self.groups),
+            cost=self.cost,
+            row=torch.arange(len(pop), device=pop.x.device),
+            noise=self.start_noise(pop.root),
+            holdout=None if self.holdout is None else apart(self.holdout, samples, pop.group),
+            memos=pop.memos,
+            config=self.describe(),
+        )
+        checks.check_result(result, self.n, self.judge if self.reward is None else self.reward)
+        return result
+
+    def chain_noise(self) -> Tensor:
+        """The noise of the whole chain, (moves + 1, rows, ...), where no guide branches: as `noise=` takes it."""
+        assert isinstance(self.noise, Noise)
+        return self.noise.chain(len(self.moves))
+
+    def start_noise(self, root: Tensor) -> Tensor | None:
+        """The noise from which the particles with these roots started."""
+        return self.noise.start(root) if isinstance(self.noise, Noise) else None
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the bytes of the run, as plain values."""
+        return {
+            "model": describe(self.model),
+            "n": self.n,
+            "moves": describe([list(m) for m in self.moves]),
+            "guides": describe(self.guides),
+            "cond": describe(self.conditions),
+            "reward": describe(self.reward),
+            "solver": describe(self.solver),
+            "noise": describe(self.given),
+            "seed": describe(self.seed),
+        }
+
+
+def _cut(v: Tensor) -> Tensor:
+    """Free of its graph."""
+    return v.detach() if v.requires_grad else v

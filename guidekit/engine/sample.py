@@ -1,0 +1,107 @@
+"""gk.sample: one loop for every model, guide and solver.
+
+A guided sampler is a proposal, a twist and a selection. The loop below moves a population through the solver's table;
+what happens in a step is in `guidekit.engine.run`, and what a method does in its file in `guidekit.guides`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.base import Model
+from ..solvers import Solver
+from .checkpoint import Checkpoint
+from .guide import Guide
+from .population import Population
+from .progress import Bar
+from .result import Result
+from .run import Run
+from .view import Step
+
+Callback = Callable[[Population, Step], Any]
+
+
+def sample(
+    model: Model,
+    n: int,
+    *,
+    steps: int | Sequence[float] = 50,
+    guides: Iterable[Guide] = (),
+    cond: Any = None,
+    reward: Any = None,
+    solver: Solver | None = None,
+    noise: Tensor | None = None,
+    seed: int | Sequence[int] = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: str | Path | None = None,
+    holdout: Any = None,
+) -> Result:
+    """Draw n samples from a base model for every condition, steered by the guides.
+
+    model        a base model
+    n            samples per condition
+    steps        number of steps, or the times themselves (in [0, 1], the last 0; they may go up again). A run always
+                 starts from sigma times noise, so a first time below 1 leaves out the share of the data there
+    guides       any guides, in one list
+    cond         None, one condition, or a list of conditions: groups of n particles, each a population of its own
+    reward       scores the final samples for the record; guides bring their own
+    solver       of a Gaussian process; None is DDPM(), ancestral sampling, with guides and without
+    noise        the starting noise (groups*n, *shape), or that of the whole chain (moves + 1, groups*n, *shape)
+    seed         an int, so that every group has the same noise and equals a run of its own; or one int per group
+    batch_size   most rows in one forward of the network; memory grows with the population's own state only
+    progress     show a bar
+    callbacks    functions (population, step), called after every step
+    checkpoint   a file: written as the run goes on; the same call then continues it, to the same bytes
+    holdout      a second reward that takes no part and scores the final samples, to see whether the first was gamed;
+                 see `Result.holdout` and `Result.summary`
+
+    >>> import guidekit as gk
+    >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
+    >>> steering = gk.FKSteering(lambda x: x[:, 0], alpha=0.5)
+    >>> result = gk.sample(base, 64, steps=20, guides=[steering])
+    >>> bool((result.weights * result.x[:, 0]).sum() > 2)
+    True
+    """
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise TypeError(f"callbacks={callbacks!r}: a list of functions (population, step) is needed")
+    run = Run(
+        model,
+        n,
+        steps=steps,
+        guides=guides,
+        cond=cond,
+        reward=reward,
+        solver=solver,
+        noise=noise,
+        seed=seed,
+        batch_size=batch_size,
+        holdout=holdout,
+    )
+    with torch.inference_mode(False), torch.no_grad(), run.borrowed(), Bar(run, progress) as bar:
+        return run.result(_loop(run, bar, callbacks, Checkpoint(checkpoint, run) if checkpoint else None))
+
+
+def _loop(run: Run, bar: Bar, callbacks: Sequence[Callback], file: Checkpoint | None) -> Population:
+    """branch -> move -> look -> select, for every move of the table."""
+    pop, done = file.load() if file else (None, 0)
+    pop = run.start() if pop is None else pop
+    try:
+        for index in range(done, len(run.moves)):
+            pop, done = run.advance(pop, index), index + 1
+            for callback in callbacks:
+                callback(pop, run.step(done))
+            bar.update(pop, done)
+            if file:
+                file.save(pop, done, force=done == len(run.moves))
+    except BaseException:
+        if file and done:
+            file.save(pop, done, force=True)
+        raise
+    return pop

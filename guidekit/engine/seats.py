@@ -1,0 +1,99 @@
+"""The guides of a run in their places, and who acts at which step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..models.base import Model
+from ..models.evaluations import Cond
+from .guide import Guide
+from .view import Step
+
+HOOKS = ("plan", "begin", "condition", "noise", "tilt", "finish", "log_weight", "weigh", "select", "traced")
+
+
+@dataclass(frozen=True, eq=False)
+class Seat:
+    """A guide in its place in the list.
+
+    name     the address of its randomness, which does not depend on the order of different guides
+    place    its place in the list, and of its memos
+    counts   whether its log-weights count: another one with the same twist may come before it
+    """
+
+    guide: Guide
+    name: str
+    place: int
+    counts: bool = True
+
+    @cached_property
+    def hooks(self) -> frozenset[str]:
+        """The hooks that its class overrides."""
+        return frozenset(hook for hook in HOOKS if self.guide.has(hook))
+
+
+def seated(guides: Sequence[Guide]) -> tuple[Seat, ...]:
+    """A seat for each guide."""
+    before: Counter[str] = Counter()
+    twists: set[Hashable] = set()
+    seats = []
+    for place, guide in enumerate(guides):
+        name, twist = type(guide).__name__, guide.twist
+        seats.append(Seat(guide, f"{name}.{before[name]}", place, twist is None or twist not in twists))
+        before[name] += 1
+        twists.add(twist)
+    return tuple(seats)
+
+
+@dataclass(frozen=True)
+class Acts:
+    """Who acts at one step, by hook, in the order of the list; `late` are the tilts that take gradients.
+
+    needs   the evaluations of the network
+    grad    whether the graph from x_t is kept
+    """
+
+    needs: tuple[Cond, ...]
+    grad: bool
+    condition: tuple[Seat, ...]
+    noise: tuple[Seat, ...]
+    tilt: tuple[Seat, ...]
+    late: tuple[Seat, ...]
+    finish: tuple[Seat, ...]
+    log_weight: tuple[Seat, ...]
+    weigh: tuple[Seat, ...]
+    select: tuple[Seat, ...]
+    traced: tuple[Seat, ...]
+
+    def rows(self, model: Model) -> int:
+        """Most network rows of one particle in one forward."""
+        return max(Counter(id(need.model(model)) for need in self.needs).values())
+
+
+def acting(seats: Sequence[Seat], step: Step) -> Acts:
+    """Who acts at this step: those whose window it is in, and at the last step also all who weigh or select."""
+    active = [seat for seat in seats if seat.guide.active(step)]
+
+    def of(hook: str, among: Iterable[Seat]) -> tuple[Seat, ...]:
+        return tuple(seat for seat in among if hook in seat.hooks)
+
+    tilts = of("tilt", active)
+    return Acts(
+        needs=tuple(dict.fromkeys([Cond(), *(need for seat in active for need in seat.guide.needs)])),
+        grad=any(seat.guide.grad is True for seat in active),
+        condition=of("condition", active),
+        noise=of("noise", active),
+        tilt=tuple(seat for seat in tilts if not seat.guide.grad),
+        late=tuple(seat for seat in tilts if seat.guide.grad),
+        finish=of("finish", active),
+        traced=of("traced", seats),
+        **{hook: of(hook, seats if step.last else active) for hook in ("log_weight", "weigh", "select")},
+    )
+
+
+def overridden(guides: Iterable[Guide], *hooks: str) -> list[Guide]:
+    """The guides that override one of these hooks."""
+    return [guide for guide in guides if any(map(guide.has, hooks))]

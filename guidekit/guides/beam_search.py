@@ -1,0 +1,112 @@
+r"""Beam search: every particle branches, and the best of the whole group live.
+
+    children    x_s ~ p(x_s | x_t), `branch` of each particle
+    score       V(x_s), by default r(E[x_0 | x_s]), and r(x_0) at the end
+    survivors   the `width` children of highest score in the group, whoever their parents are
+
+SVDD keeps one child of each parent, so that all n samples stay apart; a beam lets one parent have all the survivors.
+It is greedy: samples weigh alike (but for the weights that other guides gave them) and follow no tilted law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+
+from ..engine.guide import Guide
+from ..engine.population import Population
+from ..engine.tree import Tree
+from ..engine.view import Step, View
+from ..models.base import Model
+from ..values import Value
+from .fk_steering import check_every, in_turn
+from .shared.twist import check_reward, value_of
+
+Count = int | Callable[[float], int]  # a number, or a function of the fraction of the run
+
+
+@dataclass(frozen=True)
+class BeamSearch(Guide):
+    """The n best of a beam of `width` particles with `branch` children each, best first.
+
+    For n > width, n particles live on the way: the `width` best, each n/width times. Network rows: max(n, width)
+    branch a step where there are children.
+
+    width, branch   numbers, or functions of the fraction of the run
+    value           the look-ahead; None means `gk.values.Tweedie(reward)`
+    every           branch and choose at every so many steps, or at the steps of this list; and at the last
+    """
+
+    reward: Any
+    width: Count
+    branch: Count
+    value: Value | None = None
+    _: KW_ONLY
+    every: int | Sequence[int] = 1
+
+    alpha = 0.0  # of a look-ahead that has a temperature: the mean
+
+    def __post_init__(self) -> None:
+        check_reward(self, positive=False)
+        check_every(self)
+        for name in ("width", "branch"):
+            for fraction in (0.0, 1.0):
+                self._count(name, fraction)
+
+    @property
+    def sees_prediction(self) -> bool:  # type: ignore[override]
+        return getattr(self.value, "sees_prediction", True)
+
+    def check(self, model: Model, steps: int) -> None:
+        if self.steer:
+            raise ValueError(f"{type(self).__name__}(steer=True): it has no tilt that the weights could correct for")
+
+    def due(self, step: Step) -> bool:
+        """Whether this step is scored and chosen from."""
+        return step.last or in_turn(self.every, step.index)
+
+    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
+        branches = index + 1 == total or in_turn(self.every, index + 1)
+        fraction = index / total
+        return max(n, self._count("width", fraction)), self._count("branch", fraction) if branches else 1
+
+    def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
+        return 0.0, value_of(self, view) if self.due(view.step) else memo
+
+    def select(self, population: Population, step: Step) -> Population:
+        size = len(population) // population.groups
+        if not self.due(step) and size == step.n:
+            return population
+        scores = population.memos[step.place]
+        scores = torch.zeros_like(population.log_w) if scores is None else scores
+        return keep_best(population, scores, self._count("width", step.fraction), step)
+
+    def _count(self, name: str, fraction: float) -> int:
+        """The width or the branching factor at a fraction of the run."""
+        count = getattr(self, name)
+        count = count(fraction) if callable(count) else count
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(
+                f"{type(self).__name__}({name}={count!r}): a count, at least 1, or a function that gives one"
+            )
+        return count
+
+
+def keep_best(population: Population, scores: torch.Tensor, width: int, step: Step) -> Population:
+    """The `width` rows of highest score in each group, in order, as often as fills step.n places.
+
+    Of equal scores the first children of all parents come before the second ones.
+    """
+    k = population.branch
+    scores = population.siblings(scores.nan_to_num(-torch.inf)).mT.flatten(1)  # child by child
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    best = min(step.n if step.last else width, order.shape[1])
+    order = order[:, torch.arange(step.n, device=order.device) % best]
+    parents = scores.shape[1] // k
+    index = order % parents * k + order // parents
+    log_w = population.by_group(population.log_w).gather(1, index)
+    lost = (scores.gather(1, order) == -torch.inf) & step.last
+    return population.select(index, torch.where(lost, -torch.inf, log_w))

@@ -1,0 +1,79 @@
+r"""Self-guided minority sampling (Um and Ye, 2024), https://arxiv.org/abs/2407.11555, needs no classifier. With tau =
+0.8 t_max and sg() constant,
+
+    L = |d(x_t) - sg(d(alpha_tau d(x_t) + sigma_tau z))|^2,      g = grad_{x_t} L / max|grad_{x_t} L| by sample,
+    mean of x_s <- mean + c^2 w g,      that is d <- d + c^2 w g / b_0
+
+in every fifth step, c^2 being the variance of the coming move and b_0 its weight of d; so it fades by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import random
+from ..engine.guide import Guide, Scale, at
+from ..engine.view import Step, View
+from ..models.base import Model
+from ..models.evaluations import Cond
+from ..solvers import Move
+from .minority_guidance import Distance, measured
+from .shared.labelled import check_gaussian
+from .shared.twist import gradient
+
+
+@dataclass(frozen=True)
+class SelfGuidedMinority(Guide):
+    """Guidance towards samples that the model does not reconstruct. In each step in which it acts, one further row per
+    particle and a backward pass through the network.
+
+    scale      w, a number or a function of t; the paper takes 0.4 (CelebA) and 0.2 (ImageNet)
+    tau        time to which the estimate is noised, as a share of t_max
+    interval   it acts in every so many steps; the paper takes 5, and 2 for ImageNet
+    t_mid      and only at times above this
+    distance   (estimate, reconstruction) -> (rows,); None is the squared distance, the paper's is LPIPS
+
+    It acts in moves with noise alone. With a multistep solver the shift also enters the next move, through the history.
+    """
+
+    scale: Scale
+    tau: float = 0.8
+    interval: int = 5
+    t_mid: float = 0.0
+    distance: Distance | None = None
+
+    grad = True
+
+    def check(self, model: Model, steps: int) -> None:
+        check_gaussian(self, model, "gk.FKSteering with a reward")
+        if not 0 < self.tau <= 1 or isinstance(self.interval, bool) or self.interval < 1:
+            raise ValueError(
+                f"SelfGuidedMinority(tau={self.tau}, interval={self.interval}): a share of t_max in (0, 1], and a "
+                "whole number of steps"
+            )
+
+    def moves(self, model: Model, moves: list[Move]) -> list[Move]:
+        if not any(move.c > 0 for move in moves):
+            raise ValueError(
+                "SelfGuidedMinority shifts moves by their variance, and these have none: take a stochastic solver, "
+                "like DDPM(), DDIM(eta=1.) or SDEDPMpp()"
+            )
+        return moves
+
+    def active(self, step: Step) -> bool:
+        move = step.move
+        due = step.index % self.interval == 0 and step.t > self.t_mid and at(self.scale, step.t) != 0
+        return due and move is not None and move.c > 0 and move.s < move.t and super().active(step)
+
+    def tilt(self, view: View) -> Tensor:
+        move, tau, clean = view.step.move, self.tau * view.model.process.t_max, view.evals[Cond()]
+        assert move is not None
+        z = random.normal(view.key, view.model.shape, clean.dtype)
+        with torch.no_grad():
+            again = view.evaluate(view.model.process.noised(clean.detach(), z, tau), tau)[Cond()]
+        slope = gradient(measured(self.distance, clean, again), view.x)
+        most = view.rows(slope.flatten(1).abs().amax(1))
+        return at(self.scale, view.t) * move.c**2 / move.b[0] * torch.where(most > 0, slope / most, 0.0)

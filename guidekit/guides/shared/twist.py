@@ -1,0 +1,116 @@
+r"""What guides that weigh by a reward share: checks, the twist V/alpha, and its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards import as_reward
+
+from ...engine.guide import Guide
+from ...engine.population import Population
+from ...engine.resampling import check_resampling, resample
+from ...engine.scoring import same
+from ...engine.view import Step, View
+from ...errors import RewardError
+from ...models.base import Model
+from ...process import Gaussian
+from ...values import Value, lookahead
+
+
+class Twisted(Guide):
+    """A guide that weighs by exp(reward/alpha) and bends its proposal along the gradient; a dataclass with these fields
+    and with reward, alpha, ess, resampler, value, and steer=True."""
+
+    grad = True
+    reward: Any
+    alpha: float
+    ess: float
+    resampler: Any
+    value: Value | None
+
+    def __post_init__(self) -> None:
+        check_reward(self)
+        check_resampling(self.ess, self.resampler)
+
+    @property
+    def twist(self) -> tuple[Hashable, float]:
+        return same(self.reward), self.alpha
+
+    def check(self, model: Model, steps: int) -> None:
+        check_differentiable(self, model)
+        if not self.steer:
+            name = type(self).__name__
+            raise ValueError(f"{name}(steer=False): its weights correct for its tilt, so it always steers")
+
+    def select(self, population: Population, step: Step) -> Population:
+        return resample(population, step, self.ess, self.resampler)
+
+
+def check_reward(guide: Any, positive: bool = True) -> None:
+    """The reward is callable, and the temperature positive (or, where a limit is meant, 0)."""
+    name = type(guide).__name__
+    if not callable(guide.reward):
+        raise TypeError(f"{name}(reward=...) takes a function of samples, not {type(guide.reward).__name__}")
+    alpha = getattr(guide, "alpha", 1.0)
+    if not alpha > 0 and (positive or alpha != 0):
+        raise ValueError(
+            f"{name}(alpha={alpha}): the temperature must be positive{'' if positive else ', or 0 for argmax'}"
+        )
+    value = getattr(guide, "value", None)
+    if value is not None and not callable(value):
+        raise TypeError(
+            f"{name}(value={value!r}) takes a value, like gk.values.Tweedie(reward), or a function of views"
+        )
+
+
+def check_differentiable(guide: Any, model: Model) -> None:
+    """The state is continuous, and nobody has said that the reward has no gradient."""
+    name = type(guide).__name__
+    if not isinstance(model.process, Gaussian):
+        raise ValueError(f"{name} takes gradients in x, and tokens have none: use FKSteering or SVDD with them")
+    if as_reward(guide.reward).differentiable is False:
+        raise ValueError(
+            f"{name} takes the gradient of its reward, and {as_reward(guide.reward).name!r} is not differentiable: "
+            "use FKSteering or SVDD, which need none"
+        )
+
+
+def value_of(guide: Any, view: View) -> Tensor:
+    """What the guide expects of the reward at each row: its value, and at the last step the reward itself."""
+    value: Value = lookahead(guide.value, guide.reward, guide.alpha)
+    return view.score(guide.reward) if view.step.last else value(view)
+
+
+def twist(guide: Any, view: View, before: Tensor) -> Tensor:
+    """V/alpha; where V is unknown that of before, and where the sample itself could not be scored -infinity."""
+    value = value_of(guide, view)
+    return torch.where(value.isfinite(), value / guide.alpha, -torch.inf if view.step.last else before)
+
+
+def ascent(view: View, value: Tensor) -> Tensor:
+    """(sigma^2/alpha_t) grad_x value of each row: how far exp(value) as a factor of p_t moves the clean mean.
+
+    Zero where next to nothing is left of the data (alpha_t < 0.001), and in rows whose value is unknown.
+    """
+    alpha, sigma = view.model.process.scales(view.t)
+    if alpha < 1e-3:
+        return torch.zeros_like(view.x)
+    return sigma**2 / alpha * gradient(value, view.x)
+
+
+def gradient(value: Tensor, x: Tensor) -> Tensor:
+    """grad_x of each row's value; zero where that is unknown. The graph is kept."""
+    slope = None
+    if value.requires_grad:
+        (slope,) = torch.autograd.grad(value.nan_to_num(0.0).sum(), x, retain_graph=True, allow_unused=True)
+    if slope is None:
+        raise RewardError(
+            "no gradient reaches x_t: the reward, the decoder or the network cuts it (numpy, .item(), detach(), "
+            "torch.no_grad()). Use a differentiable reward, or FKSteering or SVDD, which need none"
+        )
+    known = value.isfinite().view(-1, *[1] * (x.dim() - 1))
+    return torch.where(known, slope, 0.0)

@@ -1,0 +1,170 @@
+r"""A whole run as one value and one file.
+
+    model = "molecules"
+    rewards = ["qed", "sa:0.5"]
+    guides = ["svdd:candidates=10"]
+    n = 64
+    steps = 100
+
+`Config.load` reads such a file, `.save` writes it, `.run` does what it says. Texts are specs (`guidekit.jobs.specs`),
+as on the command line. Python files in them are looked for beside the file, or in the working directory where the
+config was not loaded from one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .specs import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from .folder import Outcome
+
+_TEXTS = ("rewards", "guides", "cond")  # lists
+_WHOLE = ("n", "steps", "batch_size")  # of at least 1
+DOMAINS = ("molecules", "dna", "images", "other")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run.
+
+    model        a bundled model, or file.py:name of one or of a function that makes one
+    rewards      specs with weights; together they are what the guides climb
+    guides       specs
+    n            samples for each condition
+    steps, seed, batch_size   as in gk.sample
+    cond         conditions, none for the model without one
+    solver       a spec
+    holdout      a reward that takes no part, to see whether the others were gamed
+    search       a spec: the run is that search over noise
+    budget       of the search, like "rows=20000,calls=500"
+    compare      also an unguided run, and best-of-N at about the same number of network rows
+    device       like "cpu" or "cuda"; None is a GPU where there is one
+    domain       "molecules", "dna", "images" or "other"; None is what the model and the rewards say
+
+    >>> Config("dna", rewards=("gc",), guides=("svdd:candidates=4",)).n
+    16
+    """
+
+    model: str
+    rewards: tuple[str, ...] = ()
+    guides: tuple[str, ...] = ()
+    n: int = 16
+    steps: int = 50
+    seed: int = 0
+    cond: tuple[str | int, ...] = ()
+    solver: str | None = None
+    holdout: str | None = None
+    search: str | None = None
+    budget: str | None = None
+    compare: bool = False
+    batch_size: int | None = None
+    device: str | None = None
+    domain: str | None = None
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in _TEXTS:
+                self._texts(f.name, value)
+            elif f.name in (*_WHOLE, "seed"):
+                self._whole(f.name, value)
+            elif f.name == "compare":
+                _expect(isinstance(value, bool), f.name, value, "true or false")
+            else:
+                _expect(isinstance(value, str) or (value is None and f.name != "model"), f.name, value, "a text")
+        _expect(bool(self.model.strip()), "model", self.model, "the name of a model")
+        if self.domain is not None and self.domain not in DOMAINS:
+            raise ConfigError(f"domain = {self.domain!r}: it is one of {', '.join(DOMAINS)}")
+        if self.budget is not None and self.search is None:
+            raise ConfigError("budget is of a search: say search = ... too")
+        if self.compare and not self.guides and self.search is None:
+            raise ConfigError("compare sets a guided run or a search against the unguided: name a guide")
+
+    def _texts(self, name: str, value: Any) -> None:
+        listed: Any = [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value
+        kinds = (str, int) if name == "cond" else str
+        good = isinstance(listed, (list, tuple)) and all(
+            isinstance(v, kinds) and not isinstance(v, bool) for v in listed
+        )
+        _expect(good, name, value, "a list of texts" + (" or numbers" if name == "cond" else ""))
+        object.__setattr__(self, name, tuple(listed))
+
+    def _whole(self, name: str, value: Any) -> None:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        least = 1 if name in _WHOLE else -(2**63)
+        fits = (whole and least <= value < 2**63) or (value is None and name == "batch_size")
+        _expect(fits, name, value, "a whole number" + (f" of at least {least}" if name in _WHOLE else ""))
+
+    @staticmethod
+    def load(path: str | Path) -> Config:
+        """Read a file; a key or a value that is wrong is an error that names it."""
+        path = Path(path)
+        try:
+            found = _toml(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+        except ValueError as error:
+            raise ConfigError(f"{path} is not a TOML file: {error}") from error
+        known = [f.name for f in fields(Config)]
+        for key in found:
+            if key not in known:
+                raise ConfigError(f"{path}: there is no key {key!r}{nearest(key, known)}")
+        if "model" not in found:
+            raise ConfigError(f"{path}: the key 'model' is missing")
+        try:
+            return Config(**found).rooted(path.resolve().parent)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    def rooted(self, folder: Path) -> Config:
+        """With Python files by their full paths."""
+        from .specs import rooted
+
+        texts = {k: v for k in ("model", "solver", "holdout", "search") if (v := getattr(self, k)) is not None}
+        lists = {k: tuple(rooted(v, folder) for v in getattr(self, k)) for k in ("rewards", "guides")}
+        return replace(self, **{k: rooted(v, folder) for k, v in texts.items()}, **lists)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file that `load` reads back as the same config."""
+        path = Path(path)
+        path.write_text(self.text(), encoding="utf-8")
+        return path
+
+    def text(self) -> str:
+        """The file."""
+        given = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) not in (None, ())}
+        return "".join(f"{name} = {_written(value)}\n" for name, value in given.items())
+
+    def run(self, out: str | Path | None = None, **options: Any) -> Outcome:
+        """Do the run; with `out` everything is written there. The options are those of `guidekit.jobs.execute.run`."""
+        from .execute import run
+
+        return run(self, None if out is None else Path(out), **options)
+
+
+def _expect(good: bool, name: str, value: Any, what: str) -> None:
+    if not good:
+        raise ConfigError(f"{name} = {value!r}: {what} is needed")
+
+
+def _written(value: Any) -> str:
+    """A value in TOML; its texts are JSON's, but for DEL."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower()
+
+
+def _toml(text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # type: ignore
+    return tomllib.loads(text)

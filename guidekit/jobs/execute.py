@@ -1,0 +1,238 @@
+"""What a `Config` does: checks, the run itself, what it is compared with, and the output directory.
+
+    OUT/run.toml       the run; `guidekit run OUT/run.toml --out OTHER` does it again
+    OUT/result/        the samples; OUT/base/ and OUT/best_of_n/ those that they are compared with
+    OUT/samples.csv    every sample with its numbers; and the formats of the domain
+    OUT/summary.json   the table
+    OUT/lineage.json   how the samples came about; OUT/report.html shows it
+    OUT/run.log        warnings and counts
+    OUT/checkpoint     while the run is unfinished; OUT/search/ has the evaluations of a search
+
+Every stage that is done is kept, so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards import RewardWarning
+
+from .. import __version__
+from ..engine.guide import Guide
+from ..engine.result import Result, load_result
+from ..engine.sample import sample
+from ..guides.best_of_n import BestOfN
+from ..guides.cite import cite
+from ..report import export, table as comparison
+from .config import Config
+from .folder import Outcome, check_folder, load, make_folder
+from .job import Job, prepare
+from .specs import displayed
+from .watched import Watched, wanted
+
+
+def run(
+    config: Config,
+    out: Path | None = None,
+    *,
+    overwrite: bool = False,
+    report: bool = False,
+    progress: bool | None = None,
+) -> Outcome:
+    """Do what a config says.
+
+    out         the output directory; None writes nothing
+    overwrite   delete the other run that is there
+    report      write report.html too
+    progress    show bars; None shows them where somebody watches
+    """
+    config = config.rooted(Path.cwd())
+    if out is not None:
+        out = Path(out)
+        check_folder(out, config, overwrite)
+        if (out / "summary.json").exists() and not overwrite:
+            return _found(out, report)
+    if report:
+        from rewards.base import needs
+
+        needs("jinja2", "report", "a report")
+    job = prepare(config)
+    if out is not None:
+        make_folder(out, config, overwrite)
+    shown = wanted() if progress is None else progress
+    before, Watched.shown = Watched.shown, shown
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            outcome = _carry_out(job, out, shown, caught)
+    finally:
+        Watched.shown = before
+    if out is not None and report:
+        _report(out)
+    return outcome
+
+
+# the runs ------------------------------------------------------------------------------------------------------------
+
+
+def _carry_out(job: Job, out: Path | None, shown: bool, caught: list[warnings.WarningMessage]) -> Outcome:
+    recorder, seen = _recorder(job) if out is not None and job.search is None else None, list[int]()
+    watching = [] if recorder is None else [recorder, lambda population, step: seen.append(step.index)]
+    told: list[str] = []
+    result = _stage(out, "result", lambda file: _steered(job, out, file, shown, watching))
+    told += _take(job.row, caught)
+    if out is not None and recorder is not None and seen:  # nothing is seen of what was finished before
+        recorder.save(out, result)
+    base = best = None
+    if job.config.compare:
+        base = _stage(out, "base", lambda file: _plain(job, [], file, shown))
+        told += _take("unguided", caught)
+        if job.reward is not None:
+            of = [BestOfN(job.reward, comparison.equal_cost(result, base))]
+            best = _stage(out, "best_of_n", lambda file: _plain(job, of, file, shown))
+            told += _take("best of N", caught)
+    summary = _summary(job, result, base, best, told)
+    if out is not None:
+        _write(job, out, result, summary)
+    return Outcome(result, summary, base, best, out)
+
+
+def _take(row: str, caught: list[warnings.WarningMessage]) -> list[str]:
+    """The warnings of a stage, each once; they are taken off the list."""
+    texts = [f"{row}: {' '.join(str(w.message).split())}" for w in caught]
+    caught.clear()
+    return list(dict.fromkeys(texts))
+
+
+def _stage(out: Path | None, name: str, make: Callable[[Path | None], Result]) -> Result:
+    """A result, made or found; it is in its folder whole or not at all."""
+    if out is None:
+        return make(None)
+    if (out / name).exists():
+        return load_result(out / name)
+    file, part = out / "checkpoint", out / f".{name}.part"
+    result = make(file)
+    shutil.rmtree(part, ignore_errors=True)
+    result.save(part)
+    part.rename(out / name)
+    file.unlink(missing_ok=True)
+    return result
+
+
+def _recorder(job: Job) -> Any:
+    from ..report import Recorder
+
+    return Recorder(job.model, every=max(1, job.config.steps // 12))
+
+
+def _steered(job: Job, out: Path | None, file: Path | None, shown: bool, watching: Sequence[Any]) -> Result:
+    """The run itself, as a search or with its guides."""
+    if job.search is None:
+        return _plain(job, job.guides, file, shown, watching)
+    make, options = job.search
+    folder = None if out is None else out / "search"
+    given = job.given | options | {"guides": job.guides, "folder": folder, "progress": shown}
+    return make(job.model, job.config.n, job.reward, **given)
+
+
+def _plain(job: Job, guides: Sequence[Guide], file: Path | None, shown: bool, watching: Sequence[Any] = ()) -> Result:
+    given = job.given | {"guides": guides, "reward": job.reward, "progress": shown}
+    return sample(job.model, job.config.n, **given, callbacks=list(watching), checkpoint=file)
+
+
+# what is told of them ------------------------------------------------------------------------------------------------
+
+
+def _domain(job: Job, samples: Any) -> str:
+    """Of the samples, where nothing else says it."""
+    if job.domain is not None:
+        return job.domain
+    if isinstance(samples, Tensor):
+        picture = samples.dim() == 4 and samples.shape[1] in (1, 3) and samples.is_floating_point()
+        return "images" if picture and float(samples.min()) >= 0 and float(samples.max()) <= 1 else "other"
+    text = isinstance(samples, list) and all(isinstance(s, str) for s in samples)
+    letters = text and all(re.fullmatch("[ACGTN]{20,}", s) for s in samples)
+    return "dna" if letters else "other"
+
+
+def _scores(job: Job, result: Result) -> dict[str, Tensor]:
+    """What each reward says by itself."""
+    found, samples = {}, result.samples
+    for c in job.parts:
+        same = len(job.parts) == 1 and c.weight == 1 and c.raw.higher_is_better
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RewardWarning)
+            scores = result.rewards if same and result.rewards is not None else c.raw(samples)
+        found[c.name] = torch.where(scores.isfinite(), scores.double(), torch.nan).cpu()
+    return found
+
+
+def _summary(job: Job, result: Result, base: Result | None, best: Result | None, told: list[str]) -> dict[str, Any]:
+    """The content of summary.json."""
+    domain, c = _domain(job, result.samples), job.config
+    names = [part.name for part in job.parts]
+    listed = [("unguided", base), ("best of N", best), (job.row, result)]
+    rows = [comparison.row(name, r, domain, _scores(job, r)) for name, r in listed if r is not None]
+    columns = comparison.columns(domain, result.rewards is not None, names, job.holdout is not None)
+    kept = [k for k in columns if any(r.get(k) is not None for r in rows)]
+    return {
+        "domain": domain,
+        "model": displayed(c.model),
+        "reward": "" if job.reward is None else job.reward.name,
+        "holdout": None if job.holdout is None else job.holdout.name,
+        "components": names,
+        "guides": [displayed(text) for text in c.guides],
+        "search": c.search,
+        "best_of": None if best is None or base is None else comparison.equal_cost(result, base),
+        "columns": kept,
+        "rows": [{"name": r["name"], **{k: r.get(k) for k in kept}} for r in rows],
+        "warnings": told,
+        "version": __version__,
+        "bibtex": cite(job.guides),
+    }
+
+
+def _write(job: Job, out: Path, result: Result, summary: dict[str, Any]) -> None:
+    """The files beside the results; summary.json comes last and says that the run is finished."""
+    columns = {name: scores.tolist() for name, scores in _scores(job, result).items()}
+    export.write(out, result, summary["domain"], columns, job.config.cond or (None,))
+    ess = ", ".join(f"{v:.1f}" for v in result.ess.tolist())
+    lines = [
+        f"guidekit {__version__}",
+        f"samples {len(result)}, conditions {result.groups}, effective sample size {ess}",
+        *(f"{row['name']}: {row['network rows']} network rows, {row['reward calls']} reward calls, {row['seconds']} s"
+          for row in summary["rows"]),
+        f"unscored {result.cost.unscored}",
+        *(f"warning: {text}" for text in summary["warnings"]),
+    ]  # fmt: skip
+    (out / "run.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    part = out / ".summary.part"
+    part.write_text(json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
+    os.replace(part, out / "summary.json")
+
+
+def _report(out: Path) -> None:
+    from ..report import write
+
+    write(out)
+
+
+# the folder ----------------------------------------------------------------------------------------------------------
+
+
+def _found(out: Path, report: bool) -> Outcome:
+    """A run that was done before."""
+    if report and not (out / "report.html").exists():
+        _report(out)
+    return replace(load(out), new=False)

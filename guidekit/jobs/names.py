@@ -1,0 +1,391 @@
+"""What the names in a run stand for: models, guides, rewards, solvers and searches, each from a table of what there is.
+
+Nothing here has a list of its own: guides come from the catalogue, rewards from the packages of each domain, models and
+classifiers from the cards of the zoo, searches from their signatures.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import import_module, util
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import rewards
+from rewards import Reward, as_reward, transforms
+
+from .. import guides as guide_classes, search as searches, solvers as solver_classes, zoo
+from ..engine.guide import Guide
+from ..guides import catalog
+from ..models.base import Model
+from ..solvers import Solver
+from .specs import Call, ConfigError, Spec, arguments, call, displayed, find, kinds, literal, parameters, parse
+from .watched import Watched
+
+DOMAINS = ("molecules", "dna", "images", "other")
+KINDS = {"molecule model": "molecules", "DNA model": "dna", "image model": "images"}
+_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)", re.S)
+
+
+# tables --------------------------------------------------------------------------------------------------------------
+
+
+def models() -> dict[str, str]:
+    """Bundled base models, with a line about each."""
+    cards = [zoo.card(name) for name in zoo.entries()]
+    return {c["name"]: f"{c['kind']}, {c['parameters'] / 1e6:.1f} million" for c in cards if c["kind"] in KINDS}
+
+
+def classifiers() -> dict[str, list[str]]:
+    """Bundled classifiers, with their classes."""
+    cards = [zoo.card(name) for name in zoo.entries()]
+    return {c["name"]: c["classes"] for c in cards if c["kind"] == "classifier"}
+
+
+def clips() -> list[str]:
+    """Bundled CLIPs: rewards of a prompt."""
+    return [name for name in zoo.entries() if zoo.card(name)["kind"] == "CLIP"]
+
+
+def domain_of(classifier: str) -> str:
+    """What a bundled classifier is of."""
+    return "dna" if zoo.card(classifier)["network"].startswith("DNA") else "images"
+
+
+@lru_cache(1)
+def guides() -> dict[str, Callable[..., Guide]]:
+    """What makes a guide, by name: classes, and functions of a class that has several forms."""
+    found: dict[str, Callable[..., Guide]] = {}
+    for name in catalog.GUIDES:
+        make = getattr(guide_classes, name)
+        forms = {k: getattr(make, k) for k, v in vars(make).items() if isinstance(v, staticmethod)}
+        plain = not isinstance(make, type) or issubclass(make, Guide)
+        found |= {name: make} if plain else {f"{name}.{k}": form for k, form in forms.items()}
+    return found
+
+
+@lru_cache(1)
+def solvers() -> dict[str, type[Solver]]:
+    """Solvers by name."""
+    every = vars(solver_classes).items()
+    return {k: v for k, v in every if isinstance(v, type) and issubclass(v, Solver) and v is not Solver}
+
+
+@lru_cache(1)
+def strategies() -> dict[str, Callable[..., Any]]:
+    """Searches: what takes a model, n and a reward, and nothing else that is required."""
+    found = {}
+    for name in searches.__all__:
+        make = getattr(searches, name)
+        if inspect.isfunction(make):
+            required = [k for k, p in parameters(make).items() if p.default is p.empty]
+            found |= {name: make} if required == ["model", "n", "reward"] else {}
+    return found
+
+
+@lru_cache(1)
+def rewards_of() -> dict[str, tuple[str, Callable[..., Reward]]]:
+    """Domain and maker of every reward of the package, by name."""
+    found: dict[str, tuple[str, Callable[..., Reward]]] = {}
+    for domain in DOMAINS[:3]:
+        package = import_module(f"rewards.{domain}")
+        found |= {name: (domain, getattr(package, name)) for name in package.__all__ if _makes(getattr(package, name))}
+    return found
+
+
+def _makes(value: Any) -> bool:
+    """Whether it is a class of rewards, not a base of others, or a function that returns one."""
+    if inspect.isfunction(value):
+        kind = typing.get_type_hints(value).get("return")
+        return isinstance(kind, type) and issubclass(kind, Reward)
+    if not isinstance(value, type) or not issubclass(value, Reward):
+        return False
+    return value.score is not Reward.score and not any(value is b for b in _bases())
+
+
+def _bases() -> tuple[type[Reward], ...]:
+    """Classes that are rewards only when something is added."""
+    from rewards.dna import Network
+    from rewards.images import Classifier, Frames, ImageScore
+    from rewards.molecules import Molecule
+
+    return Molecule, ImageScore, Network, Classifier, Frames
+
+
+def about(make: Any) -> str:
+    """The first sentence of a docstring, without references."""
+    text = " ".join((inspect.getdoc(make) or "").split("\n\n")[0].split())
+    text = re.sub(r" \([A-Z][^()]*\d{4}\)|,? https?://[^\s,;]*[^\s,;:.]", "", text)
+    return re.split(r"(?<=[a-z)\]0-9])[.;:] (?!al)", text + " ")[0].rstrip(". ")
+
+
+# a user's own --------------------------------------------------------------------------------------------------------
+
+
+def imported(text: str) -> Any:
+    """The object of `file.py:name` or `package.module:name`. The file is run."""
+    match = _FILE.fullmatch(text)
+    place, _, name = text.rpartition(":")
+    try:
+        module = _of_file(Path(match["file"])) if match else import_module(place)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{text}: {place} cannot be imported ({type(error).__name__}: {error})") from error
+    if not hasattr(module, name):
+        raise ConfigError(f"{text}: there is no {name!r} in {place}")
+    return getattr(module, name)
+
+
+def _of_file(path: Path) -> Any:
+    path = path.resolve()
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file")
+    name = f"guidekit_user_{path.stem}"
+    if name in sys.modules and sys.modules[name].__file__ == str(path):
+        return sys.modules[name]
+    spec = util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # last, so that nothing is hidden by a file of the user's
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def is_reference(text: Any) -> bool:
+    """Whether a text names an object: file.py:name or module:name."""
+    return (
+        isinstance(text, str)
+        and re.fullmatch(r"[^=(,:]+\.py:[A-Za-z_]\w*|[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None
+    )
+
+
+# things --------------------------------------------------------------------------------------------------------------
+
+
+def model_of(text: str, device: str | None = None) -> tuple[Model, str | None]:
+    """A base model, and its domain where that is known."""
+    spec = parse(text, models())
+    if not is_reference(spec.name):
+        names = list(models())
+        if spec.name in classifiers():
+            raise ConfigError(f"{spec.name!r} is a classifier, no base model; there is {', '.join(names)}")
+        if spec.args or spec.options:
+            raise ConfigError(f"{text!r}: bundled models take no options")
+        name = find(spec.name, names, "model")
+        return zoo.load(name, device), KINDS[zoo.card(name)["kind"]]
+    found = imported(spec.name)
+    if not isinstance(found, Model):
+        if not callable(found):
+            raise ConfigError(f"{spec.name} is {type(found).__name__}: a base model, or a function that makes one")
+        given = {"device": device} if "device" in parameters(found) and device is not None else {}
+        found = call(found, Call(spec.name, spec.args, given | spec.options))
+    if not isinstance(found, Model):
+        raise ConfigError(f"{spec.name} gave {type(found).__name__}; gk.GaussianModel, MaskedModel... are base models")
+    return found, None
+
+
+def solver_of(text: str) -> Solver:
+    """A solver."""
+    spec = parse(text, solvers())
+    name = find(spec.name, list(solvers()), "solver")
+    return _made(solvers()[name], Call(name, spec.args, spec.options))
+
+
+def guide_of(text: str, reward: Reward | None) -> Guide:
+    """A guide; one that needs a reward gets this one."""
+    spec = parse(text, guides())
+    if is_reference(spec.name):
+        found = imported(spec.name)
+        made = _made(found, spec, {"reward": reward}) if callable(found) and not isinstance(found, Guide) else found
+        if not isinstance(made, Guide):
+            raise ConfigError(f"{spec.name} is {type(made).__name__}: a Guide, or what makes one, is needed")
+        return made
+    name = find(spec.name, list(guides()), "guide")
+    return _made(guides()[name], Call(name, spec.args, spec.options), {"reward": reward})
+
+
+def search_of(text: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """A search of `gk.search` and its options."""
+    spec = parse(text, strategies())
+    name = find(spec.name, list(strategies()), "search")
+    given = {"model": 0, "n": 0, "reward": 0}
+    options = arguments(strategies()[name], Call(name, spec.args, spec.options), given, _converted, ["over"])
+    return strategies()[name], {k: v for k, v in options.items() if k not in given}
+
+
+def _made(make: Callable[..., Any], spec: Call, given: dict[str, Any] | None = None) -> Any:
+    try:
+        return call(make, spec, given, _converted)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, LookupError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _converted(name: str, kind: Any, text: str) -> Any:
+    """What a text stands for as this parameter."""
+    members = kinds(kind)
+    if any(isinstance(k, type) and issubclass(k, Model) for k in members):
+        return model_of(text)[0]
+    if name == "reward" and str not in members:
+        return good(components([text])[0])
+    if name in ("conditions", "label", "own"):
+        return literal(text)
+    if str not in members and is_reference(text):
+        return imported(text)
+    return text
+
+
+# rewards -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Component:
+    """One of the rewards of a run.
+
+    name     of its column
+    raw      the reward as it is
+    weight   with which it counts, in its good direction
+    domain   of its samples, or None
+    own      whether it is of the package, so that it can be tried before a run
+    """
+
+    name: str
+    raw: Reward
+    weight: float
+    domain: str | None
+    own: bool
+    spec: str
+
+
+def components(specs: Sequence[str]) -> list[Component]:
+    """Rewards and their weights; names are made to differ."""
+    found = [_component(text) for text in specs]
+    names = [c.name for c in found]
+    taken = {"row", "condition", "sample", "reward", "holdout", "log_weight", "weight", ""}
+    unclear = [c.name in taken or names.count(c.name) > 1 for c in found]
+    named = [replace(c, name=displayed(c.spec)) if u else c for c, u in zip(found, unclear, strict=True)]
+    for name in [c.name for c in named]:
+        if [c.name for c in named].count(name) > 1:
+            raise ConfigError(f"the reward {name!r} is given twice")
+    return named
+
+
+def _component(text: str) -> Component:
+    known = [*rewards_of(), *classifiers(), *clips()]
+    spec = parse(text, known, weights=True)
+    domain, own = None, True
+    if is_reference(spec.name):
+        raw, own = _own_reward(spec), False
+    else:
+        spec = replace(spec, name=find(spec.name, known, "reward"))
+        domain, raw = _bundled(spec)
+    watched = Watched.of(raw)
+    for step in spec.then:
+        watched = watched.transformed(_transform(step, spec.text))
+    name = raw.name if not spec.then else displayed(spec.text)
+    return Component(name, watched, 1.0 if spec.weight is None else spec.weight, domain, own, spec.text)
+
+
+def _own_reward(spec: Spec) -> Reward:
+    found = imported(spec.name)
+    if isinstance(found, type) or spec.args or spec.options:
+        found = _made(found, spec)
+    try:
+        return as_reward(found)
+    except TypeError as error:
+        raise ConfigError(f"{spec.name}: {error}") from error
+
+
+def _bundled(spec: Spec) -> tuple[str, Reward]:
+    """A reward of the package, and what it is of."""
+    if spec.name in classifiers():
+        return _of_classifier(spec)
+    if spec.name in clips():
+        from rewards.images import ClipScore
+
+        scored = Call("ClipScore", spec.args, {"model": zoo.clip(spec.name), **spec.options})
+        return "images", _made(ClipScore, scored)
+    domain, make = rewards_of()[spec.name]
+    return domain, _made(make, Call(spec.name, spec.args, spec.options))
+
+
+def _of_classifier(spec: Spec) -> tuple[str, Reward]:
+    """log p(class) of an image, or the log-odds of a cell type, by a bundled classifier."""
+    classes = classifiers()[spec.name]
+
+    def reward(label: str | int) -> Reward:
+        place = label if isinstance(label, int) else classes.index(find(label, classes, f"class of {spec.name}"))
+        if not 0 <= place < len(classes):
+            raise ConfigError(f"{spec.name}:{label}: classes have numbers from 0 to {len(classes) - 1}")
+        if domain_of(spec.name) == "dna":
+            return rewards_of()["CellType"][1](classes[place], oracle=spec.name).named(f"{spec.name} {classes[place]}")
+        from rewards.images import Classifier
+
+        return Classifier(zoo.network(spec.name), place).named(f"{spec.name} {classes[place]}")
+
+    if not spec.args and "label" not in spec.options:
+        raise ConfigError(f"{spec.name} needs a class: {spec.name}:{classes[0]}; there is {', '.join(classes)}")
+    return domain_of(spec.name), _made(reward, spec)
+
+
+def _transform(step: Call, text: str) -> Callable[[Tensor], Tensor]:
+    from rewards.molecules import objectives
+
+    every = {k: v for k, v in vars(transforms).items() if not k.startswith("_") and callable(v)}
+    own = {k: v for k, v in every.items() if v.__module__ == transforms.__name__}
+    shapes = ("Gaussian", "MaxGaussian", "MinGaussian", "Clipped", "Thresholded")
+    own |= {k: getattr(objectives, k) for k in shapes}
+    name = find(step.name, list(own), f"transform (in {text!r})")
+    return _made(own[name], Call(name, step.args, step.options))
+
+
+def good(component: Component) -> Reward:
+    """The reward in the direction that is good: what guides climb.
+
+    One of which less is better counts negatively. SA, which runs from 10 (hard) to 1 (easy), counts as (10 - SA)/9, so
+    that it can be added to others between 0 and 1.
+    """
+    from rewards.molecules import SA, objectives
+
+    raw = component.raw
+    if raw.higher_is_better:
+        return raw.named(component.name)
+    if isinstance(raw, Watched) and isinstance(raw.reward, SA):
+        return raw.transformed(objectives.Clipped(upper=1.0, lower=10.0), "(10 - SA)/9")
+    return (-raw).named(f"-{component.name}")
+
+
+def total(parts: Iterable[Component]) -> Reward | None:
+    """sum_i w_i r_i over the rewards in their good directions; a weight of 0 is for the record only."""
+    counted = [(good(c), c.weight) for c in parts if c.weight != 0]
+    if not counted:
+        return None
+    signed = [(r if w > 0 else -r, abs(w)) for r, w in counted]
+    if len(signed) == 1 and signed[0][1] == 1:
+        return signed[0][0]
+    return rewards.weighted_sum([r for r, _ in signed], [w for _, w in signed]).named(_formula(counted))
+
+
+def _formula(counted: Sequence[tuple[Reward, float]]) -> str:
+    text = ""
+    for reward, weight in counted:
+        minus = (weight < 0) != reward.name.startswith("-")
+        size = "" if abs(weight) == 1 else f"{abs(weight):g} "
+        text += f"{' -' if minus else ' +'} {size}{reward.name.removeprefix('-')}"
+    return f"-{text[3:]}" if text.startswith(" -") else text[3:]

@@ -1,0 +1,515 @@
+"""Perturb some rows of one batched forward, inside chosen layers of a network, and leave everything else as it is.
+
+    with Perturbed.of(by, layers).during(model, rows):
+        out = model(x, t, cond)                  # those rows are the perturbed branch, the others are untouched
+
+`Perturbed` is an evaluation like `Null`: equal ones of several guides are made once, in the one forward of the step.
+How a layer is perturbed is a `Perturbation`: it replaces what attention returns (`guidekit.guides.pag`, `seg`) or what
+a whole module returns (`slg`).
+
+Inside the chosen layers every call of torch.nn.functional.scaled_dot_product_attention is seen, however it was
+imported, and that of torch.nn.MultiheadAttention. Its leading axis is the network's rows, perhaps with heads or frames
+folded in row by row: (rows, heads, tokens, dim), (rows*heads, tokens, dim), (rows*frames, heads, tokens, dim). Only
+self-attention is perturbed. Cross-attention is known by other numbers of queries and keys, by a module that says
+`is_cross_attention`, or by keys from an argument like `encoder_hidden_states`; queries joined with those (SD3, Flux)
+are self-attention.
+
+The network must see the rows of x as the leading axis of its first tensor. Meanwhile compiled modules run uncompiled,
+and torch.nn.MultiheadAttention leaves its fast path, which changes roundings. Other kernels (flash-attn, xformers,
+explicit softmax) cannot be seen: that is a `NetworkError` which says what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral
+from types import FunctionType
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import NetworkError
+from .base import Model
+from .evaluations import Cond
+from .networks import networks_in
+
+Layers = str | Sequence[str] | None
+Heads = Sequence[int] | Mapping[str, Sequence[int]] | None
+Span = tuple[int | None, int | None]
+
+_SDPA = torch._C._nn.scaled_dot_product_attention  # type: ignore[attr-defined]
+_MHA = torch.nn.functional.multi_head_attention_forward
+_NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+_SOURCES = ("encoder_hidden_states", "context", "key_value_states", "memory")  # where the keys of cross-attention are
+_MIDDLES = ("mid_block", "middle_block", "mid", "middle")  # of a U-Net
+
+
+class Attention(NamedTuple):
+    """A call of scaled_dot_product_attention, cut to the rows that are perturbed; calling it attends again."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    options: dict[str, Any]
+
+    def __call__(self, query: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
+        """The attention with other queries, or only where `allowed`, (tokens, tokens) of bool."""
+        options = dict(self.options)
+        if allowed is not None:
+            mask = options.pop("attn_mask", None)
+            if options.pop("is_causal", False):
+                allowed = allowed.tril()
+            if mask is None or mask.dtype == torch.bool:
+                options["attn_mask"] = allowed if mask is None else mask & allowed
+            else:
+                options["attn_mask"] = mask.masked_fill(~allowed, -math.inf)
+        with torch._C.DisableTorchFunction():  # other patches know the whole batch only
+            return _SDPA(self.query if query is None else query, self.key, self.value, **options)
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What is done to the chosen rows of a layer. Subclasses override `attention`, or `module` with whole = True."""
+
+    whole = False  # it replaces what the chosen module returns, and not its attention
+
+    def check(self) -> None:
+        """Raise ValueError for options that cannot be."""
+
+    def attention(self, call: Attention, out: Tensor) -> Tensor:
+        """What the attention returns instead of `out`, for the perturbed rows."""
+        return out
+
+    def module(self, given: list[Tensor], out: Any, put: Callable[[Tensor, Tensor], Tensor]) -> Any:
+        """What the module returns instead of `out`, given its inputs; put(v, w) is v with the perturbed rows of w."""
+        return out
+
+
+@dataclass(frozen=True)
+class Perturbed(Cond):
+    """The model at the user's condition with some layers perturbed; `Perturbed.of` takes them as users give them.
+
+    layers   dotted names: "blocks.1" is that module and all inside it, never blocks.10. None is the middle of the
+             network: mid_block of a U-Net, else the middle one of its modules with self-attention
+    heads    None (all), indices, or (layer, indices) for each layer
+    """
+
+    by: Perturbation
+    layers: tuple[str, ...] | None = None
+    heads: tuple[int, ...] | tuple[tuple[str, tuple[int, ...]], ...] | None = None
+
+    @classmethod
+    def of(cls, by: Perturbation, layers: Layers = None, heads: Heads = None) -> Perturbed:
+        """With layers as a name or names, heads as indices or {layer: indices}, which then names the layers."""
+        names = None if layers is None else (layers,) if isinstance(layers, str) else tuple(sorted(set(layers)))
+        if not isinstance(heads, Mapping):
+            return cls(by, names, None if heads is None else _indices(heads))
+        if names is not None:
+            raise ValueError("heads={layer: indices} names the layers itself; leave layers=None")
+        return cls(by, tuple(sorted(heads)), tuple((k, _indices(heads[k])) for k in sorted(heads)))
+
+    def check(self, model: Model) -> None:
+        self.by.check()
+        _known.setdefault(model, {})[self.layers, self.by.whole] = _choose(model, self.layers, self.by.whole)
+
+    def during(self, model: Model, rows: slice) -> _Patch:
+        if (self.layers, self.by.whole) not in _known.setdefault(model, {}):
+            self.check(model)
+        return _Patch(self, _known[model][self.layers, self.by.whole], rows)
+
+    def heads_of(self, layer: str) -> tuple[int, ...] | None:
+        """The heads that are perturbed in a layer."""
+        per_layer = dict(h for h in self.heads or () if isinstance(h, tuple))
+        return per_layer.get(layer, self.heads)  # type: ignore[return-value]
+
+
+def _indices(heads: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(heads, str) or not all(isinstance(h, Integral) and not isinstance(h, bool) and h >= 0 for h in heads):
+        raise ValueError(f"heads={heads!r}: indices of heads, counted from 0, or {{layer: indices}}")
+    return tuple(sorted({int(h) for h in heads}))
+
+
+@contextmanager
+def counting(model: Model, layers: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Counts the heads of these layers during a forward of one row; layers that do not attend are left out."""
+    patch = _Patch(Perturbed(Perturbation()), _choose(model, tuple(layers), False), slice(0, 1))
+    with patch:
+        yield patch.heads
+
+
+# which modules ---------------------------------------------------------------------------------------------------
+
+
+class Chosen(NamedTuple):
+    """The modules to watch: networks as they are called, and with each module the layers to which it belongs."""
+
+    roots: tuple[nn.Module, ...]
+    layers: dict[nn.Module, tuple[str, ...]]  # the innermost layer first
+
+
+# what the last check of a model found, for its layers and whether whole modules are meant
+_known: WeakKeyDictionary[Model, dict[tuple[tuple[str, ...] | None, bool], Chosen]] = WeakKeyDictionary()
+
+
+def attention_layers(model: Model) -> list[str]:
+    """Names of the modules that look like self-attention, in the order in which they were registered.
+
+    >>> import torch, guidekit as gk
+    >>> layer = torch.nn.TransformerEncoderLayer(8, 2, batch_first=True)
+    >>> net = torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    >>> attention_layers(gk.GaussianModel(lambda x, t, cond: net(x), shape=(5, 8)))
+    ['layers.0.self_attn', 'layers.1.self_attn', 'layers.2.self_attn']
+    """
+    return [name for net in _roots(model) for name in _attending(net)]
+
+
+def _roots(model: Model) -> tuple[nn.Module, ...]:
+    return tuple(m for m in networks_in(model.net) if not isinstance(m, torch.jit.ScriptModule))
+
+
+def _named(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All modules with their dotted names, without what torch.compile puts in."""
+    every = network.named_modules(remove_duplicate=False)
+    return [(".".join(p for p in name.split(".") if p != "_orig_mod"), module) for name, module in every]
+
+
+def _choose(model: Model, layers: tuple[str, ...] | None, whole: bool) -> Chosen:
+    roots = _roots(model)
+    if not roots:
+        raise ValueError(
+            "layers of a torch.nn.Module are to be perturbed, and the model's network holds none (scripts do not count)"
+        )
+    belongs: dict[nn.Module, tuple[str, ...]] = {}
+    for root in roots:
+        default = _middle_block(root) if whole else _middle_attention(root)
+        names = layers if layers is not None else (default,) if default else ()
+        for name, module in _named(root):
+            inside = [p for p in names if name == p or (not whole and name.startswith(p + "."))]
+            if inside:
+                every = {*belongs.get(module, ()), *inside}
+                belongs[module] = tuple(sorted(every, key=lambda p: (-len(p), p)))
+    found = {p for inside in belongs.values() for p in inside}
+    for name in layers or ():
+        if name not in found:
+            raise ValueError(_unknown(str(name), model))
+    if layers is None and not found:
+        raise ValueError("no default layer was found in the network; name some with layers=(...)")
+    for module, (name, *_) in belongs.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"layers: {name!r} holds a script of torch.jit, which cannot be watched")
+        if whole and isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            raise ValueError(f"layers: {name!r} is a list of modules and never called itself; name its members")
+    return Chosen(roots, belongs)
+
+
+def _unknown(name: str, model: Model) -> str:
+    names, last = [n for root in _roots(model) for n, _ in _named(root)], name.split(".")[-1]
+    near = difflib.get_close_matches(name, names, 5) or [n for n in names if n.split(".")[-1] == last][:5]
+    near = near or attention_layers(model)[:5]
+    return f"layers: the network has no module {name!r}" + (f"; near it are {', '.join(near)}" if near else "")
+
+
+def _attending(network: nn.Module) -> list[str]:
+    """The outermost modules whose own code attends to themselves; by the names of their classes where none is found."""
+    modules = [(name, m) for name, m in _named(network) if name and not _is_cross(name, m)]
+    found = [name for name, m in modules if _attends(m)]
+    found = found or [name for name, m in modules if "attention" in type(m).__name__.lower()]
+    return [n for n in dict.fromkeys(found) if not any(n.startswith(other + ".") for other in found)]
+
+
+def _is_cross(name: str, module: nn.Module) -> bool:
+    last = name.split(".")[-1].lower()  # multihead_attn is that of torch.nn.TransformerDecoderLayer
+    return bool(getattr(module, "is_cross_attention", False)) or "cross" in last or last == "multihead_attn"
+
+
+def _attends(module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention) or hasattr(module, "get_processor"):  # the latter in diffusers
+        return True
+    kinds = type(module).__mro__
+    own = kinds[: kinds.index(nn.Module)]
+    return any(_mentions(f) for kind in own for f in vars(kind).values() if isinstance(f, FunctionType))
+
+
+def _mentions(function: FunctionType, depth: int = 2) -> bool:
+    """Whether a function, or one that it calls, names scaled_dot_product_attention."""
+    names = function.__code__.co_names
+    if "scaled_dot_product_attention" in names:
+        return True
+    called = [function.__globals__.get(n) for n in names] if depth else []
+    return any(isinstance(f, FunctionType) and _mentions(f, depth - 1) for f in called)
+
+
+def _middle_attention(network: nn.Module) -> str | None:
+    names = _attending(network)
+    return _middle_of_unet(names) or (names[len(names) // 2] if names else None)
+
+
+def _middle_block(network: nn.Module) -> str | None:
+    """The middle block of a U-Net, else the middle member of the longest list of modules of one class."""
+    names = _named(network)
+    lists = [(n, m) for n, m in names if isinstance(m, (nn.ModuleList, nn.Sequential)) and len({*map(type, m)}) == 1]
+    name, stack = max(lists, key=lambda pair: len(pair[1]), default=("", ()))
+    member = f"{name}.{len(stack) // 2}".lstrip(".") if len(stack) > 1 else None
+    return _middle_of_unet([n for n, _ in names]) or member
+
+
+def _middle_of_unet(names: list[str]) -> str | None:
+    parts = [n.split(".") for n in names]
+    return next((".".join(p[: p.index(m) + 1]) for m in _MIDDLES for p in parts if m in p), None)
+
+
+# the forward -----------------------------------------------------------------------------------------------------
+
+
+class Frame(NamedTuple):
+    """A call of a watched module that has not returned."""
+
+    module: nn.Module
+    layers: tuple[str, ...]
+    args: tuple
+    kwargs: dict[str, Any]
+
+    def arguments(self) -> dict[str, Any]:
+        """By the names of the parameters, in their order."""
+        try:
+            forward = getattr(self.module, "_orig_mod", self.module).forward
+            return dict(inspect.signature(forward).bind_partial(*self.args, **self.kwargs).arguments)
+        except (TypeError, ValueError):
+            return {str(i): v for i, v in enumerate(self.args)} | self.kwargs
+
+    def tensors(self) -> list[Tensor]:
+        """Those among the arguments, also in *args and **kwargs."""
+        flat = [v for a in self.arguments().values() for v in (a if isinstance(a, tuple) else [a])]
+        flat = [v for a in flat for v in (a.values() if isinstance(a, dict) else [a])]
+        return [v for v in flat if isinstance(v, Tensor)]
+
+    def rows(self) -> int:
+        """The leading axis of the first tensor that has a second one."""
+        tensors = self.tensors()
+        return next((len(v) for v in tensors if v.dim() > 1), len(tensors[0]) if tensors and tensors[0].dim() else 0)
+
+
+class _Patch:
+    """The context of one forward. It acts in its own thread only, and leaves hooks and modes as it found them."""
+
+    def __init__(self, need: Perturbed, chosen: Chosen, rows: slice):
+        self.need, self.chosen, self.rows = need, chosen, rows
+        self.thread = threading.get_ident()
+        self.mode, self.inside = _Mode(self), 0
+        self.frames: list[Frame] = []
+        self.total = 0  # rows of the forward
+        self.handles: list[Any] = []
+        self.eager = _uncompiled()
+        self.entered: set[str] = set()
+        self.hits: set[str] = set()
+        self.heads: dict[str, int] = {}
+        self.crossed = False
+
+    def __enter__(self) -> _Patch:
+        self.eager.__enter__()
+        for module in dict.fromkeys([*self.chosen.roots, *self.chosen.layers]):
+            before = module.register_forward_pre_hook(self._enter, with_kwargs=True)
+            after = module.register_forward_hook(self._leave, with_kwargs=True, prepend=True, always_call=True)
+            self.handles += [before, after]
+        return self
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+        if self.inside and not self.need.by.whole:  # an interruption that the hooks did not see
+            self.mode.__exit__(None, None, None)
+        self.eager.__exit__(None, None, None)
+        if kind is None:
+            self._verify()
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != self.thread:
+            return
+        frame = Frame(module, self.chosen.layers.get(module, ()), args, kwargs)
+        if not self.frames:
+            self.total = frame.rows()
+        self.frames.append(frame)
+        if frame.layers:
+            self.entered.update(frame.layers)
+            self.inside += 1
+            if self.inside == 1 and not self.need.by.whole:
+                self.mode.__enter__()
+
+    def _leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any) -> Any:
+        if threading.get_ident() != self.thread or not self.frames or self.frames[-1].module is not module:
+            return None
+        frame = self.frames[-1]
+        try:
+            if frame.layers and self.need.by.whole and out is not None:  # None: an exception is on its way
+                self.hits.update(frame.layers)
+                return self.need.by.module(frame.tensors(), out, lambda v, new: self._put(v, new, self._axis(v)))
+        finally:
+            self.frames.pop()
+            if frame.layers:
+                self.inside -= 1
+                if self.inside == 0 and not self.need.by.whole:
+                    self.mode.__exit__(None, None, None)
+        return None
+
+    def _verify(self) -> None:
+        """Every layer that was asked for was perturbed; of the defaults, one for each network, at least one."""
+        layers = self.need.layers or tuple(dict.fromkeys(p for inside in self.chosen.layers.values() for p in inside))
+        missed = [p for p in layers if p not in self.hits]
+        if not missed or (self.need.layers is None and self.hits):
+            return
+        name = "nothing was perturbed in " + ", ".join(map(repr, missed))
+        if not self.entered.intersection(missed):
+            raise NetworkError(f"{name}: the forward did not run it, or ran it in another thread or as a script")
+        if self.crossed:
+            raise NetworkError(f"{name}: it has cross-attention only, and self-attention is needed")
+        raise NetworkError(
+            f"{name}: it ran without torch's scaled_dot_product_attention, which alone can be seen. Switch the network "
+            "to it: no flash-attn, xformers, sliced or explicit softmax attention. In diffusers "
+            "set_attn_processor(AttnProcessor2_0()) or set_attention_backend('native'), in timm fused_attn=True"
+        )
+
+    # rows ------------------------------------------------------------------------------------------------------------
+
+    def _part(self, leading: int) -> slice:
+        """The perturbed rows in a leading axis that may have heads or frames folded in."""
+        total, n = self.total, self.rows.stop - self.rows.start
+        fold, rest = divmod(leading, max(total, 1))
+        if rest or fold == 0 or total < self.rows.stop or total % n:
+            raise NetworkError(
+                f"rows {self.rows.start} to {self.rows.stop} are to be perturbed, but the network was called with "
+                f"{total} rows and {self.frames[-1].layers[0]!r} works on {leading}: the network must see the rows of "
+                "x as the leading axis of its first tensor, and the layer that axis or a multiple of it"
+            )
+        return slice(self.rows.start * fold, self.rows.stop * fold)
+
+    def _axis(self, v: Tensor) -> int:
+        """The axis of rows in what a module returns: 1 where tokens come first."""
+        tokens_first = any(not getattr(m, "batch_first", True) for m in self.frames[-1].module.modules())
+        return int(v.dim() > 2 and v.shape[1] == self.total and (tokens_first or len(v) % self.total > 0))
+
+    def _put(self, old: Tensor, new: Tensor, axis: int) -> Tensor:
+        """`old` with the perturbed rows of `new`."""
+        part = (slice(None),) * axis + (self._part(old.shape[axis]),)
+        out = old.clone()  # with its strides; kernels may have kept `old` for their gradient
+        out[part] = new[part].to(old.dtype)
+        return out
+
+    # attention -------------------------------------------------------------------------------------------------------
+
+    def attend(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        """scaled_dot_product_attention with some rows of its result replaced."""
+        out = _SDPA(*args, **kwargs)
+        options = dict(zip(_NAMES, args, strict=False)) | kwargs
+        query, key, value = (options.pop(name) for name in _NAMES[:3])
+        if query.is_nested:
+            raise NetworkError("attention on nested tensors cannot be perturbed; give the network padded ones")
+        if query.shape[-2] != key.shape[-2] or self._crosses(key):
+            self.crossed = True
+            return out
+        part = self._part(len(query))
+        mask = options.get("attn_mask")
+        if mask is not None and mask.dim() == query.dim() and len(mask) == len(query):
+            options["attn_mask"] = mask[part]
+        q, k, v = (v[part] if len(v) == len(query) else v for v in (query, key, value))
+        new = out.clone()
+        new[part] = self._headed(
+            self.need.by.attention(Attention(q, k, v, options), out[part]).to(out.dtype), out[part]
+        )
+        self.hits.update(self.frames[-1].layers)
+        return new
+
+    def _headed(self, new: Tensor, out: Tensor) -> Tensor:
+        """`new` in the chosen heads and `out` in the others."""
+        layer, rows = self.frames[-1].layers[0], self.rows.stop - self.rows.start
+        heads, count = self.need.heads_of(layer), out.shape[1] if out.dim() > 3 else len(out) // rows
+        self.heads[layer] = count
+        if heads is None:
+            return new
+        if out.dim() not in (3, 4):
+            raise NetworkError(f"heads: {layer!r} attends on {out.dim()} axes; (rows, heads, tokens, dim) is needed")
+        if any(h >= count for h in heads):
+            raise NetworkError(f"heads={heads}: {layer!r} has {count} heads, counted from 0")
+        mixed = out.clone()
+        for h in heads:
+            if out.dim() == 4:
+                mixed[:, h] = new[:, h]
+            else:
+                mixed[h::count] = new[h::count]
+        return mixed
+
+    def _crosses(self, key: Tensor) -> bool:
+        """Whether the keys are of other tokens than the queries, as far as the modules around the call can tell."""
+        for frame in reversed(self.frames):
+            if getattr(frame.module, "is_cross_attention", False):
+                return True
+            arguments = frame.arguments()
+            if isinstance(frame.module, nn.MultiheadAttention):
+                return arguments["key"] is not arguments["query"]
+            source = next((arguments[name] for name in _SOURCES if name in arguments), None)
+            if isinstance(source, Tensor) and source is not next(iter(arguments.values())):
+                return source.dim() > 2 and source.shape[-2] == key.shape[-2]
+            if not next(iter(arguments), "").startswith("q"):  # one that is handed queries and keys cannot tell
+                return False
+        return False
+
+    def multi_head(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """multi_head_attention_forward, which hides the attention inside: a copy of it that calls ours instead.
+
+        Where weights are wanted it has no such call; the perturbed rows then come from a second run without weights.
+        """
+        names = {**_MHA.__globals__, "has_torch_function": lambda _: False}
+        names["scaled_dot_product_attention"] = lambda *a, **k: self.attend(a, k)
+        watched = FunctionType(_MHA.__code__, names, "watched", _MHA.__defaults__)
+        new, _ = watched(*args, **kwargs | {"need_weights": False})
+        if not kwargs.get("need_weights", True):
+            return new, None
+        out, weights = _MHA(*args, **kwargs)
+        return self._put(out, new, 1), weights
+
+
+class _Mode(TorchFunctionMode):
+    """Sends attention to a patch; active only inside the chosen layers."""
+
+    def __init__(self, patch: _Patch):
+        super().__init__()
+        self.patch = patch
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is _SDPA:
+            return self.patch.attend(args, kwargs or {})
+        if func is _MHA:
+            return self.patch.multi_head(args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+_stance: list[Any] = [0, None]  # how many patches have set the compiler aside, and what restores it
+_standing = threading.Lock()
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Compiled code, which knows nothing of hooks added later, runs as the modules that it was made from."""
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled
+        yield
+        return
+    with _standing:
+        if _stance[0] == 0:
+            _stance[1] = torch.compiler.set_stance("force_eager")
+        _stance[0] += 1
+    try:
+        yield
+    finally:
+        with _standing:
+            _stance[0] -= 1
+            if _stance[0] == 0:
+                _stance[1].__exit__(None, None, None)

@@ -1,0 +1,222 @@
+r"""Evaluations: what a step asks of the networks, as small hashable descriptions.
+
+A guide says which evaluations it reads, `needs = (Null(),)`; equal ones of several guides are evaluated once, all of
+them in one forward for each network (`evaluate`).
+
+    Cond()       the model at the user's condition; every run has it
+    Null()       the model without its condition
+    Other(m)     another base model of the same noising process
+    At(c, m)     the model, or another one, at a fixed condition
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from .base import Condition, Encoded, Model
+
+_encodings: WeakKeyDictionary[Model, dict[Hashable, tuple[Condition, Encoded]]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Cond:
+    """The model at the user's condition; every run evaluates it. Other evaluations change one of these methods."""
+
+    def model(self, base: Model) -> Model:
+        """Whose network."""
+        return base
+
+    def cond(self, model: Model, cond: Encoded) -> Encoded:
+        """The condition of the rows, given the user's."""
+        return cond
+
+    def during(self, model: Model, rows: slice) -> AbstractContextManager:
+        """What holds during the forward in which these rows are evaluated."""
+        return nullcontext()
+
+    def check(self, model: Model) -> None:
+        """Raise if the model cannot offer this evaluation."""
+
+
+@dataclass(frozen=True)
+class Null(Cond):
+    """The model at its null condition."""
+
+    def cond(self, model: Model, cond: Encoded) -> Encoded:
+        return model.nulled(cond)
+
+    def check(self, model: Model) -> None:
+        if model.null is None:
+            raise ValueError(
+                "a guide needs the model without its condition, but the model has no null condition: "
+                "build it with null=..., the encoded 'no condition' that it was trained with"
+            )
+
+
+@dataclass(frozen=True)
+class Other(Cond):
+    """Another base model of the same noising law, at the user's condition."""
+
+    network: Model
+
+    def model(self, base: Model) -> Model:
+        return self.network
+
+    def check(self, model: Model) -> None:
+        other = self.network
+        if not isinstance(other, Model):
+            raise TypeError(f"a second base model is needed, not {type(other).__name__}")
+        if other.shape != model.shape or other.process != model.process:
+            raise ValueError(
+                f"two models in one target share shape and noising law; given {model.shape}, {model.process} and "
+                f"{other.shape}, {other.process}"
+            )
+        if other.process.t_max < model.process.t_max:
+            raise ValueError(
+                f"the other model starts at t={other.process.t_max}, where its prediction of noise or score says "
+                f"something of the data, and the first at {model.process.t_max}: change them about, or let the other "
+                "predict the clean mean or a velocity"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class At(Cond):
+    """The model, or another one, at a condition of its own: the same for all rows and groups.
+
+    Two are one evaluation where their conditions are equal; of tensors, arrays, lists and dicts that means the same
+    object. A null condition is `Null()`, or of another model At(None, network).
+
+    >>> At("a cat") == At("a cat"), At(1) == At(2)
+    (True, False)
+    """
+
+    condition: Condition
+    network: Model | None = None
+
+    def _key(self) -> Hashable:
+        same = isinstance(self.condition, Tensor) or not _hashable(self.condition)
+        return type(self.condition), id(self.condition) if same else self.condition
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, At) and self._key() == other._key() and self.network is other.network
+
+    def __hash__(self) -> int:
+        return hash((self._key(), self.network))
+
+    def model(self, base: Model) -> Model:
+        return base if self.network is None else self.network
+
+    def cond(self, model: Model, cond: Encoded) -> Encoded:
+        if cond is None:
+            raise ValueError(
+                f"{self!r} has a condition, and the rows of the run have none that it could stand beside: give the run "
+                "cond=..., or its model a null condition"
+            )
+        known = _encodings.get(model, {})
+        own = known[self._key()][1] if self._key() in known else model.encode(self.condition)
+        mine, theirs = _shapes(own, 0), _shapes(cond, 1)
+        if self.network is None and mine != theirs:
+            raise ValueError(
+                f"{self!r} encodes to {mine} and the condition of the run to {theirs}; encode_cond must pad them to "
+                "one shape"
+            )
+        rows = len(next(iter(cond.values())) if isinstance(cond, dict) else cond)
+        if isinstance(own, dict):
+            return {k: v.expand(rows, *v.shape) for k, v in own.items()}
+        return own.expand(rows, *own.shape)
+
+    def check(self, model: Model) -> None:
+        net = self.model(model)
+        if self.network is not None:
+            Other(self.network).check(model)
+        if self.condition is None:
+            Null().check(net)
+        _encodings.setdefault(net, {})[self._key()] = self.condition, net.encode(self.condition)
+
+
+def evaluation(expert: Any) -> Cond:
+    """An expert as an evaluation: it may be one, a base model (at the run's condition), or a condition.
+
+    >>> evaluation(None), evaluation(3)
+    (Null(), At(condition=3, network=None))
+    """
+    if isinstance(expert, Cond):
+        return expert
+    if isinstance(expert, Model):
+        return Other(expert)
+    return Null() if expert is None else At(expert)
+
+
+def listed(experts: Any) -> list[Any]:
+    """One or several."""
+    return list(experts) if isinstance(experts, (list, tuple)) else [experts]
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _shapes(encoded: Encoded, skip: int) -> Any:
+    if isinstance(encoded, dict):
+        return {k: tuple(v.shape[skip:]) for k, v in encoded.items()}
+    return tuple(encoded.shape[skip:])
+
+
+def evaluate(
+    model: Model,
+    needs: Sequence[Cond],
+    x: Tensor,
+    t: float,
+    cond: Encoded,
+    count: Callable[[int], None],
+    limit: int | None = None,
+) -> dict[Cond, Tensor]:
+    """All evaluations at (x, t), in one forward for each distinct network (more where `limit` rows are exceeded).
+
+    `count` is told the rows of each forward.
+    """
+    found: dict[Cond, Tensor] = {}
+    rows = len(x)
+    most = len(needs) if limit is None else max(1, limit // rows)
+    networks: dict[Model, list[Cond]] = {}
+    for need in needs:
+        networks.setdefault(need.model(model), []).append(need)
+    for net, branches in networks.items():
+        for part in (branches[i : i + most] for i in range(0, len(branches), most)):
+            with ExitStack() as stack:
+                for i, need in enumerate(part):
+                    stack.enter_context(need.during(net, slice(i * rows, (i + 1) * rows)))
+                out = net(_repeat(x, len(part)), t, joined([need.cond(net, cond) for need in part]))
+            count(rows * len(part))
+            found |= dict(zip(part, out.split(rows), strict=True))
+    return found
+
+
+def rows_of(encoded: Encoded, group: Tensor) -> Encoded:
+    """The condition of every row from the stacked ones of the groups."""
+    if isinstance(encoded, dict):
+        return {k: v[group] for k, v in encoded.items()}
+    return None if encoded is None else encoded[group]
+
+
+def _repeat(x: Tensor, times: int) -> Tensor:
+    return x if times == 1 else torch.cat([x] * times)
+
+
+def joined(conds: list[Encoded]) -> Encoded:
+    if len(conds) == 1 or conds[0] is None:
+        return conds[0]
+    if isinstance(conds[0], dict):
+        return {k: torch.cat([c[k] for c in conds]) for k in conds[0]}
+    return torch.cat(conds)

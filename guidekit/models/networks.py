@@ -1,0 +1,96 @@
+"""Networks: finding the torch modules inside any callable, and lending them to a run.
+
+A user's network may be a module, a closure over one, a method or a partial. A run needs the modules behind it, to put
+them into evaluation mode while it lasts and to give them back as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from threading import Lock
+from types import CellType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+_lent: dict[int, list[Any]] = {}  # of every module and parameter that is lent: how often, the object, how it was
+_lending = Lock()
+
+
+def networks_in(*holders: Any) -> list[nn.Module]:
+    """The modules that some callables hold: in their variables, their object or that object's attributes."""
+    return list(dict.fromkeys(m for holder in holders for m in _found(holder, 4)))
+
+
+def kind_of(networks: Sequence[nn.Module]) -> tuple[torch.dtype | None, torch.device]:
+    """Floating dtype and device of networks: those of the first floating parameter or buffer."""
+    for v in (v for m in networks for v in [*m.parameters(), *m.buffers()]):
+        if v.is_floating_point():
+            return v.dtype, v.device
+    return None, torch.device("cpu")
+
+
+@contextmanager
+def lent(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Put networks into evaluation mode without parameter gradients, and afterwards back as they were.
+
+    Runs in several threads may share one network; the last one to end gives it back.
+    """
+    modules = dict.fromkeys(m for net in networks for m in net.modules())
+    things = [*modules, *dict.fromkeys(p for m in modules for p in m.parameters(recurse=False))]
+    with _lending:
+        for thing in things:
+            _lent.setdefault(id(thing), [0, thing, _mode(thing)])[0] += 1
+            _set_mode(thing, False)
+    try:
+        yield
+    finally:
+        with _lending:
+            for thing in things:
+                entry = _lent[id(thing)]
+                entry[0] -= 1
+                if entry[0] == 0:
+                    _set_mode(thing, entry[2])
+                    del _lent[id(thing)]
+
+
+def _mode(thing: nn.Module | nn.Parameter) -> bool:
+    return thing.training if isinstance(thing, nn.Module) else thing.requires_grad
+
+
+def _set_mode(thing: nn.Module | nn.Parameter, mode: bool) -> None:
+    if isinstance(thing, nn.Module):
+        thing.training = mode
+    else:
+        thing.requires_grad_(mode)
+
+
+def _found(holder: Any, depth: int) -> Iterator[nn.Module]:
+    if isinstance(holder, nn.Module):
+        yield holder
+    elif depth and holder is not None:
+        for part in _parts(holder):
+            yield from _found(part, depth - 1)
+
+
+def _parts(holder: Any) -> list[Any]:
+    if isinstance(holder, MethodType):
+        return [holder.__self__, holder.__func__]
+    if isinstance(holder, FunctionType):
+        cells = [c.cell_contents for c in holder.__closure__ or () if not is_empty(c)]
+        named = [holder.__globals__.get(n) for n in holder.__code__.co_names]
+        return [*cells, *(v for v in named if isinstance(v, (nn.Module, FunctionType, partial)))]
+    if isinstance(holder, partial):
+        return [holder.func, *holder.args, *holder.keywords.values()]
+    return list(vars(holder).values()) if hasattr(holder, "__dict__") and not isinstance(holder, type) else []
+
+
+def is_empty(cell: CellType) -> bool:
+    """Whether a function refers to a variable that has no value yet."""
+    try:
+        return cell.cell_contents is None
+    except ValueError:
+        return True

@@ -1,0 +1,162 @@
+r"""A weaker version of a model, made of the model itself, for autoguidance (Karras et al., 2024),
+https://arxiv.org/abs/2406.02507: with modules skipped or with channels dropped. The latter is the dropout of the
+paper's synthetic corruptions, but with one mask for all rows and steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
+from functools import partial
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import random
+from ..errors import NetworkError
+from .base import Condition, Encoded, Model
+from .networks import networks_in
+
+_CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+
+
+def weakened(
+    model: Model,
+    *,
+    drop: Sequence[str] = (),
+    share: float = 0.1,
+    skip: Sequence[str] = (),
+    seed: int = 0,
+    axis: int | None = None,
+) -> Weakened:
+    """A weaker version of a base model, which shares its weights and leaves it as it is.
+
+    drop    modules by their full names, as in `network.named_modules()`: of the output of each the same `share` of the
+            channels, chosen by `seed`, is zero and the others grow to make up for it, for all rows and at all times
+    skip    modules whose input takes the place of their output (they are computed all the same)
+    axis    of the channels in the outputs; None is 1 for convolutions, their norms and outputs of four and more axes,
+            and the last one otherwise, as of linear layers and transformer blocks
+
+    >>> import torch, guidekit as gk
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2))
+    >>> model = gk.GaussianModel(lambda x, t, cond: net(x), shape=(2,))
+    >>> guide = gk.AutoGuidance(weakened(model, drop=["1"], share=0.25), scale=2.0)
+    >>> gk.sample(model, 3, steps=4, guides=[guide]).cost.network_rows
+    24
+    """
+    if isinstance(drop, str) or isinstance(skip, str):
+        raise TypeError("weakened(drop=..., skip=...) take lists of names, like drop=['blocks.3']")
+    return Weakened(model, tuple(drop), share, tuple(skip), seed, axis)
+
+
+class Weakened(Model):
+    """See `weakened`. Two of one model with equal settings are equal, so that they are evaluated once."""
+
+    def __init__(
+        self, base: Model, drop: tuple[str, ...], share: float, skip: tuple[str, ...], seed: int, axis: int | None
+    ):
+        if not isinstance(base, Model):
+            raise TypeError(f"weakened(model) takes a base model, not {type(base).__name__}")
+        super().__init__(
+            base.net, base.process, base.shape, base._decode, base._encode, base.null, base.dtype, base.device
+        )
+        self.base, self.drop, self.share, self.skip, self.seed, self.axis = base, drop, share, skip, seed, axis
+        if not (drop or skip):
+            raise ValueError("weakened(model) needs modules to weaken: name them in drop=[...] or skip=[...]")
+        if not 0 < share < 1:
+            raise ValueError(f"weakened(share={share}): the share of the channels to drop lies between 0 and 1")
+        for name in (*drop, *skip):
+            _check_name(name, self._modules())
+
+    def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+        with self._weak():
+            return self.base(x, t, cond)
+
+    def encode(self, cond: Condition) -> Encoded:
+        return self.base.encode(cond)
+
+    def decode(self, x: Tensor) -> Any:
+        return self.base.decode(x)
+
+    def modules(self) -> list[nn.Module]:
+        return self.base.modules()
+
+    def _settings(self) -> tuple[Any, ...]:
+        return self.base, self.drop, self.share if self.drop else None, self.skip, self.seed, self.axis
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Weakened) and self._settings() == other._settings()
+
+    def __hash__(self) -> int:
+        return hash(self._settings())
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """The parts of the network by name; of several networks the first that has the name."""
+        return {n: m for net in reversed(networks_in(self.base.net)) for n, m in net.named_modules() if n}
+
+    @contextmanager
+    def _weak(self) -> Iterator[None]:
+        """Hooks on the modules, which act in this thread alone: others may be using the same network."""
+        modules, thread, hit = self._modules(), get_ident(), set()
+
+        def hook(change, name, module, args, kwargs, out):
+            if get_ident() != thread:
+                return None
+            hit.add(name)
+            first = out[0] if isinstance(out, (tuple, list)) and out else out
+            if not isinstance(first, Tensor):
+                raise NetworkError(f"module {name!r} returns {type(out).__name__}; to weaken it a tensor is needed")
+            new = change(name, module, first, [*args, *kwargs.values()])
+            return new if first is out else (new, *out[1:])
+
+        with ExitStack() as stack:
+            for change, names in ((self._dropped, self.drop), (_skipped, self.skip)):
+                for name in names:
+                    handle = modules[name].register_forward_hook(partial(hook, change, name), with_kwargs=True)
+                    stack.callback(handle.remove)
+            yield
+        missed = [name for name in (*self.drop, *self.skip) if name not in hit]
+        if missed:
+            raise NetworkError(
+                f"the weakened network never called {', '.join(missed)}: name modules whose forward runs, and weaken "
+                "the network before torch.compile, which does not see hooks set later"
+            )
+
+    def _dropped(self, name: str, module: nn.Module, out: Tensor, inputs: list) -> Tensor:
+        first = isinstance(module, _CHANNELS_FIRST) or out.dim() > 3
+        axis = (1 if first else -1) if self.axis is None else self.axis
+        channels = out.shape[axis]
+        if channels < 2:
+            raise NetworkError(f"module {name!r} has one channel along axis {axis} of {tuple(out.shape)}; give axis=")
+        count = min(max(round(self.share * channels), 1), channels - 1)
+        order = random.uniform(random.fold(random.key(self.seed, out.device), name), (channels,)).argsort()
+        kept = torch.full_like(order, channels / (channels - count), dtype=out.dtype)
+        kept[order[:count]] = 0.0
+        shape = [1] * out.dim()
+        shape[axis] = channels
+        return out * kept.view(shape)
+
+
+def _skipped(name: str, module: nn.Module, out: Tensor, inputs: list) -> Tensor:
+    x = next((v for v in inputs if isinstance(v, Tensor)), None)
+    if x is None or x.shape != out.shape:
+        given = None if x is None else tuple(x.shape)
+        raise NetworkError(
+            f"module {name!r} turns {given} into {tuple(out.shape)}; one that is skipped must keep the shape"
+        )
+    return x.to(out.dtype)
+
+
+def _check_name(name: str, modules: dict[str, nn.Module]) -> None:
+    """The network has such a module, and it runs."""
+    if name not in modules:
+        near = get_close_matches(name, modules, 3, 0.4) or list(modules)[:8]
+        raise ValueError(f"weakened: the network has no module {name!r}; it has {', '.join(near) or 'none'}, ...")
+    if isinstance(modules[name], (nn.ModuleList, nn.ModuleDict)):
+        inside = next(iter(dict(modules[name].named_children())), "0")
+        raise ValueError(
+            f"weakened: {name!r} is a list and never runs itself; name its members, like '{name}.{inside}'"
+        )

@@ -1,0 +1,114 @@
+"""The table of a run: what was reached, how varied the samples are, and what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.result import Result
+
+COST = ("network rows", "reward calls", "seconds")
+OF_DOMAIN = {
+    "molecules": ("validity", "uniqueness", "diversity"),
+    "dna": ("uniqueness", "diversity"),
+    "images": ("diversity",),
+    "other": ("uniqueness", "diversity"),
+}
+
+
+def columns(domain: str, reward: bool, parts: Sequence[str], holdout: bool) -> list[str]:
+    """Those of a run."""
+    found = ["mean", "top 10%"] if reward else []
+    found += parts if len(parts) > 1 or not reward else []
+    return [*found, *(["holdout mean"] if holdout else []), *OF_DOMAIN[domain], *COST]
+
+
+def row(name: str, result: Result, domain: str, parts: dict[str, Tensor]) -> dict[str, Any]:
+    """One line of the table: everything that can be told of this result; None where there is no number.
+
+    mean, holdout mean and the parts are means under the weights. The rest is of the samples as they are: top 10% is the
+    mean reward of the best tenth, at least one.
+    """
+    found: dict[str, Any] = {"name": name}
+    if result.rewards is not None:
+        found |= {"mean": mean(result, result.rewards), "top 10%": top(result.rewards)}
+    found |= {part: mean(result, scores) for part, scores in parts.items()}
+    if result.holdout is not None:
+        found["holdout mean"] = mean(result, result.holdout)
+    found |= metrics(result.samples, domain)
+    cost = result.cost
+    found |= dict(zip(COST, (cost.network_rows, cost.reward_calls, round(cost.seconds, 3)), strict=True))
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
+
+
+def mean(result: Result, scores: Tensor) -> float:
+    """The mean of what is known, under the weights."""
+    scores, known = scores.double().cpu(), scores.isfinite().cpu()
+    weights = result.weights.cpu()[known]
+    return float((weights * scores[known]).sum() / weights.sum()) if known.any() else math.nan
+
+
+def top(scores: Tensor) -> float:
+    """The mean of the best tenth of all samples, those without a score being the worst."""
+    known = scores[scores.isfinite()]
+    return float(known.topk(min(math.ceil(len(scores) / 10), len(known))).values.mean()) if len(known) else math.nan
+
+
+def metrics(samples: Any, domain: str) -> dict[str, float]:
+    """validity, uniqueness and diversity, as far as the domain has them."""
+    if domain == "molecules":
+        from rewards.molecules import metrics as of
+
+        values = of.validity(samples), of.uniqueness(samples), of.internal_diversity(samples)
+        return dict(zip(OF_DOMAIN[domain], values, strict=True))
+    if domain == "dna":
+        from rewards import dna
+
+        return {"uniqueness": dna.uniqueness(samples), "diversity": dna.edit_distance_diversity(samples)}
+    if isinstance(samples, list):
+        return {"uniqueness": len({str(s) for s in samples}) / len(samples)} if samples else {}
+    return {"diversity": distance(torch.as_tensor(samples))}
+
+
+def distance(x: Tensor) -> float:
+    """Root mean square difference of two samples, for each number in them: sqrt(2 n/(n - 1) mean of the variances).
+
+    >>> round(distance(torch.tensor([[0.0], [1.0]])), 6)
+    1.0
+    """
+    return float((2 * x.flatten(1).double().var(0).mean()).sqrt()) if len(x) > 1 else math.nan
+
+
+def equal_cost(steered: Result, plain: Result) -> int:
+    """N of a best-of-N whose network rows are nearest to those of the steered run."""
+    return max(1, round(steered.cost.network_rows / max(plain.cost.network_rows, 1)))
+
+
+def text(rows: Sequence[dict[str, Any]], names: Sequence[str], width: int = 100) -> str:
+    """The table in letters: a line for each row, or a column for each where that is narrower than the lines."""
+    kept = [c for c in names if any(r.get(c) is not None for r in rows)]
+    cells = [["", *kept], *([str(r["name"]), *(shown(r.get(c)) for c in kept)] for r in rows)]
+    across = _aligned(cells)
+    return across if len(across.split("\n")[0]) <= width else _aligned([list(c) for c in zip(*cells, strict=True)])
+
+
+def _aligned(cells: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths, strict=True)))
+        for line in cells
+    ]
+    return "\n".join(line.rstrip() if i else line for i, line in enumerate(lines))
+
+
+def shown(value: Any) -> str:
+    """A number for people."""
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" if isinstance(value, float) and 0.01 <= abs(value) < 1000 else f"{value:.3g}"

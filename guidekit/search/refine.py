@@ -1,0 +1,302 @@
+r"""Refinement of finished samples: noise them back part of the way, denoise again under the same guides, keep what is
+better (Uehara et al., 2025, Reward-guided iterative refinement, https://arxiv.org/abs/2502.14944).
+
+    x_t ~ q(x_t | x_0) for t = level,      x_0' ~ the guided sampler from t to 0,
+
+    refine   row by row: x_0' takes the place of the sample it descends from if its reward is higher (keep="better"), or
+             always. Samples stay apart.
+    evolve   group by group: of the n old samples and offspring n new ones the n best different ones live, so that good
+             ones take over. Mutation is the noising, and selection is elitist.
+
+Both are greedy. No reward falls with keep="better", nor does the best one in `evolve` (copies give way to others). Any
+guides may steer the way down, for any process: `gk.SVDD`, `gk.FKSteering`, `gk.TDS`... Each round has randomness of its
+own, addressed by seed and round; with a folder as checkpoint a killed search continues after its last whole round, with
+the same result.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .. import random
+from ..engine.describe import describe, difference
+from ..engine.result import Result, Trace, load_result, picked
+from ..engine.sample import sample
+from ..engine.scoring import Cost, Scorer
+from ..errors import CheckpointError
+from ..guides import Guide, StartFrom
+from ..models import Model
+from ..solvers import Solver
+
+Merge = Callable[[Result, Result], tuple[Tensor, Tensor]]  # chosen rows of old and new, and the old row each is from
+
+
+def refine(
+    model: Model,
+    start: Result | Tensor | int,
+    reward: Any,
+    *,
+    rounds: int = 5,
+    level: float = 0.5,
+    steps: int = 25,
+    guides: Iterable[Guide] = (),
+    cond: Any = None,
+    keep: str = "better",
+    solver: Solver | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+    checkpoint: str | Path | None = None,
+) -> Result:
+    """Refine samples, each on its own.
+
+    start    a result, final states (groups*n, *shape), or n: that many samples for each condition are drawn first
+    level    the time in (0, 1) up to which samples are noised
+    steps    from there to 0
+    keep     "better": only what raises the reward; "always"
+
+    >>> import guidekit as gk
+    >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
+    >>> first = gk.sample(base, 16, steps=20, reward=lambda x: x[:, 0])
+    >>> better = gk.refine(base, first, lambda x: x[:, 0], rounds=3)
+    >>> bool((better.rewards >= first.rewards).all()) and bool(better.rewards.mean() > first.rewards.mean() + 0.5)
+    True
+    """
+    if keep not in ("better", "always"):
+        raise ValueError(f"keep={keep!r}: there is 'better' and 'always'")
+    search = _Search(model, reward, rounds, level, steps, tuple(guides), cond, solver, seed, batch_size, progress)
+    return search.run(start, checkpoint, ("refine", keep), lambda old, new: _replaced(old, new, keep == "always"))
+
+
+def evolve(
+    model: Model,
+    start: Result | Tensor | int,
+    reward: Any,
+    *,
+    rounds: int = 10,
+    level: float = 0.5,
+    steps: int = 25,
+    offspring: int = 1,
+    guides: Iterable[Guide] = (),
+    cond: Any = None,
+    solver: Solver | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+    checkpoint: str | Path | None = None,
+) -> Result:
+    """Evolve samples together: every one has `offspring` children in a round, and the n best of a group live.
+
+    Arguments are as in `refine`. Equal samples count once, so that no sample can fill the group with its copies, unless
+    there are fewer than n different ones.
+    """
+    if isinstance(offspring, bool) or not isinstance(offspring, int) or offspring < 1:
+        raise ValueError(f"offspring={offspring!r}: children of each sample in a round, at least 1")
+    search = _Search(
+        model, reward, rounds, level, steps, tuple(guides), cond, solver, seed, batch_size, progress, offspring
+    )
+    return search.run(start, checkpoint, ("evolve", offspring), _fittest)
+
+
+@dataclass
+class _Search:
+    model: Model
+    reward: Any
+    rounds: int
+    level: float
+    steps: int
+    guides: tuple[Guide, ...]
+    cond: Any
+    solver: Solver | None
+    seed: int
+    batch_size: int | None
+    progress: bool
+    offspring: int = 1
+
+    def __post_init__(self) -> None:
+        if not callable(self.reward):
+            raise TypeError(f"reward={self.reward!r}: a Reward or a function of samples is needed")
+        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 0:
+            raise ValueError(f"rounds={self.rounds!r}: a number of rounds")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level={self.level}: samples are noised up to a time within (0, 1)")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps={self.steps!r}: at least one step down from the level")
+        if any(isinstance(g, StartFrom) for g in self.guides):
+            raise ValueError("guides holds a StartFrom: refinement sets where its rounds start")
+
+    def run(self, start: Any, checkpoint: str | Path | None, kind: tuple[str, Any], merge: Merge) -> Result:
+        """Rounds of noising, denoising and choice."""
+        folder = None if checkpoint is None else Path(checkpoint)
+        config = json.loads(json.dumps(self.described(start, kind)))
+        state = _resumed(folder, config) if folder and folder.exists() else self.first(start, config)
+        done = len(state.trace)
+        for number in tqdm(
+            range(done + 1, self.rounds + 1), initial=done, total=self.rounds, disable=not self.progress
+        ):
+            began = time.perf_counter()
+            new = self.round(state, number)
+            state = _merged(state, new, *merge(state, new), time.perf_counter() - began, self.level)
+            if folder is not None:
+                _save(state, folder)
+        return state
+
+    def round(self, state: Result, number: int) -> Result:
+        """The samples noised and denoised again."""
+        x = state.x.view(state.groups, -1, *self.model.shape).repeat_interleave(self.offspring, 1).flatten(0, 1)
+        times = [self.level * (1 - i / self.steps) for i in range(self.steps)] + [0.0]
+        return self.sample(len(x) // state.groups, times, (StartFrom(x), *self.guides), number)
+
+    def sample(self, n: int, steps: int | Sequence[float], guides: Sequence[Guide], number: int) -> Result:
+        options = {"cond": self.cond, "reward": self.reward, "solver": self.solver, "batch_size": self.batch_size}
+        key = random.fold(random.fold(random.key(self.seed), "refine"), number)
+        return sample(self.model, n, steps=steps, guides=guides, seed=int(key), **options)
+
+    def first(self, start: Any, config: dict[str, Any]) -> Result:
+        """The samples to begin with, scored."""
+        if isinstance(start, int):
+            drawn = self.sample(start, round(self.steps / self.level), self.guides, 0)
+            return _state(drawn.x, drawn.samples, _scores(drawn), drawn.groups, drawn.cost, config)
+        x = start.x if isinstance(start, Result) else start
+        groups = len(self.cond) if isinstance(self.cond, list) else 1
+        if not isinstance(x, Tensor) or x.shape[1:] != self.model.shape or len(x) == 0 or len(x) % groups:
+            given = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
+            raise ValueError(
+                f"start {given}: a result, states of shape (groups*n, *{self.model.shape}) for {groups} conditions, or "
+                "a number of samples is needed"
+            )
+        cost, x = Cost(), x.to(self.model.device)
+        samples, scorer = self.model.decode(x), Scorer(cost, x.device)
+        rewards = scorer(self.reward, samples)
+        scorer.settle()
+        return _state(x, samples, rewards, groups, cost, config)
+
+    def described(self, start: Any, kind: tuple[str, Any]) -> dict[str, Any]:
+        """What decides the outcome, but for the number of rounds."""
+        names = ("model", "reward", "level", "steps", "guides", "cond", "solver", "seed")
+        return {"search": list(kind), "start": describe(start.x if isinstance(start, Result) else start)} | {
+            name: describe(getattr(self, name)) for name in names
+        }
+
+
+def _state(x: Tensor, samples: Any, rewards: Tensor, groups: int, cost: Cost, config: dict[str, Any]) -> Result:
+    """Samples as a result without rounds behind it."""
+    row = torch.arange(len(x), device=x.device)
+    return Result(
+        x=x,
+        samples=samples,
+        rewards=rewards,
+        group=row // (len(x) // groups),
+        log_weights=torch.zeros(len(x), dtype=torch.float64, device=x.device),
+        ancestors=row.new_empty(0, len(x)),
+        trace=Trace(),
+        cost=cost,
+        row=row,
+        config=config,
+    )
+
+
+def _scores(result: Result) -> Tensor:
+    assert result.rewards is not None
+    return result.rewards
+
+
+def _merged(old: Result, new: Result, chosen: Tensor, parent: Tensor, seconds: float, level: float) -> Result:
+    """The chosen rows of old and new together, (rows,); parent is the old row from which each of them descends."""
+    x, rewards = (torch.cat([getattr(r, k) for r in (old, new)])[chosen] for k in ("x", "rewards"))
+    samples = picked(_joined(old.samples, new.samples), chosen)
+    cost = Cost(**{k: v + getattr(new.cost, k) for k, v in vars(old.cost).items()})
+    ancestors = torch.cat([old.ancestors, parent[None]])
+    by_group, n = rewards.view(old.groups, -1), len(old) // old.groups
+    roots = parent
+    for before in reversed(old.ancestors.unbind(0)):
+        roots = before[roots]
+    row = {
+        "t": level,
+        "ess": [float(n)] * old.groups,
+        "entropy": [math.log(n)] * old.groups,
+        "resampled": (parent != old.row).view(old.groups, -1).any(1).tolist(),
+        "distinct": [len(r.unique()) for r in roots.view(old.groups, -1)],
+        "mean_reward": by_group.nanmean(1).tolist(),
+        "max_reward": by_group.nan_to_num(-torch.inf).amax(1).tolist(),
+        "accepted": (chosen >= len(old)).view(old.groups, -1).double().mean(1).tolist(),
+        "seconds": seconds + (old.trace[-1]["seconds"] if old.trace else 0.0),
+    }
+    return replace(
+        old, x=x, rewards=rewards, samples=samples, cost=cost, ancestors=ancestors, trace=Trace([*old.trace, row])
+    )
+
+
+def _replaced(old: Result, new: Result, always: bool) -> tuple[Tensor, Tensor]:
+    """Every row, or where that is better the best of its descendants."""
+    root, was, now = new.memos[0], *(_scores(r).nan_to_num(-torch.inf) for r in (old, new))
+    best = torch.full_like(was, -torch.inf).scatter_reduce(0, root, now, "amax")
+    wins = (now == best[root]).nonzero()[:, 0]
+    child = torch.full_like(old.row, -1).index_put((root[wins],), wins)
+    takes = (child >= 0) & ((best > was) | always)
+    return torch.where(takes, len(old) + child, old.row), old.row
+
+
+def _fittest(old: Result, new: Result) -> tuple[Tensor, Tensor]:
+    """The n best of every group, equal samples counting once as long as there are others."""
+    rewards = torch.cat([_scores(old), _scores(new)]).nan_to_num(-torch.inf)
+    group, parent = torch.cat([old.group, new.group]), torch.cat([old.row, new.memos[0] // (len(new) // len(old))])
+    again = _repeated(_joined(old.samples, new.samples), torch.cat([old.x, new.x]), group)
+    order = torch.arange(len(rewards), device=rewards.device)
+    for key in (-rewards, again.to(rewards), group.to(rewards)):  # the last sort counts most
+        order = order[key[order].sort(stable=True).indices]
+    size, n = len(order) // old.groups, len(old) // old.groups
+    chosen = order.view(old.groups, size)[:, :n].flatten()
+    return chosen, parent[chosen]
+
+
+def _repeated(samples: Any, x: Tensor, group: Tensor) -> Tensor:
+    """Whether a row's sample has been met before in its group."""
+    if isinstance(samples, list) and all(isinstance(s, str) for s in samples):
+        names: dict[str, int] = {}
+        code = torch.tensor([names.setdefault(s, len(names)) for s in samples], device=x.device)
+    else:
+        code = x.flatten(1).unique(dim=0, return_inverse=True)[1]
+    code = code * (int(group.max()) + 1) + group
+    order = code.sort(stable=True).indices
+    same = torch.zeros_like(code, dtype=torch.bool)
+    same[order[1:]] = code[order].diff() == 0
+    return same
+
+
+def _joined(a: Any, b: Any) -> Any:
+    if isinstance(a, Tensor):
+        return torch.cat([a, b])
+    return np.concatenate([a, b]) if isinstance(a, np.ndarray) else [*a, *b]
+
+
+def _save(state: Result, folder: Path) -> None:
+    """Whole or not at all: written beside the old folder and moved over it."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    state.save(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def _resumed(folder: Path, config: dict[str, Any]) -> Result:
+    state = load_result(folder)
+    other = difference(state.config, config)
+    if other:
+        raise CheckpointError(
+            f"{folder} is of another search: {other[0]} was {other[1]!r} and is {other[2]!r} now; give this one "
+            "another folder, or delete that one"
+        )
+    return state

@@ -1,0 +1,263 @@
+r"""gk.tune: strengths of a guide by a beam search on a small budget, as for TFG (Ye et al., 2024,
+https://arxiv.org/abs/2409.15761).
+
+From the first setting on, a sweep takes each setting of the beam and moves one strength of it up, a number by a factor
+of 2 and a list of values to its next one; what is new is run, and the best `beam` settings of all so far go on. It ends
+after `sweeps` of them, or when one leaves the beam as it was. The authors begin at (rho, mu, sigma) = (.5, .5, .01),
+with a beam of 3 and 8 sweeps.
+
+All settings are run from the same noise, so that they differ by the strengths alone. The best of many measured values
+looks better than it is: measure the chosen setting again, with another seed and more samples.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rewards import Reward
+
+from .. import random
+from ..engine.describe import describe, difference
+from ..engine.result import Result
+from ..engine.sample import sample
+from ..errors import CheckpointError, NetworkError, RewardError
+from ..guides import Guide
+from ..models import Model
+from ..solvers import Solver
+
+Levels = tuple[int, ...]  # of each strength, how often it has been moved up
+_MEASURED = ("metric", "error", "scored", "network_rows", "reward_calls", "seconds", "failed")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found.
+
+    best     the settings of highest metric
+    guides   the guides at these settings, those given beside them included, as gk.sample takes them
+    table    one dict for each setting tried, in their order: the settings, metric, error (the standard error of the
+             metric), scored (samples that it could score), network_rows, reward_calls, seconds, and failed (why there
+             is no metric, or None)
+    """
+
+    best: dict[str, Any]
+    guides: list[Guide]
+    table: list[dict[str, Any]] = field(repr=False)
+
+    def to_frame(self):
+        """The table as a pandas DataFrame, best first."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_frame() needs pandas: pip install 'guidekit[report]'") from error
+        return pandas.DataFrame(self.table).sort_values("metric", ascending=False, na_position="last")
+
+
+def tune(
+    guide: Guide | Callable[..., Guide | Iterable[Guide]],
+    model: Model,
+    metric: Reward | Callable[[Result], Any],
+    space: Mapping[str, float | Sequence[Any]],
+    *,
+    n: int = 64,
+    beam: int = 3,
+    sweeps: int = 8,
+    factor: float = 2.0,
+    repeats: int = 1,
+    steps: int | Sequence[float] = 50,
+    guides: Iterable[Guide] = (),
+    cond: Any = None,
+    solver: Solver | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+    checkpoint: str | Path | None = None,
+) -> Tuned:
+    """Search the strengths of a guide, by a metric of which more is better.
+
+    guide        a guide, whose fields of these names are replaced; or a function of them that makes one, or a list
+    metric       a Reward of the samples, or a function of the Result: one number, or one for each sample. Means are
+                 weighted where samples are; functions of samples become rewards by `rewards.as_reward`
+    space        for each strength the number to begin with, or a list of values in their order
+    n            samples of each condition and setting
+    beam         settings that go on from a sweep
+    factor       by which numbers grow
+    repeats      runs of each setting, with seeds of their own; a metric of one number has no error without them
+    guides       that act beside it, and come before it in the list
+    checkpoint   a JSON file to which every row is added, and from which the same call goes on
+
+    The other arguments are those of gk.sample. A setting whose network or reward fails has no metric and comes last.
+
+    >>> import guidekit as gk
+    >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
+    >>> near = lambda result: -(result.x[:, 0] - 1).abs()
+    >>> make = lambda scale: gk.SVDD(lambda x: -(x[:, 0] - 1).abs(), alpha=1 / scale)
+    >>> tune(make, base, near, {"scale": 0.5}, n=16, sweeps=3, steps=8).best["scale"]
+    4.0
+    """
+    for name, value in (("n", n), ("beam", beam), ("sweeps", sweeps), ("repeats", repeats)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"tune({name}={value!r}): an int of at least 1 is needed")
+    run = {"steps": steps, "cond": cond, "solver": solver, "batch_size": batch_size}
+    search = _Search(guide, model, metric, dict(space), factor, n, repeats, tuple(guides), seed, run)
+    known = search.opened(None if checkpoint is None else Path(checkpoint))
+    rows: dict[Levels, dict[str, Any]] = {}
+    kept: list[Levels] = [(0,) * len(search.space)]
+    with tqdm(disable=not progress, desc="tune", unit=" settings") as bar:
+        for sweep in range(sweeps + 1):
+            for levels in [moved for at in kept for moved in search.moves(at)] if sweep else kept:
+                if levels not in rows:
+                    rows[levels] = known[levels] if levels in known else search.measured(levels)
+                    search.save(known | rows)
+                    bar.update()
+            before, kept = kept, sorted(rows, key=lambda levels: _rank(rows[levels]))[:beam]
+            if sweep and kept == before:
+                break
+    if math.isnan(rows[kept[0]]["metric"]):
+        raise RewardError(f"no setting has a metric; the first failed with: {rows[kept[0]]['failed']}")
+    best = search.settings(kept[0])
+    return Tuned(best, search.made(best), [search.settings(levels) | row for levels, row in rows.items()])
+
+
+def _rank(row: dict[str, Any]) -> float:
+    return math.inf if math.isnan(row["metric"]) else -row["metric"]
+
+
+@dataclass
+class _Search:
+    guide: Any
+    model: Model
+    metric: Any
+    space: dict[str, Any]
+    factor: float
+    n: int
+    repeats: int
+    guides: tuple[Guide, ...]
+    seed: int
+    run: dict[str, Any]
+    file: Path | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not callable(self.guide) and not isinstance(self.guide, Guide):
+            raise TypeError(f"tune takes a guide or a function that makes one, not {type(self.guide).__name__}")
+        if not callable(self.metric):
+            raise TypeError(f"metric={self.metric!r}: a Reward, or a function of a Result, is needed")
+        if not self.space or set(self.space) & set(_MEASURED):
+            raise ValueError(f'space={self.space}: strengths and where each begins, like {{"rho": 0.5, "mu": 0.5}}')
+        for name, value in self.space.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+            if not number and (isinstance(value, str) or not isinstance(value, Sequence) or not value):
+                raise ValueError(f"space[{name!r}] = {value!r}: a positive number to begin with, or a list of values")
+        if not self.factor > 1:
+            raise ValueError(f"tune(factor={self.factor}): numbers grow, by a factor above 1")
+        self.made(self.settings((0,) * len(self.space)))
+
+    def settings(self, levels: Levels) -> dict[str, Any]:
+        """The strengths at these levels."""
+        pairs = zip(self.space.items(), levels, strict=True)
+        return {k: v[i] if isinstance(v, Sequence) else v * self.factor**i if i else v for (k, v), i in pairs}
+
+    def moves(self, levels: Levels) -> list[Levels]:
+        """These levels with one of them raised."""
+        ends = [len(v) - 1 if isinstance(v, Sequence) else math.inf for v in self.space.values()]
+        return [(*levels[:i], v + 1, *levels[i + 1 :]) for i, v in enumerate(levels) if v < ends[i]]
+
+    def made(self, settings: dict[str, Any]) -> list[Guide]:
+        """All guides at these settings."""
+        if not isinstance(self.guide, Guide):
+            made = self.guide(**settings)
+            return [*self.guides, *([made] if isinstance(made, Guide) else made)]
+        names = [f.name for f in fields(self.guide)]
+        if not set(settings) <= set(names):
+            raise ValueError(f"{type(self.guide).__name__} has {', '.join(names)}; space has {', '.join(settings)}")
+        return [*self.guides, replace(self.guide, **settings)]
+
+    def measured(self, levels: Levels) -> dict[str, Any]:
+        """Run the guides there."""
+        row = dict.fromkeys(_MEASURED, 0) | {"metric": math.nan, "error": math.nan, "failed": None}
+        parts = []
+        try:
+            for repeat in range(self.repeats):
+                result = self._sampled(levels, repeat)
+                for name in ("network_rows", "reward_calls", "seconds"):
+                    row[name] += getattr(result.cost, name)
+                parts.append(self._scored(result))
+        except (NetworkError, RewardError) as error:
+            return row | {"failed": str(error)}
+        value, weight = (torch.cat(v) for v in zip(*parts, strict=True))
+        known = value.isfinite()
+        value, weight, count = value[known], weight[known] / weight[known].sum(), int(known.sum())
+        row |= {"scored": count, "failed": None if count else "the metric scored no sample"}
+        mean = (weight * value).sum()
+        spread = (weight * (value - mean)).square().sum() * count / (count - 1) if count > 1 else torch.tensor(math.nan)
+        return row | ({"metric": float(mean), "error": float(spread.sqrt())} if count else {})
+
+    def _sampled(self, levels: Levels, repeat: int) -> Result:
+        cond = self.run["cond"]
+        key = random.fold(random.fold(random.key(self.seed), "tune"), repeat)
+        seeds = [int(random.fold(key, g)) for g in range(len(cond) if isinstance(cond, list) else 1)]
+        return sample(self.model, self.n, guides=self.made(self.settings(levels)), seed=seeds, **self.run)
+
+    def _scored(self, result: Result) -> tuple[Tensor, Tensor]:
+        """Values of the metric with their weights: one for each sample, or one in all."""
+        if isinstance(self.metric, Reward):
+            found = self.metric(result.samples)
+        else:
+            try:
+                found = self.metric(result)
+            except (TypeError, AttributeError) as error:
+                raise TypeError(
+                    f"metric(result) raised {type(error).__name__}: {error}; a metric that is no Reward takes a "
+                    "Result. A function f of samples is given as rewards.as_reward(f)"
+                ) from error
+        value = (
+            (found.detach() if isinstance(found, Tensor) else torch.as_tensor(found, dtype=torch.float64))
+            .double()
+            .cpu()
+        )
+        if value.dim() == 0:
+            return value[None], torch.ones(1, dtype=torch.float64)
+        if value.shape != (len(result),):
+            raise ValueError(
+                f"the metric returned {tuple(value.shape)} for {len(result)} samples: one number, or one each"
+            )
+        return value, result.weights.cpu()
+
+    def opened(self, file: Path | None) -> dict[Levels, dict[str, Any]]:
+        """The rows in the file of this search, if there are any."""
+        self.file, self.config = file, {} if file is None else self._described()
+        if file is None or not file.exists():
+            return {}
+        try:
+            text = json.loads(file.read_text(encoding="utf-8"))
+            config, rows = text["config"], {tuple(levels): row for levels, row in text["rows"]}
+        except (ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(f"{file} is not what tune saved, or is truncated: {error}") from error
+        other = difference(config, self.config)
+        if other:
+            was, now = (f"{v!r:.80}" for v in other[1:])
+            raise CheckpointError(f"{file} is of another search: {other[0]} was {was} and is {now} now")
+        return rows
+
+    def save(self, rows: dict[Levels, dict[str, Any]]) -> None:
+        """Whole or not at all: written beside the file and moved over it."""
+        if self.file is not None:
+            part = self.file.with_name(self.file.name + ".part")
+            part.write_text(json.dumps({"config": self.config, "rows": list(rows.items())}), encoding="utf-8")
+            part.replace(self.file)
+
+    def _described(self) -> dict[str, Any]:
+        """What decides the numbers, as the call gave it."""
+        run = {k: v for k, v in self.run.items() if k != "batch_size"}
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("file", "config", "run")} | run
+        return json.loads(json.dumps({k: describe(v) for k, v in given.items()}))
