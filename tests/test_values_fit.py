@@ -119,7 +119,9 @@ def test_the_closed_forms_agree_with_quadrature(t: float):
 
     def mean(f) -> float:
         def integrand(y: float) -> float:
-            return math.exp(float(base.log_prob(torch.tensor([[y]], dtype=torch.float64))) - 0.5 * ((x - a * y) / sigma) ** 2)
+            return math.exp(
+                float(base.log_prob(torch.tensor([[y]], dtype=torch.float64))) - 0.5 * ((x - a * y) / sigma) ** 2
+            )
 
         return quad(lambda y: integrand(y) * f(y), -8, 9, limit=200)[0] / quad(integrand, -8, 9, limit=200)[0]
 

@@ -57,6 +57,11 @@ class Guide:
     def check(self, model: Model, steps: int) -> None:
         """Raise ValueError if it cannot work with this model, before the first network call."""
 
+    def clashes(self, other: Guide, after: bool) -> str | None:
+        """Why it cannot stand in one list with this other guide (which comes after it, or before), and what to do
+        instead; None where it can."""
+        return None
+
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         """The table of the run, given the solver's."""
         return moves

@@ -50,7 +50,7 @@ def seated(guides: Sequence[Guide]) -> tuple[Seat, ...]:
 
 @dataclass(frozen=True)
 class Acts:
-    """Who acts at one step, by hook, in the order of the list; `late` are the tilts that take gradients.
+    """Who acts at one step, by hook, in the order of the list (but `select`); `late` are the tilts that take gradients.
 
     needs   the evaluations of the network
     grad    whether the graph from x_t is kept
@@ -80,7 +80,7 @@ def acting(seats: Sequence[Seat], step: Step) -> Acts:
     def of(hook: str, among: Iterable[Seat]) -> tuple[Seat, ...]:
         return tuple(seat for seat in among if hook in seat.hooks)
 
-    tilts = of("tilt", active)
+    tilts, weighing = of("tilt", active), seats if step.last else active
     return Acts(
         needs=tuple(dict.fromkeys([Cond(), *(need for seat in active for need in seat.guide.needs)])),
         grad=any(seat.guide.grad is True for seat in active),
@@ -90,8 +90,18 @@ def acting(seats: Sequence[Seat], step: Step) -> Acts:
         late=tuple(seat for seat in tilts if seat.guide.grad),
         finish=of("finish", active),
         traced=of("traced", seats),
-        **{hook: of(hook, seats if step.last else active) for hook in ("log_weight", "weigh", "select")},
+        log_weight=of("log_weight", weighing),
+        weigh=of("weigh", weighing),
+        select=tuple(sorted(of("select", weighing), key=lambda seat: _rank(seat, step))),
     )
+
+
+def _rank(seat: Seat, step: Step) -> int:
+    """Who selects first: those who choose among the children that they have asked for, then among chains of their own.
+    What is left is resampled by the others, which would thin at random what was to be chosen from."""
+    if "plan" not in seat.hooks:
+        return 2
+    return 0 if step.index and seat.guide.plan(1, step.index - 1, step.total)[1] > 1 else 1
 
 
 def overridden(guides: Iterable[Guide], *hooks: str) -> list[Guide]:
