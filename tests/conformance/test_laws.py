@@ -259,7 +259,7 @@ def test_every_pair_of_guides_runs_together_and_in_either_order(first: Case, sec
     orders = [order for order in (guides, guides[::-1]) if not refused(order)]
     if not orders:
         for order in (guides, guides[::-1]):
-            with pytest.raises(ValueError, match="in one list|each draw children|FKC follows a path down in time"):
+            with pytest.raises(ValueError, match=r"in one list|each draw children|FKC follows a path down in time"):
                 gk.Run(problem.model, N, steps=STEPS, cond=problem.cond, guides=order)
         return
     result, swapped = run(problem, orders[0]), run(problem, orders[-1])
