@@ -49,7 +49,7 @@ class Pull(Guide):  # Guide adds steer=False, start=0., stop=1. as keywords
         if not isinstance(model.process, Gaussian):
             raise ValueError("Pull moves a clean mean, and tokens have none; use it with a Gaussian process")
 
-    def plan(self, n, index, total):  # rows of each group that live at this step (n at the end), and their children
+    def plan(self, n, step):  # rows of each group that live at this step (n at the end), and their children
         return n, self.k
 
     def moves(self, model, moves):  # the solver's table of (t, s, ...), perhaps cut

@@ -42,6 +42,7 @@ class Guide:
     # Where its tilt takes a gradient: False, nowhere; True, from x_t on (the graph is kept); "clean", at the clean
     # estimate. A tilt with a gradient comes after the others, and sees in view.prediction what they have made.
     grad = False
+    neutral = None  # where its scale has this value it does not act, and costs nothing
     sees_prediction = True  # False: log_weight reads x_t alone, so only the survivors need the network
 
     @property
@@ -66,10 +67,10 @@ class Guide:
         """The table of the run, given the solver's."""
         return moves
 
-    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
-        """(particles, children): rows of each group that are to live at this of `total` steps, where n would without
-        the guide, and children that each of them has in the move from here, where the guide acts when they arrive.
-        Particles are not asked for at the last step: n samples are left there."""
+    def plan(self, n: int, step: Step) -> tuple[int, int]:
+        """(particles, children): rows of each group that are to live at this step, where n would without the guide,
+        and children that each of them has in the move from here, where the guide acts when they arrive. It is not
+        asked at the last step: n samples are left there. Of the step, index, total, t, moves and fraction are known."""
         return n, 1
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
@@ -112,7 +113,13 @@ class Guide:
 
     def active(self, step: Step) -> bool:
         """Whether it acts at this step; with stop=1 also at the last, where there is nothing to tilt."""
-        return self.start <= step.fraction < self.stop or (step.last and self.stop == 1)
+        if step.last:
+            return self.stop == 1
+        return self.start <= step.fraction < self.stop and not self._idle(step.t)
+
+    def _idle(self, t: float) -> bool:
+        """Whether its scale is the neutral one."""
+        return self.neutral is not None and at(self.scale, t) == self.neutral  # type: ignore[attr-defined]
 
     def has(self, hook: str) -> bool:
         """Whether the class overrides a hook."""

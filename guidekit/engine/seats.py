@@ -73,8 +73,9 @@ class Acts:
         return max(Counter(id(need.model(model)) for need in self.needs).values())
 
 
-def acting(seats: Sequence[Seat], step: Step) -> Acts:
-    """Who acts at this step: those whose window it is in, and at the last step also all who weigh or select."""
+def acting(seats: Sequence[Seat], step: Step, before: Step | None = None) -> Acts:
+    """Who acts at this step: those whose window it is in, and at the last step also all who weigh or select. `before`
+    is the step from which the move has come."""
     active = [seat for seat in seats if seat.guide.active(step)]
 
     def of(hook: str, among: Iterable[Seat]) -> tuple[Seat, ...]:
@@ -92,16 +93,16 @@ def acting(seats: Sequence[Seat], step: Step) -> Acts:
         traced=of("traced", seats),
         log_weight=of("log_weight", weighing),
         weigh=of("weigh", weighing),
-        select=tuple(sorted(of("select", weighing), key=lambda seat: _rank(seat, step))),
+        select=tuple(sorted(of("select", weighing), key=lambda seat: _rank(seat, before))),
     )
 
 
-def _rank(seat: Seat, step: Step) -> int:
+def _rank(seat: Seat, before: Step | None) -> int:
     """Who selects first: those who choose among the children that they have asked for, then among chains of their own.
     What is left is resampled by the others, which would thin at random what was to be chosen from."""
     if "plan" not in seat.hooks:
         return 2
-    return 0 if step.index and seat.guide.plan(1, step.index - 1, step.total)[1] > 1 else 1
+    return 0 if before is not None and seat.guide.plan(1, before)[1] > 1 else 1
 
 
 def overridden(guides: Iterable[Guide], *hooks: str) -> list[Guide]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from .. import random
 from ..models.base import Encoded, Model
 from ..models.evaluations import Cond, evaluate, rows_of
-from ..solvers import Move
+from ..solvers import Move, fractions
 from . import tree
 from .scoring import Scorer, same
 from .tree import Tree
@@ -24,6 +25,7 @@ class Step:
     and `parents` did before.
 
     came, move   the rows of the solver's table that led here (None at index 0) and that lead on (None at the last)
+    fraction     the share of the run that is done, in [0, 1]; corrections and recurrences do not move it
     """
 
     index: int
@@ -34,6 +36,7 @@ class Step:
     keys: Tensor
     came: Move | None = None
     move: Move | None = None
+    fraction: float = 0.0
     name: str = ""
     place: int = -1
 
@@ -43,11 +46,6 @@ class Step:
         return self.index == self.total
 
     @property
-    def fraction(self) -> float:
-        """The share of the run that is done, in [0, 1]."""
-        return self.index / self.total
-
-    @property
     def key(self) -> Tensor:
         """One key per group, for random numbers that belong to this step and this guide alone."""
         return random.fold(random.fold(self.keys, self.name), self.index)
@@ -55,6 +53,15 @@ class Step:
     def own(self, name: str, place: int = -1) -> Step:
         """The same step in the hands of one guide, whose memos are population.memos[step.place]."""
         return replace(self, name=name, place=place)
+
+
+def grid(moves: Sequence[Move], keys: Tensor) -> list[Step]:
+    """The points of a run with these moves; how many rows live there is not known yet."""
+    ends = pairwise((None, *moves, None))
+    return [
+        Step(i, len(moves), 0.0 if go is None else go.t, 0, 0, keys, came, go, fraction)
+        for i, ((came, go), fraction) in enumerate(zip(ends, fractions(moves), strict=True))
+    ]
 
 
 @dataclass(frozen=True)

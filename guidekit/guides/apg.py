@@ -38,6 +38,10 @@ class APG(Contrast):
     radius: float = math.inf
     momentum: float = 0.0
 
+    @property
+    def neutral(self) -> float | None:  # type: ignore[override]
+        return None if self.momentum else 1.0
+
     def check(self, model: Model, steps: int) -> None:
         super().check(model, steps)
         if not self.radius > 0 or not -1 < self.momentum < 1:

@@ -33,6 +33,8 @@ class AutoGuidance(Guide):
     weak: Model
     scale: Scale
 
+    neutral = 1.0
+
     @property
     def needs(self) -> tuple[Cond, ...]:
         return () if self.scale == 1 else (Other(self.weak),)
@@ -46,6 +48,4 @@ class AutoGuidance(Guide):
             )
 
     def tilt(self, view: View) -> Tensor | float:
-        if not self.needs:
-            return 0.0
         return (at(self.scale, view.t) - 1) * (view.evals[Cond()] - view.evals[Other(self.weak)])

@@ -44,7 +44,7 @@ class BestOfN(Guide):
         if self.steer:
             raise ValueError("BestOfN(steer=True): it has no tilt that the weights could correct for")
 
-    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
+    def plan(self, n: int, step: Step) -> tuple[int, int]:
         return n * self.n, 1
 
     def log_weight(self, view: View, memo: Any) -> tuple[Any, Any]:

@@ -37,6 +37,8 @@ class CFG(Guide):
     scale: Scale
     rescale: float = 0.0
 
+    neutral = 1.0
+
     @property
     def needs(self) -> tuple[Cond, ...]:
         return () if self.scale == 1 else (Null(),)
@@ -48,8 +50,6 @@ class CFG(Guide):
             raise ValueError("CFG(rescale=...) is for Gaussian processes; log-probabilities of tokens are normalised")
 
     def tilt(self, view: View) -> Tensor | float:
-        if not self.needs:
-            return 0.0
         scale = at(self.scale, view.t)
         return view.model.guided(view.x, view.t, view.evals[Cond()], view.evals[Null()], scale)
 

@@ -28,6 +28,10 @@ class CFGZero(Contrast):
 
     zero: float = 0.0
 
+    @property
+    def neutral(self) -> float | None:  # type: ignore[override]
+        return None if self.zero else 1.0
+
     def check(self, model: Model, steps: int) -> None:
         super().check(model, steps)
         if not 0 <= self.zero < 1:

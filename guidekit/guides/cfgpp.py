@@ -25,6 +25,8 @@ from .shared.contrast import Contrast, both
 class CFGpp(Contrast):
     """CFG++ with strength `scale` = lambda, small numbers like 0.6. What it says of x_0 is d_g; see the formula."""
 
+    neutral = None
+
     def tilt(self, view: View) -> Tensor:
         cond, null = both(view)
         move = view.step.move

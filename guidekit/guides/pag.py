@@ -83,6 +83,8 @@ class PAG(Guide):
     _: KW_ONLY
     tokens: Span | None = None
 
+    neutral = 0.0
+
     @property
     def perturbed(self) -> Perturbed:
         return Perturbed.of(Identity(self.strength, self.tokens), self.layers, self.heads)

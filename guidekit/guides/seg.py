@@ -98,6 +98,8 @@ class SEG(Guide):
     grid: tuple[int, ...] | None = None
     tokens: Span | None = None
 
+    neutral = 0.0
+
     @property
     def perturbed(self) -> Perturbed:
         return Perturbed.of(Blur(self.sigma, self.grid, self.tokens), self.layers, self.heads)

@@ -58,6 +58,8 @@ class SLG(Guide):
     scale: Scale
     layers: Layers = None
 
+    neutral = 0.0
+
     @property
     def perturbed(self) -> Perturbed:
         return Perturbed.of(Skip(), self.layers)

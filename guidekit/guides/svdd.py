@@ -73,7 +73,7 @@ class SVDD(Guide):
         if self.steer:
             raise ValueError("SVDD(steer=True): it has no tilt that the weights could correct for")
 
-    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
+    def plan(self, n: int, step: Step) -> tuple[int, int]:
         return n, self.candidates
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
