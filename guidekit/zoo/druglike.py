@@ -69,7 +69,7 @@ def about() -> dict[str, Any]:
     if not file.exists():
         chosen, rng = [s for each in sources() for s in each[:SAMPLE]], np.random.default_rng(1)
         tokens = learned([t for s in tqdm(chosen, desc="texts") if (t := text(s, rng))], VOCAB)
-        values = properties(chosen[:: len(chosen) // 10_000])
+        values = properties(chosen[:: 1 + len(chosen) // 10_000])
         edges = {k: v.double().quantile(torch.tensor([1 / 3, 2 / 3]).double()).tolist() for k, v in values.items()}
         _whole(file, lambda part: part.write_text(json.dumps({"tokens": tokens.card(), "edges": edges}), "utf-8"))
     return json.loads(file.read_text(encoding="utf-8"))

@@ -1,13 +1,14 @@
 r"""Molecules as fragments in any order, joined by numbered open bonds, as in SAFE (Noutahi et al., 2024,
 https://doi.org/10.1039/D4DD00019F):
 
-    CC(=O)Nc1ccccc1   is   .C%10C=O .N%10%11 .c%111ccccc1      (spaces for the eye)
+    CC(=O)Nc1ccccc1   is   .CC%10=O .N%10%10 .c%101ccccc1      (spaces for the eye)
 
 Single bonds that BRICS cuts (Degen et al., 2008, https://doi.org/10.1002/cmdc.200800178) are written as ring closures
 %10, %11, ... between fragments, so that any SMILES reader joins them again. A label is free again once its bond is
-closed, and a new bond takes the lowest free label. Every fragment begins with a dot, also the first, and a token never
-holds a dot but at its beginning. A row of whole fragments is therefore a row of whole tokens, and any fragments of a
-molecule can be the first ones: what is to be kept is a prefix. Token 0 is the end.
+closed, and a new bond takes the lowest free label: the N above closes one bond %10 and opens another. Every fragment
+begins with a dot, also the first, and a token never holds a dot but at its beginning. A row of whole fragments is
+therefore a row of whole tokens, and any fragments of a molecule can be the first ones: what is to be kept is a prefix.
+Token 0 is the end.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def text(smiles: str, rng: np.random.Generator | None = None) -> str:
     without, the text depends on the molecule alone.
 
     >>> text("CC(=O)Nc1ccccc1")
-    '.C%10C=O.N%10%11.c%111ccccc1'
+    '.CC%10=O.N%10%10.c%101ccccc1'
     """
     from rdkit import Chem
 
@@ -67,7 +68,7 @@ def smiles(text: str) -> str:
 
     Bonds that are still open, as in the first fragments of a molecule, are closed by hydrogen.
 
-    >>> smiles(".C%10C=O.N%10%11")
+    >>> smiles(".CC%10=O.N%10%10")
     'CC(N)=O'
     """
     from rdkit import Chem, rdBase

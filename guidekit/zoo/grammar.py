@@ -12,7 +12,6 @@ symbols of all tokens form a tree of prefixes; what rows allow is found along it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -150,7 +149,7 @@ class Grammar:
 
     @cached_property
     def _tree(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The tree of prefixes, level by level: symbol, first child and number of children of a node; nodes of tokens."""
+        """The tree of prefixes, level by level: symbol, first child and number of children; the nodes of tokens."""
         prefixes = {row[:i] for row in self._rows for i in range(1, len(row) + 1)}
         order = [(), *sorted(prefixes, key=lambda p: (len(p), p))]
         place = {p: i for i, p in enumerate(order)}

@@ -42,7 +42,7 @@ from tqdm.auto import tqdm
 from . import WEIGHTS, data, druglike, nets, written
 from .tokens import Tokens, learned
 
-SAVED, VALIDATED = 5, 2000  # minutes between checkpoints, steps between validations at most
+SAVED, VALIDATED = 5, 1000  # minutes between checkpoints, steps between validations at most
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[nn.Module, Batch, bool], Tensor]  # network, batch, whether it is training
@@ -151,6 +151,25 @@ class Alike(Sampler[list[int]]):
             yield from rows[torch.randperm(len(rows))].tolist()
 
 
+class Loaded(pl.LightningDataModule):
+    """The loaders of a task. Where training has no end, more may have been prepared before its next epoch."""
+
+    def __init__(self, task: Task):
+        super().__init__()
+        self.task, self.sets = task, task.sets()
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        if self.task.constant:
+            self.sets = self.task.sets()
+        learn = self.sets[0]
+        if self.task.network in ("OrderedNet", "PrefixNet"):
+            return DataLoader(TensorDataset(*learn), batch_sampler=Alike((learn[0] != 0).sum(1), self.task.batch))
+        return DataLoader(TensorDataset(*learn), self.task.batch, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(*self.sets[1]), self.task.batch)
+
+
 class Clock(Callback):
     """Adds up the seconds of all runs."""
 
@@ -169,7 +188,7 @@ class Clock(Callback):
 
 
 class Figures(Callback):
-    """Adds a line to a file after every validation: minutes of all runs, steps, loss since the line before, validation."""
+    """Adds a line to a file after every validation: minutes of all runs, steps, loss since the last, validation."""
 
     def __init__(self, file: Path, clock: Clock):
         self.file, self.clock, self.losses = file, clock, []
@@ -508,18 +527,19 @@ def train(
 ) -> None:  # fmt: skip
     """Train, or go on training, and write the weights with their card."""
     task, last = TASKS[name], folder / name / "last.ckpt"
-    before = torch.load(last, weights_only=True) if last.exists() else {"global_step": 0}
+    before: dict[str, Any] = torch.load(last, weights_only=True) if last.exists() else {"global_step": 0}
     pl.seed_everything(before["global_step"], verbose=False)  # a run that goes on draws other batches
-    sets = task.sets()
-    loaders = _loaders(task, sets)
-    training, clock = Training(task, epochs * len(loaders[0])), Clock()
-    training.cooling = before.get("cooling") or ((before["global_step"], cool) if cool else None)
+    loaded = Loaded(task)
+    batches = len(loaded.train_dataloader())
+    training, clock = Training(task, epochs * batches), Clock()
+    training.cooling = before.get("cooling") or ((int(before["global_step"]), cool) if cool else None)
     trainer = pl.Trainer(
         max_epochs=-1,
         max_steps=_end(training),  # Lightning counts an epoch that was broken off as one
         callbacks=[*_kept(last), clock, Limit(timedelta(minutes=minutes)), Figures(folder / f"{name}.jsonl", clock)],
         logger=CSVLogger(folder, name),  # a folder for each run: it would begin its one file anew
-        val_check_interval=min(VALIDATED, len(loaders[0])),
+        val_check_interval=min(VALIDATED, batches),
+        reload_dataloaders_every_n_epochs=int(task.constant),
         enable_progress_bar=progress,
         enable_model_summary=False,
         gradient_clip_val=1.0,
@@ -528,13 +548,13 @@ def train(
     # on a CPU attention by plain matrix products has the faster backward pass
     kernel = sdpa_kernel([SDPBackend.MATH]) if trainer.strategy.root_device.type == "cpu" else nullcontext()
     with kernel:
-        trainer.fit(training, *loaders, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-        found = trainer.validate(training, loaders[1], verbose=False)
+        trainer.fit(training, loaded, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        found = trainer.validate(training, loaded, verbose=False)
     trainer.save_checkpoint(last)
     minutes = clock.seconds / 60
     about = {
         "command": f"python -m guidekit.zoo.train {name} --minutes {max(1.0, minutes):.0f} --epochs {epochs}",
-        "minutes": round(minutes, 1), "epochs": round(trainer.global_step / len(loaders[0]), 1),
+        "minutes": round(minutes, 1), "epochs": round(trainer.global_step / batches, 1),
         "batch": task.batch, "validation loss": round(float(found[0]["validation"]), 4),
     }  # fmt: skip
     export(name, training, about, weights)
@@ -551,15 +571,6 @@ def _kept(last: Path) -> list[Callback]:
     """The checkpoint at the end of every epoch, and every few minutes."""
     file = partial(ModelCheckpoint, last.parent, last.stem, enable_version_counter=False)
     return [file(save_on_train_epoch_end=True), file(train_time_interval=timedelta(minutes=SAVED))]
-
-
-def _loaders(task: Task, sets: tuple[Batch, Batch]) -> Any:
-    learn, check = (TensorDataset(*part) for part in sets)
-    if task.network in ("OrderedNet", "PrefixNet"):
-        first = DataLoader(learn, batch_sampler=Alike((sets[0][0] != 0).sum(1), task.batch))
-    else:
-        first = DataLoader(learn, task.batch, shuffle=True, drop_last=True)
-    return [first, DataLoader(check, task.batch)]
 
 
 def export(name: str, training: Training, about: dict[str, Any], weights: Path) -> None:

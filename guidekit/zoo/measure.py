@@ -1,0 +1,123 @@
+r"""How good is the model of fragments by now? Draws molecules from the last checkpoint's moving average and adds a line
+of figures to druglike-figures.jsonl, so that they can be plotted against the minutes of training:
+
+    python -m guidekit.zoo.measure --n 1000 --folder out/zoo
+
+Every figure is of molecules drawn under the condition of their source alone, beside as many held-out ones of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import data, druglike, nets
+from .fragments import Fragments
+from .grammar import Grammar
+
+NONE = torch.tensor(druglike.CLASSES)  # no condition
+
+
+@torch.no_grad()
+def draw(
+    net: Any, grammar: Grammar, cond: Tensor, prefix: Sequence[int] = (), generator: torch.Generator | None = None
+) -> Tensor:
+    """Rows (conditions, length) of tokens, one after the other from the model, those that the grammar forbids left out.
+
+    prefix   tokens that every row begins with
+    """
+    start = torch.tensor(prefix, dtype=torch.long).expand(len(cond), -1)
+    rows = torch.cat([start, start.new_zeros(len(cond), net.place.shape[0] - len(prefix))], 1)
+    state, going = grammar.read(start), torch.arange(len(cond))
+    for i in range(len(prefix), rows.shape[1]):
+        seen = torch.cat([rows[going, :i], rows.new_full((len(going), 1), net.vocab)], 1)
+        logits = net(seen, None, cond[going])[:, -1].float()
+        logits = logits.masked_fill(~grammar.allowed(state, rows.shape[1] - i), -torch.inf)
+        new = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+        rows[going, i] = new
+        going, state = going[new != 0], grammar.after(state, new)[new != 0]
+        if not len(going):
+            break
+    return rows
+
+
+def averaged(checkpoint: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+    """The network with the moving average of a checkpoint."""
+    head, net = "average.module.", nets.PrefixNet(**options)
+    net.load_state_dict({k[len(head) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(head)})
+    return net.eval()
+
+
+def figures(net: Any, tokens: Fragments, n: int, seed: int = 0) -> dict[str, Any]:
+    """Validity, uniqueness, novelty, means and Frechet ChemNet distance of n molecules of each source."""
+    from rewards.molecules.metrics import fcd, internal_diversity, novelty, uniqueness, validity
+
+    from .evaluate import alike
+
+    grammar, generator = Grammar.of(tokens), torch.Generator().manual_seed(seed)
+    found: dict[str, Any] = {"samples of each": n}
+    real = {"MOSES": data.molecules("test"), "ZINC": data.zinc("test")}
+    known = {"MOSES": data.molecules("train"), "ZINC": data.zinc("train")}
+    for i, source in enumerate(druglike.SOURCES):
+        cond = NONE.repeat(n, 1)
+        cond[:, -1] = i
+        own = tokens.decode(torch.cat([draw(net, grammar, part, (), generator) for part in cond.split(500)]))
+        some = [real[source][j] for j in torch.randperm(len(real[source]), generator=generator)[:n].tolist()]
+        found[source] = {
+            "validity": validity(own), "uniqueness": uniqueness(own),
+            "novelty": novelty(own, alike([s for s in own if s], known[source])),
+            "diversity": internal_diversity(own[:1000]), "diversity of real": internal_diversity(some[:1000]),
+            **_means("mean", [s for s in own if s]), **_means("mean real", some),
+            "FCD": fcd([s for s in own if s], some),
+        }  # fmt: skip
+    found["conditions"] = {
+        f"{k}, {level}": _answer(net, grammar, tokens, i, j, n // 10, generator)
+        for i, k in enumerate(druglike.PROPERTIES) for j, level in enumerate(druglike.THIRDS)
+    }  # fmt: skip
+    return found
+
+
+def _means(name: str, smiles: list[str]) -> dict[str, float]:
+    return {f"{name} {k}": float(v.double().mean()) for k, v in druglike.properties(smiles).items()}
+
+
+def _answer(net: Any, grammar: Grammar, tokens: Fragments, i: int, j: int, n: int, generator: torch.Generator) -> float:
+    """Mean of a property under the condition of its own third."""
+    cond = NONE.repeat(n, 1)
+    cond[:, i] = j
+    smiles = [s for s in tokens.decode(draw(net, grammar, cond, (), generator)) if s]
+    return float(druglike.properties(smiles)[druglike.PROPERTIES[i]].mean())
+
+
+def _rounded(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {k: _rounded(v) for k, v in found.items()}
+    return round(found, 4) if isinstance(found, float) else found
+
+
+def main() -> None:
+    from .train import TASKS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=1000, help="molecules of each source")
+    parser.add_argument("--folder", type=Path, default=Path("out/zoo"), help="where training keeps its checkpoint")
+    args = parser.parse_args()
+    checkpoint = torch.load(args.folder / "druglike" / "last.ckpt", weights_only=True, map_location="cpu")
+    tokens = Fragments.of(druglike.about()["tokens"])
+    line = {
+        "minutes": checkpoint["callbacks"]["Clock"]["seconds"] / 60, "steps": checkpoint["global_step"],
+        **figures(averaged(checkpoint, TASKS["druglike"].options), tokens, args.n),
+    }  # fmt: skip
+    with (args.folder / "druglike-figures.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(_rounded(line)) + "\n")
+    print(json.dumps(_rounded(line), indent=1))
+
+
+if __name__ == "__main__":
+    main()
