@@ -1,6 +1,7 @@
 """Molecules as fragments in any order are read back, their prefixes are whole tokens, and the grammar is exact."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,28 @@ def test_the_first_fragments_of_a_molecule_are_a_part_of_it_with_hydrogens_at_it
     assert fragments.smiles(text) == "CC(=O)Nc1ccccc1"
     assert fragments.smiles(".c%101ccccc1.N%10%11") == "Nc1ccccc1"
     assert fragments.smiles(".c%101ccccc1") == "c1ccccc1"
+
+
+KEPT = [
+    "[*:1]c1ccccc1", "[*:1]N1CC([*:2])(n2cccn2)C1", "*[C@H](F)[C@@H](*)O",
+    "[11*][C@@]1(F)CCN(C)C1.[13*]c1ncnc2[nH]ccc12",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", KEPT)
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+def test_a_part_with_dummies_is_the_beginning_of_every_molecule_that_has_it(part, seed):
+    """Whatever closes the open bonds, here oxygen, is where the dummies were, and stereo is as it was."""
+    text = fragments.text(part, None if seed is None else rng(seed))
+    ends = sorted({s for s in split(text) if s[0] == "%" and split(text).count(s) % 2})
+    wanted = Chem.MolFromSmiles(re.sub(r"\[[^]]*\*[^]]*]|\*", "O", part))
+    assert len(ends) == part.count("*")
+    assert fragments.smiles(text + "".join(f".O{end}" for end in ends)) == Chem.MolToSmiles(wanted)
+
+
+@pytest.mark.parametrize("part", ["*=C", "CC.[*:1]C", "*.*"])
+def test_a_part_that_cannot_begin_a_molecule_has_no_text(part):
+    assert fragments.text(part) == ""
 
 
 @pytest.mark.parametrize("bad", ["", "C1CC", "no molecule", "C(C)(C)(C)(C)C"])

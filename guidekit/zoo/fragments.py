@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,27 +41,31 @@ def split(text: str) -> list[str]:
 def text(smiles: str, rng: np.random.Generator | None = None) -> str:
     """The molecule as a text of fragments, or "" where there is no molecule or it needs more than 16 labels.
 
-    With `rng` the fragments are in random order, each begins at a random atom, and a few bonds more or fewer are cut;
-    without, the text depends on the molecule alone.
+    Dummy atoms stand for what is to come: bonds to them stay open, so that the text begins a molecule. With `rng` the
+    fragments are in random order, each begins at a random atom, and a few bonds more or fewer are cut; without, the
+    text depends on the molecule alone.
 
     >>> text("CC(=O)Nc1ccccc1")
     '.CC%10=O.N%10%10.c%101ccccc1'
+    >>> text("[*:1]Nc1ccccc1")
+    '.c1ccc%10cc1.N%10%10'
     """
     from rdkit import Chem
 
     mol = Chem.MolFromSmiles(smiles)
     if mol is None or not mol.GetNumAtoms():
         return ""
-    if rng is None:
-        mol = Chem.MolFromSmiles(Chem.MolToSmiles(mol))
-    cuts = _cuts(mol, rng)
-    parts = _parts(mol, cuts)
-    order = _order(parts, cuts, rng)
-    symbols = [_symbol(a) + _OPEN * len(cuts.get(a.GetIdx(), ())) for a in mol.GetAtoms()]
-    pieces = [_piece(mol, parts[i], symbols, rng) for i in order]
-    if any("%1" in piece for piece, _ in pieces):  # ten rings open at once
+    mol = _joined(mol if rng is not None else Chem.MolFromSmiles(Chem.MolToSmiles(mol)))
+    if mol is None:
         return ""
-    return _stereo(_numbered(pieces, cuts), mol, [a for _, atoms in pieces for a in atoms])
+    cuts = _cuts(mol, rng)
+    parts = [part for part in _parts(mol, cuts) if mol.GetAtomWithIdx(part[0]).GetAtomicNum()]
+    symbols = [_symbol(a) + _OPEN * len(cuts.get(a.GetIdx(), ())) for a in mol.GetAtoms()]
+    pieces = [_piece(mol, parts[i], symbols, rng) for i in _order(parts, cuts, rng)]
+    if any("%1" in piece or "*" in piece for piece, _ in pieces):  # ten rings open at once; a dummy in a chain
+        return ""
+    written, ends = _numbered(pieces, cuts)
+    return _stereo(written, mol, [a for _, atoms in pieces for a in atoms], ends)
 
 
 def smiles(text: str) -> str:
@@ -122,16 +127,35 @@ def learned(texts: Sequence[str], vocab: int, progress: bool = True) -> Fragment
 Cuts = dict[int, list[int]]  # atoms at the other end of the cut bonds of an atom
 
 
+def _joined(mol: Any) -> Any:
+    """The molecule; its components, if there are several, joined at a dummy of each, and None where one has none."""
+    from rdkit import Chem
+
+    components = Chem.GetMolFrags(mol)
+    if len(components) == 1:
+        return mol
+    dummies = [next((a for a in c if not mol.GetAtomWithIdx(a).GetAtomicNum()), None) for c in components]
+    if None in dummies:
+        return None
+    whole = Chem.RWMol(mol)
+    for a, b in pairwise(dummies):
+        whole.AddBond(a, b, Chem.BondType.SINGLE)
+    Chem.SanitizeMol(whole)
+    return whole.GetMol()
+
+
 def _cuts(mol: Any, rng: np.random.Generator | None) -> Cuts:
     from rdkit.Chem import BRICS, BondType
 
     chosen = {tuple(sorted(ends)) for ends, _ in BRICS.FindBRICSBonds(mol)}
     bonds = [mol.GetBondBetweenAtoms(*ends) for ends in sorted(chosen)]
-    bonds = [b for b in bonds if b.GetBondType() == BondType.SINGLE]
+    bonds = [b for b in bonds if b.GetBondType() == BondType.SINGLE and not _ends(b)]
     if rng is not None and rng.random() < 0.5:
         bonds = [b for b in bonds if rng.random() < 0.9] + [b for b in _others(mol, chosen) if rng.random() < EXTRA]
+    bonds = [b for b in bonds if not _directed(b)]
+    bonds += [b for b in mol.GetBonds() if _ends(b) and b.GetBondType() == BondType.SINGLE]
     cuts: Cuts = {}
-    for a, b in (b for bond in bonds if not _directed(bond) for b in _both(bond)):
+    for a, b in (ends for bond in bonds for ends in _both(bond)):
         cuts.setdefault(a, []).append(b)
     return cuts
 
@@ -141,11 +165,16 @@ def _both(bond: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     return (a, b), (b, a)
 
 
+def _ends(bond: Any) -> bool:
+    """Whether one end is a dummy."""
+    return not (bond.GetBeginAtom().GetAtomicNum() and bond.GetEndAtom().GetAtomicNum())
+
+
 def _others(mol: Any, chosen: set[tuple[int, ...]]) -> list[Any]:
     """Single bonds between a ring and its surroundings that BRICS does not cut."""
     from rdkit.Chem import BondType
 
-    single = [b for b in mol.GetBonds() if b.GetBondType() == BondType.SINGLE and not b.IsInRing()]
+    single = [b for b in mol.GetBonds() if b.GetBondType() == BondType.SINGLE and not (b.IsInRing() or _ends(b))]
     return [
         b for b in single
         if tuple(sorted(_both(b)[0])) not in chosen and (b.GetBeginAtom().IsInRing() or b.GetEndAtom().IsInRing())
@@ -193,7 +222,7 @@ def _order(parts: list[list[int]], cuts: Cuts, rng: np.random.Generator | None) 
     if rng.random() < 0.5:
         return order
     place = {a: i for i, part in enumerate(parts) for a in part}
-    near = [{place[b] for a in part for b in cuts.get(a, ())} for part in parts]
+    near = [{place[b] for a in part for b in cuts.get(a, ()) if b in place} for part in parts]
     grown = order[:1]
     while len(grown) < len(parts):
         bound = [i for i in order if i not in grown and near[i].intersection(grown)]
@@ -215,8 +244,8 @@ def _symbol(atom: Any) -> str:
     return atom.GetSmarts().replace("@@", "@")
 
 
-def _numbered(pieces: list[tuple[str, list[int]]], cuts: Cuts) -> str:
-    """The labels by number: the lowest that is free."""
+def _numbered(pieces: list[tuple[str, list[int]]], cuts: Cuts) -> tuple[str, dict[int, int]]:
+    """The labels by number, the lowest that is free; and the atoms that those lead to that stay open."""
     free, used, out = list(range(LABELS)), {}, []
     for piece, atoms in pieces:
         bonds = ((a, b) for a in atoms for b in _closing_first(a, cuts, used))
@@ -229,9 +258,9 @@ def _numbered(pieces: list[tuple[str, list[int]]], cuts: Cuts) -> str:
             elif free:
                 label = used[a, b] = free.pop(0)
             else:
-                return ""
+                return "", {}
             out.append(f"%{FIRST + label}{after}")
-    return "".join(out)
+    return "".join(out), {b: label for (_, b), label in used.items()}
 
 
 def _closing_first(a: int, cuts: Cuts, used: dict[tuple[int, int], int]) -> list[int]:
@@ -239,25 +268,22 @@ def _closing_first(a: int, cuts: Cuts, used: dict[tuple[int, int], int]) -> list
     return sorted(cuts.get(a, ()), key=lambda b: (used.get((b, a), LABELS), b))
 
 
-def _stereo(text: str, mol: Any, atoms: list[int]) -> str:
+def _stereo(text: str, mol: Any, atoms: list[int], ends: dict[int, int]) -> str:
     """The text with every centre written so that it is read as it is in the molecule."""
     from rdkit import Chem
 
     if "@" not in text:
         return text
-    read = Chem.MolFromSmiles(text.removeprefix("."), sanitize=False)
-    place = {a: i for i, a in enumerate(atoms)}
-    symbols, at = split(text), 0
-    for i, symbol in enumerate(symbols):
-        if not (symbol[0].isalpha() or symbol[0] == "["):
-            continue
-        if "@" in symbol:
-            own, other = mol.GetAtomWithIdx(atoms[at]), read.GetAtomWithIdx(at)
+    closed = text + "".join(f".*%{FIRST + label}" for label in ends.values())
+    read, place = Chem.MolFromSmiles(closed[1:], sanitize=False), {a: i for i, a in enumerate([*atoms, *ends])}
+    symbols = split(text)
+    for i, a in zip((i for i, s in enumerate(symbols) if s[0].isalpha() or s[0] == "["), atoms, strict=True):
+        if "@" in symbols[i]:
+            own, other = mol.GetAtomWithIdx(a), read.GetAtomWithIdx(place[a])
             wanted = [place[b.GetIdx()] for b in own.GetNeighbors()]
-            found = [b.GetIdx() for b in other.GetNeighbors()]
-            same = own.GetChiralTag() == other.GetChiralTag()
-            symbols[i] = symbol if same != _odd([wanted.index(b) for b in found]) else symbol.replace("@", "@@")
-        at += 1
+            odd = _odd([wanted.index(b.GetIdx()) for b in other.GetNeighbors()])
+            if odd == (own.GetChiralTag() == other.GetChiralTag()):
+                symbols[i] = symbols[i].replace("@", "@@")
     return "".join(symbols)
 
 

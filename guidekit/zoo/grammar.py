@@ -21,9 +21,8 @@ from torch import Tensor
 from .fragments import FIRST, LABELS, Fragments, split
 
 END, ATOM, BOND, OPEN, CLOSE, RING, LABEL, DOT = range(8)  # kinds of symbols
-BEGIN, START, AFTER_ATOM, AFTER_BOND, AFTER_OPEN, AFTER_CLOSE, BRANCH_BOND, CHAIN_BOND, ENDED, BROKEN = range(
-    10
-)  # what was last: a bond after an atom, at the beginning of a branch, after a branch
+# what was last; bonds after an atom, at the beginning of a branch, and after a branch
+BEGIN, START, AFTER_ATOM, AFTER_BOND, AFTER_OPEN, AFTER_CLOSE, BRANCH_BOND, CHAIN_BOND, ENDED, BROKEN = range(10)
 DEPTH, RINGS, MOST = 8, 9, 100  # branches and rings open at once, atoms in a fragment and fragments
 
 # the columns of a state
@@ -57,7 +56,7 @@ class Grammar:
 
     def after(self, state: Tensor, tokens: Tensor) -> Tensor:
         """States with a token more. A row that breaks the grammar stays broken, and only its end may follow."""
-        symbols, _, _, lengths = (v.to(state.device) for v in self._tables)
+        symbols, lengths = (v.to(state.device) for v in self._tables)
         state = state.clone()
         for j in range(symbols.shape[1]):
             at = (j < lengths[tokens]).nonzero()[:, 0]
@@ -81,8 +80,8 @@ class Grammar:
         """
         nodes, first, count, own = (v.to(state.device) for v in self._tree)
         fine = torch.zeros(len(state), len(nodes), dtype=torch.bool, device=state.device)
-        row, at = torch.arange(len(state), device=state.device), torch.zeros(len(state), dtype=torch.long)
-        at = at.to(state.device)
+        row = torch.arange(len(state), device=state.device)
+        at = torch.zeros_like(row)
         while len(row):
             many = count[at]
             parent = torch.arange(len(row), device=row.device).repeat_interleave(many)
@@ -142,10 +141,11 @@ class Grammar:
         return [tuple(ids[s] for s in token) or (0,) for token in self.tokens]
 
     @cached_property
-    def _tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """The symbols of each token, and how many they are."""
         longest = max(map(len, self._rows))
         symbols = torch.tensor([[*row, *[0] * (longest - len(row))] for row in self._rows])
-        return symbols, symbols, symbols, torch.tensor([len(row) for row in self._rows])
+        return symbols, torch.tensor([len(row) for row in self._rows])
 
     @cached_property
     def _tree(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

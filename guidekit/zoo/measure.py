@@ -1,24 +1,29 @@
 r"""How good is the model of fragments by now? Draws molecules from the last checkpoint's moving average and adds a line
 of figures to druglike-figures.jsonl, so that they can be plotted against the minutes of training:
 
-    python -m guidekit.zoo.measure --n 1000 --folder out/zoo
+    python -m guidekit.zoo.measure --n 1000 --folder out/zoo --tasks fragments.csv
 
 Every figure is of molecules drawn under the condition of their source alone, beside as many held-out ones of it.
+`--tasks` names a table of parts to keep, with a column for each task (linker_design, motif_extension ...) and dummy
+atoms at open bonds, as the benchmark of SAFE has them; quality is the share of samples that are valid, different, and
+have a QED of at least .6 and a synthetic accessibility of at most 4.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import data, druglike, nets
-from .fragments import Fragments
+from .fragments import Fragments, split, text
 from .grammar import Grammar
 
 NONE = torch.tensor(druglike.CLASSES)  # no condition
@@ -95,6 +100,34 @@ def _answer(net: Any, grammar: Grammar, tokens: Fragments, i: int, j: int, n: in
     return float(druglike.properties(smiles)[druglike.PROPERTIES[i]].mean())
 
 
+def kept(net: Any, tokens: Fragments, file: Path, n: int, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Validity, uniqueness and quality of n samples of each row of a table of parts to keep, by task."""
+    with file.open(newline="", encoding="utf-8") as lines:
+        table = list(csv.DictReader(lines))
+    tasks = [k for k in table[0] if all("*" in row[k] for row in table)]
+    grammar, generator = Grammar.of(tokens), torch.Generator().manual_seed(seed)
+    own = {k: [_complete(net, grammar, tokens, row[k], n, generator) for row in table] for k in tasks}
+    return {k: {name: sum(f[name] for f in v) / len(v) for name in v[0]} for k, v in own.items()}
+
+
+def _complete(
+    net: Any, grammar: Grammar, tokens: Fragments, part: str, n: int, generator: torch.Generator
+) -> dict[str, float]:
+    """Molecules with a part, which is written in another order for every ten."""
+    from rewards.molecules import QED, SA
+
+    found = []
+    for i in range(0, n, 10):
+        begun = tokens.rows([split(text(part, np.random.default_rng(i)))], net.place.shape[0])[0]
+        prefix = begun[0][begun[0] > 0].tolist() if len(begun) else []
+        rows = draw(net, grammar, NONE.repeat(10, 1), prefix, generator) if prefix else torch.zeros(10, 1).long()
+        found += tokens.decode(rows)
+    different = sorted({s for s in found if s})
+    good = (QED()(different) >= 0.6) & (SA()(different) <= 4) if different else torch.zeros(0)
+    valid = sum(map(bool, found))
+    return {"validity": valid / n, "uniqueness": len(different) / max(1, valid), "quality": float(good.sum()) / n}
+
+
 def _rounded(found: Any) -> Any:
     if isinstance(found, dict):
         return {k: _rounded(v) for k, v in found.items()}
@@ -107,12 +140,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=1000, help="molecules of each source")
     parser.add_argument("--folder", type=Path, default=Path("out/zoo"), help="where training keeps its checkpoint")
+    parser.add_argument("--tasks", type=Path, help="a table of parts to keep")
     args = parser.parse_args()
     checkpoint = torch.load(args.folder / "druglike" / "last.ckpt", weights_only=True, map_location="cpu")
     tokens = Fragments.of(druglike.about()["tokens"])
+    net = averaged(checkpoint, TASKS["druglike"].options)
     line = {
         "minutes": checkpoint["callbacks"]["Clock"]["seconds"] / 60, "steps": checkpoint["global_step"],
-        **figures(averaged(checkpoint, TASKS["druglike"].options), tokens, args.n),
+        **figures(net, tokens, args.n), **({"kept": kept(net, tokens, args.tasks, 100)} if args.tasks else {}),
     }  # fmt: skip
     with (args.folder / "druglike-figures.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(_rounded(line)) + "\n")
