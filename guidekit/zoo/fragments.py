@@ -134,8 +134,8 @@ def _joined(mol: Any) -> Any:
     components = Chem.GetMolFrags(mol)
     if len(components) == 1:
         return mol
-    dummies = [next((a for a in c if not mol.GetAtomWithIdx(a).GetAtomicNum()), None) for c in components]
-    if None in dummies:
+    dummies = [a for c in components for a in [a for a in c if not mol.GetAtomWithIdx(a).GetAtomicNum()][:1]]
+    if len(dummies) < len(components):
         return None
     whole = Chem.RWMol(mol)
     for a, b in pairwise(dummies):
