@@ -263,13 +263,15 @@ def test_the_loss_of_prefixes_is_that_of_each_token_up_to_the_first_end():
     assert torch.allclose(train.prefixes(CLASSES)(net, (x, own), False), expected / 8)
 
 
-def test_drawn_molecules_keep_their_prefix_and_can_be_read(own):
+def test_drawn_molecules_keep_what_they_begin_with_and_can_be_read(own):
     net = small(own.vocab, 40)
-    prefix = own.rows([split(".c1ccc%10cc1")], 40)[0][0]
-    prefix = prefix[prefix > 0].tolist()
-    rows = measure.draw(net, grammar.Grammar.of(own), torch.tensor([[3, 2]] * 20), prefix)
-    assert (rows[:, : len(prefix)] == torch.tensor(prefix)).all()
-    assert all(Chem.MolFromSmiles(t[1:], sanitize=False) is not None for t in own.texts(rows))
+    begun = torch.from_numpy(own.encode([KEPT[0]] * 10 + [KEPT[1]] * 10, 40, rng())).long()
+    rows = measure.draw(net, grammar.Grammar.of(own), torch.tensor([[3, 2]] * len(begun)), begun)
+    assert len(begun) == 20 and len(set((begun > 0).sum(1).tolist())) > 1
+    assert (rows == begun)[begun > 0].all()
+    for text in own.texts(rows):
+        mol = Chem.MolFromSmiles(text[1:], sanitize=False)
+        assert mol is not None and len(Chem.GetMolFrags(mol)) == 1
 
 
 class Killed(BaseException):

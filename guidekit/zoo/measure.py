@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from . import data, druglike, nets
-from .fragments import Fragments, split, text
+from .fragments import Fragments
 from .grammar import Grammar
 
 NONE = torch.tensor(druglike.CLASSES)  # no condition
@@ -31,20 +30,20 @@ NONE = torch.tensor(druglike.CLASSES)  # no condition
 
 @torch.no_grad()
 def draw(
-    net: Any, grammar: Grammar, cond: Tensor, prefix: Sequence[int] = (), generator: torch.Generator | None = None
+    net: Any, grammar: Grammar, cond: Tensor, begun: Tensor | None = None, generator: torch.Generator | None = None
 ) -> Tensor:
     """Rows (conditions, length) of tokens, one after the other from the model, those that the grammar forbids left out.
 
-    prefix   tokens that every row begins with
+    begun   rows of tokens to begin with, each up to its first 0
     """
-    start = torch.tensor(prefix, dtype=torch.long).expand(len(cond), -1)
-    rows = torch.cat([start, start.new_zeros(len(cond), net.place.shape[0] - len(prefix))], 1)
-    state, going = grammar.read(start), torch.arange(len(cond))
-    for i in range(len(prefix), rows.shape[1]):
-        seen = torch.cat([rows[going, :i], rows.new_full((len(going), 1), net.vocab)], 1)
+    rows = torch.zeros(len(cond), net.place.shape[0], dtype=torch.long) if begun is None else begun.clone()
+    first = int((rows > 0).sum(1).min())
+    state, going = grammar.read(rows[:, :first]), torch.arange(len(cond))
+    for i in range(first, rows.shape[1]):
+        seen, fixed = torch.cat([rows[going, :i], rows.new_full((len(going), 1), net.vocab)], 1), rows[going, i]
         logits = net(seen, None, cond[going])[:, -1].float()
         logits = logits.masked_fill(~grammar.allowed(state, rows.shape[1] - i), -torch.inf)
-        new = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+        new = fixed.where(fixed > 0, torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0])
         rows[going, i] = new
         going, state = going[new != 0], grammar.after(state, new)[new != 0]
         if not len(going):
@@ -72,7 +71,7 @@ def figures(net: Any, tokens: Fragments, n: int, seed: int = 0) -> dict[str, Any
     for i, source in enumerate(druglike.SOURCES):
         cond = NONE.repeat(n, 1)
         cond[:, -1] = i
-        own = tokens.decode(torch.cat([draw(net, grammar, part, (), generator) for part in cond.split(500)]))
+        own = tokens.decode(torch.cat([draw(net, grammar, part, None, generator) for part in cond.split(500)]))
         some = [real[source][j] for j in torch.randperm(len(real[source]), generator=generator)[:n].tolist()]
         found[source] = {
             "validity": validity(own), "uniqueness": uniqueness(own),
@@ -96,7 +95,7 @@ def _answer(net: Any, grammar: Grammar, tokens: Fragments, i: int, j: int, n: in
     """Mean of a property under the condition of its own third."""
     cond = NONE.repeat(n, 1)
     cond[:, i] = j
-    smiles = [s for s in tokens.decode(draw(net, grammar, cond, (), generator)) if s]
+    smiles = [s for s in tokens.decode(draw(net, grammar, cond, None, generator)) if s]
     return float(druglike.properties(smiles)[druglike.PROPERTIES[i]].mean())
 
 
@@ -106,25 +105,25 @@ def kept(net: Any, tokens: Fragments, file: Path, n: int, seed: int = 0) -> dict
         table = list(csv.DictReader(lines))
     tasks = [k for k in table[0] if all("*" in row[k] for row in table)]
     grammar, generator = Grammar.of(tokens), torch.Generator().manual_seed(seed)
-    own = {k: [_complete(net, grammar, tokens, row[k], n, generator) for row in table] for k in tasks}
+    own = {k: [_judged(_complete(net, grammar, tokens, row[k], n, generator)) for row in table] for k in tasks}
     return {k: {name: sum(f[name] for f in v) / len(v) for name in v[0]} for k, v in own.items()}
 
 
 def _complete(
     net: Any, grammar: Grammar, tokens: Fragments, part: str, n: int, generator: torch.Generator
-) -> dict[str, float]:
-    """Molecules with a part, which is written in another order for every ten."""
+) -> list[str]:
+    """Molecules with a part, each time written in another order; "" where there is no room for it."""
+    begun = tokens.encode([part] * n, net.place.shape[0], np.random.default_rng(0))
+    rows = draw(net, grammar, NONE.repeat(len(begun), 1), torch.from_numpy(begun).long(), generator)
+    return tokens.decode(rows) + [""] * (n - len(begun))
+
+
+def _judged(found: list[str]) -> dict[str, float]:
     from rewards.molecules import QED, SA
 
-    found = []
-    for i in range(0, n, 10):
-        begun = tokens.rows([split(text(part, np.random.default_rng(i)))], net.place.shape[0])[0]
-        prefix = begun[0][begun[0] > 0].tolist() if len(begun) else []
-        rows = draw(net, grammar, NONE.repeat(10, 1), prefix, generator) if prefix else torch.zeros(10, 1).long()
-        found += tokens.decode(rows)
     different = sorted({s for s in found if s})
     good = (QED()(different) >= 0.6) & (SA()(different) <= 4) if different else torch.zeros(0)
-    valid = sum(map(bool, found))
+    valid, n = sum(map(bool, found)), len(found)
     return {"validity": valid / n, "uniqueness": len(different) / max(1, valid), "quality": float(good.sum()) / n}
 
 
