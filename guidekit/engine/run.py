@@ -31,7 +31,7 @@ from .noise import Noise
 from .population import Population
 from .result import Result
 from .scoring import Cost, Scorer, same
-from .seats import acting, seated
+from .seats import Seat, acting, seated
 from .tilts import tilted
 from .trace import Fault, Record, ancestors, trace
 from .view import Step, View, grid
@@ -99,15 +99,18 @@ class Run:
 
     def _all_steps(self) -> list[Step]:
         points = grid(self.moves, self.keys)
-        alive = [self._alive(point) for point in points]
+        asked = dict.fromkeys((seat for seat in self.seats if "plan" in seat.hooks), points[0])
+        alive = [self._alive(point, asked) for point in points]
         return [replace(p, n=n, parents=before) for p, n, before in zip(points, alive, alive[:1] + alive, strict=False)]
 
-    def _alive(self, step: Step) -> int:
-        """Rows of each group that are to live at this step."""
+    def _alive(self, step: Step, asked: dict[Seat, Step]) -> int:
+        """Rows of each group that are to live at this step: as the guides plan where they act, and where they do not
+        as they did before (`asked`)."""
         n = self.n
-        for seat in self.seats:
-            if "plan" in seat.hooks and not step.last:
-                n = seat.guide.plan(n, step)[0]
+        for seat in () if step.last else asked:
+            if seat.guide.active(step):
+                asked[seat] = step
+            n = seat.guide.plan(n, asked[seat])[0]
         return n
 
     def _children(self, step: Step) -> int:

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..engine.guide import at
-from ..engine.view import View
+from ..engine.view import Step, View
+from ..models.base import Model
+from ..solvers import Move
 from .shared.contrast import Contrast, both
 
 
@@ -27,12 +29,19 @@ class CFGpp(Contrast):
 
     neutral = None
 
+    def active(self, step: Step) -> bool:
+        up = step.move is not None and step.move.s > step.move.t
+        return super().active(step) and not up
+
+    def moves(self, model: Model, moves: list[Move]) -> list[Move]:
+        if any(len(move.b) != 1 for move in moves if move.s <= move.t):
+            raise ValueError("CFGpp is a rule for solvers of one step: DDPM(), DDIM() or Euler()")
+        return moves
+
     def tilt(self, view: View) -> Tensor:
         cond, null = both(view)
         move = view.step.move
         assert move is not None
-        if len(move.b) != 1:
-            raise ValueError("CFGpp is a rule for solvers of one step: DDPM(), DDIM() or Euler()")
         guided = null + at(self.scale, view.t) * (cond - null)
         alpha_t, alpha_s = (view.model.process.scales(t)[0] for t in (move.t, move.s))
         return (alpha_s * guided - move.a * alpha_t * null) / move.b[0] - cond
