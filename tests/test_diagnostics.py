@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import guidekit as gk
+from guidekit.engine.result import Trace
 
 from .problems import PROBLEMS, STEPS, Problem, populations
 
@@ -55,7 +56,7 @@ def test_the_error_of_log_z_is_its_spread_over_independent_runs(name: str, ess: 
 def lineages(ancestors: list[list[int]], log_weights: list[float], resampled: list[bool]) -> gk.Result:
     """A result of one group with this history."""
     n = len(log_weights)
-    trace = gk.result.Trace([{"resampled": [r]} for r in resampled])
+    trace = Trace([{"resampled": [r]} for r in resampled])
     return gk.Result(
         x=torch.arange(n, dtype=torch.float64)[:, None], samples=None, rewards=None,
         group=torch.zeros(n, dtype=torch.long), log_weights=torch.tensor(log_weights, dtype=torch.float64),
@@ -127,7 +128,7 @@ def test_equal_weights_have_the_entropy_log_n_and_one_particle_none():
     one = lineages([[0, 1, 2]], [2.0, 2.0, 2.0], [False])
     none = lineages([[0, 1, 2]], [0.0, -math.inf, -math.inf], [False])
     for result, entropy in ((one, math.log(3)), (none, 0.0)):
-        whole = replace(result, samples=["a", "b", "b"], trace=gk.result.Trace([{"resampled": [False]}]))
+        whole = replace(result, samples=["a", "b", "b"], trace=Trace([{"resampled": [False]}]))
         row = whole.summary()[0]
         assert abs(row["entropy"] - entropy) < 1e-12
         assert abs(row["ess"] - math.exp(entropy)) < 1e-12

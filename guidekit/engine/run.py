@@ -118,7 +118,7 @@ class Run:
         if not self.model.process.draws(self.moves[step.index]):
             return 1
         there = self.steps[step.index + 1]
-        plans = (s.guide.plan(self.n, step) for s in self.seats if s.guide.active(there))
+        plans = (s.guide.plan(self.n, step) for s in self.seats if "plan" in s.hooks and s.guide.active(there))
         return math.prod(children for _, children in plans)
 
     # networks ----------------------------------------------------------------------------------------------------
