@@ -98,7 +98,7 @@ def check_together(guides: Sequence[Guide], steps: Sequence[Step]) -> None:
         )
 
 
-def check_result(result: Result, n: int, judge: Any) -> None:
+def check_result(result: Result, n: int, judge: Any, branched: bool) -> None:
     """Errors and warnings about the samples as a whole."""
     for group in range(result.groups):
         mine = result.group == group
@@ -109,18 +109,31 @@ def check_result(result: Result, n: int, judge: Any) -> None:
             raise RewardError(f"all {n} particles of group {group} have weight zero")
     lost = 0 if result.rewards is None else int(result.rewards.isnan().sum())
     if lost:
-        warnings.warn(f"{lost} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=4)
+        warnings.warn(f"{lost} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=5)
     if n > 4:
-        ess = result.trace["ess"].amin(-1)
-        low, step = ess.min(0)
-        if low < max(1.5, 0.01 * n):
-            warnings.warn(
-                f"the effective sample size fell to {low:.1f} of {n} at step {int(step) + 1} of {len(ess)}: few "
-                f"particles carry the result (at the end {int(result.trace['distinct'][-1].amin())} starting ones have "
-                "descendants). Take more particles, a larger alpha, or temper: weigh earlier and in more steps",
-                CollapseWarning,
-                stacklevel=4,
-            )
+        _warn_of_collapse(result, n, branched)
+
+
+def _warn_of_collapse(result: Result, n: int, branched: bool) -> None:
+    """Warn where few particles carry the samples or their weighted means.
+
+    A small effective sample size does harm in two places: where particles are resampled, since the others are lost, and
+    at the end, where means are taken under the weights. In between weights may still even out. Where every particle
+    keeps one of its own children (SVDD), its samples have been steered by that choice, and weights that differ at the
+    end are no sign of failure: the smaller alpha, the more so.
+    """
+    harmful = result.trace["resampled"].clone()
+    harmful[-1] |= not branched
+    low, step = result.trace["ess"].masked_fill(~harmful, torch.inf).amin(-1).min(0)
+    if low < max(1.5, 0.01 * n):
+        warnings.warn(
+            f"weighted means and log_z are not reliable: the effective sample size fell to {low:.1f} of {n} at step "
+            f"{int(step) + 1} of {len(result.trace)}, and the samples descend from "
+            f"{int(result.trace['distinct'][-1].amin())} of the starting particles. Take more particles or a larger "
+            "alpha, or weigh earlier and in more steps (tempering)",
+            CollapseWarning,
+            stacklevel=6,
+        )
 
 
 def check_noise(noise: Any, model: Model, rows: int, moves: int) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..models.base import Encoded, Model
 from ..models.evaluations import Cond
 from ..solvers import Move
+from .brief import settings
 from .population import Population
 from .tree import Tree
 from .view import Step, View
@@ -44,6 +45,15 @@ class Guide:
     grad = False
     neutral = None  # where its scale has this value it does not act, and costs nothing
     sees_prediction = True  # False: log_weight reads x_t alone, so only the survivors need the network
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = cls.__repr__  # or the dataclass would make one that writes tensors out
+
+    def __repr__(self) -> str:
+        """Its settings, as far as they differ from the defaults."""
+        return settings(self)
 
     @property
     def needs(self) -> tuple[Cond, ...]:

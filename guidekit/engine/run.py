@@ -365,7 +365,7 @@ class Run:
             memos=pop.memos,
             config=self.describe(),
         )
-        checks.check_result(result, self.n, self.judge if self.reward is None else self.reward)
+        checks.check_result(result, self.n, self.judge if self.reward is None else self.reward, max(self.widths) > 1)
         return result
 
     def chain_noise(self) -> Tensor:

@@ -24,6 +24,7 @@ from ..engine.view import Step
 from ..models.base import Model
 from ..process import Gaussian
 from ..solvers import Move, starting_at
+from .shared.training_free import TrainingFree
 from .start_from import StartFrom
 
 
@@ -53,7 +54,7 @@ class BoostAndSkip(Guide):
     def clashes(self, other: Guide, after: bool) -> str | None:
         if isinstance(other, StartFrom):
             return "both say where the run starts, and one would overwrite the other; take one of them"
-        if not after and self.skip and other.has("moves"):
+        if not after and self.skip and isinstance(other, TrainingFree):
             return f"{type(other).__name__} makes rows of the steps that are skipped: put BoostAndSkip before it"
         return None
 

@@ -91,7 +91,7 @@ class Options(TypedDict, total=False):
     folder: str | Path | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found(Result):
     """The result of a search: a run of the winners, with what the search was told of them as rewards.
 
