@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.population import Population
 from ..engine.tree import Tree
@@ -30,6 +31,22 @@ class StartFrom(Guide):
     x: Tensor
 
     sees_prediction = False
+
+    card = Card(
+        "starts from given samples, noised part of the way",
+        section="Starts, noise and resampling",
+        exact="p, if the given samples follow p",
+        changes="start",
+        paper=Paper(
+            "meng2021sdedit",
+            "Meng, Chenlin and He, Yutong and Song, Yang and Song, Jiaming and Wu, Jiajun and Zhu, Jun-Yan and "
+            "Ermon, Stefano",
+            "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations",
+            2021,
+            "2108.01073",
+        ),
+        example="gk.StartFrom(point)",
+    )
 
     def check(self, model: Model, steps: int) -> None:
         given, shape = tuple(self.x.shape), model.shape
