@@ -2,10 +2,10 @@
 
     python benchmarks/gallery.py --out docs/guides.png
 
-Grey lines are the distribution of the model at its condition, dots the samples, the darker the larger their weight. Which
-guides are drawn, with which arguments and on which model, is said by the cards of their classes (`example`, `picture`):
-most on the exact denoiser of the mixture, those that perturb or compare networks on a small transformer that is trained
-here, in about a minute, and those of tokens on the mixture over a grid.
+Grey lines are the distribution of the model at its condition, dots the samples, the darker the larger their weight.
+Which guides are drawn, with which arguments and on which model, is said by the cards of their classes (`example`,
+`picture`): most on the exact denoiser of the mixture, those that perturb or compare networks on a small transformer
+that is trained here, in about a minute, and those of tokens on the mixture over a grid.
 """
 
 from __future__ import annotations

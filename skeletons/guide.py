@@ -58,6 +58,7 @@ class Pull(Guide):  # Guide adds the keywords steer=False, start=0., stop=1.
         example="gk.Pull(1.0, 0.2)",  # how it is drawn in docs/guides.png; names are those of benchmarks/gallery.py
     )
 
+    neutral = None  # the value of `scale` at which it does nothing at all, and is not asked: 1. for CFG, 0. for others
     grad = False  # True: view.x carries gradients, through the network; "clean": the tilt differentiates at view.clean
     sees_prediction = True  # False: log_weight reads x_t alone, and the network then only sees the survivors
 
@@ -73,10 +74,13 @@ class Pull(Guide):  # Guide adds the keywords steer=False, start=0., stop=1.
         if not self.alpha > 0:
             raise ValueError(f"Pull(alpha={self.alpha}): the temperature must be positive")
 
+    def clashes(self, other, after):  # why it cannot share a list with another guide, and what to do; or None
+        return None
+
     def moves(self, model, moves):  # the moves (t, s, ...) of the solver, perhaps without some of them
         return moves
 
-    def plan(self, n, index, total):  # particles of each group at this step, and children in the move from here
+    def plan(self, n, step):  # particles of each group at this step, and children of each in the move from here
         return n, self.k
 
     def begin(self, model, population, noise, step):  # the states from which the run starts

@@ -556,7 +556,7 @@ def test_a_skipped_layer_returns_its_input():
     h = net.begin(x[2:4], t[2:4], None)
     for i in (0, 2, 3, *range(5, BLOCKS)):
         h = net.blocks[i](h)
-    assert torch.equal(out, net.last(h)[..., 0])
+    assert torch.allclose(out, net.last(h)[..., 0], rtol=1e-12, atol=1e-12)  # products of matrices of other shapes
 
 
 def test_streams_that_a_skipped_layer_returns_go_back_by_their_shapes():

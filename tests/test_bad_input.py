@@ -400,7 +400,7 @@ def test_a_network_that_fails_without_its_condition_is_not_blamed_on_the_guide()
 class Widen(gk.Guide):
     """Three children, and nothing that chooses among them."""
 
-    def plan(self, n, index, total):
+    def plan(self, n, step):
         return n, 3
 
 

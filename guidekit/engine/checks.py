@@ -19,6 +19,7 @@ from ..models.evaluations import Cond
 from ..solvers import Solver
 from .guide import Guide
 from .result import Result
+from .view import Step
 
 
 def check_call(model: Any, n: int, solver: Any, batch_size: int | None, guides: Any, *rewards: Any) -> None:
@@ -81,6 +82,21 @@ def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, s
         for need in (Cond(), *guide.needs):
             need.check(model)
         guide.check(model, steps)
+
+
+def check_together(guides: Sequence[Guide], steps: Sequence[Step]) -> None:
+    """No guide makes another one idle or wrong."""
+    for i, first in enumerate(guides):
+        for second in guides[i + 1 :]:
+            why = first.clashes(second, after=True) or second.clashes(first, after=False)
+            if why is not None:
+                raise ValueError(f"{type(first).__name__} and {type(second).__name__} in one list: {why}")
+    choosers = [g for g in guides if g.has("select") and any(g.plan(1, step)[1] > 1 for step in steps[:-1])]
+    if len(choosers) > 1:
+        raise ValueError(
+            f"{' and '.join(type(g).__name__ for g in choosers)} each draw children and choose among them: the first "
+            "would leave one child to the others, at their full cost. Take one of them, with more children"
+        )
 
 
 def check_result(result: Result, n: int, judge: Any) -> None:

@@ -3,11 +3,11 @@
 A guide reads a `View` of the particles and returns tensors. It is frozen and keeps no state of its own: whatever it has
 to remember about a particle it returns as a memo, and the memo follows that particle through every selection.
 
-The window is the engine's business. Outside `start <= step.fraction < stop` a guide is not asked, with these
-exceptions:
+The window is the engine's business. A guide is not asked outside `start <= step.fraction < stop`, or where its scale is
+neutral, with these exceptions:
 
-* `check`, `moves`, `begin` and the number of particles in `plan` concern the run as a whole and are always asked. The
-  number of children in `plan` counts where the move leads into the window.
+* `check`, `clashes`, `moves`, `begin` and the number of particles in `plan` concern the run as a whole and are always
+  asked. The number of children in `plan` counts where the move leads into the window.
 * At the last step, where the particles are samples, `log_weight`, `weigh` and `select` of every guide are called.
 * `traced` is called at every step, so that all rows of the trace have the same columns.
 
@@ -53,6 +53,9 @@ class Guide:
     # kept); "clean", with respect to the clean estimate. Tilts with gradients are computed after all others, and find
     # in view.prediction what those have made.
     grad = False
+    # The value of its field `scale` at which it does nothing. Where the scale has it, the guide is not asked and costs
+    # nothing.
+    neutral = None
     # False: log_weight reads x_t alone. Children are then selected before the network is called, for survivors only.
     sees_prediction = True
 
@@ -70,14 +73,19 @@ class Guide:
     def check(self, model: Model, steps: int) -> None:
         """Raise ValueError if the guide cannot work with this model. Called before the first network call."""
 
+    def clashes(self, other: Guide, after: bool) -> str | None:
+        """Why it cannot be used in one list with another guide, which comes after it or before it, and what to do
+        instead; None if it can."""
+        return None
+
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         """The moves of the run, given those of the solver."""
         return moves
 
-    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
-        """(particles, children) at step `index` of `total`: how many particles of each group are to live there, where
-        it would be n without this guide, and how many children each of them has in the move that starts there. The
-        last step is not asked for its particles: it always has n."""
+    def plan(self, n: int, step: Step) -> tuple[int, int]:
+        """(particles, children): how many particles of each group are to live at this step, where it would be n without
+        this guide, and how many children each of them has in the move that starts there. The last step is not asked: it
+        always has n particles. Of the step, index, total, t, moves and fraction are known."""
         return n, 1
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
@@ -120,8 +128,15 @@ class Guide:
     # what the engine asks ------------------------------------------------------------------------------------
 
     def active(self, step: Step) -> bool:
-        """Whether this step lies in the window; the last step, where nothing is tilted, belongs to it if stop=1."""
-        return self.start <= step.fraction < self.stop or (step.last and self.stop == 1)
+        """Whether this step lies in the window, and the scale is not neutral. The last step, where nothing is tilted,
+        belongs to the window if stop=1."""
+        if step.last:
+            return self.stop == 1
+        return self.start <= step.fraction < self.stop and not self._idle(step.t)
+
+    def _idle(self, t: float) -> bool:
+        """Whether its scale is the neutral one."""
+        return self.neutral is not None and at(self.scale, t) == self.neutral  # type: ignore[attr-defined]
 
     def has(self, hook: str) -> bool:
         """Whether the class overrides a hook."""

@@ -50,7 +50,8 @@ def seated(guides: Sequence[Guide]) -> tuple[Seat, ...]:
 
 @dataclass(frozen=True)
 class Acts:
-    """The guides that act at one step, by hook and in the order of the list. `late` are the tilts with gradients.
+    """The guides that act at one step, by hook and in the order of the list; in `select`, those that choose among
+    children come first. `late` are the tilts with gradients.
 
     needs   the network evaluations of the step, each once
     grad    whether the graph from x_t to the evaluations is kept
@@ -73,14 +74,15 @@ class Acts:
         return max(Counter(id(need.model(model)) for need in self.needs).values())
 
 
-def acting(seats: Sequence[Seat], step: Step) -> Acts:
-    """The guides whose window contains this step, and at the last step also all that weigh or select."""
+def acting(seats: Sequence[Seat], step: Step, before: Step | None = None) -> Acts:
+    """The guides whose window contains this step, and at the last step also all that weigh or select. `before` is the
+    step at which the move started."""
     active = [seat for seat in seats if seat.guide.active(step)]
 
     def of(hook: str, among: Iterable[Seat]) -> tuple[Seat, ...]:
         return tuple(seat for seat in among if hook in seat.hooks)
 
-    tilts = of("tilt", active)
+    tilts, weighing = of("tilt", active), seats if step.last else active
     return Acts(
         needs=tuple(dict.fromkeys([Cond(), *(need for seat in active for need in seat.guide.needs)])),
         grad=any(seat.guide.grad is True for seat in active),
@@ -90,8 +92,18 @@ def acting(seats: Sequence[Seat], step: Step) -> Acts:
         late=tuple(seat for seat in tilts if seat.guide.grad),
         finish=of("finish", active),
         traced=of("traced", seats),
-        **{hook: of(hook, seats if step.last else active) for hook in ("log_weight", "weigh", "select")},
+        log_weight=of("log_weight", weighing),
+        weigh=of("weigh", weighing),
+        select=tuple(sorted(of("select", weighing), key=lambda seat: _rank(seat, before))),
     )
+
+
+def _rank(seat: Seat, before: Step | None) -> int:
+    """The order of selections: first guides that choose among the children that they have asked for, then those that
+    choose among chains of their own, and last those that resample, which would thin the candidates at random."""
+    if "plan" not in seat.hooks:
+        return 2
+    return 0 if before is not None and seat.guide.plan(1, before)[1] > 1 else 1
 
 
 def overridden(guides: Iterable[Guide], *hooks: str) -> list[Guide]:

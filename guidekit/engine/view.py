@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from .. import random
 from ..models.base import Encoded, Model
 from ..models.evaluations import Cond, evaluate, rows_of
-from ..solvers import Move
+from ..solvers import Move, fractions
 from . import tree
 from .scoring import Scorer, same
 from .tree import Tree
@@ -27,6 +28,7 @@ class Step:
     n, parents     particles of each group that are to live here, and that lived at the step before
     keys           one random key per group
     came, move     the moves that led here (None at index 0) and that lead on (None at the last step)
+    fraction       the fraction of the run that is done, in [0, 1]; corrector moves and recurrences do not advance it
     name, place    of the guide that reads this: the address of its random numbers, and the index of its memos
     """
 
@@ -38,6 +40,7 @@ class Step:
     keys: Tensor
     came: Move | None = None
     move: Move | None = None
+    fraction: float = 0.0
     name: str = ""
     place: int = -1
 
@@ -47,11 +50,6 @@ class Step:
         return self.index == self.total
 
     @property
-    def fraction(self) -> float:
-        """The fraction of the run that is done, in [0, 1]."""
-        return self.index / self.total
-
-    @property
     def key(self) -> Tensor:
         """One key per group, for random numbers of this guide at this step."""
         return random.fold(random.fold(self.keys, self.name), self.index)
@@ -59,6 +57,15 @@ class Step:
     def own(self, name: str, place: int = -1) -> Step:
         """The same step as one guide sees it; its memos are `population.memos[step.place]`."""
         return replace(self, name=name, place=place)
+
+
+def grid(moves: Sequence[Move], keys: Tensor) -> list[Step]:
+    """The points of a run with these moves, without their numbers of particles, which are not known yet."""
+    ends = pairwise((None, *moves, None))
+    return [
+        Step(i, len(moves), 0.0 if go is None else go.t, 0, 0, keys, came, go, fraction)
+        for i, ((came, go), fraction) in enumerate(zip(ends, fractions(moves), strict=True))
+    ]
 
 
 @dataclass(frozen=True)

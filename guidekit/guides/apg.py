@@ -42,6 +42,10 @@ class APG(Contrast):
     radius: float = math.inf
     momentum: float = 0.0
 
+    @property
+    def neutral(self) -> float | None:  # type: ignore[override]
+        return None if self.momentum else 1.0
+
     card = replace(
         Contrast.card,
         about="guides orthogonally to the prediction, with a bound and momentum",

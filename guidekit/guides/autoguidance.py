@@ -32,6 +32,8 @@ class AutoGuidance(Guide):
     weak: Model
     scale: Scale
 
+    neutral = 1.0
+
     card = Card(
         "extrapolates away from a weaker model",
         section="Weaker and stronger models",
@@ -62,6 +64,4 @@ class AutoGuidance(Guide):
             )
 
     def tilt(self, view: View) -> Tensor | float:
-        if not self.needs:
-            return 0.0
         return (at(self.scale, view.t) - 1) * (view.evals[Cond()] - view.evals[Other(self.weak)])

@@ -84,10 +84,9 @@ class BeamSearch(Guide):
         """Whether the particles are scored and selected at this step."""
         return step.last or in_turn(self.every, step.index)
 
-    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
-        branches = index + 1 == total or in_turn(self.every, index + 1)
-        fraction = index / total
-        return max(n, self._count("width", fraction)), self._count("branch", fraction) if branches else 1
+    def plan(self, n: int, step: Step) -> tuple[int, int]:
+        branches = step.index + 1 == step.total or in_turn(self.every, step.index + 1)
+        return max(n, self._count("width", step.fraction)), self._count("branch", step.fraction) if branches else 1
 
     def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
         return 0.0, value_of(self, view) if self.due(view.step) else memo

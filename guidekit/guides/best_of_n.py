@@ -59,7 +59,7 @@ class BestOfN(Guide):
     def stochastic(self) -> bool:
         return False  # the chains start from different noise and need none on the way
 
-    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
+    def plan(self, n: int, step: Step) -> tuple[int, int]:
         return n * self.n, 1
 
     def log_weight(self, view: View, memo: Any) -> tuple[Any, Any]:

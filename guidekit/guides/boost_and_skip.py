@@ -27,6 +27,7 @@ from ..errors import is_count
 from ..models.base import Model
 from ..process import Gaussian
 from ..solvers import Move, starting_at
+from .start_from import StartFrom
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,13 @@ class BoostAndSkip(Guide):
             )
         if self.start > 0 or self.stop < 1:
             raise ValueError("BoostAndSkip changes how a run begins: it takes no start or stop")
+
+    def clashes(self, other: Guide, after: bool) -> str | None:
+        if isinstance(other, StartFrom):
+            return "both say where the run starts, and one would overwrite the other; take one of them"
+        if not after and self.skip and other.has("moves"):
+            return f"{type(other).__name__} makes rows of the steps that are skipped: put BoostAndSkip before it"
+        return None
 
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         firsts = [i for i, move in enumerate(moves) if move.s != move.t]  # the corrector moves of Heun belong to a step

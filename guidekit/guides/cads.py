@@ -67,6 +67,11 @@ class CADS(Guide):
         """g(t), the weight of the clean condition."""
         return min(max((self.high - t) / (self.high - self.low), 0.0), 1.0)
 
+    def clashes(self, other: Guide, after: bool) -> str | None:
+        if after and other.has("condition") and not isinstance(other, CADS):
+            return f"{type(other).__name__} would replace the noised condition: put CADS behind it"
+        return None
+
     def condition(self, view: View, cond: Encoded) -> Encoded:
         entries = cond if isinstance(cond, dict) else {"": cond}
         if not any(isinstance(v, Tensor) and v.is_floating_point() for v in entries.values()):

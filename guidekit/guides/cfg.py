@@ -45,6 +45,8 @@ class CFG(Guide):
     scale: Scale
     rescale: float = 0.0
 
+    neutral = 1.0
+
     card = Card(
         "extrapolates from the unconditional to the conditional prediction",
         section="Classifier-free guidance and its relatives",
@@ -67,8 +69,6 @@ class CFG(Guide):
             raise ValueError("CFG(rescale=...) is for Gaussian processes; log-probabilities of tokens are normalised")
 
     def tilt(self, view: View) -> Tensor | float:
-        if not self.needs:
-            return 0.0
         scale = at(self.scale, view.t)
         return view.model.guided(view.x, view.t, view.evals[Cond()], view.evals[Null()], scale)
 

@@ -51,14 +51,12 @@ class CFGZero(Contrast):
         if not 0 <= self.zero < 1:
             raise ValueError(f"CFGZero(zero={self.zero}): a fraction of the run, in [0, 1)")
 
-    def tilt(self, view: View) -> Tensor | float:
-        (cond, null), scale = both(view), at(self.scale, view.t)
-        if scale == 1:
-            return 0.0
+    def tilt(self, view: View) -> Tensor:
+        cond, null = both(view)
         if view.step.fraction < self.zero:
             return from_velocity(view, velocity(view, cond) * 0) - cond
         v_cond, v_null = velocity(view, cond), velocity(view, null)
         fitted = along(view, v_cond, v_null)
         alpha, sigma = view.model.process.scales(view.t)
         # d is affine in v: a change of v changes d by -sigma/(alpha + sigma) times as much
-        return -sigma / (alpha + sigma) * (scale - 1) * (v_cond - fitted)
+        return -sigma / (alpha + sigma) * (at(self.scale, view.t) - 1) * (v_cond - fitted)

@@ -45,6 +45,8 @@ class CFGpp(Contrast):
         example="gk.CFGpp(0.8)",
     )
 
+    neutral = None
+
     def tilt(self, view: View) -> Tensor:
         cond, null = both(view)
         move = view.step.move

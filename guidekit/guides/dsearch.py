@@ -58,7 +58,7 @@ def DSearch(
     costs the same.
 
     >>> beam = DSearch(len, width=(16, 4), branch=2)
-    >>> [beam.plan(1, i, 10) for i in (0, 5, 9)]
+    >>> [(beam.width(f), beam.branch(f)) for f in (0.0, 0.5, 0.9)]
     [(16, 2), (10, 3), (5, 6)]
     """
     if not isinstance(width, (tuple, list)) or len(width) != 2 or min(width) < 1:

@@ -43,13 +43,16 @@ from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.population import Population
 from ..engine.resampling import check_resampling, resample
+from ..engine.scoring import same
 from ..engine.tree import Tree
 from ..engine.view import Step, View
 from ..models.base import Model
 from ..models.evaluations import Cond, Null, Other
 from ..process import Gaussian, Masked
 from ..solvers import Move, starting_at
+from .boost_and_skip import BoostAndSkip
 from .shared.twist import Twisted, check_differentiable, check_reward, gradient
+from .start_from import StartFrom
 
 _TRACE = 1e-3  # the smallest alpha at which a state still carries information on the data
 _DOWN = "FKC follows a path down in time: times that go up, and recurrences, are not for it"
@@ -142,6 +145,22 @@ class Corrector(Guide):
         if self.steer or self.start > 0 or self.stop < 1:
             raise ValueError("FKC is a path from noise to data: it takes no steer, start or stop")
 
+    def clashes(self, other: Guide, after: bool) -> str | None:
+        if isinstance(other, Corrector):
+            return (
+                "each weighs a path of its own; give one of them all of it, like gk.FKC.anneal(2., reward=r, alpha=1.)"
+            )
+        if (other.tilts and not other.steer) or other.has("condition"):
+            return (
+                f"{type(other).__name__} changes the target that the weights are for: give it steer=True, or make it "
+                "part of the product, like gk.FKC.cfg(scale)"
+            )
+        if other.twist is not None and other.twist == (same(self.reward), self.alpha):
+            return "both weigh by the same reward; take one of them"
+        if isinstance(other, BoostAndSkip) or (isinstance(other, StartFrom) and self.total != 1):
+            return "the path has a start of its own"
+        return None
+
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         if any(move.s >= move.t for move in moves):
             raise ValueError(_DOWN)
@@ -189,7 +208,7 @@ class Corrector(Guide):
     def _path(self, view: View, memo: Tree) -> tuple[Tensor, Tree]:
         rate, r, pull = self._rates(view)
         if memo is None:
-            return self._start(view), (rate, r, pull)
+            return self._start(view) + self._beta(view.t, view) * r, (rate, r, pull)
         came = view.step.came
         assert came is not None
         if came.s >= came.t:
@@ -252,7 +271,7 @@ class Corrector(Guide):
                 r = view.scorer(self.reward, view.model.decode(x), view.group)
                 return _known(r.detach(), 0.0), gradient(r, x)
 
-        return view.once(("slope", id(self.reward)), make)
+        return view.once(("slope", same(self.reward)), make)
 
     def select(self, population: Population, step: Step) -> Population:
         return resample(population, step, self.ess, self.resampler)

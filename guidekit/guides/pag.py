@@ -86,6 +86,8 @@ class PAG(Guide):
     _: KW_ONLY
     tokens: Span | None = None
 
+    neutral = 0.0
+
     card = Card(
         "extrapolates away from the network with identity attention",
         section="Perturbed networks",

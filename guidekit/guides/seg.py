@@ -99,6 +99,8 @@ class SEG(Guide):
     grid: tuple[int, ...] | None = None
     tokens: Span | None = None
 
+    neutral = 0.0
+
     card = Card(
         "extrapolates away from the network with blurred attention",
         section="Perturbed networks",

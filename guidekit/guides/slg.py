@@ -60,6 +60,8 @@ class SLG(Guide):
     scale: Scale
     layers: Layers = None
 
+    neutral = 0.0
+
     card = Card(
         "extrapolates away from the network with layers skipped",
         section="Perturbed networks",

@@ -48,6 +48,11 @@ class StartFrom(Guide):
         example="gk.StartFrom(point)",
     )
 
+    def clashes(self, other: Guide, after: bool) -> str | None:
+        if isinstance(other, StartFrom):
+            return "a run starts once; give one of them all samples"
+        return None
+
     def check(self, model: Model, steps: int) -> None:
         given, shape = tuple(self.x.shape), model.shape
         if given != shape and (given[1:] != shape or not len(self.x)):

@@ -91,7 +91,7 @@ class SVDD(Guide):
     def sees_prediction(self) -> bool:  # type: ignore[override]
         return getattr(self.value, "sees_prediction", True)
 
-    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
+    def plan(self, n: int, step: Step) -> tuple[int, int]:
         return n, self.candidates
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:

@@ -19,9 +19,11 @@ class Contrast(Guide):
 
     scale: Scale
 
+    neutral = 1.0
+
     @property
     def needs(self) -> tuple[Cond, ...]:
-        return (Null(),)
+        return () if self.scale == self.neutral else (Null(),)
 
     card = Card(
         section="Classifier-free guidance and its relatives",

@@ -47,7 +47,7 @@ from ...engine.view import Step, View
 from ...errors import is_count
 from ...models.base import Model
 from ...process import Gaussian
-from ...solvers import Move
+from ...solvers import Move, fractions
 from .twist import NO_GRADIENT, check_differentiable, check_reward, gradient
 
 SCHEDULES = ("increase", "decrease", "constant", "score")
@@ -103,7 +103,8 @@ class TrainingFree(Guide):
         check_differentiable(self)
 
     def active(self, step: Step) -> bool:
-        return super().active(step) and (step.move is None or step.move.s <= step.move.t)  # not while times go up
+        up = step.move is not None and step.move.s > step.move.t
+        return super().active(step) and not up and (step.last or at(self.rho, step.t) != 0 or at(self.mu, step.t) != 0)
 
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         if self.rho == self.mu == 0 or (self.recur == 1 and self.schedule == "score"):
@@ -118,8 +119,9 @@ class TrainingFree(Guide):
         assert isinstance(model.process, Gaussian)
         levels = _levels([m for m in dict.fromkeys(downs) if m.s < m.t], model.process)
         table: list[Move] = []
-        for move, down in zip(moves, downs, strict=True):
-            due = move.s < move.t and model.process.scales(move.t)[0] >= 1e-3
+        for move, down, fraction in zip(moves, downs, fractions(downs), strict=False):
+            inside = self.start <= fraction < self.stop
+            due = inside and move.s < move.t and model.process.scales(move.t)[0] >= 1e-3
             again = [_again(down, model.process)] * (int(at(self.recur, move.t)) - 1) if due else []
             table += [_row(m, down, levels[down]) if down in levels else m for m in (*again, move)]
         return table
