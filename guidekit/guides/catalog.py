@@ -45,7 +45,8 @@ _COLUMNS = "| guide | what it does | paper | processes | extra NFE | exact | cha
 _HEAD = """\
 # The guides
 
-All guides of the package, by section. Every guide serves as an element of `guides=[...]`, together with any others.
+All guides of the package, by section. They can be combined in one list, `guides=[...]`; combinations in which one guide
+would make another one useless or wrong are refused.
 
 * **Extra NFE** are network evaluations per particle and step, beyond the one of the model itself. Guides that need the
   same evaluation share it.
