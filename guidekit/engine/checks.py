@@ -64,7 +64,7 @@ def keys(seed: int | Sequence[int], groups: int, device: torch.device) -> Tensor
 
 
 def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, steps: int) -> None:
-    """Every guide works with this model and solver."""
+    """Every guide serves this model's process and works with this model and solver."""
     for guide in guides:
         name = type(guide).__name__
         if not isinstance(guide, Guide):
@@ -78,6 +78,7 @@ def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, s
                 f"{name} weights, branches or resamples particles, and {solver!r} is deterministic: copies would stay "
                 f"equal and have no log-probability. {solver.advice}"
             )
+        guide.card.refuse(name, model.process)
         for need in (Cond(), *guide.needs):
             need.check(model)
         guide.check(model, steps)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.population import Population
 from ..engine.tree import Tree
@@ -40,6 +41,22 @@ class StartFrom(Guide):
     level: float | None = None
 
     sees_prediction = False
+
+    card = Card(
+        "starts from given samples, noised part of the way",
+        section="Starts, noise and resampling",
+        exact="p, if the given samples follow p",
+        changes="start",
+        paper=Paper(
+            "meng2021sdedit",
+            "Meng, Chenlin and He, Yutong and Song, Yang and Song, Jiaming and Wu, Jiajun and Zhu, Jun-Yan and "
+            "Ermon, Stefano",
+            "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations",
+            2021,
+            "2108.01073",
+        ),
+        example="gk.StartFrom(point)",
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.x, Tensor):
