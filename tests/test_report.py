@@ -44,7 +44,7 @@ from rewards.molecules import LogP, MolWt
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*could not be scored"),
-    pytest.mark.filterwarnings("ignore:the effective sample size fell"),
+    pytest.mark.filterwarnings("ignore:weighted means and log_z are not reliable"),
 ]
 POOL = """CCO c1ccccc1 CC(=O)Oc1ccccc1C(=O)O CN1CCC[C@H]1c1cccnc1 O=C(O)c1ccccc1 CCN(CC)CC C1CCCCC1 Cc1ccncc1
 CCS(C)(=O)=O FC(F)(F)c1ccccc1 Clc1ccccc1Br CC#N C[N+](C)(C)C O=c1cc[nH]cc1 notamolecule NCC(=O)O""".split()  # noqa: SIM905
