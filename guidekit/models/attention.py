@@ -17,6 +17,8 @@ are self-attention.
 The network must see the rows of x as the leading axis of its first tensor. Meanwhile compiled modules run uncompiled,
 and torch.nn.MultiheadAttention leaves its fast path, which changes roundings. Other kernels (flash-attn, xformers,
 explicit softmax) cannot be seen: that is a `NetworkError` which says what to do.
+
+Where gradients go back through the forward, it is perturbed once more wherever gradient checkpointing recomputes it.
 """
 
 from __future__ import annotations
@@ -24,8 +26,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import NetworkError
 from .base import Model
 from .evaluations import Cond
+from .hooked import Where, in_this_thread, named, uncompiled
 from .networks import networks_in
 
 Layers = str | Sequence[str] | None
@@ -177,12 +178,6 @@ def _roots(model: Model) -> tuple[nn.Module, ...]:
     return tuple(m for m in networks_in(model.net) if not isinstance(m, torch.jit.ScriptModule))
 
 
-def _named(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules with their dotted names, without what torch.compile puts in."""
-    every = network.named_modules(remove_duplicate=False)
-    return [(".".join(p for p in name.split(".") if p != "_orig_mod"), module) for name, module in every]
-
-
 def _choose(model: Model, layers: tuple[str, ...] | None, whole: bool) -> Chosen:
     roots = _roots(model)
     if not roots:
@@ -193,7 +188,7 @@ def _choose(model: Model, layers: tuple[str, ...] | None, whole: bool) -> Chosen
     for root in roots:
         default = _middle_block(root) if whole else _middle_attention(root)
         names = layers if layers is not None else (default,) if default else ()
-        for name, module in _named(root):
+        for name, module in named(root):
             inside = [p for p in names if name == p or (not whole and name.startswith(p + "."))]
             if inside:
                 every = {*belongs.get(module, ()), *inside}
@@ -213,7 +208,7 @@ def _choose(model: Model, layers: tuple[str, ...] | None, whole: bool) -> Chosen
 
 
 def _unknown(name: str, model: Model) -> str:
-    names, last = [n for root in _roots(model) for n, _ in _named(root)], name.split(".")[-1]
+    names, last = [n for root in _roots(model) for n, _ in named(root)], name.split(".")[-1]
     near = difflib.get_close_matches(name, names, 5) or [n for n in names if n.split(".")[-1] == last][:5]
     near = near or attention_layers(model)[:5]
     return f"layers: the network has no module {name!r}" + (f"; near it are {', '.join(near)}" if near else "")
@@ -221,7 +216,7 @@ def _unknown(name: str, model: Model) -> str:
 
 def _attending(network: nn.Module) -> list[str]:
     """The outermost modules whose own code attends to themselves; by the names of their classes where none is found."""
-    modules = [(name, m) for name, m in _named(network) if name and not _is_cross(name, m)]
+    modules = [(name, m) for name, m in named(network) if name and not _is_cross(name, m)]
     found = [name for name, m in modules if _attends(m)]
     found = found or [name for name, m in modules if "attention" in type(m).__name__.lower()]
     return [n for n in dict.fromkeys(found) if not any(n.startswith(other + ".") for other in found)]
@@ -256,7 +251,7 @@ def _middle_attention(network: nn.Module) -> str | None:
 
 def _middle_block(network: nn.Module) -> str | None:
     """The middle block of a U-Net, else the middle member of the longest list of modules of one class."""
-    names = _named(network)
+    names = named(network)
     lists = [(n, m) for n, m in names if isinstance(m, (nn.ModuleList, nn.Sequential)) and len({*map(type, m)}) == 1]
     name, stack = max(lists, key=lambda pair: len(pair[1]), default=("", ()))
     member = f"{name}.{len(stack) // 2}".lstrip(".") if len(stack) > 1 else None
@@ -271,13 +266,15 @@ def _middle_of_unet(names: list[str]) -> str | None:
 # the forward -----------------------------------------------------------------------------------------------------
 
 
-class Frame(NamedTuple):
-    """A call of a watched module that has not returned."""
+@dataclass
+class Frame:
+    """A call of a watched module that has not returned, and how often it has attended so far."""
 
     module: nn.Module
     layers: tuple[str, ...]
     args: tuple
     kwargs: dict[str, Any]
+    attended: int = 0
 
     def arguments(self) -> dict[str, Any]:
         """By the names of the parameters, in their order."""
@@ -300,20 +297,30 @@ class Frame(NamedTuple):
 
 
 class _Patch:
-    """The context of one forward. It acts in its own thread only, and leaves hooks and modes as it found them."""
+    """The context of one forward. It acts in its own thread only, and leaves hooks and modes as it found them.
 
-    def __init__(self, need: Perturbed, chosen: Chosen, rows: slice):
-        self.need, self.chosen, self.rows = need, chosen, rows
-        self.thread = threading.get_ident()
+    first   the patch of the forward of which this one holds in recomputations. They run inner parts alone, and so what
+            the outer ones told is taken from there: the rows of the forward, and what is cross-attention
+    """
+
+    def __init__(self, need: Perturbed, chosen: Chosen, rows: slice, where: Where | None = None, first: Any = None):
+        self.need, self.chosen, self.rows, self.first = need, chosen, rows, first
+        self.here = in_this_thread() if where is None else where
         self.mode, self.inside = _Mode(self), 0
         self.frames: list[Frame] = []
         self.total = 0  # rows of the forward
+        self.totals: dict[nn.Module, int] = {} if first is None else first.totals
+        self.crossing: dict[tuple[nn.Module, int, torch.Size], set[bool]] = {} if first is None else first.crossing
         self.handles: list[Any] = []
-        self.eager = _uncompiled()
+        self.eager = uncompiled()
         self.entered: set[str] = set()
         self.hits: set[str] = set()
         self.heads: dict[str, int] = {}
         self.crossed = False
+
+    def again(self, where: Where) -> _Patch:
+        """The same where the forward is recomputed."""
+        return _Patch(self.need, self.chosen, self.rows, where, self)
 
     def __enter__(self) -> _Patch:
         self.eager.__enter__()
@@ -326,18 +333,19 @@ class _Patch:
     def __exit__(self, kind: Any, *error: Any) -> None:
         for handle in self.handles:
             handle.remove()
-        if self.inside and not self.need.by.whole:  # an interruption that the hooks did not see
+        if self.inside and not self.need.by.whole and self.first is None:  # an interruption that the hooks did not see
             self.mode.__exit__(None, None, None)
         self.eager.__exit__(None, None, None)
-        if kind is None:
+        if kind is None and self.first is None:
             self._verify()
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() != self.thread:
+        if not self.here():
             return
         frame = Frame(module, self.chosen.layers.get(module, ()), args, kwargs)
         if not self.frames:
-            self.total = frame.rows()
+            self.total = frame.rows() if self.first is None else self.totals[module]
+        self.totals[module] = self.total
         self.frames.append(frame)
         if frame.layers:
             self.entered.update(frame.layers)
@@ -346,7 +354,7 @@ class _Patch:
                 self.mode.__enter__()
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any) -> Any:
-        if threading.get_ident() != self.thread or not self.frames or self.frames[-1].module is not module:
+        if not self.frames or self.frames[-1].module is not module or not self.here():
             return None
         frame = self.frames[-1]
         try:
@@ -448,6 +456,22 @@ class _Patch:
         return mixed
 
     def _crosses(self, key: Tensor) -> bool:
+        """Whether the keys are of other tokens than the queries; as it was at first, where this is recomputed."""
+        frame = self.frames[-1]
+        call = frame.module, frame.attended, key.shape
+        frame.attended += 1
+        if self.first is None:
+            told = self._told(key)
+            self.crossing.setdefault(call, set()).add(told)
+            return told
+        if len(self.crossing[call]) > 1:
+            raise NetworkError(
+                f"a gradient is needed through {frame.layers[0]!r}, which is recomputed (gradient checkpointing) and "
+                "attends to itself in one call and to others in another: switch checkpointing off"
+            )
+        return next(iter(self.crossing[call]))
+
+    def _told(self, key: Tensor) -> bool:
         """Whether the keys are of other tokens than the queries, as far as the modules around the call can tell."""
         for frame in reversed(self.frames):
             if getattr(frame.module, "is_cross_attention", False):
@@ -490,26 +514,3 @@ class _Mode(TorchFunctionMode):
         if func is _MHA:
             return self.patch.multi_head(args, kwargs or {})
         return func(*args, **(kwargs or {}))
-
-
-_stance: list[Any] = [0, None]  # how many patches have set the compiler aside, and what restores it
-_standing = threading.Lock()
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Compiled code, which knows nothing of hooks added later, runs as the modules that it was made from."""
-    if "torch._dynamo" not in sys.modules:  # nothing can be compiled
-        yield
-        return
-    with _standing:
-        if _stance[0] == 0:
-            _stance[1] = torch.compiler.set_stance("force_eager")
-        _stance[0] += 1
-    try:
-        yield
-    finally:
-        with _standing:
-            _stance[0] -= 1
-            if _stance[0] == 0:
-                _stance[1].__exit__(None, None, None)
