@@ -43,6 +43,7 @@ from .base import Model
 from .evaluations import Cond
 from .hooked import Where, in_this_thread, named, uncompiled
 from .networks import networks_in
+from .stitched import parts
 
 Layers = str | Sequence[str] | None
 Heads = Sequence[int] | Mapping[str, Sequence[int]] | None
@@ -101,7 +102,8 @@ class Perturbed(Cond):
     """The model at the user's condition with some layers perturbed; `Perturbed.of` takes them as users give them.
 
     layers   dotted names: "blocks.1" is that module and all inside it, never blocks.10. None is the middle of the
-             network: mid_block of a U-Net, else the middle one of its modules with self-attention
+             network: mid_block of a U-Net, else the middle one of its modules with self-attention. Of `Stitched` models
+             each is perturbed in the layers that it has
     heads    None (all), indices, or (layer, indices) for each layer
     """
 
@@ -152,10 +154,17 @@ def counting(model: Model, layers: Sequence[str]) -> Iterator[dict[str, int]]:
 
 
 class Chosen(NamedTuple):
-    """The modules to watch: networks as they are called, and with each module the layers to which it belongs."""
+    """The modules to watch: networks as they are called with the layers that they have, and with each module the layers
+    to which it belongs."""
 
-    roots: tuple[nn.Module, ...]
+    roots: dict[nn.Module, tuple[str, ...]]
     layers: dict[nn.Module, tuple[str, ...]]  # the innermost layer first
+    parts: tuple[tuple[nn.Module, ...], ...]  # the networks of each model, where several are stitched
+
+    def due(self, called: set[nn.Module]) -> list[str]:
+        """The layers that a forward which called these networks must run: of stitched models one is called."""
+        one = len(self.parts) > 1 and (called or not all(self.parts))
+        return list(dict.fromkeys(p for net, names in self.roots.items() if not one or net in called for p in names))
 
 
 # what the last check of a model found, for its layers and whether whole modules are meant
@@ -171,15 +180,19 @@ def attention_layers(model: Model) -> list[str]:
     >>> attention_layers(gk.GaussianModel(lambda x, t, cond: net(x), shape=(5, 8)))
     ['layers.0.self_attn', 'layers.1.self_attn', 'layers.2.self_attn']
     """
-    return [name for net in _roots(model) for name in _attending(net)]
+    return list(dict.fromkeys(name for net in _roots(model) for name in _attending(net)))
 
 
 def _roots(model: Model) -> tuple[nn.Module, ...]:
-    return tuple(m for m in networks_in(model.net) if not isinstance(m, torch.jit.ScriptModule))
+    return tuple(dict.fromkeys(m for part in parts(model) for m in _networks(part)))
+
+
+def _networks(part: Model) -> tuple[nn.Module, ...]:
+    return tuple(m for m in networks_in(part.net) if not isinstance(m, torch.jit.ScriptModule))
 
 
 def _choose(model: Model, layers: tuple[str, ...] | None, whole: bool) -> Chosen:
-    roots = _roots(model)
+    roots: dict[nn.Module, tuple[str, ...]] = dict.fromkeys(_roots(model), ())
     if not roots:
         raise ValueError(
             "layers of a torch.nn.Module are to be perturbed, and the model's network holds none (scripts do not count)"
@@ -187,24 +200,28 @@ def _choose(model: Model, layers: tuple[str, ...] | None, whole: bool) -> Chosen
     belongs: dict[nn.Module, tuple[str, ...]] = {}
     for root in roots:
         default = _middle_block(root) if whole else _middle_attention(root)
-        names = layers if layers is not None else (default,) if default else ()
+        names = layers if layers is not None else () if default is None else (default,)
         for name, module in named(root):
             inside = [p for p in names if name == p or (not whole and name.startswith(p + "."))]
             if inside:
                 every = {*belongs.get(module, ()), *inside}
                 belongs[module] = tuple(sorted(every, key=lambda p: (-len(p), p)))
+                roots[root] = tuple(dict.fromkeys([*roots[root], *inside]))
     found = {p for inside in belongs.values() for p in inside}
     for name in layers or ():
         if name not in found:
             raise ValueError(_unknown(str(name), model))
     if layers is None and not found:
-        raise ValueError("no default layer was found in the network; name some with layers=(...)")
+        raise ValueError(
+            "no default layer was found in the network, a torch.nn.Module that attends or is one of a list of layers; "
+            "name some with layers=(...)"
+        )
     for module, (name, *_) in belongs.items():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"layers: {name!r} holds a script of torch.jit, which cannot be watched")
         if whole and isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             raise ValueError(f"layers: {name!r} is a list of modules and never called itself; name its members")
-    return Chosen(roots, belongs)
+    return Chosen(roots, belongs, tuple(map(_networks, parts(model))))
 
 
 def _unknown(name: str, model: Model) -> str:
@@ -215,10 +232,12 @@ def _unknown(name: str, model: Model) -> str:
 
 
 def _attending(network: nn.Module) -> list[str]:
-    """The outermost modules whose own code attends to themselves; by the names of their classes where none is found."""
-    modules = [(name, m) for name, m in named(network) if name and not _is_cross(name, m)]
+    """The outermost modules inside whose own code attends to themselves; else the network, "", if its own does; by the
+    names of their classes where none is found."""
+    modules = [(name, m) for name, m in named(network) if not _is_cross(name, m)]
     found = [name for name, m in modules if _attends(m)]
-    found = found or [name for name, m in modules if "attention" in type(m).__name__.lower()]
+    found = [name for name in found if name] or found
+    found = found or [name for name, m in modules if name and "attention" in type(m).__name__.lower()]
     return [n for n in dict.fromkeys(found) if not any(n.startswith(other + ".") for other in found)]
 
 
@@ -313,6 +332,7 @@ class _Patch:
         self.crossing: dict[tuple[nn.Module, int, torch.Size], set[bool]] = {} if first is None else first.crossing
         self.handles: list[Any] = []
         self.eager = uncompiled()
+        self.called: set[nn.Module] = set()
         self.entered: set[str] = set()
         self.hits: set[str] = set()
         self.heads: dict[str, int] = {}
@@ -347,6 +367,7 @@ class _Patch:
             self.total = frame.rows() if self.first is None else self.totals[module]
         self.totals[module] = self.total
         self.frames.append(frame)
+        self.called.add(module)
         if frame.layers:
             self.entered.update(frame.layers)
             self.inside += 1
@@ -371,11 +392,10 @@ class _Patch:
 
     def _verify(self) -> None:
         """Every layer that was asked for was perturbed; of the defaults, one for each network, at least one."""
-        layers = self.need.layers or tuple(dict.fromkeys(p for inside in self.chosen.layers.values() for p in inside))
-        missed = [p for p in layers if p not in self.hits]
+        missed = [p for p in self.chosen.due(self.called) if p not in self.hits]
         if not missed or (self.need.layers is None and self.hits):
             return
-        name = "nothing was perturbed in " + ", ".join(map(repr, missed))
+        name = "nothing was perturbed in " + ", ".join(repr(p) if p else "the network itself" for p in missed)
         if not self.entered.intersection(missed):
             raise NetworkError(f"{name}: the forward did not run it, or ran it in another thread or as a script")
         if self.crossed:

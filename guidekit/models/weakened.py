@@ -1,6 +1,9 @@
 r"""A weaker version of a model, made of the model itself, for autoguidance (Karras et al., 2024),
 https://arxiv.org/abs/2406.02507: with modules skipped or with channels dropped. The latter is the dropout of the
 paper's synthetic corruptions, but with one mask for all rows and steps.
+
+Compiled networks run uncompiled while they are weak. Of a `Stitched` model each part is weakened in the modules that it
+has.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from ..errors import NetworkError
 from .base import Condition, Encoded, Model
 from .hooked import Where, held_again, in_this_thread, made, named, uncompiled
 from .networks import networks_in
+from .stitched import part_at, parts
 
 _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
@@ -70,10 +74,10 @@ class Weakened(Model):
         if not 0 < share < 1:
             raise ValueError(f"weakened(share={share}): the share of the channels to drop lies between 0 and 1")
         for name in (*drop, *skip):
-            _check_name(name, [_modules(base)])
+            _check_name(name, [_modules(part) for part in parts(base)])
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
-        every, hit, since = _modules(self.base), set(), made()
+        every, hit, since = _modules(part_at(self.base, t)), set(), made()
         weak = {name: every[name] for name in (*self.drop, *self.skip) if name in every}
         with self._weak(weak, hit, in_this_thread()):
             out = self.base(x, t, cond)
