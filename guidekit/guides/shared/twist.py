@@ -16,7 +16,7 @@ from ...engine.population import Population
 from ...engine.resampling import check_resampling, resample
 from ...engine.scoring import same
 from ...engine.view import Step, View
-from ...errors import RewardError
+from ...errors import NetworkError, RewardError
 from ...models.base import Model
 from ...process import Gaussian
 from ...values import Value, lookahead
@@ -117,7 +117,15 @@ def gradient(value: Tensor, x: Tensor) -> Tensor:
     """grad_x of each row's value; zero where the value is unknown. The graph is kept."""
     slope = None
     if value.requires_grad:
-        (slope,) = torch.autograd.grad(value.nan_to_num(0.0).sum(), x, retain_graph=True, allow_unused=True)
+        try:
+            (slope,) = torch.autograd.grad(value.nan_to_num(0.0).sum(), x, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise NetworkError(
+                "a gradient in x_t is needed, and the network (or the reward) is checkpointed with use_reentrant=True, "
+                "through which torch gives none: set use_reentrant=False, or switch gradient checkpointing off"
+            ) from error
     if slope is None:
         raise RewardError(
             "no gradient reaches x_t: the reward, the decoder or the network cuts it (numpy, .item(), detach(), "
