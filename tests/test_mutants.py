@@ -150,6 +150,8 @@ MUTANTS = [
     ("the area under best molecules by rectangles", "../rewards/molecules/metrics.py", "(left + right) / 2", "right", "tests/test_rewards_molecules.py"),
     ("a velocity in pure noise taken for the clean mean", "models/gaussian.py", "if a == 0 and b == 1:", "if a == 0:", "tests/test_models.py"),
     ("labels of the first group for all", "guides/shared/labelled.py", "torch.tensor(label).to(group)[group]", "torch.tensor(label).to(group)[group * 0]", "tests/test_classifier.py"),
+    ("a radius that shrinks where it improved", "search/zero_order.py", "torch.where(better, self.angle, self.angle * self.shrink)", "torch.where(better, self.angle * self.shrink, self.angle)", "tests/test_search.py::test_the_radius_shrinks_where_no_neighbour_is_better_and_only_there"),
+    ("a path of sigma that is not whitened", "search/cma.py", "self.effective, step / self.c.sqrt())", "self.effective, step)", "tests/test_search.py::test_cma_follows_the_paper_round_after_round"),
 ]  # fmt: skip
 
 
