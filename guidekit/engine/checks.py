@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from numbers import Integral
+from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ..errors import CollapseWarning, RewardError
 from ..models.base import Condition, Model
 from ..models.evaluations import Cond
 from ..solvers import Solver
-from .guide import Guide
+from .guide import Guide, Scale
 from .result import Result
 from .view import Step
 
@@ -69,6 +70,7 @@ def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, s
         name = type(guide).__name__
         if not isinstance(guide, Guide):
             raise TypeError(f"guides holds {guide!r}, which is not a Guide; a list like [gk.CFG(3.)] is needed")
+        _check_scales(guide)
         if not 0 <= guide.start <= guide.stop <= 1:
             raise ValueError(f"{name}(start={guide.start}, stop={guide.stop}): fractions with 0 <= start <= stop <= 1")
         if guide.steer and not guide.tilts:
@@ -97,6 +99,18 @@ def check_together(guides: Sequence[Guide], steps: Sequence[Step]) -> None:
             f"{' and '.join(type(g).__name__ for g in choosers)} each draw children and choose among them: the first "
             "would leave one child to the others, at their full cost. Take one of them, with more children"
         )
+
+
+def _check_scales(guide: Guide) -> None:
+    """What is declared as a `Scale` is a number or a function of t."""
+    for field in fields(guide):
+        value = getattr(guide, field.name, 0.0)
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if field.type in ("Scale", Scale) and not number and not callable(value):
+            name = type(guide).__name__
+            raise TypeError(
+                f"{name}({field.name}={value!r}): a number is needed, or a function of t like lambda t: 3 * t"
+            )
 
 
 def check_result(result: Result, n: int, judge: Any, branched: bool) -> None:
