@@ -99,28 +99,47 @@ def check_together(guides: Sequence[Guide], steps: int) -> None:
 
 
 def check_result(result: Result, n: int, judge: Any) -> None:
-    """Errors and warnings about the samples as a whole."""
-    for group in range(result.groups):
-        mine = result.group == group
-        if result.rewards is not None and result.rewards[mine].isnan().all():
-            name = "?" if judge is None else as_reward(judge).name
-            raise RewardError(f"reward {name!r} scored none of the {n} samples of group {group}")
-        if (result.log_weights[mine] == -torch.inf).all():
-            raise RewardError(f"all {n} particles of group {group} have weight zero")
-    lost = 0 if result.rewards is None else int(result.rewards.isnan().sum())
+    """Errors and warnings about the samples as a whole: an error where nothing is left of any condition."""
+    lost = [] if result.rewards is None else _groups(result, result.rewards.isnan())
+    weightless = [g for g in _groups(result, result.log_weights == -torch.inf) if g not in lost]
+    told = []
     if lost:
-        warnings.warn(f"{lost} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=4)
+        name = "?" if judge is None else as_reward(judge).name
+        told.append(f"reward {name!r} scored none of the {n} samples of {_named(lost)}")
+    if weightless:
+        told.append(f"all {n} particles of {_named(weightless)} have weight zero")
+    if len(lost) + len(weightless) == result.groups:
+        raise RewardError("; ".join(told))
+    for text in told:
+        warnings.warn(f"{text}; other conditions are not affected", stacklevel=4)
+    single = 0 if result.rewards is None else int(result.rewards.isnan().sum()) - n * len(lost)
+    if single:
+        warnings.warn(f"{single} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=4)
     if n > 4:
-        ess = result.trace["ess"].amin(-1)
-        low, step = ess.min(0)
-        if low < max(1.5, 0.01 * n):
-            warnings.warn(
-                f"the effective sample size fell to {low:.1f} of {n} at step {int(step) + 1} of {len(ess)}: few "
-                f"particles carry the result (at the end {int(result.trace['distinct'][-1].amin())} starting ones have "
-                "descendants). Take more particles, a larger alpha, or temper: weigh earlier and in more steps",
-                CollapseWarning,
-                stacklevel=4,
-            )
+        _check_collapse(result, n, [g for g in range(result.groups) if g not in (*lost, *weightless)])
+
+
+def _groups(result: Result, marked: Tensor) -> list[int]:
+    """The groups of which every row is marked."""
+    return [g for g in range(result.groups) if bool(marked[result.group == g].all())]
+
+
+def _named(groups: Sequence[int]) -> str:
+    return f"group{'' if len(groups) == 1 else 's'} {', '.join(map(str, groups))}"
+
+
+def _check_collapse(result: Result, n: int, groups: list[int]) -> None:
+    """Few particles of these groups carry the result."""
+    ess = result.trace["ess"][:, groups].amin(-1)
+    low, step = ess.min(0)
+    if low < max(1.5, 0.01 * n):
+        warnings.warn(
+            f"the effective sample size fell to {low:.1f} of {n} at step {int(step) + 1} of {len(ess)}: few "
+            f"particles carry the result (at the end {int(result.trace['distinct'][-1, groups].amin())} starting ones "
+            "have descendants). Take more particles, a larger alpha, or temper: weigh earlier and in more steps",
+            CollapseWarning,
+            stacklevel=5,
+        )
 
 
 def check_noise(noise: Any, model: Model, rows: int, moves: int) -> None:
