@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..engine.guide import Scale, at
-from ..engine.view import View
+from ..engine.view import Step, View
 from ..models.base import Condition, Encoded, Model, stack
 from ..models.evaluations import Cond, rows_of
 from .shared.labelled import Classifier, Label, Labelled
@@ -68,6 +68,9 @@ class GFCG(Labelled):
         super().check(model, steps)
         if isinstance(self.references, bool) or not isinstance(self.references, int) or self.references < 1:
             raise ValueError(f"GFCG(references={self.references!r}): at least one wrong class to guide away from")
+
+    def further(self, step: Step) -> int:
+        return 0 if at(self.scale, step.t) == 0 else self.references
 
     def tilt(self, view: View) -> Tensor | float:
         scale = at(self.scale, view.t)

@@ -8,6 +8,7 @@ editing begin with; give the run times that start below 1, like steps=[.5, .4, .
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,6 +41,11 @@ class StartFrom(Guide):
         given, shape = tuple(self.x.shape), model.shape
         if given != shape and (given[1:] != shape or not len(self.x)):
             raise ValueError(f"StartFrom(x of shape {given}): samples have shape {shape}, one or one for each row")
+
+    def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
+        if self.x.shape == model.shape or len(self.x) == 1 or len(self.x) % of:  # one for all, or refused by `begin`
+            return self
+        return self.having(x=self.x.unflatten(0, (of, -1))[list(groups)].flatten(0, 1))
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
         own = self.x.to(population.x).view(-1, *model.shape)
