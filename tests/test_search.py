@@ -402,12 +402,12 @@ def test_a_killed_search_goes_on_to_the_same_end(kind: str, name: str, tmp_path:
         return
     p, options = PROBLEMS[name], {"steps": STEPS, "cond": [PROBLEMS[name].cond, None], "seed": 5}
     whole = SEARCHES[kind](p.model, 3, Killed(p.reward, 10**9), **options)
-    killed = Killed(p.reward, 3)
+    killed = Killed(p.reward, 2 if tokens(name) else 3)  # of tokens, a round that brings nothing new takes no call
     with pytest.raises(KeyboardInterrupt):
         SEARCHES[kind](p.model, 3, killed, folder=tmp_path / "run", **options)
     log = tmp_path / "run" / "evaluations.jsonl"
     ends = [json.loads(line) for line in log.read_text().splitlines() if '"end"' in line]
-    assert len(ends) == 2
+    assert 0 < len(ends) < len(whole.rounds) if tokens(name) else len(ends) == 2
     log.write_text(log.read_text() + '{"round": 2, "condition": 0, "scores": [1.0]}\n{"round": 2, "cond')
     killed.left = 10**9
     resumed = SEARCHES[kind](p.model, 3, killed, folder=tmp_path / "run", **options)

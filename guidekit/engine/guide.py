@@ -16,11 +16,15 @@ neutral, with these exceptions:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import copy
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
+
+from rewards import ByGroup
 
 from ..models.base import Encoded, Model
 from ..models.evaluations import Cond
@@ -30,6 +34,9 @@ from .card import Card
 from .population import Population
 from .tree import Tree
 from .view import Step, View
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Scale = float | Callable[[float], float]
 
@@ -82,6 +89,24 @@ class Guide:
 
     def check(self, model: Model, steps: int) -> None:
         """Raise ValueError if the guide cannot work with this model. Called before the first network call."""
+
+    def further(self, step: Step) -> int:
+        """Network rows that it evaluates by itself for a particle at this step, at most, besides `needs`: searches keep
+        to their budget by it."""
+        return 0
+
+    def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
+        """This guide in a run whose g-th condition is number groups[g] of the `of` conditions that it was made for, as
+        searches have them: what it holds for each condition follows. Of itself that is a `rewards.ByGroup`."""
+        own = {k: v for k, v in vars(self).items() if isinstance(v, ByGroup) and len(v.rewards) == of}
+        return self.having(**{k: _regrouped(v, tuple(groups)) for k, v in own.items()})
+
+    def having(self, **fields: Any) -> Self:
+        """The same guide with other values of these fields."""
+        other = copy.copy(self) if fields else self
+        for name, value in fields.items():
+            object.__setattr__(other, name, value)
+        return other
 
     def clashes(self, other: Guide, after: bool) -> str | None:
         """Why it cannot be used in one list with another guide, which comes after it or before it, and what to do
@@ -166,6 +191,12 @@ class Guide:
     def stochastic(self) -> bool:
         """Whether it needs a stochastic solver: copies of a particle have to part again, and p/q has to exist."""
         return self.steer or any(map(self.has, ("plan", "select", "noise")))
+
+
+@lru_cache(maxsize=64)
+def _regrouped(reward: ByGroup, groups: tuple[int, ...]) -> ByGroup:
+    """The rewards of these groups; the same object for all guides that hold one reward, so that it is asked once."""
+    return ByGroup([reward.rewards[g] for g in groups])
 
 
 def at(scale: Scale, t: float) -> float:

@@ -82,7 +82,7 @@ class Run:
         self.judge = next((r for g in self.guides if (r := g.judge) is not None), None)
         self._ids = torch.arange(self.groups * self.rows, device=model.device)
         self.cost = Cost()
-        self.score = Scorer(self.cost, model.device)
+        self.score = Scorer(self.cost, model.device, stepwise=True)
         self.records: list[Record] = []
         self._encoded = model.encode_all(self.conditions)
         self._faults: list[Fault] = []

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import random
 from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale, at
-from ..engine.view import View
+from ..engine.view import Step, View
 from ..models.base import Encoded, Model
 from ..models.evaluations import Cond, Null, Other
 from ..process import Gaussian
@@ -80,6 +80,10 @@ class Distillation(Guide):
             raise ValueError(f"Distillation(scale={self.scale}): lambda lies in [0, 1], from student to teacher")
         if self.renoise is not None and not callable(self.renoise) and not 0 < self.renoise <= model.process.t_max:
             raise ValueError(f"Distillation(renoise={self.renoise}): a time in (0, {model.process.t_max}], or None")
+
+    def further(self, step: Step) -> int:
+        ends = self.renoise is None and step.move is not None and step.move.s == 0
+        return 0 if ends or at(self.scale, step.t) == 0 else len(self._branches)
 
     def finish(self, view: View, prediction: Tensor) -> Tensor:
         change = view.once(("teacher", view.step.name), lambda: self._change(view))

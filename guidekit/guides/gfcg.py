@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..engine.card import Paper
 from ..engine.guide import Scale, at
-from ..engine.view import View
+from ..engine.view import Step, View
 from ..errors import is_count
 from ..models.base import Condition, Encoded, Model, stack
 from ..models.evaluations import Cond, rows_of
@@ -92,6 +92,9 @@ class GFCG(Labelled):
         super().check(model, steps)
         if not is_count(self.references):
             raise ValueError(f"GFCG(references={self.references!r}): at least one wrong class to guide away from")
+
+    def further(self, step: Step) -> int:
+        return 0 if at(self.scale, step.t) == 0 else self.references
 
     def tilt(self, view: View) -> Tensor | float:
         scale = at(self.scale, view.t)

@@ -14,6 +14,7 @@ the layout is given as a prompt, gk.Compose(layout, 1 - nu, own=nu, start=..., s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -56,6 +57,10 @@ class MagicMix(Guide):
     def check(self, model: Model, steps: int) -> None:
         if self.layout.shape[-len(model.shape) :] != model.shape or self.layout.dim() > len(model.shape) + 1:
             raise ValueError(f"MagicMix(layout of shape {tuple(self.layout.shape)}): samples have shape {model.shape}")
+
+    def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
+        own = self.layout.view(-1, *model.shape)
+        return self.having(layout=own[list(groups)]) if len(own) == of > 1 else self
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
         given = self.layout.numel() // population.x[0].numel()

@@ -88,6 +88,9 @@ class SelfGuidedMinority(Guide):
         due = step.index % self.interval == 0 and step.t > self.t_mid and at(self.scale, step.t) != 0
         return due and move is not None and move.c > 0 and move.s < move.t and super().active(step)
 
+    def further(self, step: Step) -> int:
+        return 1
+
     def tilt(self, view: View) -> Tensor:
         move, tau, clean = view.step.move, self.tau * view.model.process.t_max, view.evals[Cond()]
         assert move is not None

@@ -26,7 +26,7 @@ from torch import Tensor
 from .. import random
 from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale, at
-from ..engine.view import View
+from ..engine.view import Step, View
 from ..models.base import Model
 from ..models.evaluations import Cond, Null, evaluation, joined, listed, rows_of
 from ..process import Gaussian
@@ -97,6 +97,10 @@ class Views(Guide):
             need.check(model)
         for i, (view, inverse) in enumerate(self._pairs):
             check_orthogonal(view, inverse, model, f"views[{i}] = {view!r}")
+
+    def further(self, step: Step) -> int:
+        used = len(self._pairs) if self.weights is None else sum(a != 0 for a in self.weights[1:])
+        return used * (1 + len(self.needs))
 
     def tilt(self, view: View) -> Tensor:
         count = len(self._pairs) + 1

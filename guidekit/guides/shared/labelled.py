@@ -48,6 +48,12 @@ class Labelled(Guide):
         if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in listed):
             raise ValueError(f"{name}(label={label!r}): a class counted from 0, or a list with one for each condition")
 
+    def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
+        guide, label = super().regrouped(model, groups, of), self.label
+        if label is None or isinstance(label, int) or len(label) != of:
+            return guide
+        return guide.having(label=[label[g] for g in groups])
+
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
         if not isinstance(self.label, int | None) and len(self.label) != len(step.keys):
             name = type(self).__name__
