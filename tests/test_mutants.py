@@ -142,7 +142,7 @@ MUTANTS = [
     ("unknown endpoints count", "../rewards/combine.py", "[:, None] * ~scores.isnan()", "[:, None] * torch.ones_like(scores)", "tests/test_rewards_core.py"),
     ("domination everywhere", "../rewards/combine.py", "(scores[:, None] >= scores[None]).all(-1)", "(scores[:, None] > scores[None]).all(-1)", "tests/test_rewards_core.py"),
     ("scores that are lost at a kill", "../rewards/cached.py", "self.connection.commit() if kind is None", "self.connection.rollback() if kind is None", "tests/test_rewards_core.py"),
-    ("the reward of the first group for all", "engine/scoring.py", "parts.append(self(reward.rewards[g], part))", "parts.append(self(reward.rewards[0], part))", "tests/test_rewards_core.py"),
+    ("the reward of the first group for all", "engine/scoring.py", "(group == g).nonzero()[:, 0], reward.rewards[g])", "(group == g).nonzero()[:, 0], reward.rewards[0])", "tests/test_rewards_core.py"),
     ("chunks in the order in which they end", "../rewards/pooled.py", "left = [list(range(i, min(i + size, len(samples)))) for i in range(0, len(samples), size)][::-1]", "left = [list(range(0, min(size, len(samples) - i))) for i in range(0, len(samples), size)][::-1]", "tests/test_pooled.py"),
     ("the other strand without its complement", "../rewards/dna/motifs.py", "w.flip(0, 1)", "w.flip(1)", "tests/test_rewards_dna.py"),
     ("kB of 1024 bytes", "../rewards/images/basic.py", "self._bytes(image) / 1000", "self._bytes(image) / 1024", "tests/test_rewards_images.py"),
