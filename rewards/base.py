@@ -143,7 +143,15 @@ class Function(Reward):
         self.differentiable = differentiable
 
     def score(self, samples: Any) -> Any:
-        return self.function(samples)
+        try:
+            return self.function(samples)
+        except Exception as error:
+            if isinstance(self.function, nn.Module) and isinstance(samples, list):
+                raise TypeError(
+                    f"a network was given texts and raised {type(error).__name__}; wrap it in a function that encodes "
+                    "them, or DNA in rewards.dna.Network(network)"
+                ) from error
+            raise
 
 
 class Transformed(Reward):
