@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Versions that were tested together; they are those of Python 3.11 and newer, so an older one takes what it gets.
+TESTED := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
 
-.PHONY: demo test test-slow lint format docs bench clean
+.PHONY: demo test test-slow test-newest lint format docs bench clean
 
 demo: $(READY)  ## design molecules with a bundled model; a table and a report under out/demo
 	$(BIN)/guidekit sample molecules --reward qed --reward sa:0.5 --guide svdd:candidates=10,alpha=0.02 -n 64 --steps 20 \
@@ -15,6 +17,9 @@ test: $(READY)  ## the whole test suite, without the long statistical runs
 
 test-slow: $(READY)  ## the long statistical runs
 	$(BIN)/python -m pytest -n auto -m slow
+
+test-newest:  ## the test suite with the newest releases of everything, in an environment of its own
+	$(MAKE) test VENV=.venv-newest TESTED=
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
@@ -32,12 +37,12 @@ bench: $(READY)  ## the engine's overhead and memory
 	$(BIN)/python benchmarks/overhead.py
 
 clean:
-	rm -rf $(VENV) out .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest out .pytest_cache .ruff_cache
 
 # One environment, with torch and the torchvision that open_clip needs resolved together by pip.
-$(READY): pyproject.toml
+$(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; try make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[test]'
+	$(BIN)/python -m pip install --quiet $(TESTED) -e '.[test]'
 	touch $(READY)

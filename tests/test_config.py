@@ -12,7 +12,7 @@ import torch
 import guidekit as gk
 from guidekit.jobs import execute as running, folder, job, names as sources
 from guidekit.jobs.config import Config
-from guidekit.jobs.specs import ConfigError, find, literal, parse_options, parse, rooted
+from guidekit.jobs.specs import ConfigError, find, literal, parse, parse_options, rooted
 from guidekit.jobs.watched import Watched
 from guidekit.report import table as comparison
 from rewards import dna, molecules, transforms

@@ -104,7 +104,7 @@ def test_no_circle():
 
 
 def test_imports_that_wait_are_few_and_have_reasons():
-    """Heavy packages may be imported late; of the package itself only what would go up or in a circle, with a reason."""
+    """Heavy packages may be imported late; of the package itself only what would go up or in a circle, with reasons."""
     pairs = [(a, b) for a, others in graph(True).items() for b in others if b != "guidekit"]
     needed = {(a, b) for a, b in pairs if floor(b) > floor(a) or a in reachable(b)}
     assert needed == set(LATE)

@@ -75,6 +75,11 @@ MUTANTS = [
     ("conditions of the first group for all", "models/evaluations.py", "encoded[group]", "encoded[group * 0]", GROUPS),
     ("q/p instead of p/q", "engine/run.py", "pop.log_w + p.log_prob(x) - q.log_prob(x)", "pop.log_w - p.log_prob(x) + q.log_prob(x)", UNBIASED),
     ("a steered proposal without its weights", "engine/run.py", "pop.log_w + p.log_prob(x) - q.log_prob(x)", "pop.log_w", UNBIASED),
+    ("a history of the target made of proposals", "engine/run.py", "predictions = (_cut(view.prediction), *predictions[: self.order - 1])", "predictions = (_cut(view.prediction), *(proposals or predictions)[: self.order - 1])", "tests/test_steer.py::test_steering_is_unbiased_with_solvers_that_remember_or_draw_less"),
+    ("choosers behind resamplers", "engine/seats.py", "key=lambda seat: _rank(seat, before)", "key=lambda seat: -_rank(seat, before)", "tests/test_together.py"),
+    ("the start of a tilt forgotten", "guides/fkc.py", "return self._start(view) + self._beta(view.t, view) * r, (rate, r, pull)", "return self._start(view), (rate, r, pull)", "tests/test_together.py"),
+    ("recurrences outside of their window", "guides/shared/training_free.py", "due = inside and move.s", "due = move.s", "tests/test_together.py"),
+    ("corrections move the fraction", "solvers/base.py", "float(move.s != move.t)", "1.0", "tests/test_together.py"),
     ("steering changes the target", "engine/tilts.py", "target = target if seat.guide.steer else seat.guide.finish", "target = proposal if seat.guide.steer else seat.guide.finish", UNBIASED),
     ("the same noise at every step", "engine/noise.py", "[index % steps][rows]", "[0][rows]", FK),
     ("the same address for all children", "random.py", "(slot // n << 32)", "0 * n", HOOKS),
@@ -145,6 +150,8 @@ MUTANTS = [
     ("the area under best molecules by rectangles", "../rewards/molecules/metrics.py", "(left + right) / 2", "right", "tests/test_rewards_molecules.py"),
     ("a velocity in pure noise taken for the clean mean", "models/gaussian.py", "if a == 0 and b == 1:", "if a == 0:", "tests/test_models.py"),
     ("labels of the first group for all", "guides/shared/labelled.py", "torch.tensor(label).to(group)[group]", "torch.tensor(label).to(group)[group * 0]", "tests/test_classifier.py"),
+    ("a radius that shrinks where it improved", "search/zero_order.py", "torch.where(better, self.angle, self.angle * self.shrink)", "torch.where(better, self.angle * self.shrink, self.angle)", "tests/test_search.py::test_the_radius_shrinks_where_no_neighbour_is_better_and_only_there"),
+    ("a path of sigma that is not whitened", "search/cma.py", "self.effective, step / self.c.sqrt())", "self.effective, step)", "tests/test_search.py::test_cma_follows_the_paper_round_after_round"),
 ]  # fmt: skip
 
 

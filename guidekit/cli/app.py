@@ -61,6 +61,7 @@ Compare = Annotated[
 Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Most rows in one forward of the network.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1...; a GPU by default, if there is one.")]
 Domain = Annotated[str | None, typer.Option(help="What a model of your own makes: molecules, dna, images or other.")]
+Title = Annotated[str | None, typer.Option(help="Title of the report; by default the model and the reward.")]
 Report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the output folder.")]
 Progress = Annotated[
     bool | None, typer.Option("--progress/--no-progress", help="Show progress bars; by default on terminals.")
@@ -134,6 +135,7 @@ def sample(
     batch_size: Batch = None,
     device: Device = None,
     domain: Domain = None,
+    title: Title = None,
     report: Report = True,
     progress: Progress = None,
     overwrite: Overwrite = False,
@@ -147,7 +149,7 @@ def sample(
     with answered(debug, out):
         config = Config(
             model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), solver, holdout,
-            compare=compare, batch_size=batch_size, device=device, domain=domain,
+            compare=compare, batch_size=batch_size, device=device, domain=domain, title=title,
         )  # fmt: skip
         _run(config, out, overwrite, report, progress, as_json)
 
@@ -175,6 +177,7 @@ def search(
     batch_size: Batch = None,
     device: Device = None,
     domain: Domain = None,
+    title: Title = None,
     report: Report = True,
     progress: Progress = None,
     overwrite: Overwrite = False,
@@ -190,7 +193,7 @@ def search(
             strategy = f"{strategy}{',' if ':' in strategy else ':'}rounds={rounds}"
         config = Config(
             model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), solver, holdout, strategy, budget,
-            compare, batch_size, device, domain,
+            compare, batch_size, device, domain, title,
         )  # fmt: skip
         _run(config, out, overwrite, report, progress, as_json)
 
@@ -201,6 +204,7 @@ def run(
     out: Out = None,
     batch_size: Batch = None,
     device: Device = None,
+    title: Title = None,
     report: Report = True,
     progress: Progress = None,
     overwrite: Overwrite = False,
@@ -210,18 +214,21 @@ def run(
     """Carry out the run that a file describes."""
     with answered(debug, out):
         config = Config.load(file)
-        config = replace(config, batch_size=batch_size or config.batch_size, device=device or config.device)
+        given = {"batch_size": batch_size, "device": device, "title": title}
+        config = replace(config, **{name: value for name, value in given.items() if value})
         _run(config, out, overwrite, report, progress, as_json)
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="An output folder.")], debug: Debug = False) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="An output folder.")], title: Title = None, debug: Debug = False
+) -> None:
     """Write the report.html of an output folder again."""
     with answered(debug):
         _finished(folder)
         from ..report import write
 
-        typer.echo(write(folder))
+        typer.echo(write(folder) if title is None else write(folder, title))
 
 
 @app.command()

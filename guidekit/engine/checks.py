@@ -20,6 +20,7 @@ from ..models.evaluations import Cond
 from ..solvers import Solver
 from .guide import Guide, Scale
 from .result import Result
+from .view import Step
 
 
 def check_call(model: Any, n: int, solver: Any, batch_size: int | None, guides: Any, *rewards: Any) -> None:
@@ -64,7 +65,7 @@ def keys(seed: int | Sequence[int], groups: int, device: torch.device) -> Tensor
 
 
 def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, steps: int) -> None:
-    """Every guide works with this model and solver."""
+    """Every guide serves this model's process and works with this model and solver."""
     for guide in guides:
         name = type(guide).__name__
         if not isinstance(guide, Guide):
@@ -79,9 +80,25 @@ def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, s
                 f"{name} weights, branches or resamples particles, and {solver!r} is deterministic: copies would stay "
                 f"equal and have no log-probability. {solver.advice}"
             )
+        guide.card.refuse(name, model.process)
         for need in (Cond(), *guide.needs):
             need.check(model)
         guide.check(model, steps)
+
+
+def check_together(guides: Sequence[Guide], steps: Sequence[Step]) -> None:
+    """No guide makes another one idle or wrong."""
+    for i, first in enumerate(guides):
+        for second in guides[i + 1 :]:
+            why = first.clashes(second, after=True) or second.clashes(first, after=False)
+            if why is not None:
+                raise ValueError(f"{type(first).__name__} and {type(second).__name__} in one list: {why}")
+    choosers = [g for g in guides if g.has("select") and any(g.plan(1, step)[1] > 1 for step in steps[:-1])]
+    if len(choosers) > 1:
+        raise ValueError(
+            f"{' and '.join(type(g).__name__ for g in choosers)} each draw children and choose among them: the first "
+            "would leave one child to the others, at their full cost. Take one of them, with more children"
+        )
 
 
 def _check_scales(guide: Guide) -> None:
@@ -96,44 +113,53 @@ def _check_scales(guide: Guide) -> None:
             )
 
 
-def check_result(result: Result, n: int, judge: Any, guides: Sequence[Guide] = ()) -> None:
-    """Errors and warnings about the samples as a whole."""
-    for group in range(result.groups):
-        mine = result.group == group
-        if result.rewards is not None and result.rewards[mine].isnan().all():
-            name = "?" if judge is None else as_reward(judge).name
-            raise RewardError(f"reward {name!r} scored none of the {n} samples of group {group}")
-        if (result.log_weights[mine] == -torch.inf).all():
-            raise RewardError(f"all {n} particles of group {group} have weight zero")
-    lost = 0 if result.rewards is None else int(result.rewards.isnan().sum())
+def check_result(result: Result, n: int, judge: Any, branched: bool) -> None:
+    """Errors and warnings about the samples as a whole: an error where nothing is left of any condition."""
+    lost = [] if result.rewards is None else _groups(result, result.rewards.isnan())
+    weightless = [g for g in _groups(result, result.log_weights == -torch.inf) if g not in lost]
+    told = []
     if lost:
-        warnings.warn(f"{lost} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=5)
+        name = "?" if judge is None else as_reward(judge).name
+        told.append(f"reward {name!r} scored none of the {n} samples of {_named(lost)}")
+    if weightless:
+        told.append(f"all {n} particles of {_named(weightless)} have weight zero")
+    if len(lost) + len(weightless) == result.groups:
+        raise RewardError("; ".join(told))
+    for text in told:
+        warnings.warn(f"{text}; other conditions are not affected", stacklevel=5)
+    single = 0 if result.rewards is None else int(result.rewards.isnan().sum()) - n * len(lost)
+    if single:
+        warnings.warn(f"{single} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=5)
     if n > 4:
-        _warn_of_collapse(result, n, any(_branches(guide, n, len(result.trace)) for guide in guides))
+        _warn_of_collapse(result, n, branched, [g for g in range(result.groups) if g not in (*lost, *weightless)])
 
 
-def _branches(guide: Guide, n: int, steps: int) -> bool:
-    """Whether each particle has several children, of which the guide selects."""
-    return guide.has("select") and guide.plan(n, 0, steps)[1] > 1
+def _groups(result: Result, marked: Tensor) -> list[int]:
+    """The groups of which every row is marked."""
+    return [g for g in range(result.groups) if bool(marked[result.group == g].all())]
 
 
-def _warn_of_collapse(result: Result, n: int, branched: bool) -> None:
-    """Warn where few particles carry the samples or their weighted means.
+def _named(groups: Sequence[int]) -> str:
+    return f"group{'' if len(groups) == 1 else 's'} {', '.join(map(str, groups))}"
+
+
+def _warn_of_collapse(result: Result, n: int, branched: bool, groups: list[int]) -> None:
+    """Warn where few particles carry the samples of these groups, or their weighted means.
 
     A small effective sample size does harm in two places: where particles are resampled, since the others are lost, and
     at the end, where means are taken under the weights. In between weights may still even out. Where every particle
     keeps one of its own children (SVDD), its samples have been steered by that choice, and weights that differ at the
     end are no sign of failure: the smaller alpha, the more so.
     """
-    harmful = result.trace["resampled"].clone()
+    harmful = result.trace["resampled"][:, groups].clone()
     harmful[-1] |= not branched
-    low, step = result.trace["ess"].masked_fill(~harmful, torch.inf).amin(-1).min(0)
+    low, step = result.trace["ess"][:, groups].masked_fill(~harmful, torch.inf).amin(-1).min(0)
     if low < max(1.5, 0.01 * n):
         warnings.warn(
             f"weighted means and log_z are not reliable: the effective sample size fell to {low:.1f} of {n} at step "
             f"{int(step) + 1} of {len(result.trace)}, and the samples descend from "
-            f"{int(result.trace['distinct'][-1].amin())} of the starting particles. Take more particles or a larger "
-            "alpha, or weigh earlier and in more steps (tempering)",
+            f"{int(result.trace['distinct'][-1, groups].amin())} of the starting particles. Take more particles or a "
+            "larger alpha, or weigh earlier and in more steps (tempering)",
             CollapseWarning,
             stacklevel=6,
         )

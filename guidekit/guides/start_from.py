@@ -9,16 +9,19 @@ does; times that begin below pure noise, like steps=[.5, .4, .3, .2, .1, 0.], ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.population import Population
 from ..engine.tree import Tree
 from ..engine.view import Step, View
 from ..models.base import Model
 from ..solvers import Move, starting_at
+from .shared.training_free import TrainingFree
 
 USUAL = 0.5  # level of a run that would otherwise begin in pure noise
 
@@ -40,6 +43,22 @@ class StartFrom(Guide):
 
     sees_prediction = False
 
+    card = Card(
+        "starts from given samples, noised part of the way",
+        section="Starts, noise and resampling",
+        exact="p, if the given samples follow p",
+        changes="start",
+        paper=Paper(
+            "meng2021sdedit",
+            "Meng, Chenlin and He, Yutong and Song, Yang and Song, Jiaming and Wu, Jiajun and Zhu, Jun-Yan and "
+            "Ermon, Stefano",
+            "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations",
+            2021,
+            "2108.01073",
+        ),
+        example="gk.StartFrom(point)",
+    )
+
     def __post_init__(self) -> None:
         if not isinstance(self.x, Tensor):
             raise TypeError(
@@ -49,6 +68,13 @@ class StartFrom(Guide):
         number = isinstance(self.level, (int, float)) and not isinstance(self.level, bool)
         if self.level is not None and not (number and 0 < self.level <= 1):
             raise ValueError(f"StartFrom(level={self.level!r}): a time in (0, 1], where 1 is pure noise, or None")
+
+    def clashes(self, other: Guide, after: bool) -> str | None:
+        if isinstance(other, StartFrom):
+            return "a run starts once; give one of them all samples"
+        if not after and isinstance(other, TrainingFree):
+            return f"{type(other).__name__} makes rows of the steps that are left out: put StartFrom before it"
+        return None
 
     def check(self, model: Model, steps: int) -> None:
         given, shape = tuple(self.x.shape), model.shape
@@ -62,6 +88,11 @@ class StartFrom(Guide):
         downs = [i for i, move in enumerate(moves) if move.s < move.t]  # the corrections of Heun belong to a step
         below = next((i for i in downs if moves[i].t <= level + 1e-6), downs[-1] if downs else 0)
         return starting_at(moves, below) if below else moves
+
+    def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
+        if self.x.shape == model.shape or len(self.x) == 1 or len(self.x) % of:  # one for all, or refused by `begin`
+            return self
+        return self.having(x=self.x.unflatten(0, (of, -1))[list(groups)].flatten(0, 1))
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
         own = self.x.to(population.x).view(-1, *model.shape)

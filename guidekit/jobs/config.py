@@ -47,6 +47,7 @@ class Config:
     compare      also sample without the rewards, and best-of-N with about as many network evaluations
     device       like "cpu" or "cuda"; None takes a GPU if there is one
     domain       "molecules", "dna", "images" or "other"; None infers it from the model, the rewards or the samples
+    title        of the report; runs that differ in nothing else are the same run
 
     >>> Config("dna", rewards=("gc",), guides=("svdd:candidates=4",)).n
     16
@@ -67,6 +68,7 @@ class Config:
     batch_size: int | None = None
     device: str | None = None
     domain: str | None = None
+    title: str | None = None
 
     def __post_init__(self) -> None:
         for f in fields(self):

@@ -14,8 +14,6 @@ process at a time works in the folder.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 import warnings
@@ -37,7 +35,17 @@ from ..guides.best_of_n import BestOfN
 from ..guides.cite import cite
 from ..report import export, table as comparison
 from .config import Config
-from .folder import Outcome, check_folder, is_continued, load, make_folder, owned, share_modes
+from .folder import (
+    Outcome,
+    check_folder,
+    is_continued,
+    load,
+    make_folder,
+    owned,
+    retitle,
+    share_modes,
+    write_summary,
+)
 from .job import Job, prepare
 from .specs import displayed
 from .watched import Watched, wanted
@@ -68,7 +76,7 @@ def run(
     with owned(out):
         check_folder(out, config, overwrite)  # another process may have been there in between
         if (out / "summary.json").exists() and not overwrite and not is_continued(out, config):
-            return _load_finished(out, report)
+            return _load_finished(out, config.title, report)
         return _run(config, out, overwrite, report, progress, tell)
 
 
@@ -207,25 +215,51 @@ def _summarise(job: Job, result: Result, base: Result | None, best: Result | Non
     """The content of summary.json."""
     domain, c = _find_domain(job, result.samples), job.config
     names = [part.name for part in job.parts]
-    listed = [(job.base_row, base), ("best of N", best), (job.row, result)]
-    rows = [comparison.row(name, r, domain, _score_parts(job, r)) for name, r in listed if r is not None]
+    every = [(job.base_row, base), ("best of N", best), (job.row, result)]
+    listed = [(name, r, _score_parts(job, r)) for name, r in every if r is not None]
+    rows = [comparison.row(name, r, domain, scores) for name, r, scores in listed]
+    constant = comparison.constant([scores for _, _, scores in listed])
     columns = comparison.columns(domain, result.rewards is not None, names, job.holdout is not None)
     kept = [k for k in columns if any(r.get(k) is not None for r in rows)]
     return {
+        "title": c.title or "",
         "domain": domain,
         "model": displayed(c.model),
         "reward": "" if job.reward is None else job.reward.name,
         "holdout": None if job.holdout is None else job.holdout.name,
         "components": names,
+        "weights": {part.name: part.weight for part in job.parts},
+        "constant": list(constant),
         "guides": [displayed(text) for text in c.guides],
         "search": c.search,
         "best_of": None if best is None or base is None else comparison.equal_cost(result, base),
         "columns": kept,
+        "better": {k: way for k, way in _better(job).items() if k in kept},
         "rows": [{"name": r["name"], **{k: r.get(k) for k in kept}} for r in rows],
-        "warnings": told,
+        "warnings": told + _hints(job, constant, sum(len(r) for _, r, _ in listed)),
         "version": __version__,
         "bibtex": cite(job.guides),
     }
+
+
+def _better(job: Job) -> dict[str, str]:
+    """Which direction of each column is better. A reward of weight 0 is only reported, so neither is."""
+    found = dict(comparison.BETTER)
+    if job.holdout is not None and not job.holdout.higher_is_better:
+        found["holdout mean"] = "lower"
+    counted = {p.name: p.raw.higher_is_better == (p.weight > 0) for p in job.parts if p.weight != 0}
+    return found | {name: "higher" if up else "lower" for name, up in counted.items()}
+
+
+def _hints(job: Job, constant: dict[str, float], count: int) -> list[str]:
+    """Rewards that should steer, and have the same value for all samples."""
+    unguided = job.config.compare or job.row == "unguided"
+    why = (
+        "unguided ones included, so it steers nothing" if unguided else
+        "so it steers nothing, unless guidance brought all of them there; --compare shows the unguided samples"
+    )  # fmt: skip
+    steering = [p.name for p in job.parts if p.weight != 0 and p.name in constant]
+    return [f"the reward {name!r} is {constant[name]:.4g} for all {count} samples, {why}" for name in steering]
 
 
 def _write_files(job: Job, out: Path, result: Result, summary: dict[str, Any]) -> None:
@@ -243,9 +277,7 @@ def _write_files(job: Job, out: Path, result: Result, summary: dict[str, Any]) -
     ]  # fmt: skip
     (out / "run.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
     share_modes(out)
-    part = out / ".summary.part"
-    part.write_text(json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
-    os.replace(part, out / "summary.json")
+    write_summary(out, summary)
 
 
 def _write_report(out: Path) -> None:
@@ -254,8 +286,9 @@ def _write_report(out: Path) -> None:
     write(out)
 
 
-def _load_finished(out: Path, report: bool) -> Outcome:
-    """A run that was carried out before."""
-    if report and not (out / "report.html").exists():
+def _load_finished(out: Path, title: str | None, report: bool) -> Outcome:
+    """A run that was carried out before; a new title is taken over."""
+    renamed = title is not None and retitle(out, title)
+    if report and (renamed or not (out / "report.html").exists()):
         _write_report(out)
     return replace(load(out), new=False)

@@ -133,8 +133,9 @@ def check_folder(out: Path, config: Config, overwrite: bool) -> None:
 
 
 def _difference(was: Config, now: Config) -> str | None:
-    """A key in which two runs differ, apart from micro-batches and the length of a search."""
-    a, b = (vars(replace(c, batch_size=None, budget=None, search=None)) | {"search": _endless(c)} for c in (was, now))
+    """A key in which two runs differ, apart from their titles, micro-batches and the length of a search."""
+    apart = {"title": None, "batch_size": None, "budget": None, "search": None}
+    a, b = (vars(replace(c, **apart)) | {"search": _endless(c)} for c in (was, now))
     return next((k for k in a if a[k] != b[k]), None)
 
 
@@ -209,6 +210,23 @@ def load(out: Path) -> Outcome:
     """Read an output folder."""
     base, best = (load_result(out / name) if (out / name).exists() else None for name in FOLDERS[1:3])
     return Outcome(load_result(out / "result"), load_summary(out), base, best, out)
+
+
+def write_summary(out: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json, completely or not at all; it marks the run as finished."""
+    part = out / ".summary.part"
+    part.write_text(json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
+    os.replace(part, out / "summary.json")
+
+
+def retitle(out: Path, title: str) -> bool:
+    """Give a finished run another title; False if it has this one already."""
+    summary = load_summary(out)
+    if summary.get("title") == title:
+        return False
+    replace(Config.load(out / "run.toml"), title=title).relative(out).save(out / "run.toml")
+    write_summary(out, summary | {"title": title})
+    return True
 
 
 def name_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
