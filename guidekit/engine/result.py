@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,7 @@ class Result:
             path / "tensors.safetensors",
         )
         (path / "result.json").write_text(encoded, encoding="utf-8")
+        shutil.copymode(path / "result.json", path / "tensors.safetensors")  # which was written for its owner alone
         return path
 
     def _by_group(self, v: Tensor) -> Tensor:
