@@ -26,8 +26,8 @@ def tilted(view: View, acts: Acts, memos: Sequence[Tree], steered: bool) -> tupl
         target    = finish(prediction + tilts of the guides that change the target)
         proposal  = finish(target + tilts of the guides that steer)
 
-    Tilts without gradients come first. Those with gradients are taken at the estimate that results: the target's, unless
-    a tilt is `Apart`.
+    Tilts without gradients come first. Those with gradients are taken at the estimate that results: that of the target,
+    unless a tilt is `Apart`.
     """
     target, shown, push = view.prediction, None, None
     if target is None:
