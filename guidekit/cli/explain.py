@@ -71,7 +71,7 @@ def _model(name: str) -> dict[str, Any]:
 
 def _guide(name: str) -> dict[str, Any]:
     make, entry = names.guides()[name], catalog.GUIDES[name.split(".")[0]]
-    domain = next(d for d, of in (("molecules", "masked"), ("images", "Gaussian")) if of in entry.processes)
+    domain = next(d for d, of in (("molecules", "masked"), ("images", "Gaussian")) if of in entry.kinds)
     domain = "dna" if domain == "molecules" and "reward" not in parameters(make) else domain
     given, written = _example(name, make, domain)
     model = (
@@ -79,7 +79,7 @@ def _guide(name: str) -> dict[str, Any]:
     )
     return _described(name, make) | {
         "paper": _paper(name, make),
-        "processes": ", ".join(entry.processes),
+        "processes": ", ".join(entry.kinds),
         "extra cost": f"network rows for each particle and step, beyond the model's own: {entry.rows}",
         "command": f"guidekit sample {model} -g {_spec(name, given)}",
         "python": f"gk.sample(model, 16, guides=[gk.{name}({written})])",
