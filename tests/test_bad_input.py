@@ -91,6 +91,9 @@ WRONG: dict[str, tuple[dict, type[Exception], str]] = {
     "a guide in words": ({"guides": ["CFG"]}, TypeError, r"guides.*'CFG'.*not a Guide"),
     "none among the guides": ({"guides": [None]}, TypeError, r"guides.*None.*not a Guide"),
     "a reward among the guides": ({"guides": [score]}, TypeError, r"guides.*score.*not a Guide"),
+    "a scale in words": ({"guides": [gk.CFG("7")]}, TypeError, r"CFG\(scale='7'\).*number.*function of t"),
+    "a true scale": ({"guides": [gk.CFG(True)]}, TypeError, r"CFG\(scale=True\).*number"),
+    "strengths in a list": ({"guides": [gk.TCFG([1.0])]}, TypeError, r"TCFG\(scale=\[1\.0\]\).*number"),
     "rescale above 1": ({"guides": [gk.CFG(2.0, rescale=1.5)]}, ValueError, r"rescale=1\.5.*\[0, 1\]"),
     "rescale below 0": ({"guides": [gk.CFG(2.0, rescale=-0.1)]}, ValueError, r"rescale=-0\.1.*\[0, 1\]"),
     "start after stop": ({"guides": [gk.CFG(2.0, start=0.8, stop=0.2)]}, ValueError, r"start=0\.8, stop=0\.2"),
@@ -404,7 +407,7 @@ def test_a_network_that_fails_without_its_condition_is_not_blamed_on_the_guide()
 class Widen(gk.Guide):
     """Three children, and nothing that chooses among them."""
 
-    def plan(self, n, index, total):
+    def plan(self, n, step):
         return n, 3
 
 

@@ -332,16 +332,16 @@ def test_bars_are_shown_where_they_are_asked_for():
 
 
 def test_a_bar_is_wanted_by_terminals_and_not_in_ci(monkeypatch):
-    from guidekit.engine import progress
+    from guidekit.jobs import watched
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.delenv("CI", raising=False)
-    assert progress.wanted()
+    assert watched.wanted()
     monkeypatch.setenv("CI", "true")
-    assert not progress.wanted()
+    assert not watched.wanted()
     monkeypatch.delenv("CI")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    assert not progress.wanted()
+    assert not watched.wanted()
 
 
 def test_after_ctrl_c_the_same_command_goes_on_to_the_same_bytes():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import guidekit as gk
+from guidekit.engine.result import Trace
 
 from .problems import PROBLEMS, STEPS, Problem, populations
 
@@ -55,7 +56,7 @@ def test_the_error_of_log_z_is_its_spread_over_independent_runs(name: str, ess: 
 def lineages(ancestors: list[list[int]], log_weights: list[float], resampled: list[bool]) -> gk.Result:
     """A result of one group with this history."""
     n = len(log_weights)
-    trace = gk.result.Trace([{"resampled": [r]} for r in resampled])
+    trace = Trace([{"resampled": [r]} for r in resampled])
     return gk.Result(
         x=torch.arange(n, dtype=torch.float64)[:, None], samples=None, rewards=None,
         group=torch.zeros(n, dtype=torch.long), log_weights=torch.tensor(log_weights, dtype=torch.float64),
@@ -127,7 +128,7 @@ def test_equal_weights_have_the_entropy_log_n_and_one_particle_none():
     one = lineages([[0, 1, 2]], [2.0, 2.0, 2.0], [False])
     none = lineages([[0, 1, 2]], [0.0, -math.inf, -math.inf], [False])
     for result, entropy in ((one, math.log(3)), (none, 0.0)):
-        whole = replace(result, samples=["a", "b", "b"], trace=gk.result.Trace([{"resampled": [False]}]))
+        whole = replace(result, samples=["a", "b", "b"], trace=Trace([{"resampled": [False]}]))
         row = whole.summary()[0]
         assert abs(row["entropy"] - entropy) < 1e-12
         assert abs(row["ess"] - math.exp(entropy)) < 1e-12
@@ -369,13 +370,13 @@ def test_a_collapse_is_told_with_its_step_and_what_to_change():
     with pytest.warns(gk.CollapseWarning) as caught:
         result = steered(problem, n=200, alpha=0.002, ess=0.5)
     (message,) = (str(w.message) for w in caught if w.category is gk.CollapseWarning)
-    found = re.match(r"the effective sample size fell to ([\d.]+) of 200 at step (\d+) of 6: few particles", message)
-    assert found
+    found = re.search(r": the effective sample size fell to ([\d.]+) of 200 at step (\d+) of 6, and", message)
+    assert found and message.startswith("weighted means and log_z are not reliable")
     lowest = result.trace["ess"].amin(1)
     assert float(found[1]) == round(float(lowest.min()), 1) < 2
     assert int(found[2]) == int(lowest.argmin()) + 1
-    assert f"(at the end {int(result.trace['distinct'][-1].min())} starting ones have descendants)" in message
-    assert "Take more particles, a larger alpha, or temper: weigh earlier and in more steps" in message
+    assert f"the samples descend from {int(result.trace['distinct'][-1].min())} of the starting particles" in message
+    assert "Take more particles or a larger alpha, or weigh earlier and in more steps" in message
 
 
 def test_a_larger_alpha_helps_as_the_warning_says():
@@ -395,3 +396,44 @@ def test_a_handful_of_particles_is_not_warned_about():
         warnings.simplefilter("error")
         result = steered(PROBLEMS["flow-2d"], n=4, alpha=0.002)
     assert result.trace["ess"].min() < 1.5
+
+
+@pytest.mark.parametrize("alpha", [0.005, 0.02])
+def test_weights_that_differ_after_a_choice_among_children_are_no_failure(alpha: float):
+    """The samples are steered by the choice itself; the same weights without one are a warning."""
+    problem = PROBLEMS["flow-2d"]
+    options = {"steps": STEPS, "cond": problem.cond, "seed": 3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        guides = [gk.SVDD(problem.reward, alpha, 4)]
+        result = gk.sample(problem.model, 32, guides=guides, **options)
+    assert result.ess < 1.5
+    assert len(result.lineage()[0].unique()) == 32
+    with pytest.warns(gk.CollapseWarning, match="at step 6 of 6"):
+        weighed = gk.sample(problem.model, 32, guides=[gk.FKSteering(problem.reward, alpha / 10, ess=0.0)], **options)
+    assert weighed.ess < 1.5
+
+
+def test_resampling_by_weights_of_one_particle_is_told_after_a_choice_among_children_too():
+    problem = PROBLEMS["flow-2d"]
+    guides = [gk.SVDD(problem.reward, 0.001, 2), gk.Resample(ess=1.0)]
+    with pytest.warns(gk.CollapseWarning):
+        result = gk.sample(problem.model, 32, steps=STEPS, cond=problem.cond, guides=guides)
+    assert len(result.lineage()[0].unique()) < 32
+
+
+def test_a_dip_that_evens_out_before_anything_is_resampled_does_no_harm():
+    """Potentials of a path telescope: what they weigh on the way need not reach the end."""
+    problem = PROBLEMS["flow-2d"]
+
+    @dataclass(frozen=True)
+    class Dip(gk.Guide):
+        def log_weight(self, view, memo):
+            sign = {2: 1.0, 4: -1.0}.get(view.step.index, 0.0)
+            memo = view.x[:, 0].double() if memo is None else memo
+            return sign * 500 * memo, memo
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = gk.sample(problem.model, 32, steps=STEPS, cond=problem.cond, guides=[Dip()])
+    assert result.trace["ess"].min() < 1.5 < 31 < float(result.ess)

@@ -197,7 +197,7 @@ def test_a_run_counts_what_a_cache_computes():
     cached = Cached(length)
     assert counted(cached, words, ["CC", "CCCC"]) == [3, 4]
     assert counted(cached, words, ["CC", "CCCCC"]) == [0, 1]  # another run
-    twice = -(-cached)
+    twice = -1 * (-1 * cached)
     assert counted(twice, words, ["C" * 9]) == [0, 1]
     half = 0.5 * cached + 0.5 * as_reward(length)
     assert counted(half, words) == [3]  # the other half is computed

@@ -53,6 +53,7 @@ Compare = Annotated[bool, typer.Option("--compare", help="Also unguided, and bes
 Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Most rows in one forward of the network.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda...; by default a GPU where there is one.")]
 Domain = Annotated[str | None, typer.Option(help="molecules, dna, images or other, where a model of yours makes it.")]
+Title = Annotated[str | None, typer.Option(help="The title of the report; by default the model and the reward.")]
 Report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into --out.")]
 Progress = Annotated[bool | None, typer.Option("--progress/--no-progress", help="Bars; by default on a terminal.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete another run that is in --out.")]
@@ -114,6 +115,7 @@ def sample(
     batch_size: Batch = None,
     device: Device = None,
     domain: Domain = None,
+    title: Title = None,
     report: Report = True,
     progress: Progress = None,
     overwrite: Overwrite = False,
@@ -127,7 +129,7 @@ def sample(
     with answered(debug, out):
         config = Config(
             model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), solver, holdout,
-            compare=compare, batch_size=batch_size, device=device, domain=domain,
+            compare=compare, batch_size=batch_size, device=device, domain=domain, title=title,
         )  # fmt: skip
         _run(config, out, overwrite, report, progress, as_json)
 
@@ -151,6 +153,7 @@ def search(
     batch_size: Batch = None,
     device: Device = None,
     domain: Domain = None,
+    title: Title = None,
     report: Report = True,
     progress: Progress = None,
     overwrite: Overwrite = False,
@@ -166,7 +169,7 @@ def search(
             strategy = f"{strategy}{',' if ':' in strategy else ':'}rounds={rounds}"
         config = Config(
             model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), solver, holdout, strategy, budget,
-            compare, batch_size, device, domain,
+            compare, batch_size, device, domain, title,
         )  # fmt: skip
         _run(config, out, overwrite, report, progress, as_json)
 
@@ -177,6 +180,7 @@ def run(
     out: Out = None,
     batch_size: Batch = None,
     device: Device = None,
+    title: Title = None,
     report: Report = True,
     progress: Progress = None,
     overwrite: Overwrite = False,
@@ -186,18 +190,21 @@ def run(
     """Do the run that a file describes."""
     with answered(debug, out):
         config = Config.load(file)
-        config = replace(config, batch_size=batch_size or config.batch_size, device=device or config.device)
+        given = {"batch_size": batch_size, "device": device, "title": title}
+        config = replace(config, **{name: value for name, value in given.items() if value})
         _run(config, out, overwrite, report, progress, as_json)
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="An output folder.")], debug: Debug = False) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="An output folder.")], title: Title = None, debug: Debug = False
+) -> None:
     """Write report.html of an output folder anew."""
     with answered(debug):
         _finished(folder)
         from ..report import write
 
-        typer.echo(write(folder))
+        typer.echo(write(folder) if title is None else write(folder, title))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""From what the network says to what particles move with: the guides' tilts, and what they finish."""
+"""From the network's prediction to the one that particles move with: the guides' `tilt` and `finish`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .view import View
 
 
 def tilted(view: View, acts: Acts, memos: Sequence[Tree], steered: bool) -> tuple[View, Tensor | None]:
-    """The view with the prediction that defines the target, and the one that particles move with, if some guide of the
-    run steers.
+    """The view with the prediction that defines the target distribution, and, if a guide of the run steers, the
+    prediction that particles move with.
 
         target    = finish(prediction + tilts of the guides that change the target)
-        proposal  = finish(target + tilts of those that steer)
+        proposal  = finish(target + tilts of the guides that steer)
 
-    First come the tilts without gradients, then those with, which see the estimate that the first have made.
+    Tilts without gradients come first. Those with gradients are taken at the estimate that results.
     """
     target, push = view.prediction, None
     if target is None:

@@ -46,6 +46,7 @@ class Config:
     compare      also an unguided run, and best-of-N at about the same number of network rows
     device       like "cpu" or "cuda"; None is a GPU where there is one
     domain       "molecules", "dna", "images" or "other"; None is what the model and the rewards say
+    title        of the report; it is no part of what a run is
 
     >>> Config("dna", rewards=("gc",), guides=("svdd:candidates=4",)).n
     16
@@ -66,6 +67,7 @@ class Config:
     batch_size: int | None = None
     device: str | None = None
     domain: str | None = None
+    title: str | None = None
 
     def __post_init__(self) -> None:
         for f in fields(self):

@@ -13,8 +13,6 @@ Every stage that is done is kept, so a run that was stopped goes on where it was
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 import warnings
@@ -36,7 +34,7 @@ from ..guides.best_of_n import BestOfN
 from ..guides.cite import cite
 from ..report import export, table as comparison
 from .config import Config
-from .folder import Outcome, check_folder, load, make_folder
+from .folder import Outcome, check_folder, load, make_folder, retitle, write_summary
 from .job import Job, prepare
 from .specs import displayed
 from .watched import Watched, wanted
@@ -62,7 +60,7 @@ def run(
         out = Path(out)
         check_folder(out, config, overwrite)
         if (out / "summary.json").exists() and not overwrite:
-            return _found(out, report)
+            return _found(out, config.title, report)
     if report:
         from rewards.base import needs
 
@@ -182,25 +180,51 @@ def _summary(job: Job, result: Result, base: Result | None, best: Result | None,
     """The content of summary.json."""
     domain, c = _domain(job, result.samples), job.config
     names = [part.name for part in job.parts]
-    listed = [("unguided", base), ("best of N", best), (job.row, result)]
-    rows = [comparison.row(name, r, domain, _scores(job, r)) for name, r in listed if r is not None]
+    every = [("unguided", base), ("best of N", best), (job.row, result)]
+    listed = [(name, r, _scores(job, r)) for name, r in every if r is not None]
+    rows = [comparison.row(name, r, domain, scores) for name, r, scores in listed]
+    constant = comparison.constant([scores for _, _, scores in listed])
     columns = comparison.columns(domain, result.rewards is not None, names, job.holdout is not None)
     kept = [k for k in columns if any(r.get(k) is not None for r in rows)]
     return {
+        "title": c.title or "",
         "domain": domain,
         "model": displayed(c.model),
         "reward": "" if job.reward is None else job.reward.name,
         "holdout": None if job.holdout is None else job.holdout.name,
         "components": names,
+        "weights": {part.name: part.weight for part in job.parts},
+        "constant": list(constant),
         "guides": [displayed(text) for text in c.guides],
         "search": c.search,
         "best_of": None if best is None or base is None else comparison.equal_cost(result, base),
         "columns": kept,
+        "better": {k: way for k, way in _better(job).items() if k in kept},
         "rows": [{"name": r["name"], **{k: r.get(k) for k in kept}} for r in rows],
-        "warnings": told,
+        "warnings": told + _hints(job, constant, sum(len(r) for _, r, _ in listed)),
         "version": __version__,
         "bibtex": cite(job.guides),
     }
+
+
+def _better(job: Job) -> dict[str, str]:
+    """Which way each column is good. A reward of weight 0 is only reported: neither way is."""
+    found = dict(comparison.BETTER)
+    if job.holdout is not None and not job.holdout.higher_is_better:
+        found["holdout mean"] = "lower"
+    counted = {p.name: p.raw.higher_is_better == (p.weight > 0) for p in job.parts if p.weight != 0}
+    return found | {name: "higher" if up else "lower" for name, up in counted.items()}
+
+
+def _hints(job: Job, constant: dict[str, float], count: int) -> list[str]:
+    """Rewards that are meant to steer and are the same for all samples."""
+    unguided = job.config.compare or job.row == "unguided"
+    why = (
+        "unguided ones included, so it steers nothing" if unguided else
+        "so it steers nothing, unless guidance brought all of them there; --compare shows what unguided samples have"
+    )  # fmt: skip
+    steering = [p.name for p in job.parts if p.weight != 0 and p.name in constant]
+    return [f"the reward {name!r} is {constant[name]:.4g} for all {count} samples, {why}" for name in steering]
 
 
 def _write(job: Job, out: Path, result: Result, summary: dict[str, Any]) -> None:
@@ -217,9 +241,7 @@ def _write(job: Job, out: Path, result: Result, summary: dict[str, Any]) -> None
         *(f"warning: {text}" for text in summary["warnings"]),
     ]  # fmt: skip
     (out / "run.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    part = out / ".summary.part"
-    part.write_text(json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
-    os.replace(part, out / "summary.json")
+    write_summary(out, summary)
 
 
 def _report(out: Path) -> None:
@@ -231,8 +253,9 @@ def _report(out: Path) -> None:
 # the folder ----------------------------------------------------------------------------------------------------------
 
 
-def _found(out: Path, report: bool) -> Outcome:
-    """A run that was done before."""
-    if report and not (out / "report.html").exists():
+def _found(out: Path, title: str | None, report: bool) -> Outcome:
+    """A run that was done before; a new title is taken over."""
+    renamed = title is not None and retitle(out, title)
+    if report and (renamed or not (out / "report.html").exists()):
         _report(out)
     return replace(load(out), new=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +52,7 @@ def check_folder(out: Path, config: Config, overwrite: bool) -> None:
         return
     if overwrite:
         return
-    was, now = (replace(c, batch_size=None) for c in (Config.load(file), config))
+    was, now = (replace(c, batch_size=None, title=None) for c in (Config.load(file), config))
     if was != now:
         key = next(k for k in vars(now) if getattr(was, k) != getattr(now, k))
         raise ConfigError(
@@ -87,6 +88,23 @@ def load(out: Path) -> Outcome:
     """Read an output directory."""
     base, best = (load_result(out / name) if (out / name).exists() else None for name in FOLDERS[1:3])
     return Outcome(load_result(out / "result"), summary_of(out), base, best, out)
+
+
+def write_summary(out: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json, whole or not at all; it says that the run is finished."""
+    part = out / ".summary.part"
+    part.write_text(json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
+    os.replace(part, out / "summary.json")
+
+
+def retitle(out: Path, title: str) -> bool:
+    """Give a finished run another title; False where it has this one already."""
+    summary = summary_of(out)
+    if summary.get("title") == title:
+        return False
+    replace(Config.load(out / "run.toml"), title=title).save(out / "run.toml")
+    write_summary(out, summary | {"title": title})
+    return True
 
 
 def named(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,12 @@ OF_DOMAIN = {
     "dna": ("uniqueness", "diversity"),
     "images": ("diversity",),
     "other": ("uniqueness", "diversity"),
+}
+
+# which way a column is good; those of single rewards are known from the rewards alone
+BETTER = {
+    **dict.fromkeys(("mean", "top 10%", "holdout mean", "validity", "uniqueness", "diversity"), "higher"),
+    **dict.fromkeys(COST, "lower"),
 }
 
 
@@ -81,6 +87,23 @@ def distance(x: Tensor) -> float:
     1.0
     """
     return float((2 * x.flatten(1).double().var(0).mean()).sqrt()) if len(x) > 1 else math.nan
+
+
+def constant(sets: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """The rewards that have one and the same value for all samples that they could score, two at least.
+
+    sets   the scores of each set of samples, by the name of the reward
+
+    >>> constant([{"a": torch.ones(2), "b": torch.zeros(2)}, {"a": torch.ones(3), "b": torch.ones(3)}])
+    {'a': 1.0}
+    """
+    found = {}
+    for name in dict.fromkeys(name for scores in sets for name in scores):
+        values = torch.cat([scores[name].flatten() for scores in sets if name in scores])
+        known = values[values.isfinite()]
+        if len(known) > 1 and bool((known == known[0]).all()):
+            found[name] = float(known[0])
+    return found
 
 
 def equal_cost(steered: Result, plain: Result) -> int:
