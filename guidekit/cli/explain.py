@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import zoo
+from ..engine.card import Paper
 from ..guides import catalog
 from ..jobs import names
 from ..jobs.specs import ConfigError, nearest, parameters, plain
@@ -70,17 +71,29 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _guide(name: str) -> dict[str, Any]:
+<<<<<<< HEAD
     make, entry = names.guides()[name], catalog.GUIDES[name.split(".")[0]]
     domain = next(d for d, of in (("molecules", "masked"), ("images", "Gaussian")) if of in entry.kinds)
+=======
+    make, card = names.guides()[name], catalog.GUIDES[name.split(".")[0]]
+    domain = "molecules" if "masked" in card.kinds else "images"
+>>>>>>> cli
     domain = "dna" if domain == "molecules" and "reward" not in parameters(make) else domain
     given, written = _example(name, make, domain)
     model = (
         _MODELS[domain] if "reward" not in parameters(make) else f"{_MODELS[domain].split()[0]} -r {_REWARDS[domain]}"
     )
     return _described(name, make) | {
+<<<<<<< HEAD
         "paper": _paper(name, make),
         "processes": ", ".join(entry.kinds),
         "extra cost": f"network rows for each particle and step, beyond the model's own: {entry.rows}",
+=======
+        "paper": "" if card.paper is None else _reference(card.paper),
+        "processes": ", ".join(card.kinds),
+        "extra NFE": f"{card.rows} (network evaluations per particle and step, beyond the model's own)",
+        "exact": card.exact,
+>>>>>>> cli
         "command": f"guidekit sample {model} -g {_spec(name, given)}",
         "python": f"gk.sample(model, 16, guides=[gk.{name}({written})])",
     }
@@ -123,7 +136,7 @@ def _classifier(name: str) -> dict[str, Any]:
 def _solver(name: str) -> dict[str, Any]:
     make = names.solvers()[name]
     return _described(name, make) | {
-        "paper": _paper(name, make),
+        "paper": _links(make),
         "command": f"guidekit sample fashion -c bag --solver {name.lower()}",
         "python": f"gk.sample(model, 16, solver=gk.solvers.{name}())",
     }
@@ -133,7 +146,7 @@ def _search(name: str) -> dict[str, Any]:
     make = names.strategies()[name]
     rounds = " --rounds 4" if "rounds" in parameters(make) else ""
     return _described(name, make) | {
-        "paper": _paper(name, make),
+        "paper": _links(make),
         "command": f"guidekit search fashion --strategy {name}{rounds} -r {_REWARDS['images']} -n 4",
         "python": f"gk.search.{name}(model, 4, reward{', rounds=4' if rounds else ''})",
     }
@@ -187,16 +200,17 @@ def _meanings(paragraph: str, known: list[str]) -> dict[str, str]:
     return found
 
 
-def _paper(name: str, make: Callable[..., Any]) -> str:
-    """The reference at the beginning of the module's docstring, or in its row of a table there."""
+def _reference(paper: Paper) -> str:
+    """Title, authors, year and place."""
+    last = [author.split(",")[0] for author in paper.authors.split(" and ")]
+    who = " and ".join(last) if len(last) < 3 and last[-1] != "others" else f"{last[0]} et al."
+    return f"{paper.title} ({who}, {paper.year}), {paper.url or paper.where}"
+
+
+def _links(make: Callable[..., Any]) -> str:
+    """The links in the docstring of a maker's module."""
     doc = sys.modules[make.__module__].__doc__ or ""
-    row = next((line for line in doc.split("\n") if line.startswith(f"| {name} |")), None)
-    if row:
-        return row.strip("| ").split("|")[-1].strip()
-    first = " ".join(doc.split("\n\n")[0].split())
-    match = re.match(r".*?https?://[^\s,;)]*[^\s,;).:]", first)
-    links = re.findall(r"https?://[^\s,;)]*[^\s,;).:]", doc)
-    return match[0] + (")" if match[0].count("(") > match[0].count(")") else "") if match else ", ".join(links)
+    return ", ".join(dict.fromkeys(re.findall(r"https?://[^\s,;)]*[^\s,;).:]", doc)))
 
 
 def _example(name: str, make: Callable[..., Any], domain: str) -> tuple[dict[str, Any], str]:
@@ -232,7 +246,7 @@ def _spec(name: str, given: dict[str, Any]) -> str:
 
 def text(found: dict[str, Any]) -> str:
     """An explanation for people."""
-    facts = [(k, found[k]) for k in ("paper", "processes", "domain", "better", "extra cost") if found.get(k)]
+    facts = [(k, found[k]) for k in ("paper", "processes", "domain", "better", "extra NFE", "exact") if found.get(k)]
     parts = [f"{found['name']} ({found['kind']})", found["about"]]
     if facts:
         parts.append(_wrapped(facts, ""))
