@@ -71,29 +71,18 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _guide(name: str) -> dict[str, Any]:
-<<<<<<< HEAD
-    make, entry = names.guides()[name], catalog.GUIDES[name.split(".")[0]]
-    domain = next(d for d, of in (("molecules", "masked"), ("images", "Gaussian")) if of in entry.kinds)
-=======
     make, card = names.guides()[name], catalog.GUIDES[name.split(".")[0]]
     domain = "molecules" if "masked" in card.kinds else "images"
->>>>>>> cli
     domain = "dna" if domain == "molecules" and "reward" not in parameters(make) else domain
     given, written = _example(name, make, domain)
     model = (
         _MODELS[domain] if "reward" not in parameters(make) else f"{_MODELS[domain].split()[0]} -r {_REWARDS[domain]}"
     )
     return _described(name, make) | {
-<<<<<<< HEAD
-        "paper": _paper(name, make),
-        "processes": ", ".join(entry.kinds),
-        "extra cost": f"network rows for each particle and step, beyond the model's own: {entry.rows}",
-=======
         "paper": "" if card.paper is None else _reference(card.paper),
         "processes": ", ".join(card.kinds),
         "extra NFE": f"{card.rows} (network evaluations per particle and step, beyond the model's own)",
         "exact": card.exact,
->>>>>>> cli
         "command": f"guidekit sample {model} -g {_spec(name, given)}",
         "python": f"gk.sample(model, 16, guides=[gk.{name}({written})])",
     }
