@@ -2,9 +2,10 @@
 
     python benchmarks/gallery.py --out docs/guides.png
 
-Grey lines are the law of the model at the condition, dots the samples (as dark as they weigh). Guides of attention, of
-weaker and of stronger models act on a small transformer that is trained here, in about a minute; guides of tokens on
-the same mixture over a grid; the others on its exact denoiser.
+Grey lines are the distribution of the model at its condition, dots the samples, the darker the larger their weight.
+Which guides are drawn, with which arguments and on which model, is said by the cards of their classes (`example`,
+`picture`): most on the exact denoiser of the mixture, those that perturb or compare networks on a small transformer
+that is trained here, in about a minute, and those of tokens on the mixture over a grid.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ STDS = [0.35, 0.45, 0.4, 0.3, 0.25]
 LABELS = torch.tensor([1, 0, 1, 1, 0])
 BASE = gk.analytic.GaussianMixture([0.3, 0.2, 0.25, 0.2, 0.05], MEANS, STDS, labels=LABELS)
 OTHER = gk.analytic.GaussianMixture([0.5, 0.5], [[-1.5, 1.0], [1.5, 0.5]], [0.7, 0.7])
-GRID = 24  # tokens of a coordinate, from -3.5 to 3.5
-ALPHA = 0.5
+GRID = 24  # tokens per coordinate, from -3.5 to 3.5
 
 
 def reward(x: Tensor) -> Tensor:
-    """Near a place between the modes."""
+    """High near a point between the modes."""
     return -0.5 * (x - torch.tensor([1.5, 1.4])).square().sum(1)
 
 
@@ -46,7 +46,7 @@ def label(x: Tensor, t: Tensor) -> Tensor:
 
 
 def right(x: Tensor, t: Tensor) -> Tensor:
-    """log p(on the right | tokens), of tokens or one-hot states; the mask says nothing."""
+    """log p(on the right | tokens), for tokens or one-hot states; masks carry no information."""
     hot = x if x.is_floating_point() else nn.functional.one_hot(x, GRID + 1).float()
     places = torch.cat([torch.linspace(-4, 4, GRID), torch.zeros(1)]).to(hot)
     return nn.functional.logsigmoid(2 * (hot[:, 0] @ places))
@@ -101,7 +101,7 @@ def grid_model() -> gk.analytic.TokenTable:
 
 
 def vector_conditions() -> gk.GaussianModel:
-    """The exact denoiser with conditions that are vectors, between no condition and label 1."""
+    """The exact denoiser with vectors as conditions, which interpolate between no condition and label 1."""
 
     def net(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         own, null = (BASE(x, float(t[0]), torch.full((len(x),), c)) for c in (1, -1))
@@ -112,66 +112,36 @@ def vector_conditions() -> gk.GaussianModel:
     )
 
 
+def quantile(x: Tensor, t: Tensor) -> Tensor:
+    """log p(common or rare | x_t): the smallest component is the rare one."""
+    every = component(x, t)
+    return torch.stack([every[:, :4].logsumexp(1), every[:, 4]], 1)
+
+
+def models(train: int) -> dict[str, gk.Model]:
+    """The models that guides are drawn on, by the names that their cards say."""
+    return {
+        "mixture": BASE,
+        "trained": trained(train),
+        "weak": trained(max(1, train // 6), 32, seed=1),
+        "tokens": grid_model(),
+        "embedded conditions": vector_conditions(),
+    }
+
+
 def panels(train: int) -> dict[str, tuple[gk.Model, list[gk.Guide]]]:
-    """A model and a list of guides for every guide of the catalogue."""
-    net, weak, tokens = trained(train), trained(max(1, train // 6), 32, seed=1), grid_model()
-    quantile = lambda x, t: torch.stack([component(x, t)[:, :4].logsumexp(1), component(x, t)[:, 4]], 1)  # noqa: E731
-    fk = lambda **options: gk.FKSteering(reward, ALPHA, **options)  # noqa: E731
-    point = torch.tensor([1.2, 1.2])
-    exact: dict[str, list[gk.Guide]] = {
-        "SVDD": [gk.SVDD(reward, ALPHA, 4)],
-        "FKSteering": [fk()],
-        "TDS": [gk.TDS(reward, ALPHA)],
-        "DAS": [gk.DAS(reward, ALPHA)],
-        "FKC": [gk.FKC.cfg(2.0)],
-        "BeamSearch": [gk.BeamSearch(reward, 64, 2)],
-        "DSearch": [gk.DSearch(reward, (128, 32), 2)],
-        "BestOfN": [gk.BestOfN(reward, 4)],
-        "Resample": [fk(ess=0.0), gk.Resample()],
-        "DDCM": [gk.DDCM(64, target=point)],
-        "StartFrom": [gk.StartFrom(point)],
-        "CFG": [gk.CFG(2.5)],
-        "APG": [gk.APG(2.5)],
-        "CFGZero": [gk.CFGZero(2.5)],
-        "TCFG": [gk.TCFG(2.5)],
-        "MagnitudeAware": [gk.MagnitudeAware(2.5)],
-        "CFGpp": [gk.CFGpp(0.8)],
-        "MinorityGuidance": [gk.MinorityGuidance(quantile, 1.0)],
-        "SelfGuidedMinority": [gk.SelfGuidedMinority(1.5, interval=1)],
-        "BoostAndSkip": [gk.BoostAndSkip(2.5, 6)],
-        "TFG": [gk.TFG(reward, 0.05, 0.02, 0.3, recur=2)],
-        "DPS": [gk.DPS(reward, 1 / ALPHA)],
-        "LGD": [gk.LGD(reward, 1 / ALPHA)],
-        "MPGD": [gk.MPGD(reward, 0.05)],
-        "FreeDoM": [gk.FreeDoM(reward, 1 / ALPHA)],
-        "UGD": [gk.UGD(reward, 0.05, 0.02, recur=2)],
-        "ClassifierGuidance": [gk.ClassifierGuidance(component, 1.0, 3)],
-        "GFCG": [gk.GFCG(label, 2.0, 1, [0, 1])],
-        "AdvDiff": [gk.AdvDiff(component, 1.0, 1)],
-        "Compose": [gk.Compose(OTHER, 1.0)],
-        "Mixture": [gk.Mixture(OTHER)],
-        "Views": [gk.Views(gk.views.Negate())],
-        "Switch": [gk.Switch(0, 0.5)],
-        "MagicMix": [gk.MagicMix(point, 0.5, stop=0.7)],
-        "Regions": [gk.Regions(0, torch.tensor([[0.0, 1.0]]))],
-        "Hallucination": [gk.Hallucination(5, alpha=0.02)],
-    }
-    learned: dict[str, list[gk.Guide]] = {
-        "PAG": [gk.PAG(0.4, "blocks.1")],
-        "SEG": [gk.SEG(0.4, "blocks.1")],
-        "SLG": [gk.SLG(0.4, "blocks.1")],
-        "AutoGuidance": [gk.AutoGuidance(weak, 1.5)],
-        "HiGS": [gk.HiGS(1.75)],
-    }
-    rest: dict[str, tuple[gk.Model, list[gk.Guide]]] = {
-        "CADS": (vector_conditions(), [gk.CADS(), gk.CFG(1.5)]),
-        "Distillation": (weak, [gk.Distillation(net, 0.9, stop=1.0)]),
-        "DCBG": (tokens, [gk.DCBG(right, 2.0)]),
-        "TAG": (tokens, [gk.TAG(right, 2.0)]),
-    }
-    every = {k: (BASE, g) for k, g in exact.items()} | {k: (net, g) for k, g in learned.items()} | rest
-    plain = {"none": (BASE, []), "none (trained)": (net, []), "none (weak)": (weak, []), "none (tokens)": (tokens, [])}
-    return plain | {name: every[name] for name in GUIDES}
+    """A model and a list of guides for every guide of the catalogue: the example of its card."""
+    found = models(train)
+    names = {
+        "gk": gk, "torch": torch, "reward": reward, "component": component, "label": label, "right": right,
+        "quantile": quantile, "point": torch.tensor([1.2, 1.2]), "other": OTHER, **found,
+    }  # fmt: skip
+    plain = {"none" if name == "mixture" else f"none ({name})": (found[name], []) for name in list(found)[:4]}
+    drawn = {}
+    for name, card in GUIDES.items():
+        guides = eval(card.example, names)
+        drawn[name] = found[card.picture], list(guides) if isinstance(guides, tuple) else [guides]
+    return plain | drawn
 
 
 def spread(tokens: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What the engine costs beside the network: time over a hand-written loop, and memory over the particles' own state.
 
-    python benchmarks/overhead.py [--out benchmarks/results/overhead.json]
+    python benchmarks/overhead.py [--out benchmarks/results/overhead.json] [--beside ANOTHER_CHECKOUT]
 
 Times are ratios within one run: the two loops alternate, and the median of the pairwise ratios is reported. The
 hand-written loop is ancestral sampling with torch.randn, as short as it can be written.
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,18 +94,46 @@ def memory_run(rows: int, batch_size: int | None) -> None:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
+CASES: dict[str, tuple[Any, int]] = {
+    "trivial network, 64x3x64x64": (lambda x, t, c: x * 0.5, 64),
+    "network of 5 ms, 64x3x64x64": (Sleepy(5), 64),
+    "network of 5 ms, 4x3x64x64": (Sleepy(5), 4),
+    "network of 20 ms, 4x3x64x64": (Sleepy(20), 4),
+}
+
+
+MEASURE = """
+import json, sys, types
+bench = types.ModuleType("bench")
+bench.__file__ = sys.argv[1]
+exec(open(sys.argv[1], encoding="utf-8").read(), bench.__dict__)
+ratios = {name: bench.ratio(*case, 50, int(sys.argv[2]))["ratio"] for name, case in bench.CASES.items()}
+print(json.dumps(ratios))
+"""
+
+
+def beside(other: Path, rounds: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Ratios of this checkout and another, by this script, in processes that take turns; medians over the rounds."""
+    found: dict[str, dict[str, list[float]]] = {name: {"this": [], "other": []} for name in CASES}
+    for _ in range(rounds):
+        for label, folder in (("this", Path(__file__).parent.parent), ("other", other)):
+            command = [sys.executable, "-c", MEASURE, str(Path(__file__).resolve()), str(repeats)]
+            done = subprocess.run(command, cwd=folder, capture_output=True, check=True, text=True)
+            for name, value in json.loads(done.stdout).items():
+                found[name][label].append(value)
+    return {name: {label: statistics.median(v) for label, v in sides.items()} for name, sides in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overhead.json"))
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--beside", type=Path, help="another checkout of guidekit, measured in turn with this one")
     options = parser.parse_args()
-    found = {
+    found: dict[str, Any] = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "trivial network, 64x3x64x64": ratio(lambda x, t, c: x * 0.5, 64, 50, options.repeats),
-        "network of 5 ms, 64x3x64x64": ratio(Sleepy(5), 64, 50, options.repeats),
-        "network of 5 ms, 4x3x64x64": ratio(Sleepy(5), 4, 50, options.repeats),
-        "network of 20 ms, 4x3x64x64": ratio(Sleepy(20), 4, 50, options.repeats),
+        **{name: ratio(*case, 50, options.repeats) for name, case in CASES.items()},
     }
     state = 10_000 * 3 * 16 * 16 * 4 / 2**20
     found["memory"] = {
@@ -113,6 +142,12 @@ def main() -> None:
         "10,000 particles at once, MB": peak_memory(10_000, None),
         "256 particles at once, MB": peak_memory(256, None),
     }
+    if options.beside is not None:
+        commit = subprocess.run(
+            ["git", "-C", options.beside, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
+        found["this checkout and another, in turn"] = beside(options.beside, 5, options.repeats)
+        found["the other"] = commit.stdout.strip()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

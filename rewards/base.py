@@ -1,6 +1,7 @@
 """A reward: samples in, one float each out, in order, NaN where a sample could not be scored.
 
-Plain functions are rewards too; `as_reward` wraps them. Whatever the user's code returns is checked once, here.
+Plain functions are rewards too; `as_reward` wraps them. Whatever the user's code returns is checked once, here. A plain
+function that raises for a batch is asked again sample by sample: what raises then costs its own sample only.
 Rewards are added, multiplied and transformed, and hold nothing that cannot be sent to another process.
 """
 
@@ -13,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from torch import Tensor, nn
 
 class RewardError(RuntimeError):
     """A reward raised, returned the wrong length or type, or scored nothing at all."""
+
+    name: str = "?"  # of the reward, where it raised
 
 
 class RewardWarning(UserWarning):
@@ -49,6 +53,10 @@ class Reward:
         """One number for each sample, in order; NaN where it cannot be scored."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to score")
 
+    def inside(self) -> tuple[Reward, ...]:
+        """The rewards that it is made of; none where it scores by itself."""
+        return ()
+
     def __call__(self, samples: Any) -> Tensor:
         """The scores as a float tensor of shape (len(samples),)."""
         watched = isinstance(samples, Tensor) and not samples.is_inference()
@@ -56,7 +64,7 @@ class Reward:
         try:
             scores = self.score(samples)
         except Exception as error:
-            raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}") from error
+            raise _raised(self.name, error) from error
         if watched and samples._version != version:
             raise RewardError(f"reward {self.name!r} works on its samples in place; it must leave them as they are")
         return _checked(scores, len(samples), self.name)
@@ -102,6 +110,56 @@ class Reward:
 strict = threading.local()  # strict.on: in this thread an Each raises what a sample raised, for others to count it
 
 
+@dataclass
+class Listener:
+    """What somebody who calls a reward many times hears of its failures.
+
+    told       names of rewards whose failures were warned of: once is enough
+    answered   whether a plain function has scored anything
+    error      of a plain function that raised on every sample of a call, the first; without a listener it is raised
+    """
+
+    told: set[str] = field(default_factory=set)
+    answered: bool = False
+    error: RewardError | None = None
+
+    def settle(self) -> None:
+        """Raise the error of one that has scored nothing so far, or warn of it."""
+        error, self.error = self.error, None
+        if error is not None and not self.answered:
+            raise error
+        if error is not None:
+            with listening(self):
+                _warn(error.name, f"raised on all samples of a call, {_text(error.__cause__)}")
+
+
+_listening = threading.local()
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Within it, plain functions of this thread report their failures to the listener."""
+    before, _listening.now = getattr(_listening, "now", None), listener
+    try:
+        yield
+    finally:
+        _listening.now = before
+
+
+def _warn(name: str, text: str) -> None:
+    """Say that samples were lost, to one who listens only the first time."""
+    listener = getattr(_listening, "now", None)
+    if listener is not None and name in listener.told:
+        return
+    if listener is not None:
+        listener.told.add(name)
+    warnings.warn(f"reward {name!r} {text}", RewardWarning, stacklevel=4)
+
+
+def _text(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
 class Each(Reward):
     """A reward of samples one by one: a subclass says how to score `one`. What raises costs its own sample only, is
     NaN and is told in one `RewardWarning`."""
@@ -125,17 +183,13 @@ class Each(Reward):
         if errors and getattr(strict, "on", False):
             raise errors[0]
         if errors:
-            first = f"{type(errors[0]).__name__}: {errors[0]}"
-            warnings.warn(
-                f"reward {self.name!r} raised on {len(errors)} of {len(scores)} samples, first {first:.300}",
-                RewardWarning,
-                stacklevel=2,
-            )
+            _warn(self.name, f"raised on {len(errors)} of {len(scores)} samples, first {_text(errors[0])}")
         return scores
 
 
 class Function(Reward):
-    """A plain function of samples as a reward."""
+    """A plain function of samples as a reward. Where it raises for a batch it is asked again sample by sample, and a
+    sample that it raises on is NaN, which is told in a `RewardWarning`; where it raises on all of them so does this."""
 
     def __init__(self, function: Callable[[Any], Any], name: str | None = None, differentiable: bool | None = None):
         self.function = function
@@ -143,7 +197,71 @@ class Function(Reward):
         self.differentiable = differentiable
 
     def score(self, samples: Any) -> Any:
-        return self.function(samples)
+        listener = getattr(_listening, "now", None)
+        try:
+            found = self._asked(samples)
+            found = list(found) if isinstance(found, Iterator) else found
+        except ImportError:
+            raise  # it would be the same for all
+        except Exception as error:
+            if getattr(strict, "on", False):
+                raise
+            return self._one_by_one(samples, error, listener)
+        if listener is not None:
+            listener.answered = True
+        return found
+
+    def _asked(self, samples: Any) -> Any:
+        """What the function returns; a network that is given texts cannot say what is wrong with them."""
+        try:
+            return self.function(samples)
+        except Exception as error:
+            if isinstance(self.function, nn.Module) and isinstance(samples, list):
+                raise TypeError(
+                    f"a network was given texts and raised {type(error).__name__}; wrap it in a function that encodes "
+                    "them, or for DNA in rewards.dna.Network(network)"
+                ) from error
+            raise
+
+    def _one_by_one(self, samples: Any, error: Exception, listener: Listener | None) -> Tensor:
+        """The scores of the samples on their own, given what the function raised for all of them together."""
+        count = len(samples)
+        found = [self._alone(samples, i) for i in range(count)] if count > 1 else [error]
+        errors = [v for v in found if isinstance(v, Exception)]
+        known = next((v for v in found if isinstance(v, Tensor)), None)
+        if known is None and listener is None:
+            raise error
+        if known is None and listener is not None:
+            listener.error = listener.error or _raised(self.name, error)
+        elif errors:
+            _warn(self.name, f"raised on {len(errors)} of {count} samples, first {_text(errors[0])}")
+        else:
+            _warn(self.name, f"raised {_text(error)} for {count} samples together, and was asked one by one")
+        if listener is not None and known is not None:
+            listener.answered = True
+        lost = _unknown(samples) if known is None else known.detach().new_full((1,), math.nan)
+        return torch.cat([v if isinstance(v, Tensor) else lost for v in found])
+
+    def _alone(self, samples: Any, i: int) -> Tensor | Exception:
+        """The score of one of the samples, or what the function raised."""
+        try:
+            return _checked(self._asked(samples[i : i + 1]), 1, self.name)
+        except Exception as error:
+            return error
+
+
+def _unknown(samples: Any) -> Tensor:
+    """No score for one sample, in the graph of the samples where they have one."""
+    if isinstance(samples, Tensor) and samples.requires_grad:
+        return samples.flatten()[:1] * 0 + math.nan
+    return torch.full((1,), math.nan, dtype=torch.float64)
+
+
+def _raised(name: str, error: Exception) -> RewardError:
+    """What is raised where a reward has raised."""
+    told = RewardError(f"reward {name!r} raised {type(error).__name__}: {error}")
+    told.__cause__, told.name = error, name
+    return told
 
 
 class Transformed(Reward):
@@ -156,6 +274,9 @@ class Transformed(Reward):
         self.name = name or f"{type(transform).__name__}({reward.name})"
         self.differentiable = reward.differentiable
         self.higher_is_better = getattr(transform, "higher_is_better", True)
+
+    def inside(self) -> tuple[Reward, ...]:
+        return (self.reward,)
 
     def score(self, samples: Any) -> Tensor:
         scores = self.reward(samples)
@@ -176,6 +297,9 @@ class Combined(Reward):
         self.name = " ".join((_shown(left, symbol), symbol, _shown(right, symbol)))
         flipped = symbol in "*/" and any(not isinstance(p, Reward) and p < 0 for p in (left, right))
         self.higher_is_better = parts[0].higher_is_better != (flipped or (symbol == "-" and parts[0] is right))
+
+    def inside(self) -> tuple[Reward, ...]:
+        return tuple(p for p in (self.left, self.right) if isinstance(p, Reward))
 
     def score(self, samples: Any) -> Tensor:
         left, right = (p(samples) if isinstance(p, Reward) else p for p in (self.left, self.right))

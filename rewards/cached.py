@@ -22,6 +22,18 @@ from .base import Reward, as_reward
 Key = Callable[[Any], str]
 
 
+def caches(reward: Reward) -> list[Cached] | None:
+    """The caches that stand before everything that a reward computes; None where something has none.
+
+    >>> len(caches(-Cached(len))), caches(Cached(len) + as_reward(len))
+    (1, None)
+    """
+    if isinstance(reward, Cached):
+        return [reward]
+    found = [caches(part) for part in reward.inside()]
+    return [cache for own in found for cache in own or ()] if found and None not in found else None
+
+
 def canonical_smiles(sample: Any) -> str:
     """Canonical SMILES; of what is no molecule the text itself."""
     from .molecules.descriptors import canonical

@@ -34,6 +34,9 @@ class Weighted(Reward):
         self.kind, self.total = kind, sum(self.weights) if total else 1.0
         self.name = f"{kind}({', '.join(r.name for r in self.rewards)})"
 
+    def inside(self) -> tuple[Reward, ...]:
+        return tuple(self.rewards)
+
     def score(self, samples: Any) -> Tensor:
         every = [r(samples) for r in self.rewards]
         dtype, device = torch.promote_types(torch.float32, every[0].dtype), every[0].device
@@ -75,6 +78,9 @@ class Filtered(Reward):
         self.higher_is_better = self.reward.higher_is_better
         if not self.filters:
             raise ValueError("filtered(reward): at least one filter is needed")
+
+    def inside(self) -> tuple[Reward, ...]:
+        return (self.reward, *self.filters)
 
     def score(self, samples: Any) -> Tensor:
         marks = torch.stack([f(samples).double().cpu() for f in self.filters])
@@ -141,6 +147,9 @@ class ParetoRank(Reward):
     def __init__(self, rewards: Sequence[Any], reference: Tensor | None = None):
         self.rewards, self.reference = [as_reward(r) for r in rewards], reference
         self.name = f"pareto_rank({', '.join(r.name for r in self.rewards)})"
+
+    def inside(self) -> tuple[Reward, ...]:
+        return tuple(self.rewards)
 
     def score(self, samples: Any) -> Tensor:
         scores = torch.stack([r(samples).double().cpu() for r in self.rewards], 1)

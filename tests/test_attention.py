@@ -661,6 +661,71 @@ def test_rows_and_heads_that_do_not_exist_are_errors():
         net(x, t)
 
 
+def test_attention_in_the_network_itself_is_found():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(3, 9).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(*self.qkv(x)[:, None].chunk(3, -1))[:, 0]
+
+    class Lists(Root):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([Attention() for _ in range(3)])
+
+    net, x = Root(), noise(6, 4, 3)
+    assert attention_layers(wrap(net)) == [""]
+    out = perturbed(net, Perturbed.of(Identity()), x)
+    assert torch.allclose(out, net.qkv(x[2:4]).chunk(3, -1)[2], atol=1e-12)
+    assert torch.equal(out, perturbed(net, Perturbed.of(Identity(), heads={"": [0]}), x))
+    assert attention_layers(wrap(Lists())) == ["blocks.0", "blocks.1", "blocks.2"]  # modules inside come first
+    with (
+        pytest.raises(gk.NetworkError, match="nothing was perturbed in the network itself: the forward did not run it"),
+        Perturbed.of(Identity()).during(wrap(net), slice(2, 4)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("by", [Identity(), Skip()])
+@pytest.mark.parametrize("layers", [None, ("blocks.1",), ("blocks.5",), ("blocks.1", "blocks.5")])
+def test_of_stitched_models_the_one_that_is_called_is_perturbed_in_the_layers_that_it_has(by, layers):
+    small, large, x = Net(blocks=4, seed=1), Net(blocks=6), noise(4)
+    stitched, need = gk.Stitched(wrap(small), wrap(large), at=0.5), Perturbed.of(by, layers)
+    need.check(stitched)
+    for net, t in ((small, 0.7), (large, 0.5)):
+        has = layers if layers is None or net is large else tuple(p for p in layers if p != "blocks.5")
+        cond = torch.zeros(4, dtype=torch.float64)
+        with torch.no_grad(), need.during(stitched, slice(2, 4)):
+            out = stitched(x, t, cond)
+        plain = stitched(x, t, cond)
+        if has == ():
+            assert torch.equal(out, plain)
+            continue
+        with torch.no_grad(), Perturbed.of(by, has).during(wrap(net), slice(2, 4)):
+            assert torch.equal(out, wrap(net)(x, t, cond))
+        assert not torch.equal(out, plain)
+    assert attention_layers(stitched) == [f"blocks.{i}.attn" for i in range(6)]
+    with pytest.raises(ValueError, match=r"no module 'blocks\.9'"):
+        Perturbed.of(by, "blocks.9").check(stitched)
+
+
+def test_a_stitched_model_in_which_nothing_is_perturbed_is_an_error():
+    small, large = Net(blocks=2), Net("softmax", blocks=4)
+    stitched, need = gk.Stitched(wrap(small), wrap(large), at=0.5), Perturbed.of(Identity(), "blocks.1")
+    with need.during(stitched, slice(2, 4)):
+        stitched(noise(4), 0.7, None)
+    with pytest.raises(gk.NetworkError, match="ran without torch's"), need.during(stitched, slice(2, 4)):
+        stitched(noise(4), 0.3, None)
+    with pytest.raises(gk.NetworkError, match="did not run it"), need.during(stitched, slice(2, 4)):
+        pass
+    known = gk.analytic.GaussianMixture([1.0], torch.zeros(1, TOKENS, dtype=torch.float64), [1.0])
+    half = gk.Stitched(known, wrap(large.eval()), at=0.5)  # a part without modules
+    with Perturbed.of(Identity(), "blocks.1").during(half, slice(2, 4)):
+        half(noise(4), 0.7, None)
+
+
 def test_the_default_is_the_middle():
     class UNet(nn.Module):
         def __init__(self):

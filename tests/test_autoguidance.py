@@ -226,6 +226,42 @@ def test_another_thread_that_uses_the_network_is_not_weakened(model):
     assert torch.equal(found[1], plain)
 
 
+def test_of_a_stitched_model_the_part_that_is_called_is_weakened(model):
+    early = gk.GaussianModel(Net().double().eval(), (3, 5, 5), predicts="velocity")
+    with torch.no_grad():
+        for p in early.net.parameters():
+            p.mul_(1.1)
+    early.net.only = early.net.blocks[1] = nn.Sequential(nn.Conv2d(8, 8, 1), nn.SiLU()).double()
+    stitched, x = gk.Stitched(early, model, at=0.5), noisy()
+    weak = weakened(stitched, drop=["blocks.0"], skip=["only"], share=0.3)
+    assert torch.equal(weak(x, 0.7, None), weakened(early, drop=["blocks.0"], skip=["only"], share=0.3)(x, 0.7, None))
+    assert torch.equal(weak(x, 0.5, None), weakened(model, drop=["blocks.0"], share=0.3)(x, 0.5, None))
+    lone = weakened(stitched, skip=["only"])
+    assert torch.equal(lone(x, 0.5, None), model(x, 0.5, None))  # it has no such module
+    assert not torch.equal(lone(x, 0.7, None), early(x, 0.7, None))
+    with pytest.raises(ValueError, match=r"no module 'onyl'; it has only"):
+        weakened(stitched, skip=["onyl"])
+    result = gk.sample(stitched, 2, steps=4, guides=[AutoGuidance(weak, 2.0)])
+    assert (result.x - gk.sample(stitched, 2, steps=4).x).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_compiled_network_runs_uncompiled_while_it_is_weak(model):
+    right, x = weakened(model, drop=["blocks.0"], skip=["blocks.2"])(noisy(), 0.5, None), noisy()
+    plain = model(x, 0.5, None)
+    compiled = gk.GaussianModel(torch.compile(model.net, backend="eager"), (3, 5, 5), predicts="velocity")
+    weak = weakened(compiled, drop=["blocks.0"], skip=["blocks.2"])
+    for _ in range(2):
+        assert torch.allclose(compiled(x, 0.5, None), plain, rtol=1e-12)
+        assert torch.allclose(weak(x, 0.5, None), right, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"no module 'block\.1'; it has blocks\.1"):
+        weakened(compiled, drop=["block.1"])
+    model.net.blocks[0].compile(backend="eager")  # in its place
+    model(x, 0.5, None)
+    assert torch.allclose(weakened(model, drop=["blocks.0"], skip=["blocks.2"])(x, 0.5, None), right, rtol=1e-12)
+
+
 def test_modules_that_cannot_be_weakened_are_errors(model):
     with pytest.raises(ValueError, match=r"no module 'block\.1'; it has blocks\.1"):
         weakened(model, drop=["block.1"])

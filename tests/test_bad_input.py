@@ -4,8 +4,11 @@ where and in which rows; and a few values that are not numbers cost no more than
 from __future__ import annotations
 
 import math
+import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import torch
 from torch import nn
 
 import guidekit as gk
+from rewards import RewardWarning
 
 from .problems import PROBLEMS, STEPS, deviations, estimates, populations
 
@@ -87,6 +91,9 @@ WRONG: dict[str, tuple[dict, type[Exception], str]] = {
     "a guide in words": ({"guides": ["CFG"]}, TypeError, r"guides.*'CFG'.*not a Guide"),
     "none among the guides": ({"guides": [None]}, TypeError, r"guides.*None.*not a Guide"),
     "a reward among the guides": ({"guides": [score]}, TypeError, r"guides.*score.*not a Guide"),
+    "a scale in words": ({"guides": [gk.CFG("7")]}, TypeError, r"CFG\(scale='7'\).*number.*function of t"),
+    "a true scale": ({"guides": [gk.CFG(True)]}, TypeError, r"CFG\(scale=True\).*number"),
+    "strengths in a list": ({"guides": [gk.TCFG([1.0])]}, TypeError, r"TCFG\(scale=\[1\.0\]\).*number"),
     "rescale above 1": ({"guides": [gk.CFG(2.0, rescale=1.5)]}, ValueError, r"rescale=1\.5.*\[0, 1\]"),
     "rescale below 0": ({"guides": [gk.CFG(2.0, rescale=-0.1)]}, ValueError, r"rescale=-0\.1.*\[0, 1\]"),
     "start after stop": ({"guides": [gk.CFG(2.0, start=0.8, stop=0.2)]}, ValueError, r"start=0\.8, stop=0\.2"),
@@ -400,7 +407,7 @@ def test_a_network_that_fails_without_its_condition_is_not_blamed_on_the_guide()
 class Widen(gk.Guide):
     """Three children, and nothing that chooses among them."""
 
-    def plan(self, n, index, total):
+    def plan(self, n, step):
         return n, 3
 
 
@@ -609,19 +616,85 @@ def purity(x):
     return torch.where(x[:, 0] < 0, NAN, x[:, 0])
 
 
+def apart(use, signs: Sequence[float]) -> dict:
+    """Options of a run whose groups start on one side of 0 each, and stay there."""
+    noise = torch.tensor(signs).repeat_interleave(N)[:, None].expand(-1, 2).contiguous()
+    options = {"noise": noise, "cond": list(range(len(signs))), "solver": gk.solvers.DDIM()}
+    return options | ({"solver": None, "noise": noise.expand(6, -1, 2).clone()} if use is steered else {})
+
+
 @both
 def test_a_reward_that_scores_nothing_at_all_is_an_error_that_names_it(use):
-    noise = -torch.ones(2 * N, 2)
-    noise[:N] = 1
-    options = {"noise": noise, "cond": [1, 2], "solver": gk.solvers.DDIM()}
-    if use is steered:
-        options["solver"] = None
-        options["noise"] = noise = noise.expand(6, 2 * N, 2).clone()
-    with pytest.raises(gk.RewardError, match=r"'purity' scored none of the 4 samples of group 1"):
-        use(purity, **options)
+    with pytest.raises(gk.RewardError, match=r"'purity' scored none of the 4 samples of groups 0, 1$"):
+        use(purity, **apart(use, [-1.0, -1.0]))
+    with pytest.raises(gk.RewardError, match=r"'purity' scored none of the 4 samples of group 0$"):
+        use(purity, **apart(use, [-1.0]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not use(purity, **(options | {"noise": noise.abs()})).rewards.isnan().any()
+        assert not use(purity, **apart(use, [1.0, 1.0])).rewards.isnan().any()
+
+
+@both
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_a_condition_that_cannot_be_scored_costs_no_other_condition(use, batch_size, tmp_path: Path):
+    def raises(x):
+        if (x[:, 0] < 0).any():
+            raise ValueError("it does not parse")
+        return x[:, 0]
+
+    for reward, told in ((purity, r"'purity' scored none"), (raises, "'raises' scored none")):
+        options = apart(use, [-1.0, 1.0, 1.0]) | {"batch_size": batch_size}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = use(reward, **options)
+        (text,) = [str(w.message) for w in caught if "scored none" in str(w.message)]
+        assert re.search(f"{told} of the 4 samples of group 0; other conditions are not affected", text)
+        assert [w.filename for w in caught if "scored none" in str(w.message)] == [__file__]
+        quoted = [str(w.message) for w in caught if issubclass(w.category, RewardWarning)]
+        assert len(quoted) == (reward is raises) and all("ValueError: it does not parse" in q for q in quoted)
+        assert len(caught) == 1 + len(quoted)
+        alone = use(score, **apart(use, [1.0, 1.0]))
+        assert torch.equal(result.rewards.isnan(), result.group == 0)
+        assert torch.equal(result.x[N:], alone.x) and torch.equal(result.rewards[N:], alone.rewards)
+        assert torch.equal(result.log_weights[N:], alone.log_weights)
+        assert result.cost.unscored >= N
+        assert math.isnan(result.summary()[0]["reward"]) and result.summary()[1]["reward"] > 0
+        result.save(tmp_path / reward.__name__)
+        assert result.best(2).rewards[2:].isfinite().all()
+
+
+def test_a_plain_function_that_raises_on_one_sample_costs_that_sample(recwarn):
+    """In a run of FK steering it is asked at every step, and warned of once."""
+    asked = []
+
+    def parses(x):
+        asked.append(len(x))
+        if (x[:, 0] < -0.2).any():
+            raise ValueError(f"cannot read {float(x[0, 0]):.3f}")
+        return x[:, 0]
+
+    result = steered(parses, 40)
+    lost = result.x[:, 0] < -0.2
+    assert 5 < int(lost.sum()) < 35 and torch.equal(result.rewards.isnan(), lost)
+    assert (result.log_weights[lost] == -math.inf).all()
+    whole = steered(lambda x: torch.where(x[:, 0] < -0.2, NAN, x[:, 0]), 40)
+    assert torch.equal(result.x, whole.x) and torch.equal(result.log_weights, whole.log_weights)
+    assert result.cost.unscored == whole.cost.unscored and result.cost.reward_calls == whole.cost.reward_calls
+    told = [str(w.message) for w in recwarn if issubclass(w.category, RewardWarning)]
+    assert len(told) == 1 and re.search(r"'parses' raised on \d+ of 40 samples, first ValueError: cannot read", told[0])
+    assert set(asked) == {40, 1} and asked.count(40) == 5  # once all together, once each
+
+
+def test_gradients_reach_the_samples_that_a_plain_function_can_score(recwarn):
+    def parses(x):
+        if (x[:, 0] < 0).any():
+            raise ValueError("negative")
+        return x.sum(1)
+
+    plain = lambda x: torch.where(x[:, 0] < 0, NAN, x.sum(1))  # noqa: E731
+    runs = [gk.sample(gaussian(Net()), 8, steps=5, guides=[gk.DPS(r, 0.5)]) for r in (parses, plain)]
+    assert torch.allclose(runs[0].x, runs[1].x, atol=1e-6)
+    assert not torch.equal(runs[0].x, gk.sample(gaussian(Net()), 8, steps=5).x)
 
 
 def test_weights_that_are_all_zero_are_an_error_that_names_the_group():

@@ -342,7 +342,8 @@ def test_widths_and_branches_of_dsearch(schedule, widths):
     guide = gk.DSearch(len, (20, 4), 2, schedule)
     assert [guide.width(i / 4) for i in range(5)] == widths
     assert [guide.branch(i / 4) for i in range(5)] == [round(40 / w) for w in widths]
-    assert [guide.plan(7, i, 4)[0] for i in range(5)] == [max(7, w) for w in widths]
+    run = gk.Run(PROBLEMS["masked"].model, 7, steps=4, guides=[guide])
+    assert [step.n for step in run.steps] == [max(7, w) for w in widths]
     exact = [20 - 16 * f for f in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert schedule != "linear" or widths == exact
 

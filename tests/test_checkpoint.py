@@ -207,7 +207,7 @@ def test_chain_noise_and_a_deterministic_solver_are_continued(tmp_path):
 def test_a_guide_that_branches_is_continued(tmp_path):
     @dataclass(frozen=True)
     class Widen(gk.Guide):
-        def plan(self, n, index, total):
+        def plan(self, n, step):
             return n, 3
 
     options = {"guides": [Widen(), gk.FKSteering(reward, 0.5)]}

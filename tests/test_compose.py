@@ -130,7 +130,7 @@ def test_reliabilities_share_the_null_prediction():
         nulls = 0.7 * at(base, 0) + 0.3 * at(second, 0)
     assert torch.allclose(pop.predictions[0], united - (5.5 - 1) * nulls, rtol=1e-12)
     assert run.cost.network_calls == 2 * 2  # one forward for each network and look
-    assert run.models == [base, second, second]
+    assert run.models == [base, second]
 
 
 def test_weights_that_add_up_to_one_need_no_null_condition():

@@ -253,6 +253,8 @@ def test_what_depends_on_the_coordinates_of_the_prediction_is_refused_whatever_i
     class Half(Contrast):
         scale: float = 1.0
 
+        neutral = 0.0
+
         def tilt(self, view):
             return -self.scale * view.evals[Null()]  # coefficients that add up to 0 and not to 1
 

@@ -113,7 +113,7 @@ def test_the_page_of_results_and_the_table_of_the_readme_are_those_of_the_stored
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == page
     readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Does it pay?")[1].split("## ")[0]
     rows = [line for line in readme.splitlines() if line.startswith("|")]
-    assert len(rows) == 7 and all(row in page.splitlines() for row in rows)
+    assert len(rows) == 8 and all(row in page.splitlines() for row in rows)
 
 
 def test_the_table_beside_diffusers_is_that_of_the_stored_run():

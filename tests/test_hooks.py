@@ -28,7 +28,7 @@ class Nested(gk.Guide):
     alpha: float
     k: int = 4
 
-    def plan(self, n, index, total):
+    def plan(self, n, step):
         return n, self.k
 
     def log_weight(self, view, memo):
@@ -50,7 +50,7 @@ class Greedy(gk.Guide):
     reward: Any
     copies: int = 4
 
-    def plan(self, n, index, total):
+    def plan(self, n, step):
         return self.copies * n, 1
 
     def select(self, population, step):
@@ -118,7 +118,7 @@ def test_global_selection_among_all_children_is_unbiased(problem: Problem):
 class Branch(gk.Guide):
     """Children, and no opinion on which of them live."""
 
-    def plan(self, n, index, total):
+    def plan(self, n, step):
         return n, 3
 
 

@@ -632,9 +632,62 @@ def test_the_law_around_one_sample_of_a_normal_model(t: float):
 def test_from_pure_noise_the_start_says_nothing():
     p = PROBLEMS["vp-1d"]
     plain = gk.sample(p.model, 9, steps=STEPS, cond=1)
-    given_start = gk.sample(p.model, 9, steps=STEPS, cond=1, guides=[gk.StartFrom(torch.tensor([3.0]).double())])
+    start = gk.StartFrom(torch.tensor([3.0]).double(), level=1.0)
+    given_start = gk.sample(p.model, 9, steps=STEPS, cond=1, guides=[start])
     assert torch.equal(plain.x, given_start.x)
     assert given_start.cost.network_rows == plain.cost.network_rows
+
+
+def begun(steps, level=None, model=None, **options) -> list[float]:
+    """The times of a run from given samples."""
+    model = gk.analytic.GaussianMixture([1.0], [[0.0, 0.0]], [1.0]) if model is None else model
+    guides = [gk.StartFrom(torch.zeros(model.shape), level)]
+    return [round(move.t, 6) for move in gk.Run(model, 4, steps=steps, guides=guides, **options).moves]
+
+
+def test_a_number_of_steps_begins_at_the_level_and_not_in_noise_that_forgets_the_start():
+    assert begun(10) == [0.5, 0.4, 0.3, 0.2, 0.1]
+    assert begun(10, 0.3) == [0.3, 0.2, 0.1]
+    assert begun(10, 0.35) == [0.3, 0.2, 0.1]  # never more noise than is asked for
+    assert begun(10, 0.01) == [0.1]  # but one step at least
+    assert begun(4, 1.0) == [1.0, 0.75, 0.5, 0.25]
+    assert (
+        begun(6, 0.5, PROBLEMS["masked"].model) == begun(6, 0.5, PROBLEMS["uniform"].model) == [0.5, 0.333333, 0.166667]
+    )
+    noise = gk.GaussianModel(lambda x, t, cond: x, (2,))  # whose runs begin at .999
+    assert begun(10, model=noise)[0] == 0.4995
+
+
+def test_times_that_do_not_begin_in_noise_are_taken_as_they_are():
+    assert begun([0.8, 0.4, 0.0]) == [0.8, 0.4]
+    assert begun([0.2, 0.1, 0.0], 0.5) == [0.2, 0.1]
+    assert begun([0.8, 0.4, 0.2, 0.0], 0.4) == [0.4, 0.2]  # where both are given, the level is where it begins
+    assert begun(gk.times.restart(10, 0.1, 0.4, 1, 2), 0.3) == [0.3, 0.2, 0.1, 0.4, 0.25, 0.1]
+
+
+def test_solvers_with_a_memory_or_two_evaluations_start_anew_at_the_level():
+    model, x = gk.analytic.GaussianMixture([1.0], [[0.0, 0.0]], [1.0]), torch.full((4, 2), 2.0)
+    for solver in (gk.solvers.Heun(), gk.solvers.DPMpp()):
+        given = gk.sample(model, 4, steps=[0.5, 0.25, 0.0], solver=solver, guides=[gk.StartFrom(x)])
+        cut = gk.sample(model, 4, steps=4, solver=solver, guides=[gk.StartFrom(x)])
+        assert torch.equal(cut.x, given.x)
+
+
+def test_the_larger_the_level_the_less_of_the_start_is_left():
+    model, x = gk.analytic.GaussianMixture([1.0], [[0.0, 0.0]], [1.0]), torch.full((200, 2), 4.0)
+    means = [float(gk.sample(model, 200, steps=10, guides=[gk.StartFrom(x, v)]).x.mean()) for v in (0.1, 0.5, 1.0)]
+    assert means[0] > 3.5 and 1.5 < means[1] < 2.5 and abs(means[2]) < 0.3  # alpha^2 x: 3.9, 2 and 0
+
+
+@pytest.mark.parametrize("level", [0.0, -0.5, 1.5, math.nan, True, "half"])
+def test_a_level_is_a_time(level):
+    with pytest.raises(ValueError, match=r"StartFrom\(level=.*\(0, 1\]"):
+        gk.StartFrom(torch.zeros(2), level)
+
+
+def test_samples_that_are_no_states_are_refused():
+    with pytest.raises(TypeError, match=r"StartFrom\(x=\.\.\.\) takes a tensor of states.*not list; encode"):
+        gk.StartFrom(["CCO"])  # type: ignore[arg-type]
 
 
 def test_steering_from_a_start_reaches_the_tilted_law_around_it():

@@ -26,6 +26,7 @@ import guidekit as gk
 from guidekit.report import (
     Recorder,
     charts,
+    compared,
     dna,
     images,
     molecules,
@@ -43,7 +44,7 @@ from rewards.molecules import LogP, MolWt
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*could not be scored"),
-    pytest.mark.filterwarnings("ignore:the effective sample size fell"),
+    pytest.mark.filterwarnings("ignore:weighted means and log_z are not reliable"),
 ]
 POOL = """CCO c1ccccc1 CC(=O)Oc1ccccc1C(=O)O CN1CCC[C@H]1c1cccnc1 O=C(O)c1ccccc1 CCN(CC)CC C1CCCCC1 Cc1ccncc1
 CCS(C)(=O)=O FC(F)(F)c1ccccc1 Clc1ccccc1Br CC#N C[N+](C)(C)C O=c1cc[nH]cc1 notamolecule NCC(=O)O""".split()  # noqa: SIM905
@@ -194,7 +195,7 @@ def test_a_molecule_is_drawn_small_with_its_elements_and_bonds():
     bonds = "".join(re.findall(r'stroke="currentColor"[^>]*|d="(M[^"]*)" stroke="currentColor"', svg))
     assert bonds.count("M") >= 6 + 3  # the ring and its second lines
     assert molecules.draw("notamolecule") is None and molecules.draw("C" * 200) is None
-    assert molecules.properties("CCO") == {"QED": "0.407", "SA": "1.98", "logP": "−0.00140", "weight": "46.1"} | {
+    assert molecules.properties("CCO") == {"QED": "0.407", "SA": "1.98", "logP": "−0.00140", "MW": "46.1"} | {
         "logP": molecules.properties("CCO")["logP"]
     }
     assert molecules.key("OCC") == molecules.key("CCO") != molecules.key("CCN")
@@ -618,6 +619,207 @@ def test_the_n_of_best_of_n_is_told(molecular, tmp_path):
     assert "meanvaliditybestof72.5–steered1.0e−07–" in text
 
 
+def test_the_best_value_of_a_column_is_found_by_its_good_side_and_no_value_where_all_look_alike():
+    rows = [{"a": 1.0, "b": 2, "c": 3.0}, {"a": 3.0, "b": 1, "c": 3.0}, {"a": None, "b": True, "c": 3.0000001}]
+    assert compared.best(rows, "a", "higher") == [1] and compared.best(rows, "a", "lower") == [0]
+    assert compared.best(rows, "b", "lower") == [1] and compared.best(rows, "b", None) == []
+    assert compared.best(rows, "c", "higher") == [] and compared.best(rows[:1], "a", "higher") == []
+    alike = [{"a": 0.5001}, {"a": 0.5002}, {"a": 0.4}]
+    assert compared.best(alike, "a", "higher") == [0, 1]
+    assert compared.best([{"a": math.nan}, {"a": "3"}, {}], "a", "higher") == []
+
+
+# runs of the command line --------------------------------------------------------------------------------------------
+
+OWN = """
+import torch
+import guidekit as gk
+from rewards import Reward
+
+def load():
+    return gk.analytic.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [2.0, 1.0]], [0.5, 0.4])
+
+def right(samples):
+    return samples[:, 0]
+
+def nothing(samples):
+    return torch.full((len(samples),), 0.25)
+
+def clipped(samples):
+    return samples[:, 0].clamp(max=-20.0)
+
+class Far(Reward):
+    name, higher_is_better = "distance", False
+    def score(self, samples):
+        return samples.norm(dim=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("own") / "mine.py"
+    file.write_text(OWN)
+    return file
+
+
+def config(own: Path, *rewards: str, **options: Any) -> gk.Config:
+    usual = {"guides": ["fk_steering:alpha=0.5"], "n": 12, "steps": 4, "compare": True}
+    return gk.Config(f"{own}:load", [f"{own}:{r}" for r in rewards], **(usual | options))
+
+
+def test_a_title_of_the_users_is_no_part_of_what_the_run_is(own, tmp_path):
+    out, page = tmp_path / "out", tmp_path / "out" / "report.html"
+
+    def title() -> str:
+        found = re.findall(r"<(?:h1|title)>(.*?)</(?:h1|title)>", page.read_text(encoding="utf-8"))[:2]
+        assert found[0] == found[1]
+        return found[0]
+
+    first = config(own, "right", "Far:0.5", title="Runs & <walks>").run(out, report=True)
+    assert title() == "Runs &amp; &lt;walks&gt;" and first.summary["title"] == "Runs & <walks>"
+    assert gk.Config.load(out / "run.toml").title == "Runs & <walks>"
+    again = config(own, "right", "Far:0.5", title="Other").run(out, report=True)
+    assert not again.new and title() == "Other" and gk.Config.load(out / "run.toml").title == "Other"
+    assert not config(own, "right", "Far:0.5").run(out, report=True).new and title() == "Other"
+    assert write(out, "Of this page") == page and title() == "Of this page"
+    write(out)
+    assert title() == "Other"
+    with pytest.raises(ValueError, match="another run: seed"):
+        config(own, "right", "Far:0.5", title="Other", seed=5).run(out)
+
+
+def test_the_usual_title_is_the_model_and_the_rewards_that_steer_without_their_formula(own, tmp_path):
+    rewards = "right", "Far:0.5", "clipped:0", "nothing:-2"
+    for count, expected in (
+        (1, "right"),
+        (2, "right and distance"),
+        (3, "right and distance"),
+        (4, "right, distance and nothing"),
+    ):
+        out = tmp_path / str(count)
+        config(own, *rewards[:count], compare=False).run(out)
+        page = parsed(write(out).read_text(encoding="utf-8"))
+        assert f"mine.py:load: {expected}" in page.text.split("Summary")[0]
+    assert "right - 0.5 distance - 2 nothing" in page.text and page.text.count("right - 0.5") == 1
+    many = {"model": "m", "components": ["a", "b", "c", "d"], "weights": {}}
+    for summary, expected in (
+        (many, "m: a, b and 2 more"), ({"model": "m"}, "m"), ({"reward": "x" * 80}, "x" * 59 + "…"),
+        ({"components": [], "reward": "qed"}, "qed"), ({}, "Steered samples"),
+    ):  # fmt: skip
+        (out / "summary.json").write_text(json.dumps(summary))
+        assert f"<h1>{expected}</h1>" in write(out).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["sample", "search", "run", "report"])
+def test_the_commands_take_a_title(own, tmp_path, monkeypatch, command):
+    from typer.testing import CliRunner
+
+    from guidekit.cli.app import app
+
+    monkeypatch.chdir(own.parent)
+    out = str(tmp_path / "out")
+    common = ["mine.py:load", "-r", "mine.py:right", "-n", "4", "--steps", "3"]
+    calls = {
+        "sample": [["sample", *common, "-o", out]],
+        "search": [["search", *common, "--strategy", "random:candidates=2", "-o", out]],
+        "run": [["sample", *common, "-o", f"{out}1", "--title", "One"], ["run", f"{out}1/run.toml", "-o", out]],
+        "report": [["sample", *common, "-o", out, "--no-report"], ["report", out]],
+    }
+    for call in calls[command]:
+        answer = CliRunner().invoke(app, [*call, *(["--title", "A title"] if call is calls[command][-1] else [])])
+        assert answer.exit_code == 0, answer.output
+    assert "<h1>A title</h1>" in Path(out, "report.html").read_text(encoding="utf-8")
+
+
+def test_the_summary_says_which_way_each_column_is_good(own, tmp_path):
+    found = (
+        config(own, "right", "Far:0.5", "clipped:0", "nothing:-1", holdout=f"{own}:Far").run(tmp_path / "out").summary
+    )
+    assert found["better"] == {
+        "mean": "higher", "top 10%": "higher", "right": "higher", "distance": "lower", "nothing": "lower",
+        "holdout mean": "lower", "diversity": "higher", "network rows": "lower", "reward calls": "lower",
+        "seconds": "lower",
+    }  # fmt: skip
+    assert "held-out reward, less is better" in write(tmp_path / "out").read_text(encoding="utf-8")
+    up = config(own, "right", holdout=f"{own}:right").run(tmp_path / "up").summary
+    assert up["better"]["holdout mean"] == "higher"
+    assert "less is better" not in write(tmp_path / "up").read_text(encoding="utf-8")
+
+
+def test_a_reward_that_is_the_same_for_all_samples_is_flagged(own, tmp_path):
+    found = config(own, "right", "nothing:0.5", "clipped:0").run(tmp_path / "out", report=True)
+    assert found.summary["constant"] == ["nothing", "clipped"]
+    hints = [w for w in found.summary["warnings"] if "for all" in w]
+    assert hints == ["the reward 'nothing' is 0.25 for all 36 samples, unguided ones included, so it steers nothing"]
+    page = parsed((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert hints[0] in page.text and [a.get("class") for _, a in page.elements].count("tag") == 2
+    flagged = [a for tag, a in page.elements if tag == "th" and (a.get("title") or "").startswith("constant")]
+    assert len(flagged) == 2
+    alone = config(own, "right", "nothing", compare=False).run(None).summary
+    assert [w for w in alone["warnings"] if "--compare shows" in w and "all 12 samples" in w]
+
+
+def test_a_reward_that_guidance_brought_to_one_value_is_not_called_constant():
+    from guidekit.report.table import constant
+
+    same, other, lost = torch.ones(4), torch.tensor([1.0, 0.0]), torch.tensor([math.nan, 1.0])
+    assert constant([{"a": same}]) == {"a": 1.0} and constant([{"a": same}, {"a": other}]) == {}
+    assert constant([{"a": lost}]) == {} and constant([{"a": lost}, {"a": same}]) == {"a": 1.0}
+
+
+def test_a_card_says_nothing_twice(own, molecular, tmp_path):
+    config(own, "right", compare=False).run(tmp_path / "out", report=True)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count('<li class="card">') == 12 and '<dl class="props">' not in page  # the reward stands above
+    assert ">right</th>" in page  # it is in the table, as in samples.csv
+    names = re.findall(r'<dt title="(.*?)"', (molecular / "report.html").read_text(encoding="utf-8"))
+    assert set(names) == {"QED", "SA", "logP", "MW", "weight of it"}
+
+
+def searched(own: Path, out: Path, **options: Any) -> Path:
+    given = {"guides": [], "search": "zero_order:neighbours=3,rounds=4", "n": 3} | options
+    config(own, "right", **given).run(out, report=True)
+    return out / "report.html"
+
+
+def test_a_search_shows_the_best_reward_against_its_cost_and_no_effective_sample_size(own, tmp_path):
+    page = searched(own, tmp_path / "out").read_text(encoding="utf-8")
+    result = gk.load_result(tmp_path / "out" / "result")
+    rounds = result.config["search"]["rounds"]
+    assert len(rounds) == 4
+    drawn = re.findall(r'<svg[^>]*aria-label="Best reward so far against ([a-z ]+)\..*?</svg>', page)
+    assert drawn == ["reward calls", "network rows"]
+    for key, label in (("reward_calls", "reward calls"), ("network_rows", "network rows")):
+        svg = re.search(rf"<svg[^>]*so far against {label}.*?</svg>", page)
+        assert svg
+        path = re.search(r'<g class="c0"><path class="line" d="([^"]*)"', svg[0])
+        assert path
+        (x1, y1), (x2, y2), *_, (x4, y4) = points(path[1])
+        costs, best = [row[key] for row in rounds], [row["best_reward"][0] for row in rounds]
+        assert (x2 - x1) / (x4 - x1) == pytest.approx((costs[1] - costs[0]) / (costs[3] - costs[0]), abs=0.01)
+        assert (y1 - y2) / (y1 - y4) == pytest.approx((best[1] - best[0]) / (best[3] - best[0]), abs=0.02) and y4 < y1
+        assert f"mean of samples, round 4 of 4: {number(float(costs[3]))}, {number(best[3])}" in svg[0]
+        base = gk.load_result(tmp_path / "out" / "base")
+        at = f"mean of unguided: {number(float(getattr(base.cost, key)))}, {number(float(base.rewards.mean()))}"
+        assert at in svg[0] and "mean of best of " in svg[0]
+    text = parsed(page).text
+    assert "ffective" not in text and "starting particles" not in text and 'id="lineage"' not in page
+    assert "rounds413 candidates for each sample" in text and "found by zero_order:neighbours=3,rounds=4" in text
+    assert re.findall(r'<th scope="row">(.*?)</th>', page)[::2] == ["unguided", "search"]
+
+
+def test_a_search_for_several_conditions_has_a_line_for_each(tmp_path):
+    model = sequences(6)
+    found = gk.search.random(
+        model, 2, lambda s: [v.count("G") for v in s], rounds=3, candidates=2, steps=2, cond=[0, 1]
+    )
+    page = write_result(found, tmp_path).read_text(encoding="utf-8")
+    svg = re.search(r"<svg[^>]*so far against reward calls.*?</svg>", page)
+    assert svg and re.findall(r'<g class="c(\d)"><path class="line" d="M', svg[0])[:2] == ["0", "2"]
+    for name, rewards in zip("01", found.rewards.view(2, 2).mean(1).tolist(), strict=True):
+        assert f"{name}, round 3 of 3: {number(float(found.rounds[2]['reward_calls']))}, {number(rewards)}" in svg[0]
+
+
 # notebooks -----------------------------------------------------------------------------------------------------------
 
 
@@ -630,6 +832,7 @@ def test_a_notebook_shows_the_weighted_mean_and_the_best_samples(molecular):
     assert f"mean reward, weighted{number(mean)}" in text and f"{result.cost.network_rows:,} network rows" in text
     best = list(dict.fromkeys(result.best(70).samples))[:8]
     shown = re.findall(r"<code[^>]*>([^<]*)</code>", html)
+    assert re.findall(r'<code[^>]*title="([^"]*)"', html) == best and "text-overflow:ellipsis" in html
     assert shown == best and html.count("<svg") == sum(molecules.draw(s) is not None for s in best)
     assert "<script" not in html
 
@@ -884,6 +1087,171 @@ def test_a_copy_button_copies_the_sample(browser, molecular):
     browser.run("document.querySelectorAll('.card .copy')[1].click()")
     browser.until("document.querySelector('#said').textContent === 'copied'")
     assert browser.run("navigator.clipboard.readText()") == wanted
+
+
+_BROKEN = """(() => {
+  const found = [];
+  const words = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (words.nextNode()) {
+    const node = words.currentNode, box = node.parentElement;
+    if (!box.closest(".props, .line1, .tiles, .compared, .facts dt, .at, .sortable th, button") || !box.checkVisibility()) continue;
+    for (const word of node.textContent.matchAll(/\\S+/g)) {
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      const tops = new Set([...range.getClientRects()].map(r => Math.round(r.top)));
+      if (tops.size > 1) found.push(word[0]);
+    }
+  }
+  return found;
+})()"""  # noqa: E501
+_LINES = """[...document.querySelectorAll(".props dt, .props dd")].filter(e => e.getBoundingClientRect().height > 26
+  || (e.tagName === "DD" && e.scrollWidth > e.clientWidth)).map(e => e.textContent)"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Images with long names of rewards, long numbers, and as files."""
+    out = tmp_path_factory.mktemp("pictures")
+    result = gk.sample(blobs(), 5, steps=2, reward=lambda x: x.mean((1, 2, 3)) * -1e-4, holdout=lambda x: x[:, 0, 0, 0])
+    write_result(result, out)
+    names = ["fashion-classifier ankle-boot", "sharpness", "Frechet distance of 8 x 8 pixels", "note"]
+    with open(out / "samples.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            [["row", *names], *([i, -0.000248, 12345678.0, -1.2e-05, "a remark"] for i in range(5))]
+        )
+    write(out)
+    return out
+
+
+@pytest.mark.parametrize("width", [420, 1300])
+def test_no_label_and_no_number_breaks_inside(browser, molecular, pictures, wide, width):
+    for out in (molecular, pictures, wide):
+        browser.open(out / "report.html", width)
+        assert browser.run(_BROKEN) == []
+        assert browser.run(_LINES) == []
+        assert browser.run("document.querySelectorAll('.card').length") > 3
+    browser.open(molecular / "report.html", width)
+    browser.run(
+        "document.querySelector('.props dd').style.cssText = 'white-space: normal; word-break: break-all; width: 1ch'"
+    )
+    assert browser.run(_BROKEN) != [] and browser.run(_LINES) != []  # they do see it
+
+
+_LONG = "CC(C)Cc1ccc(cc1)C(C)C(=O)NCCOCCOCCNC(=O)c1cc(Cl)c(OCc2ccccn2)c(OC)c1CCCCCCCCCCCCCCCCCCCCCCCCCCCCN"
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Path:
+    """Molecules, one of them long, beside others in a table of many columns."""
+    out = tmp_path_factory.mktemp("wide")
+    model = bits(lambda x: [[_LONG, *POOL[:7]][v % 8] for v in (x.clamp(max=1) * 2 ** torch.arange(4)).sum(1).tolist()])
+    result = gk.sample(model, 30, steps=3, reward=length)
+    write_result(result, out, base=result, best_of_n=result)
+    generator, columns = torch.Generator().manual_seed(3), ["mean", "SA", "validity", "seconds", *"abcdefghij"]
+    rows = [
+        {"name": name, **dict(zip(columns, torch.rand(14, generator=generator).tolist(), strict=True))}
+        for name in ("unguided", "best of N", "steered")
+    ]
+    summary = json.loads((out / "summary.json").read_text())
+    better = {"SA": "lower", "a": "higher", "b": "lower"}
+    summary |= {"columns": columns, "rows": rows, "better": better, "components": ["SA", *"abcdefghij"], "best_of": 3}
+    (out / "summary.json").write_text(json.dumps(summary))
+    write(out)
+    return out
+
+
+def test_what_is_bold_is_the_best_value_of_each_column(browser, wide):
+    browser.open(wide / "report.html", 1300)
+    cells = browser.run(
+        "[...document.querySelectorAll('.compared tbody tr')].map(r => [...r.querySelectorAll('td')]"
+        ".map(c => [Number(c.dataset.v), Number(getComputedStyle(c).fontWeight) >= 600]))"
+    )
+    heads = browser.run("[...document.querySelectorAll('.compared thead th')].slice(1).map(h => [h.innerText.trim(), "
+                        "getComputedStyle(h.firstElementChild, '::after').content.at(-2)])")  # fmt: skip
+    assert len(cells) == 3 and len(heads) == 14
+    where = []
+    for (name, arrow), column in zip(heads, zip(*cells, strict=True), strict=True):
+        values, bold = [v for v, _ in column], [i for i, (_, b) in enumerate(column) if b]
+        best = {"↑": max, "↓": min}.get(arrow)
+        assert bold == ([values.index(best(values))] if best else []), name
+        assert bool(best) == (name in ("mean", "SA", "validity", "seconds", "a", "b"))
+        where += bold
+    assert len(set(where)) > 1  # not always the same row
+    names = "[...document.querySelectorAll('.compared tbody th')].map(h => Number(getComputedStyle(h).fontWeight))"
+    assert len(set(browser.run(names))) == 1
+
+
+def test_a_wide_table_scrolls_in_its_own_box_and_says_so(browser, wide):
+    browser.open(wide / "report.html", 420)
+    box = "document.querySelector('.compared').parentElement"
+    hint = f"{box}.parentElement.querySelector('.hint').checkVisibility()"
+    assert browser.run("document.documentElement.scrollWidth") <= 420
+    assert browser.run(f"{box}.scrollWidth > {box}.clientWidth && getComputedStyle({box}).overflowX === 'auto'")
+    assert browser.run(hint) and "sideways" in browser.run(f"{box}.parentElement.querySelector('.hint').innerText")
+    fade = f"getComputedStyle({box}.parentElement, '::after').content"
+    assert browser.run(fade) == '""'
+    name = f"{box}.querySelector('tbody th').getBoundingClientRect().left - {box}.getBoundingClientRect().left"
+    last = f"{box}.querySelector('tbody td:last-child').getBoundingClientRect()"
+    edge = f"{box}.getBoundingClientRect().right"
+    assert browser.run(f"{last}.right > {edge}")
+    browser.run(f"{box}.scrollLeft = 9999")
+    browser.until(f"{fade} === 'none'")
+    assert browser.run(f"{last}.right <= {edge} + 1") and browser.run(name) == 0  # the names stay in sight
+    assert browser.run("scrollX") == 0
+    tables = "[...document.querySelectorAll('table')].every(t => t.closest('.scroll').clientWidth <= innerWidth)"
+    assert browser.run(tables)
+
+
+def test_a_table_that_fits_has_no_hint(browser, molecular):
+    browser.open(molecular / "report.html", 1300)
+    assert browser.run("[...document.querySelectorAll('.hint')].filter(h => h.checkVisibility()).length") == 0
+    browser("Emulation.setDeviceMetricsOverride", width=420, height=900, deviceScaleFactor=1, mobile=False)
+    browser.until("[...document.querySelectorAll('.hint')].some(h => h.checkVisibility())")
+
+
+@pytest.mark.parametrize("width", [420, 1300])
+def test_long_samples_end_in_an_ellipsis_and_are_whole_on_hover(browser, wide, width):
+    browser.open(wide / "report.html", width)
+    cut = browser.run(
+        "[...document.querySelectorAll('.card code')].map(c => [c.title, c.scrollHeight > c.clientHeight + 1, "
+        "getComputedStyle(c).webkitLineClamp])"
+    )
+    assert _LONG in [title for title, _, _ in cut] and len(cut) == 8
+    assert all(hidden == (title == _LONG) and lines == "2" for title, hidden, lines in cut)
+    cells = browser.run(
+        "[...document.querySelectorAll('.sortable .clip')].map(c => [c.title, c.scrollWidth > c.clientWidth, "
+        "getComputedStyle(c).textOverflow, getComputedStyle(c).whiteSpace])"
+    )
+    assert cells and all(cell == [_LONG, True, "ellipsis", "nowrap"] for cell in cells)
+
+
+def test_a_cell_of_the_table_is_copied_whole_and_without_the_clipboard_too(browser, wide):
+    browser.open(wide / "report.html")
+    browser("Page.bringToFront")
+    click = "document.querySelector('.sortable .copy').click()"
+    said = "document.querySelector('#said').textContent"
+    for setup in ("0", "Object.defineProperty(navigator, 'clipboard', {value: undefined})"):
+        browser.run("window.kept = window.kept ?? navigator.clipboard; kept.writeText('before')")
+        browser.run(f"document.querySelector('#said').textContent = ''; {setup}")
+        browser.run(click)
+        browser.until(f"{said} === 'copied'")
+        assert browser.run("kept.readText()") == _LONG
+    browser.run("document.execCommand = () => false")
+    browser.run(click)
+    browser.until(f"{said}.startsWith('selected')")
+    assert browser.run("getSelection().toString()") == _LONG
+    whole = "(c => c.scrollWidth <= c.clientWidth)(document.querySelector('.sortable .clip'))"
+    assert browser.run(whole)
+
+
+def test_an_estimate_of_the_lineage_is_copied(browser, molecular):
+    browser.open(molecular / "report.html")
+    browser("Page.bringToFront")
+    wanted = browser.run("document.querySelector('#way code').textContent")
+    browser.run("document.querySelector('#way .copy').click()")
+    browser.until("document.querySelector('#said').textContent === 'copied'")
+    assert browser.run("navigator.clipboard.readText()") == wanted != ""
 
 
 def test_images_are_enlarged_in_a_dialog_with_keys(browser, tmp_path):

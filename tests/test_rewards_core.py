@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import guidekit as gk
 import rewards
+from guidekit.engine.scoring import Cost, Scorer
 from rewards import (
     Cached,
     Each,
@@ -38,6 +39,7 @@ from rewards import (
     standardised,
     weighted_sum,
 )
+from rewards.cached import caches
 from rewards.transforms import (
     Clip,
     DoubleSigmoid,
@@ -121,6 +123,87 @@ def test_a_sample_that_raises_costs_itself():
         assert equal(Picky()([1, 0, 4]), [1, NAN, 0.25])
     with pytest.raises(RewardError, match="the text 'CCO'"):
         Picky()("CCO")
+
+
+def test_a_plain_function_that_raises_on_a_batch_is_asked_once_more_sample_by_sample():
+    asked = []
+
+    def inverse(samples):
+        asked.append(list(samples))
+        return [1 / s for s in samples]
+
+    with pytest.warns(RewardWarning, match="'inverse' raised on 1 of 3 samples, first ZeroDivisionError"):
+        assert equal(as_reward(inverse)([1, 0, 4]), [1, NAN, 0.25])
+    assert asked == [[1, 0, 4], [1], [0], [4]]
+    lazy = as_reward(lambda samples: (1 / s for s in samples))
+    with pytest.warns(RewardWarning, match="raised on 1 of 2 samples"):
+        assert equal((2 * lazy)([0, 4]), [NAN, 0.5])
+    for samples in ([0, 0], [0]):
+        asked.clear()
+        with pytest.raises(RewardError, match="'inverse' raised ZeroDivisionError") as caught:
+            as_reward(inverse)(samples)
+        assert isinstance(caught.value.__cause__, ZeroDivisionError) and len(asked) == (3 if len(samples) == 2 else 1)
+
+    def alone(samples):
+        if len(samples) > 1:
+            raise MemoryError("too many")
+        return torch.ones(1)
+
+    with pytest.warns(RewardWarning, match="raised MemoryError: too many for 2 samples together.*one by one"):
+        assert equal(as_reward(alone)([1, 2]), [1, 1])
+
+    def interrupted(samples):
+        raise KeyboardInterrupt
+
+    def missing(samples):
+        asked.append(samples)
+        raise ImportError("no rdkit")
+
+    with pytest.raises(KeyboardInterrupt):
+        as_reward(interrupted)([1, 2])
+    asked.clear()
+    with pytest.raises(RewardError, match="no rdkit"):
+        as_reward(missing)([1, 2])
+    assert len(asked) == 1
+
+
+def test_scores_of_a_plain_function_that_raises_keep_their_gradients():
+    def positive(x):
+        if (x < 0).any():
+            raise ValueError("negative")
+        return x[:, 0].square()
+
+    x = torch.tensor([[2.0], [-1.0], [3.0]], requires_grad=True)
+    with pytest.warns(RewardWarning, match="1 of 3"):
+        scores = as_reward(positive)(x)
+    assert equal(scores.detach(), [4, NAN, 9])
+    (grad,) = torch.autograd.grad(scores[~scores.isnan()].sum(), x)
+    assert equal(grad, [[4.0], [0.0], [6.0]])
+
+
+def test_a_run_counts_what_a_cache_computes():
+    words = ["C", "CC", "C", "CCC"]
+    group = torch.zeros(4, dtype=torch.long)
+
+    def counted(reward, *calls) -> list[int]:
+        cost = Cost()
+        score, found = Scorer(cost, torch.device("cpu")), []
+        for samples in calls:
+            assert equal(score(reward, samples, group[: len(samples)]), [float(len(s)) for s in samples])
+            found.append(cost.reward_calls)
+        return found
+
+    length = lambda samples: [len(s) for s in samples]  # noqa: E731
+    cached = Cached(length)
+    assert counted(cached, words, ["CC", "CCCC"]) == [3, 4]
+    assert counted(cached, words, ["CC", "CCCCC"]) == [0, 1]  # another run
+    twice = -1 * (-1 * cached)
+    assert counted(twice, words, ["C" * 9]) == [0, 1]
+    half = 0.5 * cached + 0.5 * as_reward(length)
+    assert counted(half, words) == [3]  # the other half is computed
+    assert counted(arithmetic_mean([cached, Cached(length)]), words) == [3]
+    assert counted(filtered(cached, Cached(length)), words) == [3] and caches(filtered(cached, length)) is None
+    assert counted(length, words, words) == [3, 3]
 
 
 def test_rewards_are_sent_as_they_are():

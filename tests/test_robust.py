@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import guidekit as gk
+from guidekit.engine import scoring
 
 from .problems import PROBLEMS, STEPS
 
@@ -53,7 +54,7 @@ def test_two_runs_in_threads_borrow_one_network_and_the_last_gives_it_back():
 def test_a_description_does_not_depend_on_the_hash_seed():
     code = """
 import json
-from guidekit.describe import describe
+from guidekit.engine.describe import describe
 letters = {"G", "C", "S", "W"}
 reward = lambda x: [sum(c in {"G", "C", "S"} for c in s) + (s in letters) for s in x]
 held = (lambda kept: lambda x: kept)(letters)
@@ -174,7 +175,7 @@ def test_an_interrupt_right_after_a_selection_leaves_a_checkpoint_that_can_be_re
     problem, file = PROBLEMS["vp-1d"], tmp_path / "run"
     options = {"steps": STEPS, "cond": 1, "guides": [gk.FKSteering(problem.reward, 0.5)]}
     whole = gk.sample(problem.model, 8, **options)
-    forget, count = gk.run.Scorer.forget, iter(range(100))
+    forget, count = scoring.Scorer.forget, iter(range(100))
 
     def interrupted(self):
         forget(self)
@@ -182,7 +183,7 @@ def test_an_interrupt_right_after_a_selection_leaves_a_checkpoint_that_can_be_re
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(gk.run.Scorer, "forget", interrupted)
+        patch.setattr(scoring.Scorer, "forget", interrupted)
         gk.sample(problem.model, 8, **options, checkpoint=file)
     resumed = gk.sample(problem.model, 8, **options, checkpoint=file)
     assert torch.equal(whole.x, resumed.x)

@@ -379,3 +379,17 @@ def test_a_guide_without_a_tilt_cannot_steer():
     for make in (lambda **o: gk.Resample(**o), lambda **o: gk.SVDD(p.reward, **o)):
         with pytest.raises(ValueError, match="no tilt that the weights could correct for"):
             gk.sample(p.model, 4, steps=3, cond=1, guides=[make(steer=True)])
+
+
+@pytest.mark.parametrize("solver", [gk.solvers.SDEDPMpp(order=2), gk.solvers.DDIM(0.5)], ids=["sde-dpm++ 2", "ddim .5"])
+def test_steering_is_unbiased_with_solvers_that_remember_or_draw_less(solver):
+    """A multistep solver has two histories: of the target, and of the proposals that particles move with."""
+    p = PROBLEMS["vp-1d"]
+    options = {"steps": 8, "solver": solver}
+    plain = gk.sample(p.model, 400_000, cond=p.cond, seed=5, **options)
+    f = p.features(plain.x).double()
+    truth, error = f.mean(0).numpy(), (f.std(0) / len(f) ** 0.5).numpy()
+    guides = [gk.CFG(1.8, steer=True)]
+    result = gk.sample(p.model, 16, guides=guides, cond=[p.cond] * 3000, seed=list(range(3000)), **options)
+    # 4 features: 4.5 standard errors fail by chance once in 40,000 suites
+    assert np.abs(deviations(estimates(p, result), truth, error)).max() < 4.5

@@ -698,7 +698,7 @@ def test_a_final_sample_without_a_score_weighs_nothing_and_is_counted(alpha: flo
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_a_group_in_which_nothing_can_be_scored_is_an_error_that_names_the_reward(alpha: float):
+def test_a_group_in_which_nothing_can_be_scored_is_named_and_costs_no_other_group(alpha: float):
     class Broken(Reward):
         name = "broken"
 
@@ -706,8 +706,12 @@ def test_a_group_in_which_nothing_can_be_scored_is_an_error_that_names_the_rewar
             return torch.where(samples[:, 0] < 0, torch.nan, 1.0)
 
     model = gk.analytic.GaussianMixture([0.5, 0.5], [-5.0, 5.0], [0.1, 0.1], labels=[0, 1])
-    with pytest.raises(gk.RewardError, match="'broken' scored none of the 6 samples of group 1"):
-        gk.sample(model, 6, steps=3, guides=[gk.SVDD(Broken(), alpha, 2)], cond=[1, 0])
+    with pytest.warns(UserWarning, match="'broken' scored none of the 6 samples of group 1"):
+        both = gk.sample(model, 6, steps=3, guides=[gk.SVDD(Broken(), alpha, 2)], cond=[1, 0])
+    alone = gk.sample(model, 6, steps=3, guides=[gk.SVDD(Broken(), alpha, 2)], cond=[1])
+    assert torch.equal(both.x[:6], alone.x) and both.rewards.isnan().tolist() == [False] * 6 + [True] * 6
+    with pytest.raises(gk.RewardError, match="'broken' scored none of the 6 samples of groups 0, 1"):
+        gk.sample(model, 6, steps=3, guides=[gk.SVDD(Broken(), alpha, 2)], cond=[0, 0])
 
 
 def test_arguments_that_make_no_sense_are_errors_before_the_network_is_called():

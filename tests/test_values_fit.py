@@ -936,9 +936,9 @@ def test_it_runs_in_evaluation_mode_and_without_gradients_of_weights():
 
     def plain(view):
         assert torch.equal(value(view), value(view))  # dropout would differ
-        assert net.training and all(m.training for m in net.modules())
 
     looked(plain)
+    assert net.training and all(m.training for m in net.modules())
     slopes = []
 
     def differentiated(view):

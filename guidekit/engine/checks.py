@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from numbers import Integral
+from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from ..errors import CollapseWarning, RewardError
 from ..models.base import Condition, Model
 from ..models.evaluations import Cond
 from ..solvers import Solver
-from .guide import Guide
+from .guide import Guide, Scale
 from .result import Result
+from .view import Step
 
 
 def check_call(model: Any, n: int, solver: Any, batch_size: int | None, guides: Any, *rewards: Any) -> None:
@@ -63,11 +65,12 @@ def keys(seed: int | Sequence[int], groups: int, device: torch.device) -> Tensor
 
 
 def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, steps: int) -> None:
-    """Every guide works with this model and solver."""
+    """Every guide serves this model's process and works with this model and solver."""
     for guide in guides:
         name = type(guide).__name__
         if not isinstance(guide, Guide):
             raise TypeError(f"guides holds {guide!r}, which is not a Guide; a list like [gk.CFG(3.)] is needed")
+        _check_scales(guide)
         if not 0 <= guide.start <= guide.stop <= 1:
             raise ValueError(f"{name}(start={guide.start}, stop={guide.stop}): fractions with 0 <= start <= stop <= 1")
         if guide.steer and not guide.tilts:
@@ -77,20 +80,20 @@ def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, s
                 f"{name} weights, branches or resamples particles, and {solver!r} is deterministic: copies would stay "
                 f"equal and have no log-probability. {solver.advice}"
             )
+        guide.card.refuse(name, model.process)
         for need in (Cond(), *guide.needs):
             need.check(model)
         guide.check(model, steps)
-    check_together(guides, steps)
 
 
-def check_together(guides: Sequence[Guide], steps: int) -> None:
+def check_together(guides: Sequence[Guide], steps: Sequence[Step]) -> None:
     """No guide makes another one idle or wrong."""
     for i, first in enumerate(guides):
         for second in guides[i + 1 :]:
             why = first.clashes(second, after=True) or second.clashes(first, after=False)
             if why is not None:
                 raise ValueError(f"{type(first).__name__} and {type(second).__name__} in one list: {why}")
-    choosers = [g for g in guides if g.has("select") and any(g.plan(1, i, steps)[1] > 1 for i in range(steps))]
+    choosers = [g for g in guides if g.has("select") and any(g.plan(1, step)[1] > 1 for step in steps[:-1])]
     if len(choosers) > 1:
         raise ValueError(
             f"{' and '.join(type(g).__name__ for g in choosers)} each draw children and choose among them: the first "
@@ -98,29 +101,68 @@ def check_together(guides: Sequence[Guide], steps: int) -> None:
         )
 
 
-def check_result(result: Result, n: int, judge: Any) -> None:
-    """Errors and warnings about the samples as a whole."""
-    for group in range(result.groups):
-        mine = result.group == group
-        if result.rewards is not None and result.rewards[mine].isnan().all():
-            name = "?" if judge is None else as_reward(judge).name
-            raise RewardError(f"reward {name!r} scored none of the {n} samples of group {group}")
-        if (result.log_weights[mine] == -torch.inf).all():
-            raise RewardError(f"all {n} particles of group {group} have weight zero")
-    lost = 0 if result.rewards is None else int(result.rewards.isnan().sum())
-    if lost:
-        warnings.warn(f"{lost} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=4)
-    if n > 4:
-        ess = result.trace["ess"].amin(-1)
-        low, step = ess.min(0)
-        if low < max(1.5, 0.01 * n):
-            warnings.warn(
-                f"the effective sample size fell to {low:.1f} of {n} at step {int(step) + 1} of {len(ess)}: few "
-                f"particles carry the result (at the end {int(result.trace['distinct'][-1].amin())} starting ones have "
-                "descendants). Take more particles, a larger alpha, or temper: weigh earlier and in more steps",
-                CollapseWarning,
-                stacklevel=4,
+def _check_scales(guide: Guide) -> None:
+    """What is declared as a `Scale` is a number or a function of t."""
+    for field in fields(guide):
+        value = getattr(guide, field.name, 0.0)
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if field.type in ("Scale", Scale) and not number and not callable(value):
+            name = type(guide).__name__
+            raise TypeError(
+                f"{name}({field.name}={value!r}): a number is needed, or a function of t like lambda t: 3 * t"
             )
+
+
+def check_result(result: Result, n: int, judge: Any, branched: bool) -> None:
+    """Errors and warnings about the samples as a whole: an error where nothing is left of any condition."""
+    lost = [] if result.rewards is None else _groups(result, result.rewards.isnan())
+    weightless = [g for g in _groups(result, result.log_weights == -torch.inf) if g not in lost]
+    told = []
+    if lost:
+        name = "?" if judge is None else as_reward(judge).name
+        told.append(f"reward {name!r} scored none of the {n} samples of {_named(lost)}")
+    if weightless:
+        told.append(f"all {n} particles of {_named(weightless)} have weight zero")
+    if len(lost) + len(weightless) == result.groups:
+        raise RewardError("; ".join(told))
+    for text in told:
+        warnings.warn(f"{text}; other conditions are not affected", stacklevel=5)
+    single = 0 if result.rewards is None else int(result.rewards.isnan().sum()) - n * len(lost)
+    if single:
+        warnings.warn(f"{single} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=5)
+    if n > 4:
+        _warn_of_collapse(result, n, branched, [g for g in range(result.groups) if g not in (*lost, *weightless)])
+
+
+def _groups(result: Result, marked: Tensor) -> list[int]:
+    """The groups of which every row is marked."""
+    return [g for g in range(result.groups) if bool(marked[result.group == g].all())]
+
+
+def _named(groups: Sequence[int]) -> str:
+    return f"group{'' if len(groups) == 1 else 's'} {', '.join(map(str, groups))}"
+
+
+def _warn_of_collapse(result: Result, n: int, branched: bool, groups: list[int]) -> None:
+    """Warn where few particles carry the samples of these groups or their weighted means.
+
+    A small effective sample size does harm in two places: where particles are resampled, since the others are lost, and
+    at the end, where means are taken under the weights. In between weights may still even out. Where every particle
+    keeps one of its own children (SVDD), its samples have been steered by that choice, and weights that differ at the
+    end are no sign of failure: the smaller alpha, the more so.
+    """
+    harmful = result.trace["resampled"].clone()
+    harmful[-1] |= not branched
+    low, step = result.trace["ess"].masked_fill(~harmful, torch.inf)[:, groups].amin(-1).min(0)
+    if low < max(1.5, 0.01 * n):
+        left = int(result.trace["distinct"][-1, groups].amin())
+        warnings.warn(
+            f"weighted means and log_z are not reliable: the effective sample size fell to {low:.1f} of {n} at step "
+            f"{int(step) + 1} of {len(result.trace)}, and the samples descend from {left} of the starting particles. "
+            "Take more particles or a larger alpha, or weigh earlier and in more steps (tempering)",
+            CollapseWarning,
+            stacklevel=6,
+        )
 
 
 def check_noise(noise: Any, model: Model, rows: int, moves: int) -> None:

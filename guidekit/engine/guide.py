@@ -1,27 +1,42 @@
-"""The hooks of a guide. One published method is one subclass in one file; every hook is optional.
+"""The hooks of a guide. One published method is one subclass of `Guide`, in one file; every hook is optional.
 
-A guide reads a `View` and returns tensors; it keeps nothing in itself (it is frozen). What it must remember of a
-particle it returns as a memo, which then follows that particle through every selection.
+A guide reads a `View` of the particles and returns tensors. It is frozen and keeps no state of its own: whatever it has
+to remember about a particle it returns as a memo, and the memo follows that particle through every selection.
 
-The window `start`, `stop` is the engine's business: `moves`, `plan` and `begin` belong to the whole run, and every
-other hook is called only at the steps at which the guide is active. At the last step, where the samples are, every
-guide may weigh and select, whatever its window.
+The window is the engine's business. A guide is not asked outside `start <= step.fraction < stop`, or where its scale is
+neutral, with these exceptions:
+
+* `check`, `clashes`, `moves`, `begin` and the number of particles in `plan` concern the run as a whole and are always
+  asked. The number of children in `plan` counts where the move leads into the window.
+* At the last step, where the particles are samples, `log_weight`, `weigh` and `select` of every guide are called.
+* `traced` is called at every step, so that all rows of the trace have the same columns.
+
+`tilt` and `finish` are never called at t = 0, where there is no prediction left to change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import copy
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
+
+from rewards import ByGroup
 
 from ..models.base import Encoded, Model
 from ..models.evaluations import Cond
 from ..solvers import Move
+from .brief import settings
+from .card import Card
 from .population import Population
 from .tree import Tree
 from .view import Step, View
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Scale = float | Callable[[float], float]
 
@@ -30,8 +45,9 @@ Scale = float | Callable[[float], float]
 class Guide:
     """Base of all guides.
 
-    steer         the tilt bends the proposal only, and the weights correct for it; otherwise it changes the target
-    start, stop   the guide acts while start <= fraction of the run < stop
+    steer         the tilt bends the proposal only, and importance weights correct for it; by default it changes the
+                  target distribution
+    start, stop   the window, in fractions of the run: the guide acts while start <= fraction < stop
     """
 
     _: KW_ONLY
@@ -39,49 +55,84 @@ class Guide:
     start: float = 0.0
     stop: float = 1.0
 
-    # Where its tilt takes a gradient: False, nowhere; True, from x_t on (the graph is kept); "clean", at the clean
-    # estimate. A tilt with a gradient comes after the others, and sees in view.prediction what they have made.
+    # What the class says of itself: the processes that it serves, its paper, its row of the catalogue.
+    card: ClassVar[Card] = Card()
+    # Where the tilt takes a gradient: False, nowhere; True, with respect to x_t through the network (the graph is
+    # kept); "clean", with respect to the clean estimate. Tilts with gradients are computed after all others, and find
+    # in view.prediction what those have made.
     grad = False
-    sees_prediction = True  # False: log_weight reads x_t alone, so only the survivors need the network
+    # The value of its field `scale` at which it does nothing. Where the scale has it, the guide is not asked and costs
+    # nothing.
+    neutral = None
+    # False: log_weight reads x_t alone. Children are then selected before the network is called, for survivors only.
+    sees_prediction = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = cls.__repr__  # or the dataclass would make one that writes tensors out
+
+    def __repr__(self) -> str:
+        """Its settings, as far as they differ from the defaults."""
+        return settings(self)
 
     @property
     def needs(self) -> tuple[Cond, ...]:
-        """The network evaluations that it reads, besides Cond()."""
+        """The network evaluations that it reads besides Cond(), the prediction at the user's condition."""
         return ()
 
     @property
     def twist(self) -> Hashable:
-        """What its log-weights stand for; of guides with equal twists, unless None, the first one's count."""
+        """What its log-weights stand for, such as (reward, alpha). Of several guides with equal twists only the first
+        one's log-weights count; None is equal to nothing."""
         return None
 
     def check(self, model: Model, steps: int) -> None:
-        """Raise ValueError if it cannot work with this model, before the first network call."""
+        """Raise ValueError if the guide cannot work with this model. Called before the first network call."""
+
+    def further(self, step: Step) -> int:
+        """Network rows that it evaluates by itself for a particle at this step, at most, besides `needs`: searches keep
+        to their budget by it."""
+        return 0
+
+    def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
+        """This guide in a run whose g-th condition is number groups[g] of the `of` conditions that it was made for, as
+        searches have them: what it holds for each condition follows. Of itself that is a `rewards.ByGroup`."""
+        own = {k: v for k, v in vars(self).items() if isinstance(v, ByGroup) and len(v.rewards) == of}
+        return self.having(**{k: _regrouped(v, tuple(groups)) for k, v in own.items()})
+
+    def having(self, **fields: Any) -> Self:
+        """The same guide with other values of these fields."""
+        other = copy.copy(self) if fields else self
+        for name, value in fields.items():
+            object.__setattr__(other, name, value)
+        return other
 
     def clashes(self, other: Guide, after: bool) -> str | None:
-        """Why it cannot stand in one list with this other guide (which comes after it, or before), and what to do
-        instead; None where it can."""
+        """Why it cannot be used in one list with another guide, which comes after it or before it, and what to do
+        instead; None if it can."""
         return None
 
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
-        """The table of the run, given the solver's."""
+        """The moves of the run, given those of the solver."""
         return moves
 
-    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
-        """(particles, children): rows of each group that are to live at this of `total` steps, where n would without
-        the guide, and children that each of them has in the move from here, where the guide acts when they arrive.
-        Particles are not asked for at the last step: n samples are left there."""
+    def plan(self, n: int, step: Step) -> tuple[int, int]:
+        """(particles, children): how many particles of each group are to live at this step, where it would be n without
+        this guide, and how many children each of them has in the move that starts there. The last step is not asked: it
+        always has n particles. Of the step, index, total, t, moves and fraction are known."""
         return n, 1
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        """The states from which the run starts, given its noise and the states that the prior makes of it."""
+        """The states x from which the run starts; `population.x` holds what the prior makes of `noise`."""
         return population.x
 
     def condition(self, view: View, cond: Encoded) -> Encoded:
-        """The encoded condition of the rows that the network is to see at this look."""
+        """The encoded condition of every row, as the network is to see it at this step."""
         return cond
 
     def noise(self, population: Population, step: Step, noise: Tensor) -> tuple[Tensor, Tree]:
-        """The noise of the move that starts here, given the one drawn for it, and the new memo."""
+        """The noise of the move that starts at this step, given the noise drawn for it, and the new memo."""
         return noise, population.memos[step.place]
 
     def tilt(self, view: View) -> Tensor | float:
@@ -89,30 +140,38 @@ class Guide:
         return 0.0
 
     def finish(self, view: View, prediction: Tensor) -> Tensor:
-        """What cannot be added. Runs after all tilts, in the order of the list."""
+        """Changes of the prediction that are not additive. Called after all tilts, in the order of the list."""
         return prediction
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
-        """The increment of the log-weights, and the new memo."""
+        """The increment of the log-weights, float64 (rows,), and the new memo."""
         return 0.0, memo
 
     def weigh(self, population: Population, step: Step) -> Population:
-        """What the weights need the whole population for, before any selection; see `Population.weighed`."""
+        """Weights that depend on the whole population, computed before any selection; see `Population.weighed`."""
         return population
 
     def select(self, population: Population, step: Step) -> Population:
-        """Which particles live; step.n are to be left in each group."""
+        """The particles that survive, `step.n` of them in each group."""
         return population
 
     def traced(self, population: Population, step: Step) -> dict[str, Tensor]:
-        """Numbers of every particle that lives, float64 (rows,): the trace has their means, always the same columns."""
+        """Diagnostics of the surviving particles, float64 (rows,) by name, always the same names. Their means become
+        columns of the trace."""
         return {}
 
     # what the engine asks ------------------------------------------------------------------------------------
 
     def active(self, step: Step) -> bool:
-        """Whether it acts at this step; with stop=1 also at the last, where there is nothing to tilt."""
-        return self.start <= step.fraction < self.stop or (step.last and self.stop == 1)
+        """Whether this step lies in the window, and the scale is not neutral. The last step, where nothing is tilted,
+        belongs to the window if stop=1."""
+        if step.last:
+            return self.stop == 1
+        return self.start <= step.fraction < self.stop and not self._idle(step.t)
+
+    def _idle(self, t: float) -> bool:
+        """Whether its scale is the neutral one."""
+        return self.neutral is not None and at(self.scale, t) == self.neutral  # type: ignore[attr-defined]
 
     def has(self, hook: str) -> bool:
         """Whether the class overrides a hook."""
@@ -120,17 +179,24 @@ class Guide:
 
     @property
     def judge(self) -> Any:
-        """The reward that it goes by, or None."""
+        """The reward that the guide optimises, or None. The first one in the list also fills `Result.rewards`."""
         return getattr(self, "reward", None)
 
     @property
     def tilts(self) -> bool:
+        """Whether it changes predictions."""
         return self.has("tilt") or self.has("finish")
 
     @property
     def stochastic(self) -> bool:
-        """Whether it needs moves with noise: copies of a particle must part again, and p/q must exist."""
+        """Whether it needs a stochastic solver: copies of a particle have to part again, and p/q has to exist."""
         return self.steer or any(map(self.has, ("plan", "select", "noise")))
+
+
+@lru_cache(maxsize=64)
+def _regrouped(reward: ByGroup, groups: tuple[int, ...]) -> ByGroup:
+    """The rewards of these groups; the same object for all guides that hold one reward, so that it is asked once."""
+    return ByGroup([reward.rewards[g] for g in groups])
 
 
 def at(scale: Scale, t: float) -> float:

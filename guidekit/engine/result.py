@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,15 @@ class Result:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def __repr__(self) -> str:
+        """How many samples, what they are worth, how far the weights can be trusted, and the cost."""
+        if not len(self):
+            return f"{type(self).__name__}(no samples)"
+        count = f"{len(self)} sample{'' if len(self) == 1 else 's'}"
+        count += f" in {self.groups} groups" if self.groups > 1 else ""
+        facts = [count, *_worth(self), _sizes(self.ess, len(self)), *_spent(self.cost)]
+        return f"{type(self).__name__}({', '.join(facts)})"
 
     @property
     def groups(self) -> int:
@@ -213,6 +223,7 @@ class Result:
             path / "tensors.safetensors",
         )
         (path / "result.json").write_text(encoded, encoding="utf-8")
+        shutil.copymode(path / "result.json", path / "tensors.safetensors")  # which was written for its owner alone
         return path
 
     def _by_group(self, v: Tensor) -> Tensor:
@@ -256,6 +267,29 @@ def load_result(path: str | Path) -> Result:
         raise
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a result that guidekit saved, or is truncated: {error}") from error
+
+
+def _worth(result: Result) -> list[str]:
+    """Rewards, in words."""
+    weighted = " under the weights" if len(result.log_weights.unique()) > 1 else ""
+    found = []
+    for name, v in (("reward", result.rewards), ("held-out reward", result.holdout)):
+        if v is not None and bool(v.isfinite().any()):
+            best = f" (best {float(v.nan_to_num(-torch.inf).max()):.4g})" if name == "reward" else ""
+            found.append(f"mean {name} {_mean(v, result.weights):.4g}{weighted}{best}")
+    return found
+
+
+def _sizes(ess: Tensor, count: int) -> str:
+    """The effective sample sizes of the groups, in words."""
+    low, high = (f"{float(v):.3g}" for v in (ess.min(), ess.max()))
+    return f"ESS {low if low == high else f'{low} to {high}'} of {count // len(ess)}"
+
+
+def _spent(cost: Cost) -> list[str]:
+    """The cost, in words."""
+    counts = [(cost.network_rows, "network rows"), (cost.reward_calls, "reward calls")]
+    return [*(f"{n:,} {what}" for n, what in counts if n), f"{cost.seconds:.3g} s"]
 
 
 def _mean(v: Tensor, w: Tensor) -> float:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import reduce
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,10 +31,10 @@ from .noise import Noise
 from .population import Population
 from .result import Result
 from .scoring import Cost, Scorer, same
-from .seats import acting, seated
+from .seats import Seat, acting, seated
 from .tilts import tilted
 from .trace import Fault, Record, ancestors, trace
-from .view import Step, View
+from .view import Step, View, grid
 
 
 class Run:
@@ -70,7 +69,8 @@ class Run:
             raise ValueError(f"the guides leave none of the {len(moves)} steps")
         self.seats = seated(self.guides)
         self.steps = self._all_steps()
-        self.acts = [acting(self.seats, step) for step in self.steps]
+        checks.check_together(self.guides, self.steps)
+        self.acts = [acting(self.seats, s, self.steps[s.index - 1] if s.index else None) for s in self.steps]
         self.widths = [self._children(step) for step in self.steps[:-1]]
         self.rows = max(step.n for step in self.steps)  # of one group, at the widest
         checks.check_noise(noise, model, self.groups * self.steps[0].n, len(self.moves))
@@ -82,7 +82,7 @@ class Run:
         self.judge = next((r for g in self.guides if (r := g.judge) is not None), None)
         self._ids = torch.arange(self.groups * self.rows, device=model.device)
         self.cost = Cost()
-        self.score = Scorer(self.cost, model.device)
+        self.score = Scorer(self.cost, model.device, stepwise=True)
         self.records: list[Record] = []
         self._encoded = model.encode_all(self.conditions)
         self._faults: list[Fault] = []
@@ -98,19 +98,19 @@ class Run:
         return self.steps[index]
 
     def _all_steps(self) -> list[Step]:
-        total, moves = len(self.moves), (None, *self.moves, None)
-        alive = [self._alive(i, total) for i in range(total)] + [self.n]
-        return [
-            Step(i, total, 0.0 if go is None else go.t, alive[i], alive[max(i - 1, 0)], self.keys, came, go)
-            for i, (came, go) in enumerate(pairwise(moves))
-        ]
+        points = grid(self.moves, self.keys)
+        asked = dict.fromkeys((seat for seat in self.seats if "plan" in seat.hooks), points[0])
+        alive = [self._alive(point, asked) for point in points]
+        return [replace(p, n=n, parents=before) for p, n, before in zip(points, alive, alive[:1] + alive, strict=False)]
 
-    def _alive(self, index: int, total: int) -> int:
-        """Rows of each group that are to live at this step."""
+    def _alive(self, step: Step, asked: dict[Seat, Step]) -> int:
+        """Rows of each group that are to live at this step: as the guides plan where they act, and where they do not
+        as they did before (`asked`)."""
         n = self.n
-        for seat in self.seats:
-            if "plan" in seat.hooks:
-                n = seat.guide.plan(n, index, total)[0]
+        for seat in () if step.last else asked:
+            if seat.guide.active(step):
+                asked[seat] = step
+            n = seat.guide.plan(n, asked[seat])[0]
         return n
 
     def _children(self, step: Step) -> int:
@@ -118,7 +118,7 @@ class Run:
         if not self.model.process.draws(self.moves[step.index]):
             return 1
         there = self.steps[step.index + 1]
-        plans = (s.guide.plan(self.n, step.index, step.total) for s in self.seats if s.guide.active(there))
+        plans = (s.guide.plan(self.n, step) for s in self.seats if "plan" in s.hooks and s.guide.active(there))
         return math.prod(children for _, children in plans)
 
     # networks ----------------------------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ class Run:
             memos=pop.memos,
             config=self.describe(),
         )
-        checks.check_result(result, self.n, self.judge if self.reward is None else self.reward)
+        checks.check_result(result, self.n, self.judge if self.reward is None else self.reward, max(self.widths) > 1)
         return result
 
     def chain_noise(self) -> Tensor:

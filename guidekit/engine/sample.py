@@ -16,6 +16,7 @@ from torch import Tensor
 from ..models.base import Model
 from ..solvers import Solver
 from .checkpoint import Checkpoint
+from .elsewhere import translated
 from .guide import Guide
 from .population import Population
 from .progress import Bar
@@ -26,6 +27,7 @@ from .view import Step
 Callback = Callable[[Population, Step], Any]
 
 
+@translated
 def sample(
     model: Model,
     n: int,

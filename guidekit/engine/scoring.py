@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from rewards import ByGroup, Reward, as_reward
+from rewards.base import Listener, listening
+from rewards.cached import caches
 
 from ..errors import RewardError
 
@@ -19,7 +21,9 @@ _MOST = 1 << 18  # scores that are remembered between steps, of each reward
 
 @dataclass
 class Cost:
-    """What a run has spent. `unscored` counts scores that came back as NaN or infinite."""
+    """What a run has spent. `reward_calls` counts samples that a reward was sent and had to compute: equal strings and
+    rows of tokens once, and none that a `rewards.Cached` knew. `unscored` counts scores that came back as NaN or
+    infinite."""
 
     network_rows: int = 0
     network_calls: int = 0
@@ -34,54 +38,49 @@ class Cost:
 
 
 class Scorer:
-    """Calls rewards on decoded samples; equal strings, and equal rows of whole numbers, are scored once in a run."""
+    """Calls rewards on decoded samples; equal strings, and equal rows of whole numbers, are scored once in a run.
 
-    def __init__(self, cost: Cost, device: torch.device):
-        self.cost, self.device = cost, device
+    waits      for a device whose rows of whole numbers are to be told apart; otherwise those on the host alone are
+    stepwise   rewards are asked several times before `forget` ends a step: a plain function that raises on every sample
+               of a call is an error only if by then it has answered nothing at all. Otherwise it is one at once
+    """
+
+    def __init__(self, cost: Cost, device: torch.device, *, waits: bool = False, stepwise: bool = False):
+        self.cost, self.device, self.waits, self.stepwise = cost, device, waits, stepwise
         self._unscored: list[Tensor] = []
         self._rewards: dict[Hashable, Reward] = {}  # by what the user gave: wrapped once
         self._known: dict[Hashable, dict[Hashable, float]] = {}
         self._failed: list[tuple[Hashable, Hashable]] = []  # of this step: reward and sample
+        self._heard: dict[Hashable, Listener] = {}
 
     def __call__(self, reward: Any, samples: Any, group: Tensor | None = None) -> Tensor:
         """Scores, float64 (rows,), with NaN for whatever is not a finite number; group is that of every sample."""
-        if isinstance(reward, ByGroup) and group is not None:
-            return self._by_group(reward, samples, group)
-        names = _names(samples)
-        if names is not None:
-            scores = self._distinct(reward, samples, names)
-        else:
-            scores = self._reward(reward)(samples).to(self.device, torch.float64)
-            self.cost.reward_calls += len(scores)
+        listener = self._heard.setdefault(same(reward), Listener())
+        with listening(listener):
+            scores = self._scored(reward, samples, group)
+        if listener.error is not None and bool(scores.isfinite().any()):
+            listener.answered = True
+        if not self.stepwise:
+            listener.settle()
         unknown = ~scores.detach().isfinite()
         self._unscored.append(unknown.sum())
         return torch.where(unknown, torch.nan, scores)
 
-    def _by_group(self, reward: ByGroup, samples: Any, group: Tensor) -> Tensor:
-        """Every group's samples by its own reward."""
-        parts, order = [], []
-        for g in group.unique().tolist():
-            if g >= len(reward.rewards):
-                raise RewardError(f"{reward.name!r} has {len(reward.rewards)} rewards, and group {g} has none")
-            rows = (group == g).nonzero()[:, 0]
-            part = samples[rows] if isinstance(samples, Tensor) else [samples[i] for i in rows.tolist()]
-            parts.append(self(reward.rewards[g], part))
-            order.append(rows)
-        return torch.cat(parts)[torch.cat(order).argsort()]
+    def learn(self, reward: Any, samples: Any, scores: Tensor, group: Tensor) -> None:
+        """What is known already of samples that can be told apart: they are not asked for again."""
+        if isinstance(reward, ByGroup):
+            for rows, own in _by_group(reward, group):
+                self.learn(own, _taken(samples, rows.tolist()), scores[rows], group[rows])
+            return
+        names = _names(samples, self.waits)
+        if names is not None:
+            known = self._known.setdefault(same(reward), {})
+            known |= {name: score for name, score in zip(names, scores.tolist(), strict=True) if name not in known}
 
-    def _distinct(self, reward: Any, samples: Any, names: Sequence[Hashable]) -> Tensor:
-        """Scores of samples that have names, those with new names alone being sent to the reward."""
-        key = same(reward)
-        known = self._known.setdefault(key, {})
-        new = {name: i for i, name in reversed(list(enumerate(names))) if name not in known}
-        if new:
-            places = sorted(new.values())
-            part = samples[places] if isinstance(samples, Tensor) else [samples[i] for i in places]
-            found = dict(zip([names[i] for i in places], self._reward(reward)(part).tolist(), strict=True))
-            self._failed += [(key, name) for name, score in found.items() if not math.isfinite(score)]
-            known |= found
-            self.cost.reward_calls += len(new)
-        return torch.tensor([known[name] for name in names], dtype=torch.float64, device=self.device)
+    def begin(self) -> None:
+        """A round of its own begins: what rewards have answered before does not excuse that they fail in it."""
+        for listener in self._heard.values():
+            listener.answered = False
 
     def forget(self) -> None:
         """The step is over: those without a score may be tried again, and of very many the oldest are let go."""
@@ -91,6 +90,51 @@ class Scorer:
         for key, known in self._known.items():
             if len(known) > _MOST:
                 self._known[key] = dict(list(known.items())[-_MOST:])
+        self._listen()
+
+    def settle(self) -> None:
+        """Add up what was left on the device, so that the loop need not wait for it."""
+        self.cost.unscored += int(sum(int(v) for v in self._unscored))
+        self._unscored.clear()
+        self._listen()
+
+    def _listen(self) -> None:
+        """Raise or warn of what plain functions have raised on all samples of a call."""
+        for listener in self._heard.values():
+            listener.settle()
+
+    def _scored(self, reward: Any, samples: Any, group: Tensor | None) -> Tensor:
+        if isinstance(reward, ByGroup) and group is not None:
+            rows, rewards = zip(*_by_group(reward, group), strict=True)
+            parts = [self._scored(r, _taken(samples, i.tolist()), None) for i, r in zip(rows, rewards, strict=True)]
+            return torch.cat(parts)[torch.cat(rows).argsort()]
+        names = _names(samples, self.waits)
+        return self._asked(reward, samples) if names is None else self._distinct(reward, samples, names)
+
+    def _distinct(self, reward: Any, samples: Any, names: Sequence[Hashable]) -> Tensor:
+        """Scores of samples that have names, those with new names alone being sent to the reward."""
+        key = same(reward)
+        known = self._known.setdefault(key, {})
+        new = {name: i for i, name in reversed(list(enumerate(names))) if name not in known}
+        if new:
+            places = sorted(new.values())
+            scores = self._asked(reward, _taken(samples, places))
+            found = dict(zip([names[i] for i in places], scores.tolist(), strict=True))
+            self._failed += [(key, name) for name, score in found.items() if not math.isfinite(score)]
+            known |= found
+        return torch.tensor([known[name] for name in names], dtype=torch.float64, device=self.device)
+
+    def _asked(self, reward: Any, samples: Any) -> Tensor:
+        """The reward's scores of all of these; those that it found in its caches are not counted."""
+        own = self._reward(reward)
+        kept = caches(own)
+        before = [cache.calls for cache in kept or ()]
+        scores = own(samples).to(self.device, torch.float64)
+        count = len(scores)
+        if kept is not None:
+            count = min(count, max(cache.calls - calls for cache, calls in zip(kept, before, strict=True)))
+        self.cost.reward_calls += count
+        return scores
 
     def _reward(self, reward: Any) -> Reward:
         """The reward, of a plain function made once."""
@@ -99,10 +143,17 @@ class Scorer:
             self._rewards[key] = as_reward(reward)
         return self._rewards[key]
 
-    def settle(self) -> None:
-        """Add up what was left on the device, so that the loop need not wait for it."""
-        self.cost.unscored += int(sum(int(v) for v in self._unscored))
-        self._unscored.clear()
+
+def _by_group(reward: ByGroup, group: Tensor) -> list[tuple[Tensor, Reward]]:
+    """The rows of every group, and its reward."""
+    groups: list[int] = group.unique().tolist()
+    if groups and groups[-1] >= len(reward.rewards):
+        raise RewardError(f"{reward.name!r} has {len(reward.rewards)} rewards, and group {groups[-1]} has none")
+    return [((group == g).nonzero()[:, 0], reward.rewards[g]) for g in groups]
+
+
+def _taken(samples: Any, places: list[int]) -> Any:
+    return samples[places] if isinstance(samples, Tensor) else [samples[i] for i in places]
 
 
 def same(reward: Any) -> Hashable:
@@ -128,11 +179,13 @@ class _Identity:
         return id(self.of)
 
 
-def _names(samples: Any) -> Sequence[Hashable] | None:
+def _names(samples: Any, waits: bool) -> Sequence[Hashable] | None:
     """What tells samples apart: strings themselves, tokens by their bytes (on the host); of numbers nothing does."""
     if isinstance(samples, (list, tuple)):
         return samples if all(isinstance(s, str) for s in samples) else None
-    if not isinstance(samples, Tensor) or samples.is_floating_point() or samples.device.type != "cpu":
+    if not isinstance(samples, Tensor) or samples.is_floating_point() or samples.is_complex():
         return None
-    rows = samples.flatten(1).contiguous().numpy() if samples.dim() > 1 else samples[:, None].numpy()
-    return [row.tobytes() for row in rows]
+    if not waits and samples.device.type != "cpu":
+        return None
+    rows = samples.long() if samples.dim() == 2 else samples.flatten(1) if samples.dim() > 1 else samples[:, None]
+    return [row.tobytes() for row in rows.cpu().contiguous().numpy()]

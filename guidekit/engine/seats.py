@@ -1,4 +1,4 @@
-"""The guides of a run in their places, and who acts at which step."""
+"""The guides of a run in their seats, and which of them act at which step: decided once, before the run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ HOOKS = ("plan", "begin", "condition", "noise", "tilt", "finish", "log_weight", 
 
 @dataclass(frozen=True, eq=False)
 class Seat:
-    """A guide in its place in the list.
+    """A guide and its position in the list.
 
-    name     the address of its randomness, which does not depend on the order of different guides
-    place    its place in the list, and of its memos
-    counts   whether its log-weights count: another one with the same twist may come before it
+    name     the address of its random numbers, which does not depend on the order of guides of different classes
+    place    its index in the list, and that of its memos in `Population.memos`
+    counts   whether its log-weights count; they do not if an earlier guide has the same twist
     """
 
     guide: Guide
@@ -31,12 +31,12 @@ class Seat:
 
     @cached_property
     def hooks(self) -> frozenset[str]:
-        """The hooks that its class overrides."""
+        """The hooks that the guide's class overrides."""
         return frozenset(hook for hook in HOOKS if self.guide.has(hook))
 
 
 def seated(guides: Sequence[Guide]) -> tuple[Seat, ...]:
-    """A seat for each guide."""
+    """One seat for each guide, in the order of the list."""
     before: Counter[str] = Counter()
     twists: set[Hashable] = set()
     seats = []
@@ -50,10 +50,11 @@ def seated(guides: Sequence[Guide]) -> tuple[Seat, ...]:
 
 @dataclass(frozen=True)
 class Acts:
-    """Who acts at one step, by hook, in the order of the list (but `select`); `late` are the tilts that take gradients.
+    """The guides that act at one step, by hook and in the order of the list; in `select`, those that choose among
+    children come first. `late` are the tilts with gradients.
 
-    needs   the evaluations of the network
-    grad    whether the graph from x_t is kept
+    needs   the network evaluations of the step, each once
+    grad    whether the graph from x_t to the evaluations is kept
     """
 
     needs: tuple[Cond, ...]
@@ -69,12 +70,13 @@ class Acts:
     traced: tuple[Seat, ...]
 
     def rows(self, model: Model) -> int:
-        """Most network rows of one particle in one forward."""
+        """The largest number of rows that one particle takes up in a single forward."""
         return max(Counter(id(need.model(model)) for need in self.needs).values())
 
 
-def acting(seats: Sequence[Seat], step: Step) -> Acts:
-    """Who acts at this step: those whose window it is in, and at the last step also all who weigh or select."""
+def acting(seats: Sequence[Seat], step: Step, before: Step | None = None) -> Acts:
+    """The guides whose window contains this step, and at the last step also all that weigh or select. `before` is the
+    step at which the move started."""
     active = [seat for seat in seats if seat.guide.active(step)]
 
     def of(hook: str, among: Iterable[Seat]) -> tuple[Seat, ...]:
@@ -92,16 +94,16 @@ def acting(seats: Sequence[Seat], step: Step) -> Acts:
         traced=of("traced", seats),
         log_weight=of("log_weight", weighing),
         weigh=of("weigh", weighing),
-        select=tuple(sorted(of("select", weighing), key=lambda seat: _rank(seat, step))),
+        select=tuple(sorted(of("select", weighing), key=lambda seat: _rank(seat, before))),
     )
 
 
-def _rank(seat: Seat, step: Step) -> int:
-    """Who selects first: those who choose among the children that they have asked for, then among chains of their own.
-    What is left is resampled by the others, which would thin at random what was to be chosen from."""
+def _rank(seat: Seat, before: Step | None) -> int:
+    """The order of selections: first guides that choose among the children that they have asked for, then those that
+    choose among chains of their own, and last those that resample, which would thin the candidates at random."""
     if "plan" not in seat.hooks:
         return 2
-    return 0 if step.index and seat.guide.plan(1, step.index - 1, step.total)[1] > 1 else 1
+    return 0 if before is not None and seat.guide.plan(1, before)[1] > 1 else 1
 
 
 def overridden(guides: Iterable[Guide], *hooks: str) -> list[Guide]:

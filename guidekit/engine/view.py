@@ -1,9 +1,10 @@
-"""What a guide may read: where the run stands (`Step`), and the particles there (`View`)."""
+"""What a guide may read: a point of the time grid (`Step`) and the particles at it (`View`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from .. import random
 from ..models.base import Encoded, Model
 from ..models.evaluations import Cond, evaluate, rows_of
-from ..solvers import Move
+from ..solvers import Move, fractions
 from . import tree
 from .scoring import Scorer, same
 from .tree import Tree
@@ -20,10 +21,15 @@ from .tree import Tree
 
 @dataclass(frozen=True)
 class Step:
-    """A point of the time grid. `index` runs from 0 (noise) to `total` (samples); `n` rows of a group are to live here,
-    and `parents` did before.
+    """A point of the time grid.
 
-    came, move   the rows of the solver's table that led here (None at index 0) and that lead on (None at the last)
+    index, total   the number of moves made so far, from 0 (noise) to `total` (samples)
+    t              the time
+    n, parents     particles of each group that are to live here, and that lived at the step before
+    keys           one random key per group
+    came, move     the moves that led here (None at index 0) and that lead on (None at the last step)
+    fraction       the fraction of the run that is done, in [0, 1]; corrector moves and recurrences do not advance it
+    name, place    of the guide that reads this: the address of its random numbers, and the index of its memos
     """
 
     index: int
@@ -34,38 +40,44 @@ class Step:
     keys: Tensor
     came: Move | None = None
     move: Move | None = None
+    fraction: float = 0.0
     name: str = ""
     place: int = -1
 
     @property
     def last(self) -> bool:
-        """Whether the particles are final samples."""
+        """Whether the particles here are the final samples."""
         return self.index == self.total
 
     @property
-    def fraction(self) -> float:
-        """The share of the run that is done, in [0, 1]."""
-        return self.index / self.total
-
-    @property
     def key(self) -> Tensor:
-        """One key per group, for random numbers that belong to this step and this guide alone."""
+        """One key per group, for random numbers of this guide at this step."""
         return random.fold(random.fold(self.keys, self.name), self.index)
 
     def own(self, name: str, place: int = -1) -> Step:
-        """The same step in the hands of one guide, whose memos are population.memos[step.place]."""
+        """The same step as one guide sees it; its memos are `population.memos[step.place]`."""
         return replace(self, name=name, place=place)
+
+
+def grid(moves: Sequence[Move], keys: Tensor) -> list[Step]:
+    """The points of a run with these moves, without their numbers of particles, which are not known yet."""
+    ends = pairwise((None, *moves, None))
+    return [
+        Step(i, len(moves), 0.0 if go is None else go.t, 0, 0, keys, came, go, fraction)
+        for i, ((came, go), fraction) in enumerate(zip(ends, fractions(moves), strict=True))
+    ]
 
 
 @dataclass(frozen=True)
 class View:
-    """Rows of a population at (x_t, t), in the middle of a look.
+    """Particles at (x_t, t) while they are looked at: the network has been evaluated, and guides tilt and weigh.
 
-    x            states; with gradients where a guide asks for them
-    evals        what the network returned: {Cond(): ..., Null(): ..., ...}; empty at t = 0
-    prediction   the one that defines the target as far as it is known: with the tilts applied so far; None at t = 0
-    cond         the encoded condition of the rows
-    group, slot  the row's address
+    x            states (rows, *shape); they carry gradients if a guide asks for them
+    evals        what the network returned, {Cond(): ..., Null(): ..., ...}; empty at t = 0
+    prediction   the prediction that defines the target, with the tilts applied so far; None at t = 0
+    shown        the one that guides and rewards see in its place, where a tilt is `Apart`; else None
+    cond         the encoded condition of each row
+    group, slot  the row's group and its place within it: the address of its random numbers
     memo         what the guide that reads this remembers of each particle
     """
 
@@ -80,6 +92,7 @@ class View:
     scorer: Scorer
     limit: int | None = None
     memo: Tree = None
+    shown: Tensor | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     _kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -89,69 +102,76 @@ class View:
 
     @property
     def clean(self) -> Tensor:
-        """The estimate of x_0: the prediction's for t > 0, x itself at t = 0."""
-        if self.prediction is not None:
-            return self.model.process.clean(self.prediction, self.x)
+        """The estimate of x_0: that of the prediction for t > 0, x itself at t = 0."""
+        prediction = self.prediction if self.shown is None else self.shown
+        if prediction is not None:
+            return self.model.process.clean(prediction, self.x)
         if self.t > 0:
             raise ValueError("the clean estimate was asked for by a guide that says sees_prediction = False")
         return self.x
 
     @property
     def samples(self) -> Any:
-        """The clean estimate, decoded (once)."""
+        """The clean estimate, decoded; once for all guides."""
         if "samples" not in self._cache:
             self._cache["samples"] = self.model.decode(self.clean)
         return self._cache["samples"]
 
     def score(self, reward: Any) -> Tensor:
-        """The reward of every row's clean estimate, float64, NaN where it could not be scored (asked once)."""
+        """The reward of each row's clean estimate, float64 (rows,), NaN where it could not be scored. Guides that ask
+        for the same reward share one call."""
         key = "reward", same(reward)
         if key not in self._cache:
             self._cache[key] = self.scorer(reward, self.samples, self.group)
         return self._cache[key]
 
     def tell(self, reward: Any, scores: Tensor) -> None:
-        """What score(reward) answers to the guides that ask after this one at this look."""
+        """Set what `score(reward)` returns to the guides that ask later in this look."""
         self._cache["reward", same(reward)] = scores
 
     def scored(self, reward: Any) -> Tensor | None:
-        """The reward if a guide has asked for it here."""
+        """The scores of this reward if a guide has asked for them in this look, else None."""
         return self._cache.get(("reward", same(reward)))
 
     def evaluate(self, x: Tensor, t: float, needs: tuple[Cond, ...] = (Cond(),)) -> dict[Cond, Tensor]:
-        """Further evaluations of the network, at other states of these rows or another time; they are counted."""
+        """Further network evaluations of these rows, at other states or another time. They are counted as network
+        rows."""
         return evaluate(self.model, needs, x, t, self.cond, self.scorer.cost.network, self.limit)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """make(), for what depends on x_t and not on the prediction: made at the first call in this look."""
+        """The result of make(), which is called once in this look: for what depends on x_t and not on the
+        prediction."""
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
 
     @property
     def key(self) -> Tensor:
-        """One key per row, for the guide's own random numbers; different for every guide, step and row."""
+        """One key per row, for the guide's own random numbers. Keys differ between guides, steps and rows."""
         return random.fold(self.step.key[self.group], random.address(self.slot, self.step.parents))
 
     def own(self, name: str, memo: Tree) -> View:
-        """The same view in the hands of one guide."""
-        return replace(self, step=self.step.own(name), memo=memo)
+        """The same view as one guide sees it: its prediction is the one that is shown."""
+        prediction = self.prediction if self.shown is None else self.shown
+        return replace(self, step=self.step.own(name), memo=memo, prediction=prediction, shown=None)
 
     def take(self, index: Tensor) -> View:
-        """The view of some rows, each perhaps several times; nothing decoded yet."""
-        parts = {k: tree.take(getattr(self, k), index) for k in ("x", "group", "slot", "prediction", "memo")}
+        """The view of the rows of an index, which may repeat rows. Nothing is decoded or scored yet."""
+        parts = {k: tree.take(getattr(self, k), index) for k in ("x", "group", "slot", "prediction", "shown", "memo")}
         evals = {k: v[index] for k, v in self.evals.items()}
         return replace(self, **parts, evals=evals, cond=rows_of(self.cond, index), _cache={}, _kept={})
 
-    def with_prediction(self, prediction: Tensor | None) -> View:
-        """The same rows with another prediction, and nothing decoded yet."""
-        return self if prediction is self.prediction else replace(self, prediction=prediction, _cache={})
+    def with_prediction(self, prediction: Tensor | None, shown: Tensor | None = None) -> View:
+        """The same rows with another prediction, or another one shown. Nothing is decoded or scored yet."""
+        if prediction is self.prediction and shown is self.shown:
+            return self
+        return replace(self, prediction=prediction, shown=shown, _cache={})
 
     def zeros(self) -> Tensor:
         """0 for each row, float64."""
         return torch.zeros(len(self.x), dtype=torch.float64, device=self.x.device)
 
     def rows(self, v: Tensor) -> Tensor:
-        """A number for each row, shaped to multiply the prediction."""
+        """One number per row, v (rows,), shaped to multiply the prediction."""
         like = self.x if self.prediction is None else self.prediction
         return v.view(-1, *[1] * (like.dim() - 1)).to(like.dtype)

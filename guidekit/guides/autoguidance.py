@@ -3,9 +3,8 @@ r"""Autoguidance (Karras et al., 2024), https://arxiv.org/abs/2406.02507: away f
     d <- d + (w - 1) (d_cond - d_weak)
 
 in the coordinates of the prediction: the clean mean, or the log-probabilities of tokens. The weak model sees the same
-condition, so that it errs in the same places and more; w = 1 does nothing. The paper's weak model is a smaller one,
-trained for less time. Where there is
-none, `gk.weakened` makes one of the model itself.
+condition, so it makes the same errors, only larger ones; w = 1 does nothing. The paper's weak model is smaller and was
+trained for less time. If you have none, `gk.weakened` makes one from the model itself.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale, at
 from ..engine.view import View
 from ..models.base import Model
@@ -22,16 +22,34 @@ from ..models.evaluations import Cond, Other
 
 @dataclass(frozen=True)
 class AutoGuidance(Guide):
-    """Guidance by a weaker base model with weight `scale`, a number or a function of t.
+    """Guidance by a weaker base model. One extra NFE of the weak model per particle and step, in a forward pass of its
+    own; guides with equal weak models share it.
 
-    One row of the weak model per particle and step, in a forward of its own; guides with equal weak models share it.
-
-    weak    a base model of the same shape and noising law; it sees the condition as the guided model encodes it
-    scale   1 does nothing, 2 is usual
+    weak    a base model with the same shape and noising process; it sees the condition as the guided model encodes it
+    scale   w, a number or a function of t: 1 does nothing, 2 is usual
     """
 
     weak: Model
     scale: Scale
+
+    neutral = 1.0
+
+    card = Card(
+        "extrapolates away from a weaker model",
+        section="Weaker and stronger models",
+        rows="1, of the weak model",
+        changes="target",
+        paper=Paper(
+            "karras2024autoguidance",
+            "Karras, Tero and Aittala, Miika and Kynkäänniemi, Tuomas and Lehtinen, Jaakko and Aila, Timo and "
+            "Laine, Samuli",
+            "Guiding a Diffusion Model with a Bad Version of Itself",
+            2024,
+            "2406.02507",
+        ),
+        example="gk.AutoGuidance(weak, 1.5)",
+        picture="trained",
+    )
 
     @property
     def needs(self) -> tuple[Cond, ...]:
@@ -46,6 +64,4 @@ class AutoGuidance(Guide):
             )
 
     def tilt(self, view: View) -> Tensor | float:
-        if not self.needs:
-            return 0.0
         return (at(self.scale, view.t) - 1) * (view.evals[Cond()] - view.evals[Other(self.weak)])

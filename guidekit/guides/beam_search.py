@@ -1,11 +1,13 @@
-r"""Beam search: every particle branches, and the best of the whole group live.
+r"""Beam search (as in Li et al., 2025, https://arxiv.org/abs/2503.02039): every particle branches, and the best
+children of the whole group survive.
 
     children    x_s ~ p(x_s | x_t), `branch` of each particle
     score       V(x_s), by default r(E[x_0 | x_s]), and r(x_0) at the end
-    survivors   the `width` children of highest score in the group, whoever their parents are
+    survivors   the `width` children with the highest scores in the group, whoever their parents are
 
-SVDD keeps one child of each parent, so that all n samples stay apart; a beam lets one parent have all the survivors.
-It is greedy: samples weigh alike (but for the weights that other guides gave them) and follow no tilted law.
+SVDD keeps one child of each parent, so that the n samples stay distinct; in a beam all survivors may descend from one
+parent. The method is greedy: all samples have equal weights (apart from those that other guides gave them), and they do
+not follow a tilted distribution.
 """
 
 from __future__ import annotations
@@ -16,28 +18,37 @@ from typing import Any
 
 import torch
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.population import Population
 from ..engine.tree import Tree
 from ..engine.view import Step, View
-from ..models.base import Model
+from ..errors import is_count
 from ..values import Value
 from .fk_steering import check_every, in_turn
 from .shared.twist import check_reward, value_of
 
 Count = int | Callable[[float], int]  # a number, or a function of the fraction of the run
+PAPER = Paper(
+    "li2025dsearch",
+    "Li, Xiner and Uehara, Masatoshi and Su, Xingyu and Scalia, Gabriele and Biancalani, Tommaso and Regev, Aviv and "
+    "Levine, Sergey and Ji, Shuiwang",
+    "Dynamic Search for Inference-Time Alignment in Diffusion Models",
+    2025,
+    "2503.02039",
+)
 
 
 @dataclass(frozen=True)
 class BeamSearch(Guide):
     """The n best of a beam of `width` particles with `branch` children each, best first.
 
-    For n > width, n particles live on the way: the `width` best, each n/width times. Network rows: max(n, width)
-    branch a step where there are children.
+    If n > width, n particles are kept on the way: the `width` best ones, n/width copies of each. NFE: max(n, width)
+    branch in each step that branches.
 
     width, branch   numbers, or functions of the fraction of the run
     value           the look-ahead; None means `gk.values.Tweedie(reward)`
-    every           branch and choose at every so many steps, or at the steps of this list; and at the last
+    every           branch and select at every so many steps, or at the steps in this list, and at the last
     """
 
     reward: Any
@@ -47,7 +58,16 @@ class BeamSearch(Guide):
     _: KW_ONLY
     every: int | Sequence[int] = 1
 
-    alpha = 0.0  # of a look-ahead that has a temperature: the mean
+    alpha = 0.0  # for look-aheads with a temperature: their mean
+
+    card = Card(
+        "keeps the best children of the whole group",
+        section="Steering with rewards",
+        rows="branch - 1",
+        changes="selection",
+        paper=PAPER,
+        example="gk.BeamSearch(reward, 64, 2)",
+    )
 
     def __post_init__(self) -> None:
         check_reward(self, positive=False)
@@ -60,18 +80,13 @@ class BeamSearch(Guide):
     def sees_prediction(self) -> bool:  # type: ignore[override]
         return getattr(self.value, "sees_prediction", True)
 
-    def check(self, model: Model, steps: int) -> None:
-        if self.steer:
-            raise ValueError(f"{type(self).__name__}(steer=True): it has no tilt that the weights could correct for")
-
     def due(self, step: Step) -> bool:
-        """Whether this step is scored and chosen from."""
+        """Whether the particles are scored and selected at this step."""
         return step.last or in_turn(self.every, step.index)
 
-    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
-        branches = index + 1 == total or in_turn(self.every, index + 1)
-        fraction = index / total
-        return max(n, self._count("width", fraction)), self._count("branch", fraction) if branches else 1
+    def plan(self, n: int, step: Step) -> tuple[int, int]:
+        branches = step.index + 1 == step.total or in_turn(self.every, step.index + 1)
+        return max(n, self._count("width", step.fraction)), self._count("branch", step.fraction) if branches else 1
 
     def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
         return 0.0, value_of(self, view) if self.due(view.step) else memo
@@ -88,7 +103,7 @@ class BeamSearch(Guide):
         """The width or the branching factor at a fraction of the run."""
         count = getattr(self, name)
         count = count(fraction) if callable(count) else count
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        if not is_count(count):
             raise ValueError(
                 f"{type(self).__name__}({name}={count!r}): a count, at least 1, or a function that gives one"
             )
@@ -96,9 +111,9 @@ class BeamSearch(Guide):
 
 
 def keep_best(population: Population, scores: torch.Tensor, width: int, step: Step) -> Population:
-    """The `width` rows of highest score in each group, in order, as often as fills step.n places.
+    """The `width` rows with the highest scores in each group, best first, repeated until step.n places are filled.
 
-    Of equal scores the first children of all parents come before the second ones.
+    Among equal scores, the first children of all parents come before the second ones.
     """
     k = population.branch
     scores = population.siblings(scores.nan_to_num(-torch.inf)).mT.flatten(1)  # child by child

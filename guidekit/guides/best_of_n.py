@@ -1,8 +1,10 @@
-r"""Best-of-N: N independent chains for every sample that is returned, of which the one of highest reward lives.
+r"""Best-of-N: for every sample that is returned, N independent chains are run and the one with the highest reward is
+kept.
 
-The law of a sample is N p(x) F(r(x))^(N-1) for rewards without ties, F being their distribution function under the
-model: a greedy law with E of the largest of N, at KL(law | p) = log N - (N - 1)/N. It is no tilted law, and samples
-weigh alike (but for the weights that other guides gave them, which the winner keeps).
+For rewards without ties, a sample has the density N p(x) F(r(x))^(N-1), where F is the distribution function of the
+reward under the model; its divergence from the model is KL = log N - (N - 1)/N (Beirami et al., 2024,
+https://arxiv.org/abs/2401.01879). This is not a tilted distribution. All samples have equal weights, apart from those
+that other guides gave them, which the winner keeps.
 """
 
 from __future__ import annotations
@@ -12,18 +14,19 @@ from typing import Any
 
 import torch
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.population import Population
 from ..engine.view import Step, View
-from ..models.base import Model
+from ..errors import is_count
 from .shared.twist import check_reward
 
 
 @dataclass(frozen=True)
 class BestOfN(Guide):
-    """Every returned row is the best of n independent ones. n rows a sample and step, n reward calls a sample.
+    """Every returned sample is the best of n independent ones. n NFE per sample and step, n reward calls per sample.
 
-    Samples that could not be scored are never chosen; a row whose n chains all failed weighs nothing.
+    Samples that could not be scored are never chosen; if all n chains of a sample fail, it has weight zero.
     """
 
     reward: Any
@@ -31,20 +34,32 @@ class BestOfN(Guide):
 
     sees_prediction = False
 
+    card = Card(
+        "keeps the best of n independent chains",
+        section="Steering with rewards",
+        rows="n - 1",
+        exact="N p F^(N-1)",
+        changes="selection",
+        paper=Paper(
+            "beirami2024bestofn",
+            "Beirami, Ahmad and others",
+            "Theoretical Guarantees on the Best-of-n Alignment Policy",
+            2024,
+            "2401.01879",
+        ),
+        example="gk.BestOfN(reward, 4)",
+    )
+
     def __post_init__(self) -> None:
         check_reward(self)
-        if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
+        if not is_count(self.n):
             raise ValueError(f"BestOfN(n={self.n!r}): at least one chain is needed")
 
     @property
     def stochastic(self) -> bool:
-        return False  # chains that start apart need no noise on the way
+        return False  # the chains start from different noise and need none on the way
 
-    def check(self, model: Model, steps: int) -> None:
-        if self.steer:
-            raise ValueError("BestOfN(steer=True): it has no tilt that the weights could correct for")
-
-    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
+    def plan(self, n: int, step: Step) -> tuple[int, int]:
         return n * self.n, 1
 
     def log_weight(self, view: View, memo: Any) -> tuple[Any, Any]:

@@ -1,14 +1,15 @@
-r"""Condition-annealed sampling (Sadat et al., 2023), https://arxiv.org/abs/2310.17347: diversity at high guidance.
+r"""Condition-annealed sampling (Sadat et al., 2023), https://arxiv.org/abs/2310.17347: diversity at high guidance
+scales.
 
 The encoded condition y of every row is noised at the start of the run and clean at its end:
 
     g(t)  = 1 for t <= low,   (high - t)/(high - low) between,   0 for t >= high
-    y'    = sqrt(g) y + s sqrt(1 - g) n,    n ~ N(0, 1) anew at every step
-    y''   = (y' - mean y')/std y' std y + mean y              so that its size stays
+    y'    = sqrt(g) y + s sqrt(1 - g) n,    n ~ N(0, 1), drawn at every step
+    y''   = (y' - mean y')/std y' std y + mean y              which restores mean and scale
     y     <- mix y'' + (1 - mix) y'
 
-t is the time of the run, 1 in noise. It needs conditions that encode to real numbers, like embeddings; integer labels
-and masks among the entries of a dict are left as they are.
+t is the time of the run, 1 at pure noise. The condition must encode to real numbers, such as embeddings; integer labels
+and masks among the entries of a dict are left unchanged.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .. import random
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.view import View
 from ..models.base import Encoded, Model
@@ -27,17 +29,32 @@ from ..models.base import Encoded, Model
 
 @dataclass(frozen=True)
 class CADS(Guide):
-    """Noise on the condition. No cost. Give it with CFG, whose null branch stays clean.
+    """Noise on the condition. No extra NFE. Use it together with CFG, whose unconditional branch stays clean.
 
-    low, high   times between which the noise fades; 1 > high > low: the paper takes .6 and .9
-    noise_scale standard deviation s of the noise, .025 to .25 in the paper
-    mix         psi, the share of the rescaled condition
+    low, high     times between which the noise fades out, low < high; the paper uses 0.6 and 0.9
+    noise_scale   s, the standard deviation of the noise; 0.025 to 0.25 in the paper
+    mix           psi, the weight of the rescaled condition
     """
 
     low: float = 0.6
     high: float = 0.9
     noise_scale: float = 0.25
     mix: float = 1.0
+
+    card = Card(
+        "anneals noise on the condition, for diversity",
+        section="Classifier-free guidance and its relatives",
+        changes="condition",
+        paper=Paper(
+            "sadat2023cads",
+            "Sadat, Seyedmorteza and Buhmann, Jakob and Bradley, Derek and Hilliges, Otmar and Weber, Romann M.",
+            "CADS: Unleashing the Diversity of Diffusion Models through Condition-Annealed Sampling",
+            2023,
+            "2310.17347",
+        ),
+        example="gk.CADS(), gk.CFG(1.5)",
+        picture="embedded conditions",
+    )
 
     def check(self, model: Model, steps: int) -> None:
         if not 0 <= self.low < self.high <= 1 or not 0 <= self.mix <= 1 or not self.noise_scale >= 0:
@@ -47,7 +64,7 @@ class CADS(Guide):
             )
 
     def strength(self, t: float) -> float:
-        """g(t)."""
+        """g(t), the weight of the clean condition."""
         return min(max((self.high - t) / (self.high - self.low), 0.0), 1.0)
 
     def clashes(self, other: Guide, after: bool) -> str | None:

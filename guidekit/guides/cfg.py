@@ -2,13 +2,17 @@ r"""Classifier-free guidance (Ho and Salimans, 2022), https://arxiv.org/abs/2207
 
     d <- d_null + w (d_cond - d_null)
 
-in the coordinates of the prediction: the clean mean, where it equals the usual rule for noise, velocity or score, or
-log p(x_0^i | x_t) of tokens, where it is p_cond^w p_null^(1 - w) normalised at every position. w = 1 is the
-conditional model, w = 0 the unconditional one.
+in the coordinates of the prediction. For Gaussian processes that is the clean mean, for which the rule is equivalent to
+the usual one for noise, velocity or score; for tokens it is log p(x_0^i | x_t), so that the guided distribution is
+p_cond^w p_null^(1 - w), normalised at every position. w = 1 is the conditional model, w = 0 the unconditional one.
+
+For uniform noise this differs from D-CFG (Schiff et al., 2024, https://arxiv.org/abs/2412.10193), which interpolates
+the log-probabilities of the next state x_s rather than those of the clean tokens. For masked tokens the two agree, up
+to when a token is unmasked.
 
 `rescale` (Lin et al., 2023, https://arxiv.org/abs/2305.08891, section 3.4) brings the standard deviation of every
-sample's prediction back towards that of the conditional one: d <- d (1 - phi + phi std(d_cond)/std(d)), taken here on
-the clean mean, so that it does not depend on what the network predicts.
+sample's prediction back towards that of the conditional one, d <- d (1 - phi + phi std(d_cond)/std(d)). Here it is
+applied to the clean mean, so that it does not depend on what the network predicts.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale, at
 from ..engine.view import View
 from ..models.base import Model
@@ -27,7 +32,10 @@ from ..process import Gaussian
 
 @dataclass(frozen=True)
 class CFG(Guide):
-    """Classifier-free guidance with weight `scale`, a number or a function of t. One extra row per particle.
+    """Classifier-free guidance. One extra NFE per particle and step, in the same forward pass.
+
+    scale     w, a number or a function of t; 1 does nothing
+    rescale   phi in [0, 1]; 0 does nothing
 
     >>> import guidekit as gk
     >>> gk.CFG(3.0, start=0.1, stop=0.8).needs
@@ -36,6 +44,19 @@ class CFG(Guide):
 
     scale: Scale
     rescale: float = 0.0
+
+    neutral = 1.0
+
+    card = Card(
+        "extrapolates from the unconditional to the conditional prediction",
+        section="Classifier-free guidance and its relatives",
+        rows="1",
+        changes="target",
+        paper=Paper(
+            "ho2022cfg", "Ho, Jonathan and Salimans, Tim", "Classifier-Free Diffusion Guidance", 2022, "2207.12598"
+        ),
+        example="gk.CFG(2.5)",
+    )
 
     @property
     def needs(self) -> tuple[Cond, ...]:
@@ -48,8 +69,6 @@ class CFG(Guide):
             raise ValueError("CFG(rescale=...) is for Gaussian processes; log-probabilities of tokens are normalised")
 
     def tilt(self, view: View) -> Tensor | float:
-        if not self.needs:
-            return 0.0
         scale = at(self.scale, view.t)
         return view.model.guided(view.x, view.t, view.evals[Cond()], view.evals[Null()], scale)
 
@@ -57,5 +76,7 @@ class CFG(Guide):
         if self.rescale == 0:
             return prediction
         cond, guided = (v.reshape(len(v), -1).std(1, correction=0) for v in (view.evals[Cond()], prediction))
-        ratio = torch.where(guided > 0, cond / guided, 1.0)  # one number, or a constant, has no deviation to bring back
+        ratio = torch.where(
+            guided > 0, cond / guided, 1.0
+        )  # a single number, or a constant, has no deviation to restore
         return prediction * view.rows(1 - self.rescale + self.rescale * ratio)

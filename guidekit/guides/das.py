@@ -1,7 +1,7 @@
 r"""Diffusion alignment as sampling (Kim et al., 2025), https://arxiv.org/abs/2501.05803: twisted SMC with tempering.
 
-The twist at the i-th step is exp(lambda_i V(x_t)/alpha), with lambda rising from 0 to 1 and V = r(E[x_0 | x_t]), V =
-r(x_0) at the end. Its gradient bends the clean mean and the weights correct for it,
+The twist at step i is exp(lambda_i V(x_t)/alpha), with lambda rising from 0 to 1, V = r(E[x_0 | x_t]), and V = r(x_0)
+at the end. Its gradient bends the proposal, and the weights correct for it:
 
     d <- d + scale lambda (sigma_t^2/alpha_t) grad_x V(x_t)/alpha,
     log w += log p(x_s | x_t) - log q(x_s | x_t) + lambda_s V(x_s)/alpha - lambda_t V(x_t)/alpha.
@@ -9,25 +9,26 @@ r(x_0) at the end. Its gradient bends the clean mean and the weights correct for
     tempering = "exponential"   lambda = min((1 + gamma)^(100 f) - 1, 1)      f the fraction of the run, gamma = .008
                 "power"         lambda = min((100 gamma f)^power, 1)
                 a function      f -> lambda
-                "adaptive"      the largest lambda at which the ESS of a group is still `ess` of its size, by bisection
-                                between the last one and 1; the bend uses the last one
+                "adaptive"      the largest lambda for which the ESS of a group is still `ess` of its size, by bisection
+                                between the previous lambda and 1; the gradient uses the previous one
 
-lambda is 1 at the last step in all of them, so that weighted samples follow p exp(r/alpha)/Z. An adaptive lambda
-depends on the population, and Z stays unbiased: what it counts too early is taken back at the next step, particle by
-particle. The code published with the paper lets twists and gradients stay behind when particles are resampled, adds
-up log Z without the number of particles, and mixes prompts. None of this is copied.
+All schedules reach lambda = 1 at the last step, so that weighted samples follow p exp(r/alpha)/Z. An adaptive lambda
+depends on the population, and the estimate of Z is still unbiased: whatever is counted too early is subtracted again at
+the next step, particle by particle. The code published with the paper differs: it does not move twists and gradients
+along when particles are resampled, leaves the number of particles out of log Z, and mixes prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..engine import resampling
+from ..engine.card import Paper
 from ..engine.guide import Scale, at
 from ..engine.population import Population, effective_size
 from ..engine.resampling import resample
@@ -41,9 +42,10 @@ _HALVINGS = 30
 
 @dataclass(frozen=True)
 class DAS(Twisted):
-    """Tempered twisted SMC towards p exp(reward/alpha). Cost as of `TDS`.
+    """Tempered twisted SMC towards p exp(reward/alpha). It costs as much as `TDS`, whose options it shares.
 
-    tempering   "adaptive" | "exponential" | "power" | a function of the fraction of the run
+    tempering      "adaptive" | "exponential" | "power" | a function of the fraction of the run
+    gamma, power   of the exponential and the power schedule
     """
 
     reward: Any
@@ -58,6 +60,19 @@ class DAS(Twisted):
     power: float = 1.0
     steer: bool = True
 
+    card = replace(
+        Twisted.card,
+        about="TDS with a tempered twist",
+        paper=Paper(
+            "kim2025das",
+            "Kim, Sunwoo and Kim, Minkyu and Park, Dongmin",
+            "Test-time Alignment of Diffusion Models without Reward Over-optimization",
+            2025,
+            "2501.05803",
+        ),
+        example="gk.DAS(reward, 0.5)",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(self.tempering) and self.tempering not in ("adaptive", "exponential", "power"):
@@ -68,7 +83,7 @@ class DAS(Twisted):
             )
 
     def schedule(self, fraction: float) -> float:
-        """lambda, where it does not depend on the particles."""
+        """lambda of the schedules that do not depend on the particles."""
         if fraction >= 1:
             return 1.0
         if callable(self.tempering):
@@ -90,7 +105,7 @@ class DAS(Twisted):
         return 0.0, (twist(self, view, now), counted, level)
 
     def weigh(self, population: Population, step: Step) -> Population:
-        """Count lambda_s V(x_s) and take back lambda_t V(x_t)."""
+        """Add lambda_s V(x_s)/alpha to the log-weights and subtract lambda_t V(x_t)/alpha."""
         now, counted, level = population.memos[step.place]
         if step.last or self.tempering != "adaptive":
             level = torch.full_like(level, self.schedule(step.fraction))
@@ -99,7 +114,7 @@ class DAS(Twisted):
         return population.weighed(step.place, level * now - counted, (now, level * now, level))
 
     def _adapted(self, log_w: Tensor, now: Tensor, level: Tensor) -> Tensor:
-        """The lambda of every group in [the last one, 1] at which its ESS is the threshold."""
+        """The lambda of every group, between its previous one and 1, at which the ESS equals the threshold."""
         enough = self.ess * now.shape[1]
         low, high = level.amax(1, keepdim=True), torch.ones_like(level[:, :1])
         whole = effective_size(log_w + now)[:, None] >= enough

@@ -1,54 +1,53 @@
-r"""Classifier guidance of masked tokens (Schiff et al., 2025, https://arxiv.org/abs/2412.10193; as rates, Nisonoff et
-al., 2025, https://arxiv.org/abs/2406.01572) weighs the reverse kernel, position by position, by the classifier at x_t
-with that token alone changed,
+r"""Discrete classifier-based guidance (Schiff et al., 2024), https://arxiv.org/abs/2412.10193, of masked tokens; as
+rates it is the exact method of Nisonoff et al. (2024), https://arxiv.org/abs/2406.01572.
+
+The reverse kernel is reweighted, position by position, by the classifier at x_t with that one token changed:
 
     q(x_s^i = v | x_t) p(y | x_t^{i -> v})^gamma, normalised over v.
 
-A masked position stays masked with probability u = s/t and becomes v with (1 - u) p_i(v); others stay. So this is
+A masked position stays masked with probability u = s/t and becomes v with probability (1 - u) p_i(v); all others stay
+as they are. So this is the tilt
 
     log p_i(v) <- log p_i(v) + gamma log p(y | x_t^{i -> v}),
 
-a tilt, and a position leaves the mask with probability (1 - u) Z_i/(u + (1 - u) Z_i), where
+together with a changed rate of unmasking: a position is unmasked with probability (1 - u) Z_i/(u + (1 - u) Z_i), where
 Z_i = sum_v p_i(v) (p(y | x_t^{i -> v})/p(y | x_t))^gamma. For gamma = 1 and the exact classifier of masked sequences
-Z_i = 1: the tilt is all there is and gives the marginals of p(x_0 | x_t, y), so for many steps samples of p(x | y).
-Otherwise the paper's kernel leaves the mask sooner where Z_i > 1; here the tokens are weighed, and when they appear is
-left to the model.
+Z_i = 1, the tilt alone gives the marginals of p(x_0 | x_t, y), and in the limit of many steps the samples follow
+p(x | y). Otherwise the paper's kernel unmasks earlier where Z_i > 1; here only the choice of tokens is guided, and the
+model decides when they are unmasked.
 
-Uniform noise is refused: there the weight of a next token is no weight of the clean one, which is what a tilt is.
+Uniform noise is refused: there the classifier reweights the next token, and a tilt reweights the clean one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..engine.card import Paper
 from ..engine.guide import Scale, at
 from ..engine.view import View
-from ..models.base import Model
 from ..models.tokens import LOG_ZERO
-from ..process import Gaussian, Masked
+from ..process import Masked
 from .shared.labelled import Classifier, Label, Labelled
 
-_ROWS = 4096  # sequences for the classifier at a time, where the run has no batch_size
+_ROWS = 4096  # sequences per call of the classifier, if the run has no batch_size
 
 
 class Discrete(Labelled):
-    """What both share; a dataclass with classifier, scale and label."""
+    """Base of classifier guidance of masked tokens: a dataclass with classifier, scale and label."""
 
     scale: Scale
 
-    def check(self, model: Model, steps: int) -> None:
-        super().check(model, steps)
-        name, noise = type(self).__name__, type(model.process).__name__
-        if isinstance(model.process, Gaussian):
-            raise ValueError(f"{name} changes one token at a time, and there are none: use gk.ClassifierGuidance")
-        if not isinstance(model.process, Masked):
-            raise ValueError(
-                f"{name} guides masked tokens; under {noise} noise the weight of a next token is "
-                "none of the clean one: use a masked model, or gk.FKSteering or gk.SVDD with log p(y | x)"
-            )
+    card = replace(
+        Labelled.card,
+        processes=(Masked,),
+        refusal="guides masked tokens; under Uniform noise the weight of a next token is not that of the clean one: "
+        "use a masked model, or gk.FKSteering or gk.SVDD with log p(y | x); with a Gaussian process use "
+        "gk.ClassifierGuidance",
+    )
 
     def tilt(self, view: View) -> Tensor | float:
         scale, masked = at(self.scale, view.t), view.x == view.model.process.states - 1  # type: ignore[attr-defined]
@@ -59,18 +58,19 @@ class Discrete(Labelled):
         return tilt.to(view.model.dtype)
 
     def ratios(self, view: View, masked: Tensor) -> Tensor:
-        """log p(y | x_t^{i -> v}) up to a constant of each position, (rows, length, V); read where masked."""
+        """log p(y | x_t^{i -> v}) up to a constant per position, (rows, length, V); only masked positions are read."""
         raise NotImplementedError(f"{type(self).__name__} does not say how likely each token makes the label")
 
 
 @dataclass(frozen=True)
 class DCBG(Discrete):
-    """Exact classifier guidance of masked tokens. No network rows; the classifier sees V sequences for each position
-    that is masked, at most `batch_size` of the run at a time.
+    """Exact classifier guidance of masked tokens. No extra NFE; the classifier evaluates V sequences per masked
+    position, at most the run's `batch_size` at a time.
 
-    classifier   (tokens with masks, which have the id V, t with one entry per row) -> logits (rows, classes), or
-                 log p(y | x_t) (rows,) and no label
+    classifier   (tokens, in which V stands for the mask, t with one entry per row) -> logits (rows, classes), or
+                 log p(y | x_t) (rows,) without a label
     scale        gamma, a number or a function of t: 1 samples given the label, 0 does nothing
+    label        the class to guide towards, or a list with one for each condition of the run
 
     >>> import torch
     >>> DCBG(lambda x, t: -(x == 2).sum(1).double(), scale=2.0).label is None
@@ -80,6 +80,21 @@ class DCBG(Discrete):
     classifier: Classifier
     scale: Scale = 1.0
     label: Label = None
+
+    card = replace(
+        Discrete.card,
+        about="reweights every masked token by a classifier",
+        exact="p given the label, for the exact classifier and many steps",
+        paper=Paper(
+            "schiff2024simple",
+            "Schiff, Yair and Sahoo, Subham Sekhar and others",
+            "Simple Guidance Mechanisms for Discrete Diffusion Models",
+            2024,
+            "2412.10193",
+        ),
+        example="gk.DCBG(right, 2.0)",
+        picture="tokens",
+    )
 
     def ratios(self, view: View, masked: Tensor) -> Tensor:
         found = torch.zeros(*view.x.shape, view.model.process.V, dtype=torch.float64, device=view.x.device)  # type: ignore

@@ -1,13 +1,13 @@
 r"""Denoising diffusion codebook models (Ohayon et al., 2025), https://arxiv.org/abs/2502.01189.
 
-The noise of every move is an entry of a fixed codebook z^1..z^K ~ N(0, 1) of that step, so that the indices are a
-compressed description of the sample. The entry that is taken has the largest
+The noise of every move is an entry of a fixed codebook z^1..z^K ~ N(0, 1) of that step, so that the indices of the
+entries are a compressed description of the sample. The entry chosen is the one that maximises
 
     <z^k, target - E[x_0 | x_t]>        to compress a target, or
-    <z^k, grad r(E[x_0 | x_t])>         to climb a differentiable reward.
+    <z^k, grad r(E[x_0 | x_t])>         to maximise a differentiable reward.
 
-With codes= the same entries are taken again, which gives the same sample bit for bit: K = 2^b entries and M random
-moves make M b bits. K = 1 is one fixed chain, and random indices are plain sampling from the codebook.
+With codes= the same entries are used again, which reproduces the sample bit for bit: K = 2^b entries and M random moves
+make a code of M b bits. K = 1 is a single fixed chain; random indices sample from the model.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 
 from .. import random
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.population import Population
 from ..engine.tree import Tree
 from ..engine.view import Step, View
+from ..errors import is_count
 from ..models.base import Model
 from ..process import Gaussian
 from .shared.twist import gradient
@@ -33,13 +35,13 @@ from .shared.twist import gradient
 
 @dataclass(frozen=True, eq=False)
 class DDCM(Guide):
-    """Choose the noise of every move from a codebook of `size` entries. No extra rows. The codes of a run are in
-    `result.memos[place of the guide][0]`, (n*groups, moves with noise); `gk.ddcm.pack` makes bytes of them.
+    """Choose the noise of every move from a codebook of `size` entries. No extra NFE. The codes of a run are in
+    `result.memos[place of the guide][0]`, (n*groups, moves with noise); `gk.ddcm.pack` turns them into bytes.
 
-    target   (n*groups, *shape) or *shape: what is to be compressed, in the coordinates of x
-    reward   a differentiable function of decoded samples to climb instead
+    target   the samples to compress, in the coordinates of x: (n*groups, *shape), or *shape
+    reward   a differentiable function of decoded samples to maximise instead
     codes    indices (n*groups, moves), or the bytes of `pack`, to decode
-    seed     of the codebook; who decodes needs it, as well as the seed, steps and solver of the run
+    seed     of the codebook. Decoding needs it, and also the seed, steps and solver of the run
     """
 
     size: int = 64
@@ -48,8 +50,24 @@ class DDCM(Guide):
     codes: Tensor | bytes | None = None
     seed: int = 0
 
+    card = Card(
+        "chooses the noise of each step from a codebook: a sample is a short code",
+        section="Starts, noise and resampling",
+        processes=(Gaussian,),
+        refusal="chooses Gaussian noise, and tokens have none: use it with a Gaussian process",
+        changes="noise",
+        paper=Paper(
+            "ohayon2025ddcm",
+            "Ohayon, Guy and Manor, Hila and Michaeli, Tomer and Elad, Michael",
+            "Compressed Image Generation with Denoising Diffusion Codebook Models",
+            2025,
+            "2502.01189",
+        ),
+        example="gk.DDCM(64, target=point)",
+    )
+
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+        if not is_count(self.size):
             raise ValueError(f"DDCM(size={self.size!r}): the codebook has at least one entry")
         if sum(v is not None for v in (self.target, self.reward, self.codes)) != 1:
             raise ValueError("DDCM takes one of target= (compress), reward= (climb) and codes= (decode)")
@@ -57,8 +75,6 @@ class DDCM(Guide):
             raise ValueError(f"DDCM(size={self.size}): the code is of a codebook of {unpack(self.codes)[1]}")
 
     def check(self, model: Model, steps: int) -> None:
-        if not isinstance(model.process, Gaussian):
-            raise ValueError("DDCM chooses Gaussian noise; tokens have none")
         if self.target is not None and self.target.shape[-len(model.shape) :] != model.shape:
             raise ValueError(f"DDCM(target of shape {tuple(self.target.shape)}): samples have shape {model.shape}")
 
@@ -96,7 +112,7 @@ class DDCM(Guide):
 
 
 def pack(codes: Tensor, size: int) -> bytes:
-    """A bit stream of log2(size) bits for each code, after 12 bytes with the size of codebook, rows and moves."""
+    """The codes as bytes: 12 bytes with the codebook size, rows and moves, then log2(size) bits for each code."""
     if codes.dim() != 2 or not 0 <= int(codes.min()) <= int(codes.max()) < size:
         raise ValueError(f"codes are (rows, moves) numbers below {size}; given {tuple(codes.shape)}")
     bits = (codes.cpu().numpy().astype(np.int64)[..., None] >> np.arange(_bits(size))) & 1

@@ -1,12 +1,12 @@
 r"""Distillation++ (Park, Lee and Ye, 2024), https://arxiv.org/abs/2412.08871: a teacher corrects a few-step student
-while it samples.
+during sampling.
 
     x_s = alpha_s d + sigma_s z,      d <- (1 - lambda) d + lambda d_teacher(x_s)
 
-d is the student's clean estimate, noised anew to the next time s of its run (the schedule that the paper found best),
-and d_teacher the teacher's, with classifier-free guidance of its own where `cfg` is not 1. So one step is taken on the
-paper's proximal problem with a score-distillation loss. The paper guides the first one or two of four steps; `stop` is
-0.5 here. d has the tilts of all guides: a student with CFG is corrected as guided.
+d is the student's clean estimate, which is renoised to the next time s of its run (the schedule that the paper found to
+be best). d_teacher is the teacher's estimate, with classifier-free guidance of its own if `cfg` is not 1. This is one
+step on the paper's proximal problem with a score-distillation loss. The paper guides the first one or two of four
+steps; here `stop` is 0.5. d includes the tilts of all guides: a student with CFG is corrected as guided.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dataclasses import KW_ONLY, dataclass
 from torch import Tensor
 
 from .. import random
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale, at
-from ..engine.view import View
+from ..engine.view import Step, View
 from ..models.base import Encoded, Model
 from ..models.evaluations import Cond, Null, Other
 from ..process import Gaussian
@@ -38,13 +39,13 @@ class OtherNull(Other):
 
 @dataclass(frozen=True)
 class Distillation(Guide):
-    """Guidance of a student by a teacher. One forward of the teacher, with a row per particle (two with cfg), in each
-    step in which it acts; none in the last, where nothing is noised anew.
+    """Guidance of a student by a teacher. One extra NFE of the teacher per particle (two with cfg) in each step inside
+    the window; none in the last step, where nothing is renoised.
 
-    teacher   a base model of the same shape and noising law; it sees the condition as the student encodes it
-    scale     lambda, a number or a function of t: 0 is the student, 1 the teacher
-    cfg       weight of the teacher's classifier-free guidance
-    renoise   s, a time or a function of t; None is the next time of the run
+    teacher   a base model with the same shape and noising process; it sees the condition as the student encodes it
+    scale     lambda in [0, 1], a number or a function of t: 0 is the student, 1 the teacher
+    cfg       the weight of the teacher's classifier-free guidance; 1: none
+    renoise   s, a time or a function of t; None: the next time of the run
     """
 
     teacher: Model
@@ -54,15 +55,35 @@ class Distillation(Guide):
     _: KW_ONLY
     stop: float = 0.5
 
+    card = Card(
+        "lets a teacher correct the first steps of a student",
+        section="Weaker and stronger models",
+        processes=(Gaussian,),
+        refusal="renoises a clean mean, and tokens have none: use it with a Gaussian process",
+        rows="1 of the teacher (2 with cfg), while it acts",
+        changes="target",
+        paper=Paper(
+            "park2024distillationpp",
+            "Park, Geon Yeong and Lee, Sang Wan and Ye, Jong Chul",
+            "Inference-Time Diffusion Model Distillation",
+            2024,
+            "2412.08871",
+        ),
+        example="gk.Distillation(trained, 0.9, stop=1.0)",
+        picture="weak",
+    )
+
     def check(self, model: Model, steps: int) -> None:
-        if not isinstance(model.process, Gaussian):
-            raise ValueError("Distillation noises a clean mean anew, and tokens have none; use a Gaussian process")
         for need in self._branches:
             need.check(model)
         if not callable(self.scale) and not 0 <= self.scale <= 1:
             raise ValueError(f"Distillation(scale={self.scale}): lambda lies in [0, 1], from student to teacher")
         if self.renoise is not None and not callable(self.renoise) and not 0 < self.renoise <= model.process.t_max:
             raise ValueError(f"Distillation(renoise={self.renoise}): a time in (0, {model.process.t_max}], or None")
+
+    def further(self, step: Step) -> int:
+        ends = self.renoise is None and step.move is not None and step.move.s == 0
+        return 0 if ends or at(self.scale, step.t) == 0 else len(self._branches)
 
     def finish(self, view: View, prediction: Tensor) -> Tensor:
         change = view.once(("teacher", view.step.name), lambda: self._change(view))

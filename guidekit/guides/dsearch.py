@@ -1,15 +1,16 @@
-r"""Dynamic search (Li et al., 2025), https://arxiv.org/abs/2503.02039: a beam whose width and branching change.
+r"""Dynamic search, DSearch (Li et al., 2025), https://arxiv.org/abs/2503.02039: a beam whose width and branching
+change.
 
-    width(f)    from the first to the last number along a schedule in the fraction f of the run: the worst particles are
-                dropped while the estimates sharpen
-    branch(f)   what the width leaves of the cost: round(cost / width(f)) children each, cost = width(0) branch
-    depth       steps of the look-ahead: V is r of the clean estimate at depth 0, else of a sample that the model draws
-                in so many steps (their mean over k of them)
+    width(f)    from the first to the last number, along a schedule in the fraction f of the run: the worst particles
+                are dropped as the estimates become more accurate
+    branch(f)   what the width leaves of the cost: round(cost / width(f)) children each, with cost = width(0) branch
+    depth       steps of the look-ahead: at depth 0, V is r of the clean estimate, otherwise r of a sample that the
+                model draws in so many steps (the mean over k of them)
     every       the steps at which the tree is expanded; the paper expands more often at low noise
 
     schedules   linear f, quadratic f^2, exponential (e^3f - 1)/(e^3 - 1), sigmoid of 6 f - 3, scaled to [0, 1]
 
-Greedy, like `BeamSearch`, which it is with a constant width.
+It is greedy, like `BeamSearch`, which is the case of a constant width.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..engine.card import Card, carded
 from ..values import Rollout, Value
-from .beam_search import BeamSearch
+from .beam_search import PAPER, BeamSearch
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda f: f,
@@ -29,6 +31,16 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
+@carded(
+    Card(
+        "beam search whose width shrinks while its branching grows",
+        section="Steering with rewards",
+        rows="branch - 1",
+        changes="selection",
+        paper=PAPER,
+        example="gk.DSearch(reward, (128, 32), 2)",
+    )
+)
 def DSearch(
     reward: Any,
     width: tuple[int, int],
@@ -42,10 +54,11 @@ def DSearch(
     start: float = 0.0,
     stop: float = 1.0,
 ) -> BeamSearch:
-    """A beam that narrows from width[0] to width[1] while its particles have ever more children, at equal cost a step.
+    """A beam that narrows from width[0] to width[1] while its particles have more and more children, so that every step
+    costs the same.
 
     >>> beam = DSearch(len, width=(16, 4), branch=2)
-    >>> [beam.plan(1, i, 10) for i in (0, 5, 9)]
+    >>> [(beam.width(f), beam.branch(f)) for f in (0.0, 0.5, 0.9)]
     [(16, 2), (10, 3), (5, 6)]
     """
     if not isinstance(width, (tuple, list)) or len(width) != 2 or min(width) < 1:

@@ -1,22 +1,26 @@
 r"""Feynman-Kac steering (Singhal et al., 2025), https://arxiv.org/abs/2501.06848.
 
-Particles move by the base model's kernel p(x_s | x_t) and are weighted by potentials whose product along a path is
+Particles are proposed by the base model's kernel p(x_s | x_t) and weighted by potentials whose product along a path is
 exp(r(x_0)/alpha), so that the weighted particles follow
 
     p(x_0) exp(r(x_0)/alpha) / Z,      Z = E_p[exp(r(x_0)/alpha)].
 
-With v_j = gamma(t_j) V_j/alpha the look-ahead at the j-th step that is scored, the potentials on the way are
+With v_j = gamma(t_j) V_j/alpha, where V_j is the look-ahead at the j-th step that is scored, the potentials on the way
+are
 
     difference   log G_j = v_j - v_(j-1),   v_0 = 0            max   log G_j = max(v_1, ..., v_j)
     final        log G_j = 0                                   sum   log G_j = v_1 + ... + v_j
 
-and the last one is exp(r(x_0)/alpha) over the product of the others, whatever V and gamma are: these only decide how
-far the weights spread on the way ("sum" spreads them most). Weights are carried where nothing is resampled.
+and the last one is exp(r(x_0)/alpha) divided by the product of the others. So the target does not depend on V and
+gamma; they only decide how much the weights vary on the way ("sum" varies most). Log-weights accumulate until a group
+is resampled.
 
-A value that is not known at a step (the clean estimate could not be scored) leaves the particle's last one standing;
-a final sample without a score has weight zero. The code published with the paper differs: its last factor is of the
+If the value at a step is unknown (the clean estimate could not be scored), the particle keeps its last one; a final
+sample without a score has weight zero.
+
+The code published with the paper differs, and does not sample the distribution above: its last potential is that of the
 running max or sum instead of r(x_0), its adaptive mode drops the weights of steps that do not resample, its max starts
-at zero and so ties all particles where rewards are negative, and it never weighs the result.
+at zero, so that all particles tie while rewards are negative, and it returns the samples without their weights.
 """
 
 from __future__ import annotations
@@ -29,15 +33,16 @@ import torch
 from torch import Tensor
 
 from ..engine import resampling
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale, at
 from ..engine.population import Population
 from ..engine.resampling import check_resampling, resample
 from ..engine.scoring import same
 from ..engine.tree import Tree
 from ..engine.view import Step, View
-from ..models.base import Model
+from ..errors import is_count
 from ..values import Value
-from .shared.twist import check_reward, twist, value_of
+from .shared.twist import TILTED, check_reward, twist, value_of
 
 # of the path so far: (sum of log G, running value, v_j) -> (sum of log G, running value)
 POTENTIALS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
@@ -50,13 +55,15 @@ POTENTIALS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]]
 
 @dataclass(frozen=True)
 class FKSteering(Guide):
-    """Feynman-Kac steering towards p exp(reward/alpha). One reward call per particle and scored step, no extra rows.
+    """Feynman-Kac steering towards p exp(reward/alpha). No extra NFE; one reward call per particle and scored step.
 
-    reward      a Reward or a function of decoded samples
-    alpha       temperature: the smaller, the harder the steering
+    reward      a Reward, or a function of decoded samples
+    alpha       the temperature: the smaller, the stronger the steering
     potential   "difference" | "max" | "sum" | "final" (importance sampling: only final samples are scored)
-    every       score and resample at every so many steps, or at the steps of this list; and at the last
-    ess         resample a group when its ESS is below this share of it (0 never, 1 always)
+    every       score and resample at every so many steps, or at the steps in this list, and at the last
+    ess         resample a group when its effective sample size falls below this fraction of its particles: 0 never,
+                1 always
+    resampler   "multinomial" | "stratified" | "systematic" | "residual" | "ssp", or a function (weights, n, key)
     value       the look-ahead; None means `gk.values.Tweedie(reward)`
     tempering   gamma, a number or a function of t
     """
@@ -71,6 +78,22 @@ class FKSteering(Guide):
     _: KW_ONLY
     tempering: Scale = 1.0
 
+    card = Card(
+        "resamples particles by potentials of the reward",
+        section="Steering with rewards",
+        exact=TILTED,
+        changes="weights",
+        paper=Paper(
+            "singhal2025fk",
+            "Singhal, Raghav and Horvitz, Zachary and Teehan, Ryan and Ren, Mengye and Yu, Zhou and "
+            "McKeown, Kathleen and Ranganath, Rajesh",
+            "A General Framework for Inference-time Scaling and Steering of Diffusion Models",
+            2025,
+            "2501.06848",
+        ),
+        example="gk.FKSteering(reward, 0.5)",
+    )
+
     def __post_init__(self) -> None:
         check_reward(self)
         if self.potential not in POTENTIALS:
@@ -82,12 +105,8 @@ class FKSteering(Guide):
     def twist(self) -> tuple[Hashable, float]:
         return same(self.reward), self.alpha
 
-    def check(self, model: Model, steps: int) -> None:
-        if self.steer:
-            raise ValueError("FKSteering(steer=True): it has no tilt that the weights could correct for")
-
     def due(self, step: Step) -> bool:
-        """Whether this step is scored and may resample."""
+        """Whether the particles are scored, and perhaps resampled, at this step."""
         return step.last or in_turn(self.every, step.index)
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
@@ -107,12 +126,13 @@ class FKSteering(Guide):
 
 
 def in_turn(every: int | Sequence[int], index: int) -> bool:
-    """Whether a step after the start is one of every so many, or of a list."""
+    """Whether a step after the start is one of every so many, or in a list."""
     return index > 0 and (index % every == 0 if isinstance(every, int) else index in every)
 
 
 def check_every(guide: Any) -> None:
+    """Raise unless `every` is a number of steps, or a list of steps."""
     every = guide.every
     listed = list(every) if isinstance(every, Sequence) else [every]
-    if isinstance(every, (bool, str)) or not all(isinstance(e, int) and e > 0 for e in listed):
+    if isinstance(every, str) or not all(map(is_count, listed)):
         raise ValueError(f"{type(guide).__name__}(every={every!r}): a number of steps, at least 1, or a list of steps")

@@ -1,30 +1,31 @@
-r"""Feynman-Kac correctors (Skreta et al., 2025), https://arxiv.org/abs/2503.02819: weights that make a heuristic path
-exact.
+r"""Feynman-Kac correctors (Skreta et al., 2025), https://arxiv.org/abs/2503.02819: importance weights that make a
+heuristic path of distributions exact.
 
-The target of every time is a product of powers of noised models, perhaps tilted by a reward of the noisy state,
+The target at every time is a product of powers of noised models, optionally tilted by a reward of the noisy state,
 
     p_t ~ prod_i q_i,t^(c_i) exp(phi_t),       phi_t = beta_t r(x_t),     beta_0 = 1/alpha,
 
-of which classifier-free guidance (q_null^(1-w) q_cond^w), annealing (q^beta) and products are cases. Let C = sum c_i,
-y = x_t/alpha_t, u = (sigma_t/alpha_t)^2, s_i = grad_y log q_i = (d_i - y)/u and S = sum_i c_i s_i. In y every
-Gaussian process is driven by noise alone, d log q_i/du = (Delta log q_i + |s_i|^2)/2. The rule of the paper, for any
-drift v and noise a,
+of which classifier-free guidance (q_null^(1-w) q_cond^w), annealing (q^beta) and products are special cases. Let C =
+sum c_i, y = x_t/alpha_t, u = (sigma_t/alpha_t)^2, s_i = grad_y log q_i = (d_i - y)/u and S = sum_i c_i s_i. In the
+coordinate y every Gaussian process is a pure diffusion, d log q_i/du = (Delta log q_i + |s_i|^2)/2. The paper's rule,
+for any drift v and noise level a,
 
     dy = (v + a^2/2 grad log p) dtau + a dW,     dlog w = (d log p/dtau + div v + <v, grad log p>) dtau,     dtau = -du,
 
-becomes with v = S/2 + lambda y, in which the divergences of the scores cancel,
+becomes with v = S/2 + lambda y, for which the divergences of the scores cancel,
 
     dlog w = ( (|S|^2 - sum_i c_i |s_i|^2)/2 + lambda (dim + <y, S>) + dphi/dtau + <S/2 + lambda y, grad phi> ) dtau
 
-for every noise level a, and a is the solver's: DDPM has a = 1, DDIM(eta) a = eta. lambda = (C - 1)/(2 (1 + u)) keeps
-particles where the target is while they are noise, N(0, u/C), so that they weigh alike there. The proposal's clean mean
-is y + u (S + (2 lambda y + a^2 grad phi)/(1 + a^2)). Integrals over a step are trapezoids in w = 1/(1 + u), the mean
-in pure noise, (C - 1) dim/(2 (1 + u)), being integrated exactly: so the law is right up to an error of the steps.
-Powers with C != 1 start at alpha > 0, with N(0, sigma^2/C): steps from pure noise are left out. log Z estimates the
-logarithm of the integral of prod_i q_i^(c_i) exp(r/alpha).
+for every noise level a, which is that of the solver: a = 1 for DDPM, a = eta for DDIM(eta). The choice lambda = (C -
+1)/(2 (1 + u)) keeps the particles distributed as the target while they are noise, N(0, u/C), so that their weights stay
+equal there. The clean mean of the proposal is y + u (S + (2 lambda y + a^2 grad phi)/(1 + a^2)). Integrals over a step
+use the trapezoidal rule in w = 1/(1 + u), and their mean in pure noise, (C - 1) dim/(2 (1 + u)), is integrated exactly.
+So the distribution is exact up to a discretisation error. Powers with C != 1 start at alpha > 0 from N(0, sigma^2/C):
+steps from pure noise are left out. log Z estimates the logarithm of the integral of prod_i q_i^(c_i) exp(r/alpha).
 
-Masked tokens: positions are unmasked in an order that no model decides, v at position i with probability prod_k
-p_k(v)^(c_k)/Z_i, and log w += log Z_i for every position unmasked. Exact if one is unmasked at a time.
+Masked tokens: the order in which positions are unmasked does not depend on the models. Position i becomes v with
+probability prod_k p_k(v)^(c_k)/Z_i, and log w += log Z_i for every position that is unmasked. This is exact if one
+position is unmasked at a time.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ import torch
 from torch import Tensor
 
 from ..engine import resampling
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.population import Population
 from ..engine.resampling import check_resampling, resample
@@ -49,45 +51,68 @@ from ..models.evaluations import Cond, Null, Other
 from ..process import Gaussian, Masked
 from ..solvers import Move, starting_at
 from .boost_and_skip import BoostAndSkip
-from .shared.twist import check_differentiable, check_reward, gradient
+from .shared.twist import Twisted, check_differentiable, check_reward, gradient
 from .start_from import StartFrom
 
-_TRACE = 1e-3  # alpha from which on a state says something of the data
+_TRACE = 1e-3  # the smallest alpha at which a state still carries information on the data
 _DOWN = "FKC follows a path down in time: times that go up, and recurrences, are not for it"
 
 
 class FKC:
-    """Targets that are products of powers. All take ess=.5 and resampler="systematic".
+    """Weighted samples of a product of powers of models, in four forms. All accept ess=0.5 and resampler="systematic".
 
     >>> import guidekit as gk
     >>> gk.FKC.cfg(2.0).powers
     ((Cond(), 2.0), (Null(), -1.0))
     """
 
+    card = Card(
+        "samples products and powers of models, corrected by weights",
+        section="Steering with rewards",
+        processes=(Gaussian, Masked),
+        refusal="has weights for Gaussian and masked processes; uniform noise has none that are exact",
+        rows="1 for each factor but the first",
+        exact="the product, for small steps; for tokens, if one is unmasked at a time",
+        changes="target",
+        paper=Paper(
+            "skreta2025fkc",
+            "Skreta, Marta and others",
+            "Feynman-Kac Correctors in Diffusion: Annealing, Guidance, and Product of Experts",
+            2025,
+            "2503.02819",
+        ),
+        example="gk.FKC.cfg(2.0)",
+    )
+
     @staticmethod
     def cfg(scale: float, **options: Any) -> Corrector:
-        """q_null^(1 - scale) q_cond^scale: what classifier-free guidance aims at. Two rows per particle."""
+        """q_null^(1 - scale) q_cond^scale: the distribution that classifier-free guidance aims at. One extra NFE."""
         return Corrector(((Cond(), float(scale)), (Null(), 1.0 - scale)), **options)
 
     @staticmethod
     def anneal(beta: float, **options: Any) -> Corrector:
-        """q^beta: a model at the temperature 1/beta."""
+        """q^beta: the model at the temperature 1/beta."""
         return Corrector(((Cond(), float(beta)),), **options)
 
     @staticmethod
     def product(other: Model, power: float = 1.0, **options: Any) -> Corrector:
-        """q q_other^power: of two models of the same noising law, which see the same condition."""
+        """q q_other^power: two models with the same noising process, which see the same condition."""
         return Corrector(((Cond(), 1.0), (Other(other), float(power))), **options)
 
     @staticmethod
     def tilt(reward: Any, alpha: float, schedule: Callable[[float], float] | None = None, **options: Any) -> Corrector:
-        """q exp(reward/alpha), by the reward of x_t itself. schedule: t -> alpha beta_t, 1 at t = 0, 0 in noise."""
+        """q exp(reward/alpha), with the reward of x_t itself; `schedule` maps t to alpha beta_t, 1 at t = 0 and 0 in
+        pure noise."""
         return Corrector(((Cond(), 1.0),), reward, alpha, schedule, **options)
 
 
 @dataclass(frozen=True)
 class Corrector(Guide):
-    """Weighted particles of prod_i q_i^(c_i) exp(reward/alpha), from powers ((evaluation, c_i), ...), Cond() first."""
+    """The guide that the forms of FKC make: weighted particles of prod_i q_i^(c_i) exp(reward/alpha).
+
+    powers      ((evaluation, c_i), ...), of which the first is Cond()
+    schedule    t -> alpha beta_t; None: (alpha_t^2/(alpha_t^2 + sigma_t^2))^2
+    """
 
     powers: tuple[tuple[Cond, float], ...]
     reward: Any = None
@@ -95,6 +120,8 @@ class Corrector(Guide):
     schedule: Callable[[float], float] | None = None
     ess: float = 0.5
     resampler: str | resampling.Resampler = "systematic"
+
+    card = FKC.card
 
     def __post_init__(self) -> None:
         check_resampling(self.ess, self.resampler)
@@ -113,9 +140,8 @@ class Corrector(Guide):
 
     def check(self, model: Model, steps: int) -> None:
         if self.reward is not None:
-            check_differentiable(self, model)
-        if not isinstance(model.process, (Gaussian, Masked)):
-            raise ValueError("FKC has weights for Gaussian and masked processes; uniform noise has none that are exact")
+            Twisted.card.refuse("FKC.tilt", model.process)
+            check_differentiable(self)
         if self.steer or self.start > 0 or self.stop < 1:
             raise ValueError("FKC is a path from noise to data: it takes no steer, start or stop")
 
@@ -152,7 +178,7 @@ class Corrector(Guide):
         return population.x if self._from_noise(model) else population.x / self.total**0.5
 
     def _from_noise(self, model: Model) -> bool:
-        """Whether the path begins with the model's own noise."""
+        """Whether the path starts from the model's own noise."""
         return self.total == 1 or isinstance(model.process, Masked)
 
     def tilt(self, view: View) -> Tensor:
@@ -198,7 +224,7 @@ class Corrector(Guide):
         return log_w, (rate, r, pull)
 
     def _start(self, view: View) -> Tensor:
-        """log of the integral of N(0, u)^C over y."""
+        """log of the integral of N(y; 0, u)^C over y."""
         if self.total == 1:
             return view.zeros()
         alpha, sigma = view.model.process.scales(view.t)
@@ -207,7 +233,7 @@ class Corrector(Guide):
         return view.zeros() + d / 2 * ((1 - self.total) * log_u - math.log(self.total))
 
     def _rates(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
-        """What is integrated over w, with its mean in pure noise taken off; r(x_t); and beta <x, grad r>/alpha."""
+        """The integrand over w minus its mean in pure noise; r(x_t); and beta <x, grad r>/alpha."""
         zero = view.zeros()
         alpha, sigma = view.model.process.scales(view.t)
         if view.step.last:
@@ -237,7 +263,7 @@ class Corrector(Guide):
         return share / self.alpha
 
     def _slope(self, view: View) -> tuple[Tensor, Tensor]:
-        """r(x_t), where known, and its gradient."""
+        """r(x_t), 0 where it is unknown, and its gradient."""
 
         def make() -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
@@ -256,7 +282,7 @@ def _known(r: Tensor, otherwise: float) -> Tensor:
 
 
 def _noise_level(view: View) -> float:
-    """a of the coming move: its noise over that of the posterior of the forward process."""
+    """a of the coming move: its noise relative to that of the posterior of the forward process."""
     move, scales = view.step.move, view.model.process.scales
     assert move is not None
     (a_t, s_t), (a_s, s_s) = scales(move.t), scales(move.s)

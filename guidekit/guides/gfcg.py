@@ -1,29 +1,34 @@
-r"""Gradient-free classifier guidance (Shenoy et al., 2024), https://arxiv.org/abs/2411.15393, guides a
-conditional model away from the class with which its sample is most confused, the more so the less sure a classifier is.
-The paper takes that class and the strength from the classifier's output at every step; its formula for the strength was
-not at hand. What follows is derived here. Scores sum to zero under p(k | x_t), so for the exact classifier
+r"""Gradient-free classifier guidance (Shenoy et al., 2024), https://arxiv.org/abs/2411.15393.
+
+The method guides a conditional model away from the class with which its sample is most easily confused, and more
+strongly the less certain a classifier is. The paper takes that class and the strength from the classifier's output at
+every step. We could not obtain its formula for the strength; the one below is our own derivation. Scores average to
+zero under p(k | x_t), so for the exact classifier
 
     (sigma_t^2/alpha_t) grad_x log p(c | x_t) = sum_{k != c} p(k | x_t) (d_c - d_k),       d_k = E[x_0 | x_t, k],
 
-a gradient without gradients. GFCG keeps the most probable wrong classes and gives them the weight of all of these:
+which is the gradient without computing one. GFCG keeps the most probable wrong classes and gives them the total weight
+of all wrong classes:
 
     d <- d + w sum_j q_j (d - d_j),      q_j ~ p(j | x_t),      sum_j q_j = 1 - p(c | x_t).
 
-With two classes, or with references = all others, that is ClassifierGuidance on the conditional model. For tokens, with
-log-probabilities for d, it is the same rule without that identity.
+With two classes, or if `references` covers all wrong classes, this is ClassifierGuidance of the conditional model. For
+tokens the same rule is applied to log-probabilities; the identity does not hold for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from ..engine.card import Paper
 from ..engine.guide import Scale, at
-from ..engine.view import View
+from ..engine.view import Step, View
+from ..errors import is_count
 from ..models.base import Condition, Encoded, Model, stack
 from ..models.evaluations import Cond, rows_of
 from .shared.labelled import Classifier, Label, Labelled
@@ -31,7 +36,7 @@ from .shared.labelled import Classifier, Label, Labelled
 
 @dataclass(frozen=True, eq=False)
 class _Given(Cond):
-    """The model at an encoded condition of each row's own; no two are equal."""
+    """The model at a separate encoded condition for each row; no two such evaluations are equal."""
 
     encoded: Encoded
 
@@ -47,14 +52,15 @@ class _Given(Cond):
 
 @dataclass(frozen=True, eq=False)
 class GFCG(Labelled):
-    """Gradient-free classifier guidance of a conditional model. In each step `references` further network rows a
-    particle, in a forward of their own, and one pass of the classifier.
+    """Gradient-free classifier guidance of a conditional model. `references` extra NFE per particle and step, in a
+    forward pass of their own, and a forward pass of the classifier.
 
+    classifier   (x_t, t with one entry per row) -> logits (rows, classes)
     scale        w, a number or a function of t
-    label        the class that the condition stands for, or a list with one for each condition
-    conditions   the condition of each class, as for gk.sample; None where they are 0, 1, 2...
-    references   how many of the most probable wrong classes to guide away from
-    clean        the classifier sees the decoded clean estimate in place of x_t, as one that knows no noise must
+    label        the class that the run's condition stands for, or a list with one for each condition
+    conditions   the condition of each class, as passed to gk.sample; None if they are 0, 1, 2, ...
+    references   the number of most probable wrong classes to guide away from
+    clean        the classifier sees the decoded clean estimate instead of x_t, for classifiers trained on clean samples
     """
 
     classifier: Classifier
@@ -64,10 +70,31 @@ class GFCG(Labelled):
     references: int = 1
     clean: bool = False
 
+    card = replace(
+        Labelled.card,
+        about="guides away from the classes that a classifier confuses the sample with",
+        processes=(object,),
+        refusal="",
+        rows="references",
+        exact="p given the label, if references are all wrong classes, for the exact classifier and small steps",
+        paper=Paper(
+            "shenoy2024gfcg",
+            "Shenoy, Rahul and Pan, Zhihong and Balakrishnan, Kaushik and Cheng, Qisen and Jeon, Yongmoon and "
+            "Yang, Heejune and Kim, Jaewon",
+            "Gradient-Free Classifier Guidance for Diffusion Model Sampling",
+            2024,
+            "2411.15393",
+        ),
+        example="gk.GFCG(label, 2.0, 1, [0, 1])",
+    )
+
     def check(self, model: Model, steps: int) -> None:
         super().check(model, steps)
-        if isinstance(self.references, bool) or not isinstance(self.references, int) or self.references < 1:
+        if not is_count(self.references):
             raise ValueError(f"GFCG(references={self.references!r}): at least one wrong class to guide away from")
+
+    def further(self, step: Step) -> int:
+        return 0 if at(self.scale, step.t) == 0 else self.references
 
     def tilt(self, view: View) -> Tensor | float:
         scale = at(self.scale, view.t)
@@ -89,7 +116,7 @@ class GFCG(Labelled):
         return sum(view.rows(weights[:, j]) * (view.evals[Cond()] - others[need]) for j, need in enumerate(needs))
 
     def _encoded(self, model: Model, classes: int) -> Encoded:
-        """The encoded conditions of all classes, made once."""
+        """The encoded conditions of all classes, computed once."""
         conditions = range(classes) if self.conditions is None else self.conditions
         if len(conditions) != classes:
             raise ValueError(

@@ -1,13 +1,14 @@
 r"""The hallucination filter (Aithal et al., 2024), https://arxiv.org/abs/2406.09358.
 
-A network is smooth where the true denoiser jumps from one mode to the next, so some samples come out between modes, in
-places where there are no data. Their clean estimates are not steady towards the end of the run:
+A network is smooth where the true denoiser jumps from one mode to the next, so some samples end up between modes, where
+there are no data. Their clean estimates do not settle towards the end of the run:
 
-    Hal(x)  =  mean over the last `window` predictions of (d_t - mean d)^2,    averaged over the numbers of a sample.
+    Hal(x)  =  mean over the last `window` predictions of (d_t - mean d)^2,    averaged over the entries of a sample.
 
-It is small inside the modes, and a threshold on it (or a preference for small values) filters what is between them.
-The window has to cover the noise levels at which samples settle in a mode and not those at which they choose one: about
-a tenth of the run was best in one dimension. Look at the values of a few hundred samples before you set a threshold.
+Hal is small inside the modes, so a threshold on it, or a preference for small values, filters out what lies between
+them. The window should cover the noise levels at which samples settle in a mode, but not those at which they choose
+one: about a tenth of the run was best in one dimension. Look at the values of a few hundred samples before setting a
+threshold.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from torch import Tensor
 
 from rewards import Reward
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.population import Population
 from ..engine.result import Result
 from ..engine.tree import Tree
 from ..engine.view import Step, View
+from ..errors import is_count
 from ..models.base import Model
 from ..process import Gaussian
 
 
 class Steadiness(Reward):
-    """-Hal of the trajectory so far, unknown before the window. It is no function of samples: see Hallucination."""
+    """-Hal of the trajectory so far, NaN before the window. It is not a function of samples: see `Hallucination`."""
 
     name = "steadiness"
 
@@ -44,14 +47,15 @@ class Steadiness(Reward):
 
 @dataclass(frozen=True)
 class Hallucination(Guide):
-    """Hal of every sample, in `result.memos[place of the guide]` and by `hallucination(result)`. No cost.
+    """Measures Hal of every sample, and optionally weighs by it. No extra NFE.
 
-    The trace has its mean so far, in the column "hallucination".
+    The values are in `result.memos[place of the guide]`, and are returned by `hallucination(result)`; their mean so far
+    is the column "hallucination" of the trace.
 
-    window      predictions that it is taken over, the last ones of the run, at least 2
-    threshold   samples above it weigh nothing
-    alpha       all weigh exp(-Hal/alpha)
-    steadiness  -Hal as a reward for the guides behind it in the list: best-of-N, Feynman-Kac steering, SVDD, beams
+    window       the number of predictions, the last ones of the run, that the variance is taken over; at least 2
+    threshold    samples with a larger Hal get weight zero
+    alpha        all samples get the weight exp(-Hal/alpha)
+    steadiness   -Hal as a reward, for guides later in the list: best-of-N, Feynman-Kac steering, SVDD, beam search
 
     >>> import guidekit as gk
     >>> steady = Hallucination(10)
@@ -63,15 +67,29 @@ class Hallucination(Guide):
     alpha: float = math.inf
     steadiness: Steadiness = field(default_factory=Steadiness, compare=False, kw_only=True)
 
+    card = Card(
+        "detects samples between modes by the variance of their clean estimates",
+        section="Diagnosis",
+        processes=(Gaussian,),
+        refusal="is the variance of a clean mean, and tokens have none: use it with a Gaussian process",
+        changes="nothing, or weights",
+        paper=Paper(
+            "aithal2024hallucinations",
+            "Aithal, Sumukh K. and Maini, Pratyush and Lipton, Zachary C. and Kolter, J. Zico",
+            "Understanding Hallucinations in Diffusion Models through Mode Interpolation",
+            2024,
+            "2406.09358",
+        ),
+        example="gk.Hallucination(5, alpha=0.02)",
+    )
+
     def __post_init__(self) -> None:
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 2:
+        if not is_count(self.window, 2):
             raise ValueError(f"Hallucination(window={self.window!r}): a variance needs 2 predictions or more")
         if not (self.threshold >= 0 and self.alpha > 0):
             raise ValueError(f"Hallucination(threshold={self.threshold}, alpha={self.alpha}): both are positive")
 
     def check(self, model: Model, steps: int) -> None:
-        if not isinstance(model.process, Gaussian):
-            raise ValueError("Hallucination is the variance of a clean mean, and tokens have none")
         if self.window > steps:
             raise ValueError(f"Hallucination(window={self.window}): the run makes {steps} predictions")
         if self.start > 0 or self.stop < 1:
@@ -102,12 +120,12 @@ class Hallucination(Guide):
         return {"hallucination": unknown if memo is None or count < 2 else _mean(memo[1]) / count}
 
     def _count(self, step: Step) -> int:
-        """Predictions in the window up to this step."""
+        """The number of predictions in the window up to this step."""
         return min(step.index - step.total + self.window, step.index) + 1
 
 
 def hallucination(result: Result) -> Tensor:
-    """Hal of every sample, float64 (rows,), from a run with a Hallucination among its guides."""
+    """Hal of every sample, float64 (rows,), of a run with a Hallucination among its guides."""
     names = [g.get("type", "") for g in result.config["guides"]]
     places = [i for i, name in enumerate(names) if name.endswith(f".{Hallucination.__name__}")]
     if not places:

@@ -1,16 +1,16 @@
-r"""History-guided sampling, HiGS (Sadat, Salehi and Weber, 2025), https://arxiv.org/abs/2509.22300: away from what the
-model predicted before, as if its own past were the weak model of autoguidance.
+r"""History-guided sampling, HiGS (Sadat, Salehi and Weber, 2025), https://arxiv.org/abs/2509.22300: guidance away from
+the model's earlier predictions, which take the place of the weak model of autoguidance.
 
     d     <- d + w(t) F(delta),      delta = d - h - (1 - eta) (d - h)_parallel
     h     <- alpha d + (1 - alpha) h,      h = 0 at first, and d before the change
     w(t)  =  w sqrt((t - t_min)/(t_max - t_min))  for t_min < t <= t_max, else 0
     F     =  DCT^-1 sigmoid(lambda (R - R_c)) DCT,      R^2 = (i/height)^2 + (j/width)^2
 
-_parallel is the part of d - h along d, by sample. d is the prediction with the tilts of all guides (CFG...) and before
-what others do in `finish`. The first step has no history and is left as it is. h stays with its particle through every
-selection, and begins anew where times go up. F works on samples of three axes and more, the last two being height and
-width; others are not filtered. t is the process's own. Formulas and values are those on which descriptions of the paper
-agree; the authors' code was not seen.
+_parallel is the component of d - h along d, per sample. d is the prediction with the tilts of all guides (CFG...),
+before any `finish`. The first step has no history and is left unchanged. h follows its particle through every
+selection, and is reset where times go up again. F is applied to samples with at least three axes, of which the last two
+are height and width; others are not filtered. t is the time of the process. This follows Algorithms 2 and 3 of the
+paper, which are Python code.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale, at
 from ..engine.tree import Tree
 from ..engine.view import View
@@ -32,14 +33,14 @@ from .shared.contrast import along
 
 @dataclass(frozen=True)
 class HiGS(Guide):
-    """Guidance by the particle's own earlier predictions. No network rows; one state of memory per particle.
+    """Guidance away from each particle's own earlier predictions. No extra NFE; one more state of memory per particle.
 
-    scale         w, a number (1.75 in the paper, at most 3) or a function of t; 0 does nothing
-    alpha         weight of the newest prediction in the history; the paper takes 0.5 or 0.75
-    eta           share kept of the part along d: 1 all of it, 0 none, against over-saturation
-    t_min, t_max  the paper takes 0.3 to 0.5 and 0.9 to 1
-    cutoff        R_c, below which frequencies (colours) are kept out; None for no filter
-    sharpness     lambda
+    scale          w, a number (1.75 in the paper, at most 3) or a function of t; 0 does nothing
+    alpha          the weight of the newest prediction in the history; the paper uses 0.5 or 0.75
+    eta            the fraction of the component along d that is kept; smaller values reduce oversaturation
+    t_min, t_max   the times between which it acts; the paper uses 0.3 to 0.5 and 0.9 to 1
+    cutoff         R_c: lower frequencies (colours) are filtered out; None: no filter
+    sharpness      lambda of the filter
     """
 
     scale: Scale = 1.75
@@ -50,9 +51,24 @@ class HiGS(Guide):
     cutoff: float | None = 0.05
     sharpness: float = 50.0
 
+    card = Card(
+        "extrapolates away from the model's earlier predictions",
+        section="Weaker and stronger models",
+        processes=(Gaussian,),
+        refusal="averages clean means, and tokens have none: use it with a Gaussian process",
+        changes="target",
+        paper=Paper(
+            "sadat2025higs",
+            "Sadat, Seyedmorteza and Salehi, Farnood and Weber, Romann M.",
+            "HiGS: History-Guided Sampling for Plug-and-Play Enhancement of Diffusion Models",
+            2025,
+            "2509.22300",
+        ),
+        example="gk.HiGS(1.75)",
+        picture="trained",
+    )
+
     def check(self, model: Model, steps: int) -> None:
-        if not isinstance(model.process, Gaussian):
-            raise ValueError("HiGS averages clean means, and tokens have none; use it with a Gaussian process")
         if not 0 < self.alpha <= 1:
             raise ValueError(f"HiGS(alpha={self.alpha}): the weight of the newest prediction lies in (0, 1]")
         if not 0 <= self.t_min < self.t_max <= 1:
@@ -69,7 +85,7 @@ class HiGS(Guide):
         return 0.0, self.alpha * d if past is None else self.alpha * d + (1 - self.alpha) * past
 
     def _look(self, view: View) -> tuple[Tensor, Tensor | None]:
-        """d and what to add to it, from the first call in this look, in which d has the tilts alone."""
+        """d and what to add to it; made at the first call in this look, when d has the tilts and nothing else."""
 
         def make() -> tuple[Tensor, Tensor | None]:
             d, past = view.prediction, self._past(view)
@@ -100,7 +116,7 @@ def high_pass(x: Tensor, cutoff: float, sharpness: float) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _dct(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The orthonormal discrete cosine transform (n, n), whose row k is the k-th frequency, and the frequencies k/n."""
+    """The orthonormal discrete cosine transform (n, n), with frequency k in row k, and the frequencies k/n."""
     k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
     basis = torch.cos(math.pi * (2 * i + 1) * k / (2 * n)) * math.sqrt(2 / n)
     basis[0] /= math.sqrt(2)

@@ -1,19 +1,20 @@
 r"""Magnitude-aware guidance, MAMBO-G (Zhu et al., 2025), https://arxiv.org/abs/2508.03442.
 
-The weight falls where guidance is large against the prediction itself, as it is at the start of a run:
+The guidance weight decays where the guidance is large relative to the prediction itself, as at the start of a run:
 
     r = |v_cond - v_null| / |v_null|,    w(r) = 1 + (w - 1) exp(-damping r),    d <- d_null + w(r) (d_cond - d_null)
 
-for each sample, with r measured on velocities v = z - x_0. damping = 0 is CFG, w = 1 the conditional model.
+for each sample, with r computed from velocities v = z - x_0. damping = 0 is CFG, w = 1 the conditional model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..engine.card import Paper
 from ..engine.guide import at
 from ..engine.view import View
 from ..models.base import Model
@@ -22,12 +23,29 @@ from .shared.contrast import Contrast, both, dot, velocity
 
 @dataclass(frozen=True)
 class MagnitudeAware(Contrast):
-    """CFG whose weight is damped by the size of its own step. The authors' code takes damping 8."""
+    """CFG whose weight is damped by the relative magnitude of the guidance. One extra NFE per particle and step.
+
+    scale     w, a number or a function of t; 1 does nothing
+    damping   the rate of the decay; 8 in the authors' code, 0 is CFG
+    """
 
     damping: float = 8.0
 
+    card = replace(
+        Contrast.card,
+        about="CFG with less weight where the guidance is large",
+        paper=Paper(
+            "zhu2025mambog",
+            "Zhu, Shangwen and Peng, Qianyu and Shu, Zhilei and Hu, Yuting and Yang, Zhantao and Zhang, Han and "
+            "Pu, Zhao and Zheng, Andy and Cui, Xinyu and Zhao, Jian and Feng, Ruili and Cheng, Fan",
+            "MAMBO-G: Magnitude-Aware Mitigation for Boosted Guidance",
+            2025,
+            "2508.03442",
+        ),
+        example="gk.MagnitudeAware(2.5)",
+    )
+
     def check(self, model: Model, steps: int) -> None:
-        super().check(model, steps)
         if not self.damping >= 0:
             raise ValueError(f"MagnitudeAware(damping={self.damping}): at least 0")
 

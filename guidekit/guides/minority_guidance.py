@@ -1,25 +1,24 @@
-r"""Minority guidance (Um, Lee and Ye, 2023), https://arxiv.org/abs/2301.12334: towards a quantile of the minority
-score,
+r"""Minority guidance (Um, Lee and Ye, 2023), https://arxiv.org/abs/2301.12334: guidance towards a quantile of the
+minority score,
 
     d <- d + w (sigma_t^2/alpha_t) grad_x log p(bin | x_t),
 
-by a classifier that was trained on noised samples, labelled with the quantiles of their scores (`gk.minority_score`,
-`gk.quantile_labels`). The paper has 100 bins and shifts the mean of each move by its variance times w grad log p, w =
-3.5; as steps grow that is the change of the score above. The classifier knows no class: the condition stays the
-model's.
+by a classifier that was trained on noised samples labelled with the quantiles of their scores (`gk.minority_score`,
+`gk.quantile_labels`). The paper has 100 bins and shifts the mean of each move by its variance times w grad log p, with
+w = 3.5; for small steps that is the change of the score above. The classifier does not see the condition of the run.
 
-The minority score says how rare a sample is,
+The minority score measures how rare a sample is,
 
     ms(x_0) = E_z |x_0 - d(alpha_t x_0 + sigma_t z)|^2.
 
-Denoising brings a sample towards where the data are dense, so what is rare comes back changed. The paper takes t at 0.6
-of the steps, five noises, and LPIPS for the distance; labels of its classifier are quantiles of the score.
+Denoising moves a sample towards regions of high density, so a rare sample is not reconstructed well. The paper uses t
+at 0.6 of the steps, five noises, and LPIPS as the distance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor
 from rewards import Reward
 
 from .. import random
+from ..engine.card import Paper
 from ..engine.guide import Scale
 from ..engine.view import View
 from ..errors import NetworkError
@@ -35,16 +35,17 @@ from ..models.base import Condition, Model, stack
 from ..models.evaluations import rows_of
 from ..models.networks import lent, networks_in
 from ..process import Gaussian
-from .shared.labelled import Classifier, Labelled, check_gaussian, climbed
+from .shared.labelled import Classifier, Labelled, climbed
 
 
 @dataclass(frozen=True)
 class MinorityGuidance(Labelled):
-    """Guidance towards a quantile of the minority score, by a classifier. No network rows, one pass of the classifier.
+    """Guidance towards a quantile of the minority score, by a classifier. No extra NFE; a forward and a backward pass
+    of the classifier per step.
 
     classifier   (x_t, t with one entry per row) -> logits (rows, bins), which torch can differentiate
-    scale        w, a number or a function of t; 1 samples given the bin (as far as steps are fine), 0 does nothing
-    bin          the quantile aimed at; the last is the rarest
+    scale        w, a number or a function of t: 1 samples given the bin (for small steps), 0 does nothing
+    bin          the quantile to aim at; the last one is the rarest
     """
 
     classifier: Classifier
@@ -53,9 +54,21 @@ class MinorityGuidance(Labelled):
 
     label = None
 
-    def check(self, model: Model, steps: int) -> None:
-        super().check(model, steps)
-        check_gaussian(self, model, "gk.DCBG(classifier, label=bin)")
+    card = replace(
+        Labelled.card,
+        about="guides towards rare samples, by a classifier of rarity",
+        section="Rare samples",
+        refusal="takes gradients in x, and tokens have none: use gk.DCBG(classifier, label=bin) with them",
+        exact="p given the quantile, for the exact classifier and small steps",
+        paper=Paper(
+            "um2023minority",
+            "Um, Soobin and Lee, Suhyeon and Ye, Jong Chul",
+            "Don't Play Favorites: Minority Guidance for Diffusion Models",
+            2023,
+            "2301.12334",
+        ),
+        example="gk.MinorityGuidance(quantile, 1.0)",
+    )
 
     def tilt(self, view: View) -> Tensor | float:
         return climbed(self, view, lambda x: self._of_bin(self.log_probs(x, view.t)))
@@ -76,7 +89,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]  # (rows, *shape) twice -> (rows,)
 
 @dataclass(frozen=True)
 class FeatureDistance:
-    """|f(a) - f(b)|^2 of each row in the features of a network: f returns a tensor, or a list of them, rows first."""
+    """|f(a) - f(b)|^2 of each row, in the features f of a network: a tensor, or a list of tensors, rows first."""
 
     network: Callable[[Tensor], Any]
 
@@ -96,12 +109,13 @@ def minority_score(
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Tensor:
-    """ms of each of the states x (rows, *shape): float64 (rows,), the higher the rarer. `noises` network rows each.
+    """The minority score of each of the states x (rows, *shape): float64 (rows,), the higher the rarer. `noises`
+    network evaluations per row.
 
-    t          time of the noising; the score ranks by -log p best where one mode rules and t is in the middle
-    noises     over how many it is the mean: the same for every row, so that the score is a function of x alone, and
-               half of them the negatives of the others, so that of one Gaussian it ranks exactly as -log p
-    distance   (x, reconstruction) -> (rows,); None is the squared distance; see `FeatureDistance`
+    t          the time to which x is noised; the score ranks most like -log p at an intermediate t and within one mode
+    noises     the number of noises to average over. They are the same for every row, so that the score is a function of
+               x alone, and come in antithetic pairs, so that for a Gaussian it ranks exactly as -log p
+    distance   (x, reconstruction) -> (rows,); None: the squared distance. See `FeatureDistance`
     cond       one condition for all rows
 
     >>> import torch, guidekit as gk
@@ -131,11 +145,11 @@ def minority_score(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MinorityScore(Reward):
-    """The minority score of samples as a reward, in whatever takes one. Options are those of `minority_score`.
+    """The minority score of samples as a reward. Options are those of `minority_score`.
 
-    encode   samples -> states of the model; needed where the model decodes its samples
+    encode   samples -> states of the model; required if the model decodes its samples
 
-    Its network rows are not in the run's cost: they belong to the reward.
+    Its network evaluations belong to the reward: they are not counted in the cost of the run.
     """
 
     model: Model
@@ -163,9 +177,9 @@ class MinorityScore(Reward):
 
 
 def quantile_labels(scores: Any, bins: int = 100) -> Tensor:
-    """The quantile of each score, from 0 to bins - 1 (the rarest): the labels of the classifier of `MinorityGuidance`.
+    """The quantile of each score, from 0 to bins - 1 (the rarest): labels for the classifier of `MinorityGuidance`.
 
-    Equal scores have equal labels. The cost is that of sorting.
+    Equal scores get equal labels.
 
     >>> quantile_labels([0.3, 9.0, 0.1, 0.2], bins=2).tolist()
     [1, 1, 0, 0]
@@ -184,6 +198,7 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
 
 
 def measured(distance: Distance | None, a: Tensor, b: Tensor) -> Tensor:
+    """The distance of each row, (rows,); None is the squared distance."""
     value = (distance or _squared)(a, b)
     if tuple(value.shape) != (len(a),):
         raise ValueError(f"the distance returned {tuple(value.shape)} for {len(a)} rows; it needs one number for each")

@@ -1,15 +1,17 @@
-r"""Mixtures of conditions and models. The noised mixture sum_i a_i p_i has the prediction
+r"""Superposition (Skreta et al., 2024), https://arxiv.org/abs/2412.17762: mixtures of conditions and models.
 
-    d = sum_i rho_i d_i   (tokens: p = sum_i rho_i p_i),      rho_i ~ a_i p_i(x_t),
+The noised mixture sum_i a_i p_i has the prediction
 
-whose rho needs densities. A network has none, but its kernels do: what leads from noise to x_t under the true reverse
-processes differs between the experts by these densities alone, so
+    d = sum_i rho_i d_i   (tokens: p = sum_i rho_i p_i),      rho_i ~ a_i p_i(x_t).
+
+The responsibilities rho require densities, which a network does not provide. But its reverse kernels do: the
+probability of a path from noise to x_t under the experts' true reverse processes differs by these densities alone, so
 
     rho_i  ~  a_i prod q_i(x_s | x_t)   over the moves made so far,
 
-exact for small steps (Skreta et al., 2024, https://arxiv.org/abs/2412.17762, have it as an Ito integral) and for masked
-tokens that are unmasked one at a time. With adaptive=False rho_i = a_i stays: for tokens a mixture at every position on
-its own, for a Gaussian process a geometric mean, which is Compose with these weights and no mixture.
+which is exact for small steps (the paper writes it as an Ito integral) and for masked tokens that are unmasked one at a
+time. With adaptive=False rho_i = a_i is kept: for tokens that is a mixture at each position separately; for a Gaussian
+process it is a geometric mean, the same as Compose with these weights, and not a mixture.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale, at
 from ..engine.tree import Tree
 from ..engine.view import View
@@ -30,18 +33,34 @@ from ..process import Gaussian
 
 @dataclass(frozen=True)
 class Mixture(Guide):
-    """A mixture of the run's condition with experts. One row for each expert, in one forward for each network. What
-    each had to do with a sample is in `result.memos[place of the guide]`: rho of the run's own and of the experts.
+    """A mixture of the run's condition with experts. One extra NFE for each expert, in one forward pass per network.
+    The final responsibilities, of the run's own condition first, are in `result.memos[place of the guide]`.
 
-    experts   as in Compose
-    weights   a_i of the run's own condition and of each expert: positive numbers or 0, or functions of t where
-              adaptive=False; None: equal ones
-    adaptive  rho from the path of each particle, which needs moves with noise; False: rho_i = a_i
+    experts    conditions, base models or evaluations, one or a list, as in Compose
+    weights    a_i, of the run's own condition first: numbers of at least 0, or functions of t if adaptive=False. None:
+               equal ones
+    adaptive   rho follows the path of each particle, which needs a stochastic solver; False: rho_i = a_i
     """
 
     experts: Any
     weights: Sequence[Scale] | None = None
     adaptive: bool = True
+
+    card = Card(
+        "samples a mixture of conditions and models",
+        section="Composition",
+        rows="1 for each expert",
+        exact="the mixture, for small steps; for tokens, if one is unmasked at a time",
+        changes="target",
+        paper=Paper(
+            "skreta2024superdiff",
+            "Skreta, Marta and others",
+            "The Superposition of Diffusion Models Using the Itô Density Estimator",
+            2024,
+            "2412.17762",
+        ),
+        example="gk.Mixture(other)",
+    )
 
     def __post_init__(self) -> None:
         count = len(listed(self.experts)) + 1

@@ -2,17 +2,19 @@ r"""Perturbed-attention guidance (Ahn et al., 2024), https://arxiv.org/abs/2403.
 
     d <- d + s (d_cond - d_perturbed)
 
-with d_perturbed the same network in which chosen self-attention layers use A' for their map A = softmax(q k^T/sqrt(c)):
+where d_perturbed comes from the same network with the map A = softmax(q k^T/sqrt(c)) of chosen self-attention layers
+replaced by
 
     A' = (1 - u) A + u I          so that the output is (1 - u) A v + u v
 
-u = `strength` = 1 is the paper; u < 1, and single heads, are SoftPAG (Ahn et al., 2025,
-https://arxiv.org/abs/2506.10978; `gk.headhunter` finds heads). s is that of diffusers: 0 does nothing. The
-authors' guided-diffusion code writes d_perturbed + s' (d_cond - d_perturbed), so its s' = s + 1. With CFG the two tilts
-add: d_null + w (d_cond - d_null) + s (d_cond - d_perturbed).
+u = `strength` = 1 is the paper's method; u < 1 and single heads are SoftPAG (Ahn et al., 2025,
+https://arxiv.org/abs/2506.10978; `gk.headhunter` finds the heads). s is the scale of diffusers: 0 does nothing. The
+authors' guided-diffusion code writes d_perturbed + s' (d_cond - d_perturbed), so its s' = s + 1. Together with CFG the
+two tilts add up: d_null + w (d_cond - d_null) + s (d_cond - d_perturbed).
 
-Where text and image are one sequence (SD3, Flux), `tokens` says which part is the image. Image tokens then attend to
-themselves and to the text, not to each other, and the text to everything, as in the SD3 pipeline of diffusers.
+In models that process text and image as one sequence (SD3, Flux), `tokens` says which tokens are the image. Image
+tokens then attend to themselves and to the text but not to each other, and text tokens attend to everything, as in the
+SD3 pipeline of diffusers.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale
 from ..engine.view import View
 from ..models.attention import Attention, Heads, Layers, Perturbation, Perturbed, Span
@@ -32,7 +35,7 @@ from .shared.contrast import away
 
 @dataclass(frozen=True)
 class Identity(Perturbation):
-    """Tokens of the span attend to themselves, of that span; mixed with the true attention by strength in [0, 1]."""
+    """Tokens of the span attend to themselves instead of each other; mixed with the true attention by `strength`."""
 
     strength: float = 1.0
     tokens: Span | None = None
@@ -55,7 +58,7 @@ class Identity(Perturbation):
 
 
 def _repeated(value: Tensor, out: Tensor) -> Tensor:
-    """The values for every head of the queries, where several share one."""
+    """The values of every query head; in grouped attention several heads share one."""
     if value.dim() == 4 and out.shape[1] != value.shape[1]:
         value = value.repeat_interleave(out.shape[1] // value.shape[1], 1)
     return value.expand_as(out)
@@ -63,13 +66,13 @@ def _repeated(value: Tensor, out: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PAG(Guide):
-    """Perturbed-attention guidance. One extra row per particle, in the same forward.
+    """Perturbed-attention guidance. One extra NFE per particle and step, in the same forward pass.
 
-    scale      a number or a function of t
-    layers     dotted names of modules, each with all that is inside it; None is the middle of the network
-    heads      indices of heads, or {layer: indices}, which then names the layers; None is all
-    strength   in [0, 1], how far the attention goes to the identity
-    tokens     (first, last + 1) of the image tokens where text and image attend together, as a slice would count them
+    scale      s, a number or a function of t; 0 does nothing
+    layers     dotted names of modules, each including everything inside it; None: the middle of the network
+    heads      indices of heads, or {layer: indices}, which also names the layers; None: all heads
+    strength   u in [0, 1], how far the attention map is moved towards the identity
+    tokens     (first, last + 1) of the image tokens, as in a slice, if text and image attend together
 
     >>> import guidekit as gk
     >>> gk.PAG(3.0, layers="blocks.6", stop=0.8).needs
@@ -82,6 +85,24 @@ class PAG(Guide):
     strength: float = 1.0
     _: KW_ONLY
     tokens: Span | None = None
+
+    neutral = 0.0
+
+    card = Card(
+        "extrapolates away from the network with identity attention",
+        section="Perturbed networks",
+        rows="1",
+        changes="target",
+        paper=Paper(
+            "ahn2024pag",
+            "Ahn, Donghoon and others",
+            "Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance",
+            2024,
+            "2403.17377",
+        ),
+        example='gk.PAG(0.4, "blocks.1")',
+        picture="trained",
+    )
 
     @property
     def perturbed(self) -> Perturbed:

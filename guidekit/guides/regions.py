@@ -1,12 +1,14 @@
-r"""A condition in every region of a sample (TweedieMix, Kwon and Ye, 2024, https://arxiv.org/abs/2410.05591, the second
-of its two stages). The first stage runs at a condition that names all concepts; from `start` on the clean estimates of
-single concepts are put together by masks M_k, and the rest of the picture is that of the run's condition:
+r"""A separate condition in every region of a sample: TweedieMix (Kwon and Ye, 2024), https://arxiv.org/abs/2410.05591,
+the second of its two stages.
+
+In the first stage the run's condition names all concepts. From `start` on, the clean estimates of single concepts are
+combined by masks M_k, and the rest of the sample follows the run's condition:
 
     d <- (1 - sum_k M_k) d + sum_k M_k d_k,      each d with its guidance, n + scale (d - n).
 
-The paper finds the masks with a segmenter in the clean estimate at the change of stages; a function of the decoded
-estimates does that here. A concept may be another model, like the paper's fine-tuned ones: At("a cat", model). What is
-not here: the paper's resampling of the first step, its noise of CFG++ (see gk.CFGpp) and its attention maps.
+The paper finds the masks by segmenting the clean estimate between the stages; here a function of the decoded estimates
+does that. A concept may be another model, such as the paper's fine-tuned ones: At("a cat", model). Not included are the
+paper's resampling of the first step, its renoising as in CFG++ (see gk.CFGpp), and its attention maps.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale, at
 from ..engine.tree import Tree
 from ..engine.view import View
@@ -27,18 +30,34 @@ from ..process import Gaussian
 
 @dataclass(frozen=True, eq=False)
 class Regions(Guide):
-    """Another condition in every region. One row for each condition, in one forward for each network. Tokens: masks of
-    positions, which choose (or average the log-probabilities) there.
+    """Another condition in every region. One extra NFE for each condition, in one forward pass per network. For tokens
+    the masks select positions, where log-probabilities are chosen (or averaged).
 
-    conditions  one or a list, each as in gk.Compose
-    masks       (conditions, *axes that broadcast to a sample, positions for tokens), in [0, 1] with sums of at most 1;
-                or a function of the decoded estimates at `start` that gives (rows, conditions, *axes), kept from then
-    scale       that of the gk.CFG beside it, a number or a function of t, so that the regions are guided alike
+    conditions   one or a list, each as in gk.Compose
+    masks        (conditions, *axes), where axes broadcast to a sample (for tokens: to positions), in [0, 1] and with
+                 sums of at most 1; or a function of the decoded estimates at `start` that returns (rows, conditions,
+                 *axes), which are then kept
+    scale        that of the gk.CFG in the same list, a number or a function of t, so that all regions are guided alike
     """
 
     conditions: Any
     masks: Tensor | Callable[[Any], Tensor]
     scale: Scale = 1.0
+
+    card = Card(
+        "applies a separate condition in every region",
+        section="Composition",
+        rows="1 for each condition",
+        changes="target",
+        paper=Paper(
+            "kwon2024tweediemix",
+            "Kwon, Gihyun and Ye, Jong Chul",
+            "TweedieMix: Improving Multi-Concept Fusion for Diffusion-based Image/Video Generation",
+            2024,
+            "2410.05591",
+        ),
+        example="gk.Regions(0, torch.tensor([[0.0, 1.0]]))",
+    )
 
     @property
     def needs(self) -> tuple[Cond, ...]:

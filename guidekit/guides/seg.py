@@ -2,10 +2,10 @@ r"""Smoothed energy guidance (Hong, 2024), https://arxiv.org/abs/2408.00760.
 
     d <- d + s (d_cond - d_smooth)
 
-with d_smooth the same network in which chosen self-attention layers blur their queries over the grid of tokens,
-q' = G_sigma q, which blurs the logits of the attention. sigma = inf, the default, takes the mean of all queries, so
-that all tokens attend alike; sigma = 0 does nothing. As in the author's code G is separable, cut off at 3 sigma or half
-the grid, and reflects at the borders.
+where d_smooth comes from the same network with the queries of chosen self-attention layers blurred over the grid of
+tokens, q' = G_sigma q, which blurs the attention logits. sigma = inf, the default, replaces all queries by their mean,
+so that all tokens attend alike; sigma = 0 does nothing. As in the author's code, G is separable, truncated at 3 sigma
+or half the grid, and reflects at the borders.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale
 from ..engine.view import View
 from ..errors import NetworkError
@@ -27,7 +28,7 @@ from .shared.contrast import away
 
 @dataclass(frozen=True)
 class Blur(Perturbation):
-    """Queries of the span are blurred over their grid; the others are left."""
+    """The queries of the span are blurred over their grid; all others are unchanged."""
 
     sigma: float = math.inf
     grid: tuple[int, ...] | None = None
@@ -55,7 +56,7 @@ class Blur(Perturbation):
         return x.flatten(query.dim() - 2, -2).to(query.dtype)
 
     def _sizes(self, tokens: int) -> tuple[int, ...]:
-        """The grid at this layer: as it was given, or smaller by one factor in all directions."""
+        """The grid at this layer: the given one, or one that is smaller by the same factor in all directions."""
         side = math.isqrt(tokens)
         full = self.grid or (side, side)
         factor = round((math.prod(full) / tokens) ** (1 / len(full))) or 1
@@ -81,13 +82,13 @@ def kernel(size: int, sigma: float, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SEG(Guide):
-    """Smoothed energy guidance. One extra row per particle, in the same forward.
+    """Smoothed energy guidance. One extra NFE per particle and step, in the same forward pass.
 
-    scale           a number or a function of t
-    layers, heads   as in PAG; None is the middle of the network, and all heads
-    sigma           width of the blur in tokens; inf takes the mean of the queries
-    grid            (height, width) of the tokens, at these layers or at a finer one; square by default
-    tokens          (first, last + 1) of the tokens on the grid, where there are others
+    scale           s, a number or a function of t; 0 does nothing
+    layers, heads   as in PAG; None: the middle of the network, and all heads
+    sigma           the standard deviation of the blur, in tokens; inf: the mean of the queries
+    grid            (height, width) of the tokens at these layers, or at a finer one; square by default
+    tokens          (first, last + 1) of the tokens that form the grid, if there are others
     """
 
     scale: Scale
@@ -97,6 +98,24 @@ class SEG(Guide):
     _: KW_ONLY
     grid: tuple[int, ...] | None = None
     tokens: Span | None = None
+
+    neutral = 0.0
+
+    card = Card(
+        "extrapolates away from the network with blurred attention",
+        section="Perturbed networks",
+        rows="1",
+        changes="target",
+        paper=Paper(
+            "hong2024seg",
+            "Hong, Susung",
+            "Smoothed Energy Guidance: Guiding Diffusion Models with Reduced Energy Curvature of Attention",
+            2024,
+            "2408.00760",
+        ),
+        example='gk.SEG(0.4, "blocks.1")',
+        picture="trained",
+    )
 
     @property
     def perturbed(self) -> Perturbed:

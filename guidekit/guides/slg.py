@@ -1,11 +1,12 @@
-r"""Skip-layer guidance, as in Stable Diffusion 3.5 (Stability AI, 2024).
+r"""Skip-layer guidance, as in Stable Diffusion 3.5 (Stability AI, 2024), and in video models as spatiotemporal skip
+guidance (Hyung et al., 2024), https://arxiv.org/abs/2411.18664.
 
     d <- d + s (d_cond - d_skipped)
 
-with d_skipped the same network in which chosen layers are left out: they return what they were given. It is perturbed
-guidance as in https://arxiv.org/abs/2403.17377 without regard to attention. Stable Diffusion 3.5 medium skips layers 7,
-8 and 9 of 24 with s = 2.8 in the interval [0.01, 0.2) of the run; spatiotemporal skip guidance (Hyung et al., 2024,
-https://arxiv.org/abs/2411.18664) does the same in video models.
+where d_skipped comes from the same network with chosen layers left out: they return their input. It is like
+perturbed-attention guidance (https://arxiv.org/abs/2403.17377), but perturbs whole layers. For Stable Diffusion 3.5
+medium, layers 7, 8 and 9 of 24 are skipped in the interval [0.01, 0.2) of the run, with s = 2.5 in the reference code
+of its authors and s = 2.8 in diffusers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale
 from ..engine.view import View
 from ..errors import NetworkError
@@ -27,14 +29,14 @@ from .shared.contrast import away
 
 @dataclass(frozen=True)
 class Skip(Perturbation):
-    """The module returns its input: of several tensors, each output the input of its shape."""
+    """The module returns its input. If it returns several tensors, each is the input of the same shape."""
 
     whole = True
 
     def module(self, given: list[Tensor], out: Any, put: Callable[[Tensor, Tensor], Tensor]) -> Any:
         outputs = [v for v in (out if type(out) in (tuple, list) else [out]) if isinstance(v, Tensor)]
         shapes = [v.shape for v in outputs]
-        inputs = {v.shape: v for v in reversed(given)}  # of equal shapes the first argument
+        inputs = {v.shape: v for v in reversed(given)}  # the first argument of each shape
         if not outputs or len(set(shapes)) < len(shapes) or not inputs.keys() >= set(shapes):
             raise NetworkError(
                 f"a layer that returns {[tuple(s) for s in shapes] or type(out).__name__} for inputs of shapes "
@@ -48,15 +50,33 @@ class Skip(Perturbation):
 
 @dataclass(frozen=True)
 class SLG(Guide):
-    """Skip-layer guidance. One extra row per particle, in the same forward.
+    """Skip-layer guidance. One extra NFE per particle and step, in the same forward pass.
 
-    scale    a number or a function of t
-    layers   dotted names of the modules to skip; None is mid_block of a U-Net, else the middle of the longest list of
-             layers of one class
+    scale    s, a number or a function of t; 0 does nothing
+    layers   dotted names of the modules to skip; None: the mid_block of a U-Net, or else the middle of the longest list
+             of layers of one class
     """
 
     scale: Scale
     layers: Layers = None
+
+    neutral = 0.0
+
+    card = Card(
+        "extrapolates away from the network with layers skipped",
+        section="Perturbed networks",
+        rows="1",
+        changes="target",
+        paper=Paper(
+            "hyung2024stg",
+            "Hyung, Junha and others",
+            "Spatiotemporal Skip Guidance for Enhanced Video Diffusion Sampling",
+            2024,
+            "2411.18664",
+        ),
+        example='gk.SLG(0.4, "blocks.1")',
+        picture="trained",
+    )
 
     @property
     def perturbed(self) -> Perturbed:

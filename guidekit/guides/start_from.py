@@ -1,45 +1,98 @@
 r"""Starting from given samples, noised part of the way (SDEdit, Meng et al., 2021, https://arxiv.org/abs/2108.01073).
 
-    x_t ~ q(x_t | x_0),     t the first time of the run
+    x_t ~ q(x_t | x_0),     t = level, or the first of the times that are given
 
-Gaussian: x_t = alpha_t x_0 + sigma_t z. Tokens: each is noised with probability t. It is what refinement, evolution and
-editing begin with; give the run times that start below 1, like steps=[.5, .4, .3, .2, .1, 0.].
+Gaussian: x_t = alpha_t x_0 + sigma_t z. Tokens: each is noised with probability t. Refinement, evolution and editing
+begin like this. A run of so many steps makes those of them that lie below the level, as the `strength` of image editing
+does; times that begin below pure noise, like steps=[.5, .4, .3, .2, .1, 0.], are taken as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.population import Population
 from ..engine.tree import Tree
 from ..engine.view import Step, View
 from ..models.base import Model
+from ..solvers import Move, starting_at
+from .shared.training_free import TrainingFree
+
+USUAL = 0.5  # level of a run that would otherwise begin in pure noise
 
 
 @dataclass(frozen=True, eq=False)
 class StartFrom(Guide):
-    """Begin at these samples, in the coordinates of x: (n*groups, *shape), or one for all rows. No cost.
+    """Begin at these samples, noised up to the time `level`. No cost: the steps above the level are not made.
+
+    x       samples in the coordinates of the network's x: (n*groups, *shape), or one for all rows
+    level   time in (0, 1] at which the run begins: the larger, the less of x is left. None is 0.5 where the times
+            would begin in pure noise, and otherwise the first of the times
 
     Where more rows live at the start than there are samples (best-of-N, beams), they take turns. `result.memos[place]`
     says from which of the samples each row descends.
     """
 
     x: Tensor
+    level: float | None = None
 
     sees_prediction = False
+
+    card = Card(
+        "starts from given samples, noised part of the way",
+        section="Starts, noise and resampling",
+        exact="p, if the given samples follow p",
+        changes="start",
+        paper=Paper(
+            "meng2021sdedit",
+            "Meng, Chenlin and He, Yutong and Song, Yang and Song, Jiaming and Wu, Jiajun and Zhu, Jun-Yan and "
+            "Ermon, Stefano",
+            "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations",
+            2021,
+            "2108.01073",
+        ),
+        example="gk.StartFrom(point)",
+    )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.x, Tensor):
+            raise TypeError(
+                f"StartFrom(x=...) takes a tensor of states, as the network sees them and `result.x` has them, not "
+                f"{type(self.x).__name__}; encode texts and images first"
+            )
+        number = isinstance(self.level, (int, float)) and not isinstance(self.level, bool)
+        if self.level is not None and not (number and 0 < self.level <= 1):
+            raise ValueError(f"StartFrom(level={self.level!r}): a time in (0, 1], where 1 is pure noise, or None")
 
     def clashes(self, other: Guide, after: bool) -> str | None:
         if isinstance(other, StartFrom):
             return "a run starts once; give one of them all samples"
+        if not after and isinstance(other, TrainingFree):
+            return f"{type(other).__name__} makes rows of the steps that are left out: put StartFrom before it"
         return None
 
     def check(self, model: Model, steps: int) -> None:
         given, shape = tuple(self.x.shape), model.shape
         if given != shape and (given[1:] != shape or not len(self.x)):
             raise ValueError(f"StartFrom(x of shape {given}): samples have shape {shape}, one or one for each row")
+
+    def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
+        if self.x.shape == model.shape or len(self.x) == 1 or len(self.x) % of:  # one for all, or refused by `begin`
+            return self
+        return self.having(x=self.x.unflatten(0, (of, -1))[list(groups)].flatten(0, 1))
+
+    def moves(self, model: Model, moves: list[Move]) -> list[Move]:
+        level = self.level
+        if level is None:
+            level = USUAL if moves and moves[0].t >= model.process.t_max else 1.0
+        downs = [i for i, move in enumerate(moves) if move.s < move.t]  # the corrections of Heun belong to a step
+        below = next((i for i in downs if moves[i].t <= level + 1e-6), downs[-1] if downs else 0)
+        return starting_at(moves, below) if below else moves
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
         own = self.x.to(population.x).view(-1, *model.shape)

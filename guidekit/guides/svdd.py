@@ -1,25 +1,27 @@
-r"""Soft value-based decoding (Li et al., 2024), https://arxiv.org/abs/2408.08252.
+r"""Soft value-based decoding, SVDD (Li et al., 2024), https://arxiv.org/abs/2408.08252.
 
-Every particle draws M children x_s ~ p(x_s | x_t), and one of them lives, by the look-ahead value V of each:
+Every particle draws M candidate children x_s ~ p(x_s | x_t), of which one survives, depending on the look-ahead values
+V of the candidates:
 
-    alpha = 0    the child of largest V, as in the paper's experiments and code. Greedy: no tilted law is its target,
-                 and samples weigh alike.
-    alpha > 0    child m with probability exp(V_m/alpha) / sum_j exp(V_j/alpha), and the log-weight grows by
+    alpha = 0    the child with the largest V, as in the paper's experiments and code. This is greedy: the samples have
+                 equal weights and do not follow a tilted distribution.
+    alpha > 0    child m with probability exp(V_m/alpha) / sum_j exp(V_j/alpha), and the log-weight increases by
 
-                     log 1/M sum_m exp(V(x_s^m)/alpha) - V(x_t)/alpha,        V = r at t = 0, 0 before the first.
+                     log 1/M sum_m exp(V(x_s^m)/alpha) - V(x_t)/alpha,      V = r at t = 0, 0 before the first move
 
-The second is nested importance sampling: the weighted samples follow p exp(r/alpha)/Z for any M and any V, and their
-mean weight is an unbiased estimate of Z. (Without the weights, sampling children by exp(V/alpha) reaches that law
-only for M -> infinity and the exact V.) For the paper's global resampling, SVDD-R, put `gk.Resample()` or
-`gk.FKSteering` of the same reward and temperature after it in the list; equal rewards at equal temperatures count
-once.
+The second is nested importance sampling: for any M and any V the weighted samples follow p exp(r/alpha)/Z, and their
+mean weight is an unbiased estimate of Z. (Without the weights, choosing children in proportion to exp(V/alpha) samples
+that distribution only for M -> infinity and the exact V.) For the paper's global resampling, SVDD-R, put
+`gk.Resample()`, or `gk.FKSteering` with the same reward and alpha, after it in the list; equal rewards with equal alpha
+are counted once.
 
-V is r(E[x_0 | x_t]) by default (SVDD-PM); `gk.values.Learned` makes it SVDD-MC. The last step is scored and selected
-too, unless it is deterministic and all children would be one.
+V is r(E[x_0 | x_t]) by default (SVDD-PM); with `gk.values.Learned` the method is SVDD-MC. The last step is scored and
+selected too, unless it is deterministic, so that all children would be the same.
 
-Children are exchangeable: with the part that all weights share, M min_m W_m, the first child lives, which has the
-noise of an only child; with the rest, child m in proportion to W_m - min W. The law is the same as if m ~ W, and for
-alpha -> infinity the run becomes the unguided one.
+Children are exchangeable, which allows the choice to be coupled to the unguided run: with probability M min_m W_m, the
+part that all weights share, the first child survives, which has the noise of an only child; otherwise child m, in
+proportion to W_m - min W. The distribution is the same as for m ~ W, and for alpha -> infinity the run becomes the
+unguided one.
 """
 
 from __future__ import annotations
@@ -32,23 +34,26 @@ import torch
 from torch import Tensor
 
 from .. import random
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.population import Population, log_mean_exp
 from ..engine.scoring import same
 from ..engine.tree import Tree
 from ..engine.view import Step, View
-from ..models.base import Model
+from ..errors import is_count
 from ..values import Value
-from .shared.twist import check_reward, twist, value_of
+from .shared.twist import TILTED, check_reward, twist, value_of
 
 
 @dataclass(frozen=True)
 class SVDD(Guide):
-    """Keep one of `candidates` children of every particle. Network rows: candidates a particle and step.
+    """Keep one of several candidate children of every particle. NFE: `candidates` per particle and step.
 
-    alpha   0 for argmax, or the temperature of the tilted law
-    value   the look-ahead; None means `gk.values.Tweedie(reward)`. With one that reads x_t alone, like
-            `gk.values.Learned`, the network sees only the survivors: one row a particle and step
+    reward       a Reward, or a function of decoded samples
+    alpha        the temperature of the tilted distribution; 0 takes the best child
+    candidates   M, the number of children of each particle
+    value        the look-ahead; None means `gk.values.Tweedie(reward)`. With one that reads x_t alone, such as
+                 `gk.values.Learned`, the network sees only the survivors: one NFE per particle and step
     """
 
     reward: Any
@@ -56,9 +61,26 @@ class SVDD(Guide):
     candidates: int = 10
     value: Value | None = None
 
+    card = Card(
+        "keeps one of several candidate children of every particle",
+        section="Steering with rewards",
+        rows="candidates - 1",
+        exact=f"{TILTED}; alpha = 0 is greedy",
+        changes="weights",
+        paper=Paper(
+            "li2024svdd",
+            "Li, Xiner and Zhao, Yulai and Wang, Chenyu and Scalia, Gabriele and Eraslan, Gokcen and Nair, Surag and "
+            "Biancalani, Tommaso and Ji, Shuiwang and Regev, Aviv and Levine, Sergey and Uehara, Masatoshi",
+            "Derivative-Free Guidance in Continuous and Discrete Diffusion Models with Soft Value-Based Decoding",
+            2024,
+            "2408.08252",
+        ),
+        example="gk.SVDD(reward, 0.5, 4)",
+    )
+
     def __post_init__(self) -> None:
         check_reward(self, positive=False)
-        if isinstance(self.candidates, bool) or not isinstance(self.candidates, int) or self.candidates < 1:
+        if not is_count(self.candidates):
             raise ValueError(f"SVDD(candidates={self.candidates!r}): at least one child of each particle is needed")
 
     @property
@@ -69,11 +91,7 @@ class SVDD(Guide):
     def sees_prediction(self) -> bool:  # type: ignore[override]
         return getattr(self.value, "sees_prediction", True)
 
-    def check(self, model: Model, steps: int) -> None:
-        if self.steer:
-            raise ValueError("SVDD(steer=True): it has no tilt that the weights could correct for")
-
-    def plan(self, n: int, index: int, total: int) -> tuple[int, int]:
+    def plan(self, n: int, step: Step) -> tuple[int, int]:
         return n, self.candidates
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:

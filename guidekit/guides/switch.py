@@ -1,5 +1,7 @@
-r"""Concepts switched in time: early steps make the layout of a sample, late ones its details, so another condition may
-take over from a fraction of the run on (Balaji et al., 2022, section 5, https://arxiv.org/abs/2211.01324).
+r"""Prompt switching (Balaji et al., 2022, section 5), https://arxiv.org/abs/2211.01324.
+
+Early steps determine the layout of a sample and late ones its details, so that another condition may take over in the
+course of the run.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.view import View
 from ..models.base import Encoded, Model
@@ -17,14 +20,29 @@ from ..models.evaluations import evaluation, listed
 
 @dataclass(frozen=True)
 class Switch(Guide):
-    """Other conditions in later parts of the run. No cost. The null branch of CFG stays as it is.
+    """Other conditions in later parts of the run. No extra NFE. The unconditional branch of CFG is unchanged.
 
-    conditions  one or a list, the same for all groups; None is the null condition
-    at          the fractions of the run from which each of them holds, rising; before the first it is the run's own
+    conditions   one or a list, the same for all groups; None is the null condition
+    at           the fractions of the run from which on they hold, increasing; before the first, the run's own condition
+                 holds
     """
 
     conditions: Any
     at: float | Sequence[float] = 0.5
+
+    card = Card(
+        "switches to other conditions in the course of the run",
+        section="Composition",
+        changes="condition",
+        paper=Paper(
+            "balaji2022ediffi",
+            "Balaji, Yogesh and others",
+            "eDiff-I: Text-to-Image Diffusion Models with an Ensemble of Expert Denoisers",
+            2022,
+            "2211.01324",
+        ),
+        example="gk.Switch(0, 0.5)",
+    )
 
     def __post_init__(self) -> None:
         points = listed(self.at)

@@ -1,18 +1,22 @@
-r"""Classifier guidance of masked tokens to first order (Nisonoff et al., 2025), https://arxiv.org/abs/2406.01572. TAG
-takes the ratios from one gradient in the one-hot states, exact where log p(y | x) is linear:
+r"""TAG, Taylor-approximated guidance (Nisonoff et al., 2024), https://arxiv.org/abs/2406.01572: classifier guidance of
+masked tokens to first order.
+
+The ratios of the classifier are approximated by one gradient with respect to the one-hot states, which is exact if
+log p(y | x) is linear in them:
 
     log p(y | x_t^{i -> v}) - log p(y | x_t)  ~  (d/dx_iv - d/dx_{i, mask}) log p(y | x_t).
 
-What else is said of it stands in dcbg.py.
+How they enter the prediction, and what the method does not serve, is described in dcbg.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ..engine.card import Paper
 from ..engine.guide import Scale
 from ..engine.view import View
 from .dcbg import Discrete
@@ -21,15 +25,32 @@ from .shared.labelled import Classifier, Label, slope
 
 @dataclass(frozen=True)
 class TAG(Discrete):
-    """First-order classifier guidance of masked tokens. No network rows; one pass of the classifier and back.
+    """First-order classifier guidance of masked tokens. No extra NFE; a forward and a backward pass of the classifier
+    per step.
 
-    classifier   (one-hot states (rows, length, V + 1), the last being the mask, t) -> as for `DCBG`
+    classifier   (one-hot states (rows, length, V + 1), of which the last is the mask, t) -> as for `DCBG`
     scale        gamma, a number or a function of t; 0 does nothing
+    label        the class to guide towards, or a list with one for each condition of the run
     """
 
     classifier: Classifier
     scale: Scale = 1.0
     label: Label = None
+
+    card = replace(
+        Discrete.card,
+        about="reweights every masked token by the gradient of a classifier",
+        exact="p given the label, where log p(y given x) is linear and for many steps",
+        paper=Paper(
+            "nisonoff2024unlocking",
+            "Nisonoff, Hunter and Xiong, Junhao and Allenspach, Stephan and Listgarten, Jennifer",
+            "Unlocking Guidance for Discrete State-Space Diffusion and Flow Models",
+            2024,
+            "2406.01572",
+        ),
+        example="gk.TAG(right, 2.0)",
+        picture="tokens",
+    )
 
     def ratios(self, view: View, masked: Tensor) -> Tensor:
         states = one_hot(view.x, view.model.process.states).to(view.model.dtype)  # type: ignore[attr-defined]

@@ -1,21 +1,22 @@
-r"""Tangential damping (Kwon et al., 2025), https://arxiv.org/abs/2503.18137.
+r"""Tangential damping, TCFG (Kwon et al., 2025), https://arxiv.org/abs/2503.18137.
 
-With the noise predictions of each sample as the two rows of a matrix and its singular value decomposition,
+The two noise predictions of each sample are the rows of a matrix. With its singular value decomposition,
 
     (e_cond; e_null) = U S V^T,      e_null <- <e_null, V_1> V_1,      e <- e_null + w (e_cond - e_null),
 
-the unconditional prediction keeps only its component along the first right singular vector, on which both agree most.
-V_1 follows from the 2 x 2 matrix of inner products. Predictions are compared as noise, e = (x_t - alpha d)/sigma, which
-says nothing of the data where alpha is 0: there the guide waits.
+the unconditional prediction keeps only its component along the first right singular vector, on which both predictions
+agree most. V_1 follows from the 2 x 2 matrix of inner products. Predictions are compared as noise,
+e = (x_t - alpha d)/sigma, which carries no information on the data where alpha = 0: there nothing is changed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..engine.card import Paper
 from ..engine.guide import at
 from ..engine.view import View
 from .shared.contrast import Contrast, along, both, dot
@@ -23,7 +24,23 @@ from .shared.contrast import Contrast, along, both, dot
 
 @dataclass(frozen=True)
 class TCFG(Contrast):
-    """CFG against the unconditional prediction without its tangential part; w = 1 is the conditional model."""
+    """CFG in which the unconditional prediction loses its tangential component. One extra NFE per particle and step.
+
+    scale   w, a number or a function of t; 1 does nothing
+    """
+
+    card = replace(
+        Contrast.card,
+        about="CFG without the tangential component of the unconditional prediction",
+        paper=Paper(
+            "kwon2025tcfg",
+            "Kwon, Mingi and others",
+            "TCFG: Tangential Damping Classifier-free Guidance",
+            2025,
+            "2503.18137",
+        ),
+        example="gk.TCFG(2.5)",
+    )
 
     def tilt(self, view: View) -> Tensor | float:
         alpha, sigma = view.model.process.scales(view.t)

@@ -1,26 +1,27 @@
-r"""Twisted diffusion sampler (Wu et al., 2023), https://arxiv.org/abs/2306.17775.
+r"""Twisted diffusion sampler, TDS (Wu et al., 2023), https://arxiv.org/abs/2306.17775.
 
-The twist is exp(V(x_t)/alpha), V = r(E[x_0 | x_t]) and V = r(x_0) at the end. Its gradient bends the proposal, in the
-clean mean d = E[x_0 | x_t] (which is the paper's change of the score by grad log twist),
+The twist is exp(V(x_t)/alpha), with V = r(E[x_0 | x_t]), and V = r(x_0) at the end. Its gradient bends the proposal.
+For the clean mean d = E[x_0 | x_t] the paper's change of the score by grad log twist is
 
     d <- d + scale (sigma_t^2/alpha_t) grad_x V(x_t)/alpha,
 
-with the variance left as it is, and the weights make up for both the bend and the twist:
+with the variance unchanged, and the weights correct for both the bend and the twist:
 
     log w += log p(x_s | x_t) - log q(x_s | x_t) + V(x_s)/alpha - V(x_t)/alpha.
 
-Weighted samples follow p exp(r/alpha)/Z whatever the scale; scale 0 is Feynman-Kac steering. Weights of steps that do
-not resample are carried. The paper's code clamps d to [-1, 1] for images; here that is another guide's business.
+For any scale the weighted samples follow p exp(r/alpha)/Z; scale 0 is Feynman-Kac steering. Log-weights accumulate
+until a group is resampled. The paper's code also clamps d to [-1, 1] for images, which is left out here.
 """
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from ..engine import resampling
+from ..engine.card import Paper
 from ..engine.guide import Scale, at
 from ..engine.tree import Tree
 from ..engine.view import View
@@ -30,11 +31,15 @@ from .shared.twist import Twisted, ascent, twist, value_of
 
 @dataclass(frozen=True)
 class TDS(Twisted):
-    """Twisted SMC towards p exp(reward/alpha): FK steering whose particles also climb the gradient. Needs a reward that
-    torch can differentiate, and a backward pass through the network at every step; no extra rows.
+    """Twisted SMC towards p exp(reward/alpha): Feynman-Kac steering whose particles also follow the gradient. It needs
+    a reward that torch can differentiate. No extra NFE, but a backward pass through the network at every step.
 
-    scale   of the bend, a number or a function of t; the target does not depend on it
-    ess     resample a group when its ESS is below this share of it
+    reward      a Reward, or a function of decoded samples, that torch can differentiate
+    alpha       the temperature
+    scale       the strength of the bend, a number or a function of t; the target does not depend on it
+    ess         resample a group when its effective sample size falls below this fraction of its particles
+    resampler   "multinomial" | "stratified" | "systematic" | "residual" | "ssp", or a function (weights, n, key)
+    value       the look-ahead; None means `gk.values.Tweedie(reward)`
     """
 
     reward: Any
@@ -45,6 +50,19 @@ class TDS(Twisted):
     value: Value | None = None
     _: KW_ONLY
     steer: bool = True
+
+    card = replace(
+        Twisted.card,
+        about="bends the proposal along the reward's gradient, corrected by weights",
+        paper=Paper(
+            "wu2023tds",
+            "Wu, Luhuan and Trippe, Brian L. and Naesseth, Christian A. and Blei, David M. and Cunningham, John P.",
+            "Practical and Asymptotically Exact Conditional Sampling in Diffusion Models",
+            2023,
+            "2306.17775",
+        ),
+        example="gk.TDS(reward, 0.5)",
+    )
 
     def tilt(self, view: View) -> Tensor:
         return at(self.scale, view.t) / self.alpha * ascent(view, value_of(self, view))

@@ -1,16 +1,17 @@
-r"""Views of one latent: visual anagrams (Geng et al., 2023), https://arxiv.org/abs/2311.17919.
+r"""Visual anagrams (Geng et al., 2023), https://arxiv.org/abs/2311.17919: several views of one sample.
 
-A sample that is one thing as it is and others when it is turned, flipped or shuffled. Every view v_i of x_t is denoised
-at a condition of its own, and what comes out is turned back and averaged:
+A sample shows one thing as it is, and another when it is rotated, flipped or shuffled. Every view v_i of x_t is
+denoised at its own condition, and the predictions are transformed back and averaged:
 
-    eps  =  sum_i a_i v_i^-1( eps(v_i(x_t), c_i) ),       sum_i a_i = 1, equal in the paper.
+    eps  =  sum_i a_i v_i^-1( eps(v_i(x_t), c_i) ),       sum_i a_i = 1, equal weights in the paper.
 
 Views are linear and orthogonal: then v(x_t) = alpha v(x_0) + sigma v(z) with v(z) ~ N(0, 1), so that the network sees
-what it was trained on. Because v^-1 is linear and eps = (x_t - alpha d)/sigma, the same average of clean means d is the
-same rule. Where the views are a group and the conditions equal, the law of the samples is invariant under the group.
+inputs like those of its training. Since v^-1 is linear and eps = (x_t - alpha d)/sigma, averaging the clean means d is
+the same rule. If the views form a group and their conditions are equal, the distribution of the samples is invariant
+under the group.
 
-Guidance by a null condition is inside each view, d(v x_t) = n + scale (d_i - n) with both at v(x_t), as in the paper;
-take `scale` for it and not gk.CFG, which would guide the view of the run alone.
+Classifier-free guidance happens inside each view, d(v x_t) = n + scale (d_i - n) with both at v(x_t), as in the paper.
+Use `scale` for it, and not gk.CFG, which would guide only the first view.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import torch
 from torch import Tensor
 
 from .. import random
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale, at
-from ..engine.view import View
+from ..engine.view import Step, View
 from ..models.base import Model
 from ..models.evaluations import Cond, Null, evaluation, joined, listed, rows_of
 from ..process import Gaussian
@@ -32,21 +34,39 @@ from ..process import Gaussian
 
 @dataclass(frozen=True, eq=False)
 class Views(Guide):
-    """Samples that also look like something in other views. x itself, at the run's condition, is the first view. A row
-    for each further view, and as many again with a scale; all in one forward of their own.
+    """Samples that also make sense in other views. x itself, at the run's condition, is the first view. One extra NFE
+    for each further view, and one more for every view with a scale; those of the further views in a forward pass of
+    their own.
 
-    views       `gk.views.Flip()`, Rotate, Permute, Patches, Negate, Matrix; anything callable x -> x with a method
-                `inverse`; or pairs of functions (view, inverse). They act on rows (rows, *shape)
-    conditions  of the views, each as in gk.Compose: None is the null condition, Cond() that of the run. None for all of
-                them: that of the run
-    weights     a_i, x itself first; they sum to 1. None: equal ones
-    scale       of guidance in each view, a number or a function of t; 1 is none
+    views        `gk.views.Flip()`, Rotate, Permute, Patches, Negate or Matrix; any callable x -> x with a method
+                 `inverse`; or a pair of functions (view, inverse): one or a list. They act on rows (rows, *shape)
+    conditions   of the further views, each as in gk.Compose: None is the null condition, Cond() that of the run. None
+                 instead of a list: all have the condition of the run
+    weights      a_i, x itself first, with sum 1. None: equal ones
+    scale        of classifier-free guidance in each view, a number or a function of t; 1: none
     """
 
     views: Any
     conditions: Any = None
     weights: Sequence[float] | None = None
     scale: Scale = 1.0
+
+    card = Card(
+        "makes one sample consistent with several views of it",
+        section="Composition",
+        processes=(Gaussian,),
+        refusal="averages clean means, and tokens have none: use it with a Gaussian process",
+        rows="1 for each view",
+        changes="target",
+        paper=Paper(
+            "geng2023anagrams",
+            "Geng, Daniel and Park, Inbum and Owens, Andrew",
+            "Visual Anagrams: Generating Multi-View Optical Illusions with Diffusion Models",
+            2023,
+            "2311.17919",
+        ),
+        example="gk.Views(gk.views.Negate())",
+    )
 
     def __post_init__(self) -> None:
         count, a = len(self._pairs), self.weights
@@ -71,14 +91,16 @@ class Views(Guide):
         return () if self.scale == 1 else (Null(),)
 
     def check(self, model: Model, steps: int) -> None:
-        if not isinstance(model.process, Gaussian):
-            raise ValueError("Views average clean means, and tokens have none")
         for need in self._needs:
             if need.model(model) is not model:
                 raise ValueError(f"Views(conditions=...): {need!r} is of another model; views are of one")
             need.check(model)
         for i, (view, inverse) in enumerate(self._pairs):
             check_orthogonal(view, inverse, model, f"views[{i}] = {view!r}")
+
+    def further(self, step: Step) -> int:
+        used = len(self._pairs) if self.weights is None else sum(a != 0 for a in self.weights[1:])
+        return used * (1 + len(self.needs))
 
     def tilt(self, view: View) -> Tensor:
         count = len(self._pairs) + 1
@@ -99,7 +121,8 @@ class Views(Guide):
 
 
 def _evaluate(view: View, states: list[Tensor], needs: list[Cond]) -> tuple[Tensor, ...]:
-    """The network at several states of the same rows, each at its condition: one forward, more where a limit asks."""
+    """The network at several states of the same rows, each at its own condition, in one forward pass (more if a limit
+    on the rows requires it)."""
     x, cond = torch.cat(states), joined([need.cond(view.model, view.cond) for need in needs])
     parts = torch.arange(len(x), device=x.device).split(view.limit or len(x))
     out = [replace(view, cond=rows_of(cond, part)).evaluate(x[part], view.t)[Cond()] for part in parts]
@@ -111,7 +134,7 @@ def _evaluate(view: View, states: list[Tensor], needs: list[Cond]) -> tuple[Tens
 
 @dataclass(frozen=True)
 class Flip:
-    """Reversed along some axes; the last one is left to right, -2 upside down."""
+    """Reversed along some axes: -1 mirrors left and right, -2 top and bottom."""
 
     axes: tuple[int, ...] = (-1,)
 
@@ -123,7 +146,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Turned by `turns` quarter turns in the plane of two axes; an odd number of them needs a square."""
+    """Rotated by `turns` quarter turns in the plane of two axes; an odd number of turns needs square samples."""
 
     turns: int = 1
     axes: tuple[int, int] = (-2, -1)
@@ -137,7 +160,7 @@ class Rotate:
 
 @dataclass(frozen=True)
 class Negate:
-    """Colours inverted, where 0 is grey."""
+    """Colours inverted, for samples in which 0 is grey."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return -x
@@ -147,7 +170,7 @@ class Negate:
 
 @dataclass(frozen=True)
 class Permute:
-    """Pixels shuffled: pixel i of the view is pixel order[i], counted over the last `axes` axes.
+    """Pixels permuted: pixel i of the view is pixel order[i], counted over the last `axes` axes.
 
     >>> Permute((2, 0, 1), axes=1)(torch.tensor([[10, 11, 12]]))
     tensor([[12, 10, 11]])
@@ -168,7 +191,7 @@ class Permute:
 
 @dataclass(frozen=True)
 class Patches:
-    """A jigsaw of grid x grid square pieces, shuffled by a seed; the grid must divide height and width."""
+    """A jigsaw of grid x grid pieces, shuffled by a seed; the grid must divide height and width."""
 
     grid: int = 4
     seed: int = 0
@@ -191,7 +214,7 @@ class Patches:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """m x of the flattened state, m being an orthogonal matrix."""
+    """The flattened state multiplied by an orthogonal matrix m."""
 
     m: Tensor
 
@@ -203,7 +226,7 @@ class Matrix:
 
 
 def check_orthogonal(view: Callable, inverse: Callable, model: Model, name: str) -> None:
-    """Raise if a transform of random states is not linear and orthogonal, row by row, with this inverse."""
+    """Raise unless a view is linear and orthogonal, row by row, and has this inverse; tried on random states."""
     x = random.normal(random.key([1, 2], model.device), model.shape, model.dtype)
     tolerance = 1e-9 if model.dtype == torch.float64 else 1e-4
 

@@ -17,6 +17,8 @@ are self-attention.
 The network must see the rows of x as the leading axis of its first tensor. Meanwhile compiled modules run uncompiled,
 and torch.nn.MultiheadAttention leaves its fast path, which changes roundings. Other kernels (flash-attn, xformers,
 explicit softmax) cannot be seen: that is a `NetworkError` which says what to do.
+
+Where gradients go back through the forward, it is perturbed once more wherever gradient checkpointing recomputes it.
 """
 
 from __future__ import annotations
@@ -24,8 +26,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +41,9 @@ from torch.overrides import TorchFunctionMode
 from ..errors import NetworkError
 from .base import Model
 from .evaluations import Cond
+from .hooked import Where, in_this_thread, named, uncompiled
 from .networks import networks_in
+from .stitched import parts
 
 Layers = str | Sequence[str] | None
 Heads = Sequence[int] | Mapping[str, Sequence[int]] | None
@@ -100,7 +102,8 @@ class Perturbed(Cond):
     """The model at the user's condition with some layers perturbed; `Perturbed.of` takes them as users give them.
 
     layers   dotted names: "blocks.1" is that module and all inside it, never blocks.10. None is the middle of the
-             network: mid_block of a U-Net, else the middle one of its modules with self-attention
+             network: mid_block of a U-Net, else the middle one of its modules with self-attention. Of `Stitched` models
+             each is perturbed in the layers that it has
     heads    None (all), indices, or (layer, indices) for each layer
     """
 
@@ -151,10 +154,17 @@ def counting(model: Model, layers: Sequence[str]) -> Iterator[dict[str, int]]:
 
 
 class Chosen(NamedTuple):
-    """The modules to watch: networks as they are called, and with each module the layers to which it belongs."""
+    """The modules to watch: networks as they are called with the layers that they have, and with each module the layers
+    to which it belongs."""
 
-    roots: tuple[nn.Module, ...]
+    roots: dict[nn.Module, tuple[str, ...]]
     layers: dict[nn.Module, tuple[str, ...]]  # the innermost layer first
+    parts: tuple[tuple[nn.Module, ...], ...]  # the networks of each model, where several are stitched
+
+    def due(self, called: set[nn.Module]) -> list[str]:
+        """The layers that a forward which called these networks must run: of stitched models one is called."""
+        one = len(self.parts) > 1 and (called or not all(self.parts))
+        return list(dict.fromkeys(p for net, names in self.roots.items() if not one or net in called for p in names))
 
 
 # what the last check of a model found, for its layers and whether whole modules are meant
@@ -170,21 +180,19 @@ def attention_layers(model: Model) -> list[str]:
     >>> attention_layers(gk.GaussianModel(lambda x, t, cond: net(x), shape=(5, 8)))
     ['layers.0.self_attn', 'layers.1.self_attn', 'layers.2.self_attn']
     """
-    return [name for net in _roots(model) for name in _attending(net)]
+    return list(dict.fromkeys(name for net in _roots(model) for name in _attending(net)))
 
 
 def _roots(model: Model) -> tuple[nn.Module, ...]:
-    return tuple(m for m in networks_in(model.net) if not isinstance(m, torch.jit.ScriptModule))
+    return tuple(dict.fromkeys(m for part in parts(model) for m in _networks(part)))
 
 
-def _named(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules with their dotted names, without what torch.compile puts in."""
-    every = network.named_modules(remove_duplicate=False)
-    return [(".".join(p for p in name.split(".") if p != "_orig_mod"), module) for name, module in every]
+def _networks(part: Model) -> tuple[nn.Module, ...]:
+    return tuple(m for m in networks_in(part.net) if not isinstance(m, torch.jit.ScriptModule))
 
 
 def _choose(model: Model, layers: tuple[str, ...] | None, whole: bool) -> Chosen:
-    roots = _roots(model)
+    roots: dict[nn.Module, tuple[str, ...]] = dict.fromkeys(_roots(model), ())
     if not roots:
         raise ValueError(
             "layers of a torch.nn.Module are to be perturbed, and the model's network holds none (scripts do not count)"
@@ -192,38 +200,44 @@ def _choose(model: Model, layers: tuple[str, ...] | None, whole: bool) -> Chosen
     belongs: dict[nn.Module, tuple[str, ...]] = {}
     for root in roots:
         default = _middle_block(root) if whole else _middle_attention(root)
-        names = layers if layers is not None else (default,) if default else ()
-        for name, module in _named(root):
+        names = layers if layers is not None else () if default is None else (default,)
+        for name, module in named(root):
             inside = [p for p in names if name == p or (not whole and name.startswith(p + "."))]
             if inside:
                 every = {*belongs.get(module, ()), *inside}
                 belongs[module] = tuple(sorted(every, key=lambda p: (-len(p), p)))
+                roots[root] = tuple(dict.fromkeys([*roots[root], *inside]))
     found = {p for inside in belongs.values() for p in inside}
     for name in layers or ():
         if name not in found:
             raise ValueError(_unknown(str(name), model))
     if layers is None and not found:
-        raise ValueError("no default layer was found in the network; name some with layers=(...)")
+        raise ValueError(
+            "no default layer was found in the network, a torch.nn.Module that attends or is one of a list of layers; "
+            "name some with layers=(...)"
+        )
     for module, (name, *_) in belongs.items():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"layers: {name!r} holds a script of torch.jit, which cannot be watched")
         if whole and isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             raise ValueError(f"layers: {name!r} is a list of modules and never called itself; name its members")
-    return Chosen(roots, belongs)
+    return Chosen(roots, belongs, tuple(map(_networks, parts(model))))
 
 
 def _unknown(name: str, model: Model) -> str:
-    names, last = [n for root in _roots(model) for n, _ in _named(root)], name.split(".")[-1]
+    names, last = [n for root in _roots(model) for n, _ in named(root)], name.split(".")[-1]
     near = difflib.get_close_matches(name, names, 5) or [n for n in names if n.split(".")[-1] == last][:5]
     near = near or attention_layers(model)[:5]
     return f"layers: the network has no module {name!r}" + (f"; near it are {', '.join(near)}" if near else "")
 
 
 def _attending(network: nn.Module) -> list[str]:
-    """The outermost modules whose own code attends to themselves; by the names of their classes where none is found."""
-    modules = [(name, m) for name, m in _named(network) if name and not _is_cross(name, m)]
+    """The outermost modules inside whose own code attends to themselves; else the network, "", if its own does; by the
+    names of their classes where none is found."""
+    modules = [(name, m) for name, m in named(network) if not _is_cross(name, m)]
     found = [name for name, m in modules if _attends(m)]
-    found = found or [name for name, m in modules if "attention" in type(m).__name__.lower()]
+    found = [name for name in found if name] or found
+    found = found or [name for name, m in modules if name and "attention" in type(m).__name__.lower()]
     return [n for n in dict.fromkeys(found) if not any(n.startswith(other + ".") for other in found)]
 
 
@@ -256,7 +270,7 @@ def _middle_attention(network: nn.Module) -> str | None:
 
 def _middle_block(network: nn.Module) -> str | None:
     """The middle block of a U-Net, else the middle member of the longest list of modules of one class."""
-    names = _named(network)
+    names = named(network)
     lists = [(n, m) for n, m in names if isinstance(m, (nn.ModuleList, nn.Sequential)) and len({*map(type, m)}) == 1]
     name, stack = max(lists, key=lambda pair: len(pair[1]), default=("", ()))
     member = f"{name}.{len(stack) // 2}".lstrip(".") if len(stack) > 1 else None
@@ -271,13 +285,15 @@ def _middle_of_unet(names: list[str]) -> str | None:
 # the forward -----------------------------------------------------------------------------------------------------
 
 
-class Frame(NamedTuple):
-    """A call of a watched module that has not returned."""
+@dataclass
+class Frame:
+    """A call of a watched module that has not returned, and how often it has attended so far."""
 
     module: nn.Module
     layers: tuple[str, ...]
     args: tuple
     kwargs: dict[str, Any]
+    attended: int = 0
 
     def arguments(self) -> dict[str, Any]:
         """By the names of the parameters, in their order."""
@@ -300,20 +316,31 @@ class Frame(NamedTuple):
 
 
 class _Patch:
-    """The context of one forward. It acts in its own thread only, and leaves hooks and modes as it found them."""
+    """The context of one forward. It acts in its own thread only, and leaves hooks and modes as it found them.
 
-    def __init__(self, need: Perturbed, chosen: Chosen, rows: slice):
-        self.need, self.chosen, self.rows = need, chosen, rows
-        self.thread = threading.get_ident()
+    first   the patch of the forward of which this one holds in recomputations. They run inner parts alone, and so what
+            the outer ones told is taken from there: the rows of the forward, and what is cross-attention
+    """
+
+    def __init__(self, need: Perturbed, chosen: Chosen, rows: slice, where: Where | None = None, first: Any = None):
+        self.need, self.chosen, self.rows, self.first = need, chosen, rows, first
+        self.here = in_this_thread() if where is None else where
         self.mode, self.inside = _Mode(self), 0
         self.frames: list[Frame] = []
         self.total = 0  # rows of the forward
+        self.totals: dict[nn.Module, int] = {} if first is None else first.totals
+        self.crossing: dict[tuple[nn.Module, int, torch.Size], set[bool]] = {} if first is None else first.crossing
         self.handles: list[Any] = []
-        self.eager = _uncompiled()
+        self.eager = uncompiled()
+        self.called: set[nn.Module] = set()
         self.entered: set[str] = set()
         self.hits: set[str] = set()
         self.heads: dict[str, int] = {}
         self.crossed = False
+
+    def again(self, where: Where) -> _Patch:
+        """The same where the forward is recomputed."""
+        return _Patch(self.need, self.chosen, self.rows, where, self)
 
     def __enter__(self) -> _Patch:
         self.eager.__enter__()
@@ -326,19 +353,21 @@ class _Patch:
     def __exit__(self, kind: Any, *error: Any) -> None:
         for handle in self.handles:
             handle.remove()
-        if self.inside and not self.need.by.whole:  # an interruption that the hooks did not see
+        if self.inside and not self.need.by.whole and self.first is None:  # an interruption that the hooks did not see
             self.mode.__exit__(None, None, None)
         self.eager.__exit__(None, None, None)
-        if kind is None:
+        if kind is None and self.first is None:
             self._verify()
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() != self.thread:
+        if not self.here():
             return
         frame = Frame(module, self.chosen.layers.get(module, ()), args, kwargs)
         if not self.frames:
-            self.total = frame.rows()
+            self.total = frame.rows() if self.first is None else self.totals[module]
+        self.totals[module] = self.total
         self.frames.append(frame)
+        self.called.add(module)
         if frame.layers:
             self.entered.update(frame.layers)
             self.inside += 1
@@ -346,7 +375,7 @@ class _Patch:
                 self.mode.__enter__()
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any) -> Any:
-        if threading.get_ident() != self.thread or not self.frames or self.frames[-1].module is not module:
+        if not self.frames or self.frames[-1].module is not module or not self.here():
             return None
         frame = self.frames[-1]
         try:
@@ -363,11 +392,10 @@ class _Patch:
 
     def _verify(self) -> None:
         """Every layer that was asked for was perturbed; of the defaults, one for each network, at least one."""
-        layers = self.need.layers or tuple(dict.fromkeys(p for inside in self.chosen.layers.values() for p in inside))
-        missed = [p for p in layers if p not in self.hits]
+        missed = [p for p in self.chosen.due(self.called) if p not in self.hits]
         if not missed or (self.need.layers is None and self.hits):
             return
-        name = "nothing was perturbed in " + ", ".join(map(repr, missed))
+        name = "nothing was perturbed in " + ", ".join(repr(p) if p else "the network itself" for p in missed)
         if not self.entered.intersection(missed):
             raise NetworkError(f"{name}: the forward did not run it, or ran it in another thread or as a script")
         if self.crossed:
@@ -448,6 +476,22 @@ class _Patch:
         return mixed
 
     def _crosses(self, key: Tensor) -> bool:
+        """Whether the keys are of other tokens than the queries; as it was at first, where this is recomputed."""
+        frame = self.frames[-1]
+        call = frame.module, frame.attended, key.shape
+        frame.attended += 1
+        if self.first is None:
+            told = self._told(key)
+            self.crossing.setdefault(call, set()).add(told)
+            return told
+        if len(self.crossing[call]) > 1:
+            raise NetworkError(
+                f"a gradient is needed through {frame.layers[0]!r}, which is recomputed (gradient checkpointing) and "
+                "attends to itself in one call and to others in another: switch checkpointing off"
+            )
+        return next(iter(self.crossing[call]))
+
+    def _told(self, key: Tensor) -> bool:
         """Whether the keys are of other tokens than the queries, as far as the modules around the call can tell."""
         for frame in reversed(self.frames):
             if getattr(frame.module, "is_cross_attention", False):
@@ -490,26 +534,3 @@ class _Mode(TorchFunctionMode):
         if func is _MHA:
             return self.patch.multi_head(args, kwargs or {})
         return func(*args, **(kwargs or {}))
-
-
-_stance: list[Any] = [0, None]  # how many patches have set the compiler aside, and what restores it
-_standing = threading.Lock()
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Compiled code, which knows nothing of hooks added later, runs as the modules that it was made from."""
-    if "torch._dynamo" not in sys.modules:  # nothing can be compiled
-        yield
-        return
-    with _standing:
-        if _stance[0] == 0:
-            _stance[1] = torch.compiler.set_stance("force_eager")
-        _stance[0] += 1
-    try:
-        yield
-    finally:
-        with _standing:
-            _stance[0] -= 1
-            if _stance[0] == 0:
-                _stance[1].__exit__(None, None, None)

@@ -47,6 +47,13 @@ class Model:
         self.device = torch.device(device or found)
         self.null = None if null is None else as_encoded(null, self.device)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join([*self.facts(), *_usual_facts(self)])})"
+
+    def facts(self) -> list[str]:
+        """What a repr says first: what a sample is, and how it is noised."""
+        return [f"shape={self.shape}", f"{type(self.process).__name__} process"]
+
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         """The prediction at x_t; one forward of the network. cond has one entry per row, or is None."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its network predicts")
@@ -77,6 +84,11 @@ class Model:
     def lent(self) -> AbstractContextManager:
         """What holds while a run uses the model."""
         return nullcontext()
+
+    @property
+    def encodes(self) -> bool:
+        """Whether conditions are something else than what the network takes."""
+        return self._encode is not None
 
     @property
     def decodes(self) -> bool:
@@ -114,6 +126,28 @@ class Model:
                 f"{type(self).__name__} needs a tensor of shape {(len(x), *shape)}"
             )
         return out.to(self.dtype)
+
+
+def _usual_facts(model: Model) -> list[str]:
+    """What the repr of any model says: conditions, size and device."""
+    known = "conditional" if model.null is not None or model.encodes else "no condition declared"
+    known += ", with a null condition" if model.null is not None else ""
+    count = sum(p.numel() for p in {p for net in model.modules() for p in net.parameters()})
+    size = [f"{_count(count)} parameters"] if count else []
+    where = [f"on {model.device}"] if model.device.type != "cpu" else []
+    return [known, *size, *where]
+
+
+def _count(n: int) -> str:
+    """A number of parameters, to three digits.
+
+    >>> _count(950), _count(1_234_567)
+    ('950', '1.23M')
+    """
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if n >= size:
+            return f"{n / size:.3g}{unit}"
+    return str(n)
 
 
 def stack(encoded: Sequence[Encoded]) -> Encoded:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .base import Condition, Encoded, Model
+from .hooked import held_again, made
 
 _encodings: WeakKeyDictionary[Model, dict[Hashable, tuple[Condition, Encoded]]] = WeakKeyDictionary()
 
@@ -38,7 +39,8 @@ class Cond:
         return cond
 
     def during(self, model: Model, rows: slice) -> AbstractContextManager:
-        """What holds during the forward in which these rows are evaluated."""
+        """What holds during the forward in which these rows are evaluated. If the context gives something with a method
+        again(where), that holds where a backward pass recomputes parts of it, see `guidekit.models.hooked`."""
         return nullcontext()
 
     def check(self, model: Model) -> None:
@@ -194,10 +196,13 @@ def evaluate(
         networks.setdefault(need.model(model), []).append(need)
     for net, branches in networks.items():
         for part in (branches[i : i + most] for i in range(0, len(branches), most)):
+            since = made()
             with ExitStack() as stack:
-                for i, need in enumerate(part):
-                    stack.enter_context(need.during(net, slice(i * rows, (i + 1) * rows)))
+                spans = (slice(i * rows, (i + 1) * rows) for i in range(len(part)))
+                held = [stack.enter_context(need.during(net, s)) for need, s in zip(part, spans, strict=True)]
                 out = net(_repeat(x, len(part)), t, joined([need.cond(net, cond) for need in part]))
+            for again in (context.again for context in held if hasattr(context, "again")):
+                held_again(out, since, again)
             count(rows * len(part))
             found |= dict(zip(part, out.split(rows), strict=True))
     return found

@@ -30,6 +30,9 @@ PARAMETERISATIONS: dict[str, Callable[[float, float], tuple[float, float]]] = {
     "flow": lambda a, s: (1 / (a + s), -s / (a + s)),
 }
 
+# what diffusers calls them
+ALIASES = {"epsilon": "noise", "v_prediction": "velocity", "sample": "clean", "flow_prediction": "flow"}
+
 
 class GaussianModel(Model):
     """`net(x, t, cond) -> tensor like x` as a base model.
@@ -38,7 +41,8 @@ class GaussianModel(Model):
                   (or dict of tensors) with one entry per row, or None where neither cond nor null is given
     shape         shape of one sample, without the row axis
     schedule      alpha(t), sigma(t); see `guidekit.schedules`
-    predicts      "clean" | "noise" | "velocity" | "score" | "flow"
+    predicts      "clean" | "noise" | "velocity" | "score" | "flow"; the names of diffusers are understood too:
+                  "sample", "epsilon", "v_prediction" and "flow_prediction"
     decode        final states (rows, *shape) -> samples; the default returns the tensor
     encode_cond   the user's condition -> tensor (or dict), without a row axis
     null          the encoded "no condition", for guides that need it
@@ -67,8 +71,10 @@ class GaussianModel(Model):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
+        predicts = ALIASES.get(predicts, predicts)
         if predicts not in PARAMETERISATIONS:
-            raise ValueError(f"predicts={predicts!r}: there is {', '.join(PARAMETERISATIONS)}")
+            known = f"{', '.join(PARAMETERISATIONS)}, or as in diffusers {', '.join(ALIASES)}"
+            raise ValueError(f"predicts={predicts!r}: there is {known}")
         schedule = Cosine() if schedule is None else schedule
         if isinstance(schedule, type) or not callable(schedule):
             raise TypeError(f"schedule={schedule!r}: an instance is needed, like gk.schedules.Cosine()")
@@ -76,6 +82,10 @@ class GaussianModel(Model):
         blind = predicts in ("noise", "score") and float(schedule(torch.tensor(1.0, dtype=torch.float64))[0]) < 1e-3
         process = Gaussian(schedule, t_max=0.999 if blind else 1.0)
         super().__init__(net, process, shape, decode, encode_cond, null, dtype, device)
+
+    def facts(self) -> list[str]:
+        process: Any = self.process
+        return [f"shape={self.shape}", f"predicts={self.predicts!r}", f"schedule={process.schedule!r}"]
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         a, b = PARAMETERISATIONS[self.predicts](*self.process.scales(t))

@@ -61,8 +61,12 @@ class Stitched(Model):
                 setattr(self, name, getattr(late, name))
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
-        name, model = ("early", self.early) if t > self.at else ("late", self.late)
+        name, model = self.at_time(t)
         return model(x, t, cond if self.shared else _part(cond, name))
+
+    def at_time(self, t: float) -> tuple[str, Model]:
+        """The model that is called at a time, and which it is."""
+        return ("early", self.early) if t > self.at else ("late", self.late)
 
     def encode(self, cond: Condition) -> Encoded:
         early, late = self.early.encode(cond), self.late.encode(cond)
@@ -73,6 +77,22 @@ class Stitched(Model):
 
     def modules(self) -> list[nn.Module]:
         return list(dict.fromkeys([*self.early.modules(), *self.late.modules()]))
+
+
+def parts(model: Model) -> list[Model]:
+    """The models of which one is called at each time: those that are stitched, or itself."""
+    if isinstance(model, Stitched):
+        return [*parts(model.early), *parts(model.late)]
+    inner = getattr(model, "base", None)  # of one that changes another
+    return parts(inner) if isinstance(inner, Model) else [model]
+
+
+def part_at(model: Model, t: float) -> Model:
+    """The one of them that is called at time t."""
+    if isinstance(model, Stitched):
+        return part_at(model.at_time(t)[1], t)
+    inner = getattr(model, "base", None)
+    return part_at(inner, t) if isinstance(inner, Model) else model
 
 
 def _process(early: Model, late: Model) -> Process:

@@ -33,6 +33,9 @@ class _TokenModel(Model):
     def _process(self) -> Masked | Uniform:
         raise NotImplementedError(f"{type(self).__name__} does not say what its noise is")
 
+    def facts(self) -> list[str]:
+        return [f"vocab_size={self.vocab_size}", f"length={self.length}"]
+
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         return self._forward(x, t, cond, (self.length, self.vocab_size)).log_softmax(-1).clamp(min=LOG_ZERO)
 
@@ -67,6 +70,9 @@ class MaskedModel(_TokenModel):
     ):
         self.ordered = ordered
         super().__init__(net, vocab_size, length, decode, encode_cond, null, dtype=dtype, device=device)
+
+    def facts(self) -> list[str]:
+        return [*super().facts(), *(["ordered=True"] if self.ordered else [])]
 
     def _process(self) -> Masked:
         return Masked(self.vocab_size, self.length if self.ordered else 0)

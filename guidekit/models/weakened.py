@@ -1,6 +1,9 @@
 r"""A weaker version of a model, made of the model itself, for autoguidance (Karras et al., 2024),
 https://arxiv.org/abs/2406.02507: with modules skipped or with channels dropped. The latter is the dropout of the
 paper's synthetic corruptions, but with one mask for all rows and steps.
+
+Compiled networks run uncompiled while they are weak. Of a `Stitched` model each part is weakened in the modules that it
+has.
 """
 
 from __future__ import annotations
@@ -9,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from functools import partial
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 from .. import random
 from ..errors import NetworkError
 from .base import Condition, Encoded, Model
+from .hooked import Where, held_again, in_this_thread, made, named, uncompiled
 from .networks import networks_in
+from .stitched import part_at, parts
 
 _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
@@ -34,8 +38,9 @@ def weakened(
 ) -> Weakened:
     """A weaker version of a base model, which shares its weights and leaves it as it is.
 
-    drop    modules by their full names, as in `network.named_modules()`: of the output of each the same `share` of the
-            channels, chosen by `seed`, is zero and the others grow to make up for it, for all rows and at all times
+    drop    modules by their full names, as in `network.named_modules()` before torch.compile: of the output of each
+            the same `share` of the channels, chosen by `seed`, is zero and the others grow to make up for it, for all
+            rows and at all times
     skip    modules whose input takes the place of their output (they are computed all the same)
     axis    of the channels in the outputs; None is 1 for convolutions, their norms and outputs of four and more axes,
             and the last one otherwise, as of linear layers and transformer blocks
@@ -69,11 +74,21 @@ class Weakened(Model):
         if not 0 < share < 1:
             raise ValueError(f"weakened(share={share}): the share of the channels to drop lies between 0 and 1")
         for name in (*drop, *skip):
-            _check_name(name, self._modules())
+            _check_name(name, [_modules(part) for part in parts(base)])
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
-        with self._weak():
-            return self.base(x, t, cond)
+        every, hit, since = _modules(part_at(self.base, t)), set(), made()
+        weak = {name: every[name] for name in (*self.drop, *self.skip) if name in every}
+        with self._weak(weak, hit, in_this_thread()):
+            out = self.base(x, t, cond)
+        missed = [name for name in weak if name not in hit]
+        if missed:
+            raise NetworkError(
+                f"the weakened network never called {', '.join(missed)}: name modules whose forward runs, and that as "
+                "Python in this thread"
+            )
+        held_again(out, since, partial(self._weak, weak, hit))
+        return out
 
     def encode(self, cond: Condition) -> Encoded:
         return self.base.encode(cond)
@@ -93,17 +108,12 @@ class Weakened(Model):
     def __hash__(self) -> int:
         return hash(self._settings())
 
-    def _modules(self) -> dict[str, nn.Module]:
-        """The parts of the network by name; of several networks the first that has the name."""
-        return {n: m for net in reversed(networks_in(self.base.net)) for n, m in net.named_modules() if n}
-
     @contextmanager
-    def _weak(self) -> Iterator[None]:
-        """Hooks on the modules, which act in this thread alone: others may be using the same network."""
-        modules, thread, hit = self._modules(), get_ident(), set()
+    def _weak(self, modules: dict[str, nn.Module], hit: set[str], where: Where) -> Iterator[None]:
+        """Hooks on the modules, which act here alone: others may be using the same network. They note what they hit."""
 
         def hook(change, name, module, args, kwargs, out):
-            if get_ident() != thread:
+            if not where():
                 return None
             hit.add(name)
             first = out[0] if isinstance(out, (tuple, list)) and out else out
@@ -112,18 +122,12 @@ class Weakened(Model):
             new = change(name, module, first, [*args, *kwargs.values()])
             return new if first is out else (new, *out[1:])
 
-        with ExitStack() as stack:
+        with uncompiled(), ExitStack() as stack:
             for change, names in ((self._dropped, self.drop), (_skipped, self.skip)):
-                for name in names:
+                for name in (n for n in names if n in modules):
                     handle = modules[name].register_forward_hook(partial(hook, change, name), with_kwargs=True)
                     stack.callback(handle.remove)
             yield
-        missed = [name for name in (*self.drop, *self.skip) if name not in hit]
-        if missed:
-            raise NetworkError(
-                f"the weakened network never called {', '.join(missed)}: name modules whose forward runs, and weaken "
-                "the network before torch.compile, which does not see hooks set later"
-            )
 
     def _dropped(self, name: str, module: nn.Module, out: Tensor, inputs: list) -> Tensor:
         first = isinstance(module, _CHANNELS_FIRST) or out.dim() > 3
@@ -150,13 +154,21 @@ def _skipped(name: str, module: nn.Module, out: Tensor, inputs: list) -> Tensor:
     return x.to(out.dtype)
 
 
-def _check_name(name: str, modules: dict[str, nn.Module]) -> None:
-    """The network has such a module, and it runs."""
-    if name not in modules:
-        near = get_close_matches(name, modules, 3, 0.4) or list(modules)[:8]
+def _modules(model: Model) -> dict[str, nn.Module]:
+    """The parts of the network by name; of several networks the first that has the name."""
+    return {n: m for net in reversed(networks_in(model.net)) for n, m in named(net) if n}
+
+
+def _check_name(name: str, networks: list[dict[str, nn.Module]]) -> None:
+    """One of the networks has such a module, and it runs."""
+    having = [modules[name] for modules in networks if name in modules]
+    if not having:
+        names = [n for modules in networks for n in modules]
+        near = get_close_matches(name, names, 3, 0.4) or names[:8]
         raise ValueError(f"weakened: the network has no module {name!r}; it has {', '.join(near) or 'none'}, ...")
-    if isinstance(modules[name], (nn.ModuleList, nn.ModuleDict)):
-        inside = next(iter(dict(modules[name].named_children())), "0")
-        raise ValueError(
-            f"weakened: {name!r} is a list and never runs itself; name its members, like '{name}.{inside}'"
-        )
+    for module in having:
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            inside = next(iter(dict(module.named_children())), "0")
+            raise ValueError(
+                f"weakened: {name!r} is a list and never runs itself; name its members, like '{name}.{inside}'"
+            )

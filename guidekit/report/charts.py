@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .svg import COLOURS, LEFT, TOP, Scale, axes, bounds, element, legend, number, picture, plane, widened
+from .svg import COLOURS, LEFT, TOP, Scale, axes, bounds, element, legend, number, picture, plane, widened, words
+
+GROUPS = (0, 2, 3, 4, 5, 1)  # colours of the conditions that have a line; grey is for unguided samples
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,22 @@ def lines(series: Sequence[Series], title: str, ylabel: str, zero: bool = False,
     feet = "".join(f'<path class="mark" d="M{x(m)} {y.start}v-7"/>' for m in marks)
     label = f"{title}. " + " ".join(f"{s.name}: {_first_and_last(s.values)}." for s in series)
     return picture(axes(x, y, "step", ylabel, whole=True) + feet + drawn + legend(_named(series)), label)
+
+
+def curves(series: Sequence[Series], title: str, xlabel: str, ylabel: str, points: Sequence[Series] = ()) -> str:
+    """Lines through (x, y), from x = 0 on, with a dot at each; `points` are large ones with their names beside them."""
+    every = [*series, *points]
+    x = (0.0, bounds((v for s in every for v in s.x), 0.0)[1])
+    across, up = plane(x, widened(*bounds(v for s in every for v in s.values)))
+    drawn = "".join(
+        element("g", f'<path class="line" d="{_joined(s.x, s.values, across, up)}"/>' + "".join(_points(s, across, up)),
+                class_=s.classes)
+        for s in series
+    )  # fmt: skip
+    named = "".join(element("g", "".join(_points(s, across, up)) + _beside(s, across, up), class_=f"{s.classes} point")
+                    for s in points)  # fmt: skip
+    label = f"{title}. " + " ".join(f"{s.name}: {_first_and_last(s.values)}." for s in every)
+    return picture(axes(across, up, xlabel, ylabel, whole=True) + drawn + named + legend(_named(series)), label)
 
 
 def histogram(series: Sequence[Series], title: str, xlabel: str, bins: int = 24) -> str:
@@ -86,13 +104,18 @@ def _named(series: Sequence[Series]) -> list[tuple[str, str]]:
 
 
 def _path(values: Sequence[float], x: Scale, y: Scale, first: int = 1) -> str:
+    """A line over whole numbers."""
+    return _joined(range(first, first + len(values)), values, x, y)
+
+
+def _joined(xs: Sequence[float], values: Sequence[float], x: Scale, y: Scale) -> str:
     """A line that is broken where there is no value; a lone value is a dot."""
     parts, pen = [], "M"
-    for i, v in enumerate(values):
+    for place, v in zip(xs, values, strict=True):
         if not math.isfinite(v):
             pen = "M"
             continue
-        parts.append(f"{pen}{x(i + first)} {y(v)}" + ("h.1" if pen == "M" else ""))
+        parts.append(f"{pen}{x(place)} {y(v)}" + ("h.1" if pen == "M" else ""))
         pen = "L"
     return "".join(parts)
 
@@ -135,6 +158,16 @@ def _points(s: Series, x: Scale, y: Scale) -> list[str]:
         for a, b, w, label in rows
         if math.isfinite(a) and math.isfinite(b)
     ]
+
+
+def _beside(s: Series, x: Scale, y: Scale) -> str:
+    """The name of a lone point, above or below it, where there is room."""
+    if not math.isfinite(s.values[0]):
+        return ""
+    place, height = x(s.x[0]), y(s.values[0])
+    left, low = place > (x.start + x.end) / 2, height > (y.start + y.end) / 2
+    return words(s.name, place + (6 if left else -6), round(height + (-9 if low else 18), 1),
+                 text_anchor="end" if left else "start")  # fmt: skip
 
 
 def _radius(weight: float) -> float:

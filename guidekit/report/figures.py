@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from ..engine.result import Result
-from . import dna, molecules, pedigree
-from .charts import Series, histogram, lines, scatter
+from . import pedigree, table
+from .charts import GROUPS, Series, histogram, lines, scatter
+from .compared import sets
 from .reading import Output
 from .recorder import survivors
+from .rounds import best_so_far, rounds
+from .samples import DRAWN
 from .svg import number
-
-MOST_GROUPS = 6  # with a line of their own
-
-
-def own(result: Result) -> str:
-    """What the result itself is called beside others."""
-    return "samples" if result.config.get("guides") == [] else "steered"
 
 
 def mean(result: Result, what: str = "rewards") -> float:
     """The mean of the known rewards under the weights, of all groups alike."""
-    values = getattr(result, what)
-    known = values.isfinite()
-    weights = result.weights.to(values)[known]
-    return float((weights * values[known]).sum() / weights.sum())
+    return table.mean(result, getattr(result, what))
 
 
 def greatest(values: Tensor) -> float:
@@ -38,27 +31,29 @@ def greatest(values: Tensor) -> float:
     return float(known.max()) if len(known) else math.nan
 
 
-def top(result: Result) -> float:
-    """The mean reward of the best tenth of all samples, those without a score being the worst."""
-    assert result.rewards is not None
-    known = result.rewards[result.rewards.isfinite()]
-    count = min(math.ceil(len(result) / 10), len(known))
-    return float(known.topk(count).values.mean()) if count else math.nan
-
-
 def ancestors(result: Result) -> int:
     """Starting particles that have descendants among the samples, in all groups together."""
     return len(result.lineage()[0].unique())
 
 
-def over_time(result: Result, names: Sequence[str]) -> list[str]:
-    """Reward, effective sample size and ancestors over the steps of a run."""
-    if not len(result.trace):
+def over_time(out: Output, names: Sequence[str]) -> list[str]:
+    """Of a search the best reward against cost; of a run reward, effective sample size and ancestors over its steps."""
+    result = out.result
+    if rounds(result):
+        return best_so_far(result, names, sets(out)[:-1]) + _estimates(result, names)
+    return _estimates(result, names) + _population(result, names) if len(result.trace) else []
+
+
+def _estimates(result: Result, names: Sequence[str]) -> list[str]:
+    if not len(result.trace) or not bool(result.trace["mean_reward"].isfinite().any()):
         return []
-    groups, size = min(result.groups, MOST_GROUPS), len(result) // result.groups
-    charts = []
-    if bool(result.trace["mean_reward"].isfinite().any()):
-        charts.append(lines(_rewards(result, names, groups), "Reward of the clean estimates over the run", "reward"))
+    groups = min(result.groups, len(GROUPS))
+    return [lines(_rewards(result, names, groups), "Reward of the clean estimates over the run", "reward")]
+
+
+def _population(result: Result, names: Sequence[str]) -> list[str]:
+    """Effective sample size and starting particles."""
+    groups, size = min(result.groups, len(GROUPS)), len(result) // result.groups
     ess, distinct = (_columns(result, key, names, groups) for key in ("ess", "distinct"))
     moments = [i + 1 for i, row in enumerate(result.trace) if any(row["resampled"])]
     marks = moments if result.groups == 1 and len(moments) < len(result.trace) else []
@@ -68,15 +63,17 @@ def over_time(result: Result, names: Sequence[str]) -> list[str]:
             replace(ess[0], name="effective size"),
             replace(distinct[0], name="starting particles", colour=3, dashed=True),
         ]
-        return [*charts, lines(both, title, "samples", zero=True, marks=marks)]
-    charts.append(lines(ess, title, "effective sample size", zero=True))
-    return [*charts, lines(distinct, "Starting particles that still have descendants",
-                           "starting particles with descendants", zero=True)]  # fmt: skip
+        return [lines(both, title, "samples", zero=True, marks=marks)]
+    left = "Starting particles that still have descendants"
+    return [
+        lines(ess, title, "effective sample size", zero=True),
+        lines(distinct, left, "starting particles with descendants", zero=True),
+    ]
 
 
 def _columns(result: Result, key: str, names: Sequence[str], groups: int) -> list[Series]:
     values = result.trace[key].double()
-    return [Series(names[g], values[:, g].tolist(), _colour(g)) for g in range(groups)]
+    return [Series(names[g], values[:, g].tolist(), GROUPS[g]) for g in range(groups)]
 
 
 def _rewards(result: Result, names: Sequence[str], groups: int) -> list[Series]:
@@ -85,11 +82,6 @@ def _rewards(result: Result, names: Sequence[str], groups: int) -> list[Series]:
         return means
     best = result.trace["max_reward"].double()[:, 0].tolist()
     return [replace(means[0], name="mean"), Series("best", best, 0, dashed=True)]
-
-
-def _colour(group: int) -> int:
-    """Grey is for unguided samples."""
-    return (0, 2, 3, 4, 5, 1)[group]
 
 
 def distributions(out: Output) -> list[str]:
@@ -102,16 +94,18 @@ def distributions(out: Output) -> list[str]:
         for (name, colour), r in rewarded
     ]
     charts = [histogram(series, "Distribution of rewards, under the weights", "reward")]
+    lower = ", less is better" if out.summary.get("better", {}).get("holdout mean") == "lower" else ""
     judged = [(s, r) for s, r in rewarded if r.holdout is not None and bool(r.holdout.isfinite().any())]
     if judged:
         charts.append(scatter([_points(*s, r) for s, r in judged[::-1]], "Guiding and held-out reward of each sample",
-                              "guiding reward", "held-out reward"))  # fmt: skip
+                              "guiding reward", "held-out reward" + lower))  # fmt: skip
     return charts
 
 
 def _sets(out: Output) -> list[tuple[tuple[str, int], Result]]:
-    every = [((own(out.result), 0), out.result), (("unguided", 1), out.base), (("best of N", 2), out.best)]
-    return [(name, result) for name, result in every if result is not None]
+    *others, (name, result) = sets(out)
+    colours = {"unguided": 1}
+    return [((name, 0), result), *(((n, colours.get(n, 2)), r) for n, r in others)]
 
 
 def _points(name: str, colour: int, result: Result, most: int = 1000) -> Series:
@@ -134,9 +128,10 @@ def plane(out: Output) -> str | None:
 
 
 def lineage(out: Output, domain: str) -> dict[str, Any]:
-    """The picture of the lineage, and what the ancestors' clean estimates were; empty for a run without steps."""
+    """The picture of the lineage, and what the ancestors' clean estimates were; empty for a search
+    and for a run without steps."""
     result = out.result
-    if not len(result.ancestors):
+    if not len(result.ancestors) or rounds(result):
         return {}
     rows = survivors(result)
     found = out.lineage
@@ -156,14 +151,11 @@ def lineage(out: Output, domain: str) -> dict[str, Any]:
     }
 
 
-_DRAWN: dict[str, Callable[[str], str | None]] = {"molecules": molecules.draw, "dna": dna.stripe}
-
-
 def _moments(out: Output, domain: str) -> list[dict[str, Any]]:
     """For every moment its step, its time and the estimates."""
     if out.lineage is None:
         return []
-    drawn = _DRAWN.get(domain, lambda text: None)
+    drawn = DRAWN.get(domain, lambda text: None)
     return [
         {
             "step": step,

@@ -13,6 +13,7 @@ from rewards.base import needs
 from .svg import element, number
 
 LARGEST = 120  # heavy atoms of a molecule that is drawn
+SHOWN = {"QED": "QED", "SA": "SA", "logP": "logP", "molecular weight": "MW"}  # rewards, and their names on a card
 _WIDTH, _HEIGHT = 220, 150
 # RDKit's colours of elements, and ones that can be read on white and on black
 _COLOURS = {
@@ -55,8 +56,7 @@ def properties(smiles: str) -> dict[str, str]:
     if mol is None:
         return {}
     with blocked():
-        return {r.name if short is None else short: number(_of(r, mol)) for short, r in
-                (("QED", QED()), ("SA", SA()), ("logP", LogP()), ("weight", MolWt()))}  # fmt: skip
+        return {SHOWN[r.name]: number(_of(r, mol)) for r in (QED(), SA(), LogP(), MolWt())}
 
 
 def key(smiles: str) -> str:

@@ -12,6 +12,7 @@ from .recorder import plain
 from .svg import number
 
 SHOWN = 8  # samples that are drawn
+_CUT = "display:block;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;font-size:11px;background:none"
 
 
 def result_html(result: Result) -> str:
@@ -117,8 +118,8 @@ def _cell(result: Result, kind: str, row: int) -> str:
     picture = _picture(result, kind, row)
     text = plain(result.samples[row]) if kind != "images" else ""
     reward = "" if result.rewards is None else f"<b>{number(float(result.rewards[row]))}</b> "
-    words = f'<code style="overflow-wrap:anywhere;font-size:11px;background:none">{escape(text[:120])}</code>'
-    return f'<div style="width:{110 if kind == "images" else 180}px">{picture}<div>{reward}{words}</div></div>'
+    words = f'<code style="{_CUT}" title="{escape(text)}">{escape(text)}</code>' if text else ""
+    return f'<div style="width:{110 if kind == "images" else 180}px">{picture}<div>{reward}</div>{words}</div>'
 
 
 def _picture(result: Result, kind: str, row: int) -> str:

@@ -15,51 +15,58 @@ import guidekit as gk
 from rewards.base import needs
 
 from ..engine.result import Result
-from . import figures, samples
+from . import compared, figures, samples
 from .reading import Output, read, value
 from .recorder import replaced
+from .rounds import rounds
 from .svg import number
 
 ROWS = 500  # of the table of samples
+_LONG = 60  # characters of a reward in a title, at most
 
-_COLUMNS = ("mean", "top 10%", "holdout mean", "network rows", "reward calls", "seconds")
 
-
-def write(folder: str | Path) -> Path:
+def write(folder: str | Path, title: str | None = None) -> Path:
     """Write report.html into an output directory, from what is there: result/ and, if any, base/, best_of_n/,
-    summary.json, samples.csv, lineage.json and run.toml. Returns the file."""
+    summary.json, samples.csv, lineage.json and run.toml. Returns the file.
+
+    title   of this page; None is that of summary.json, and where it has none, the model and the reward
+    """
     needs("jinja2", "report", "a report")
     out = read(folder)
-    return replaced(out.path / "report.html", render(out))
+    return replaced(out.path / "report.html", render(out, title))
 
 
-def render(out: Output) -> str:
+def render(out: Output, title: str | None = None) -> str:
     """The page as text."""
     template = _environment().get_template("page.html.jinja")
     script, style = _file("page.js"), _file("page.css")
     return template.render(
-        **_context(out),
+        **_context(out, title),
         style=style,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-def _context(out: Output) -> dict[str, Any]:
+def _context(out: Output, title: str | None) -> dict[str, Any]:
     """All that the template shows; pictures are markup, everything else is text."""
     result, summary = out.result, out.summary
     domain = samples.domain(result, summary.get("domain"))
-    names = samples.conditions(result)
+    names, rows = samples.conditions(result), compared.rows(out)
     return {
-        "title": summary.get("title") or _title(summary),
+        "title": title or summary.get("title") or _title(summary),
         "subtitle": _subtitle(result, summary),
+        "rewards": _rewards(summary),
         "version": summary.get("version") or gk.__version__,
         "tiles": _tiles(out),
-        "columns": summary.get("columns") or _columns(out),
-        "comparison": _named(summary) or _comparison(out),
+        "columns": compared.columns(out, rows),
+        "comparison": rows,
+        "own": len(rows) - 1,
+        "constant": summary.get("constant", []),
         "warnings": [str(w) for w in summary.get("warnings", [])],
         "groups": _groups(result, names) if result.groups > 1 else [],
-        "over_time": figures.over_time(result, names),
+        "searched": bool(rounds(result)),
+        "over_time": figures.over_time(out, names),
         "lineage": figures.lineage(out, domain),
         "distributions": figures.distributions(out),
         "plane": figures.plane(out) if domain == "other" else None,
@@ -73,13 +80,31 @@ def _context(out: Output) -> dict[str, Any]:
 
 
 def _title(summary: dict[str, Any]) -> str:
-    return " and ".join(v for k in ("model", "reward") if (v := summary.get(k))) or "Steered samples"
+    """The model and the rewards that steer, by name and without their formula."""
+    weights = summary.get("weights", {})
+    steering = [str(name) for name in summary.get("components", []) if weights.get(name, 1) != 0]
+    reward = _listed(steering) or summary.get("reward", "")
+    reward = reward if len(reward) <= _LONG else reward[: _LONG - 1] + "…"
+    return ": ".join(v for v in (summary.get("model"), reward) if v) or "Steered samples"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Up to three names, or two and how many more there are."""
+    shown = list(names) if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def _rewards(summary: dict[str, Any]) -> str:
+    """The whole formula of the reward, and the held-out one."""
+    named = (("Reward", summary.get("reward")), ("held-out reward", summary.get("holdout")))
+    return "; ".join(f"{what}: {name}" for what, name in named if name)
 
 
 def _subtitle(result: Result, summary: dict[str, Any]) -> str:
     groups = f" of {result.groups} conditions" if result.groups > 1 else ""
     guides = f", guided by {', '.join(map(str, summary['guides']))}" if summary.get("guides") else ""
-    return f"{_count(len(result), 'sample')}{groups} in {_count(len(result.ancestors), 'step')}{guides}"
+    found = f", found by {summary['search']}" if summary.get("search") else ""
+    return f"{_count(len(result), 'sample')}{groups} in {_count(len(result.ancestors), 'step')}{guides}{found}"
 
 
 def _count(n: int, what: str) -> str:
@@ -99,6 +124,8 @@ def _tiles(out: Output) -> list[tuple[str, str, str]]:
         other = None if out.base is None or out.base.holdout is None else figures.mean(out.base, "holdout")
         remark = "" if other is None else f"{number(other)} unguided"
         tiles.append(("held-out reward", number(figures.mean(result, "holdout")), remark))
+    if found := rounds(result):
+        return tiles + _effort(result, found)
     tiles.append(("effective samples", number(float(result.ess.mean())), f"of {size}{_each(result)}"))
     tiles.append(("starting particles", number(figures.ancestors(result)), "with descendants"))
     if result.log_weights.unique().numel() > 1 or bool(result.log_z.abs().max() > 0):
@@ -107,42 +134,19 @@ def _tiles(out: Output) -> list[tuple[str, str, str]]:
     return tiles
 
 
+def _effort(result: Result, found: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """What a search took."""
+    cost, shared = result.cost, any("conditions" in row for row in found)
+    remark = "" if shared else f"{number(sum(row['candidates'] for row in found))} candidates for each sample"
+    return [
+        ("rounds", number(len(found)), remark),
+        ("reward calls", number(cost.reward_calls), ""),
+        ("network rows", number(cost.network_rows), ""),
+    ]
+
+
 def _each(result: Result) -> str:
     return ", mean of the conditions" if result.groups > 1 else ""
-
-
-def _sets(out: Output) -> list[tuple[str, Result]]:
-    every = [("unguided", out.base), ("best of N", out.best), (figures.own(out.result), out.result)]
-    return [(name, result) for name, result in every if result is not None]
-
-
-def _columns(out: Output) -> list[str]:
-    known = {key for _, result in _sets(out) for key, v in _measured(result).items() if v is not None}
-    return [column for column in _COLUMNS if column in known]
-
-
-def _comparison(out: Output) -> list[dict[str, Any]]:
-    return [{"name": name, **_measured(result)} for name, result in _sets(out)]
-
-
-def _named(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of summary.json with the N of best-of-N."""
-    n = summary.get("best_of")
-    rows = summary.get("rows", [])
-    return [row | {"name": f"best of {n}"} if n and row["name"] == "best of N" else row for row in rows]
-
-
-def _measured(result: Result) -> dict[str, float | None]:
-    """What a row of the table says where there is no summary.json. Means take the weights."""
-    has = result.rewards is not None
-    return {
-        "mean": figures.mean(result) if has else None,
-        "top 10%": figures.top(result) if has else None,
-        "holdout mean": None if result.holdout is None else figures.mean(result, "holdout"),
-        "network rows": result.cost.network_rows,
-        "reward calls": result.cost.reward_calls,
-        "seconds": round(result.cost.seconds, 2),
-    }
 
 
 def _groups(result: Result, names: Sequence[str]) -> list[dict[str, Any]]:

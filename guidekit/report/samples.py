@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..engine.result import Result
-from . import dna, figures, images, molecules, motifs
-from .reading import Output
+from . import dna, images, molecules, motifs
+from .compared import own
+from .reading import Output, value
 from .recorder import plain
+from .svg import number
 
 MOST = 60  # samples that are drawn
 _POSITIONS, _LOGOS = 600, 8  # of the longest sequences in a logo, and groups that have one
+_SHORT = 11  # characters of a name and its value together that fit into half a card
+DRAWN: dict[str, Callable[[str], str | None]] = {"molecules": molecules.draw, "dna": dna.stripe}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A named value on a card; `wide` ones have a line of their own."""
+
+    name: str
+    shown: str
+
+    @property
+    def wide(self) -> bool:
+        return len(self.name) + len(self.shown) > _SHORT
 
 
 def domain(result: Result, given: Any = None) -> str:
@@ -59,8 +76,9 @@ def shown(out: Output, kind: str, names: Sequence[str]) -> dict[str, Any]:
     """What the section of samples shows: for each group its best distinct samples, and pictures of the whole."""
     result = out.result
     each = max(1, MOST // result.groups)
+    columns = _columns(out, kind)
     drawn = _thumbnails(result) if kind == "images" else None
-    groups = [_group(out, kind, g, names[g], each if g < MOST else 0, drawn) for g in range(result.groups)]
+    groups = [_group(out, kind, g, names[g], each if g < MOST else 0, drawn, columns) for g in range(result.groups)]
     count = sum(len(g["cards"]) for g in groups)
     different = sum(g["distinct"] for g in groups)
     return {
@@ -73,13 +91,28 @@ def shown(out: Output, kind: str, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _group(out: Output, kind: str, g: int, name: str, each: int, drawn: list[str] | None) -> dict[str, Any]:
+def _columns(out: Output, kind: str) -> list[str]:
+    """The extra columns that say something new on a card: not the reward again, nor what every molecule has there."""
+    shown = {name.lower() for name in molecules.SHOWN} if kind == "molecules" else set()
+    return [c for c in next(iter(out.table.values()), {}) if c.lower() not in shown and not _is_reward(out, c)]
+
+
+def _is_reward(out: Output, column: str) -> bool:
+    """Whether a column has the rewards of all samples."""
+    rewards = out.result.rewards
+    known = [] if rewards is None else [(i, r) for i, r in enumerate(rewards.tolist()) if math.isfinite(r)]
+    return bool(known) and all(value(out.table[i][column]) == r for i, r in known)
+
+
+def _group(
+    out: Output, kind: str, g: int, name: str, each: int, drawn: list[str] | None, columns: Sequence[str]
+) -> dict[str, Any]:
     result = out.result
     order = ranked(result, (result.group == g).nonzero()[:, 0].tolist())
     same: dict[Any, list[int]] = {}
     for i in order:
         same.setdefault(key(result, kind, i), []).append(i)
-    cards = [_card(out, kind, rows, drawn) for rows in list(same.values())[:each]]
+    cards = [_card(out, kind, rows, drawn, columns) for rows in list(same.values())[:each]]
     return {
         "name": name,
         "cards": cards,
@@ -96,26 +129,30 @@ def key(result: Result, kind: str, i: int) -> Any:
     return result.x[i].detach().cpu().contiguous().numpy().tobytes()
 
 
-def _card(out: Output, kind: str, rows: list[int], drawn: list[str] | None) -> dict[str, Any]:
+def _card(out: Output, kind: str, rows: list[int], drawn: list[str] | None, columns: Sequence[str]) -> dict[str, Any]:
     """One distinct sample, of the rows in which it is."""
     result, row = out.result, rows[0]
     text = plain(result.samples[row]) if drawn is None else ""
     properties = molecules.properties(text) if kind == "molecules" else {}
-    known = {name.lower() for name in properties}
-    extra = {k: v for k, v in out.table.get(row, {}).items() if v and k.lower() not in known}
+    extra = {name: _shown(given) for name in columns if (given := out.table[row][name])}
     return {
         "row": row,
         "times": len(rows),
         "text": text,
         "whole": result.samples[row] if isinstance(result.samples, list) else text,
-        "picture": molecules.draw(text) if kind == "molecules" else None,
+        "picture": DRAWN[kind](text) if kind in DRAWN else None,
         "image": None if drawn is None else drawn[row],
         "reward": None if result.rewards is None else float(result.rewards[row]),
         "holdout": None if result.holdout is None else float(result.holdout[row]),
-        "properties": properties,
-        "extra": extra,
+        "known": bool(properties),
+        "facts": sorted((Fact(*fact) for fact in (properties | extra).items()), key=lambda fact: fact.wide),
         "file": f"images/{row:05d}.png" if (out.path / "images" / f"{row:05d}.png").exists() else None,
     }
+
+
+def _shown(text: str) -> str:
+    found = value(text)
+    return found if isinstance(found, str) else number(found)
 
 
 def _thumbnails(result: Result) -> list[str] | None:
@@ -130,22 +167,22 @@ def _thumbnails(result: Result) -> list[str] | None:
 
 def _sequences(out: Output, g: int) -> dict[str, Any] | None:
     """Logo, GC along the sequence and coloured rows of a group."""
-    rows, weights, own = _of_group(out.result, g)
-    if not any(own):
+    rows, weights, mine = _of_group(out.result, g)
+    if not any(mine):
         return None
-    sets = [(figures.own(out.result), 0, own, weights)]
+    sets = [(own(out.result), 0, mine, weights)]
     if out.base is not None and g < out.base.groups and domain(out.base) == "dna":
         _, w, theirs = _of_group(out.base, g)
         sets.append(("unguided", 1, theirs, w))
     best = ranked(out.result, rows)
     return {
-        "logo": dna.logo(own, weights),
+        "logo": dna.logo(mine, weights),
         "gc": dna.gc_track(sets),
-        "motifs": motifs.track([own[rows.index(i)] for i in best], [f"row {i}" for i in best]),
-        "barcode": dna.barcode([own[rows.index(i)] for i in best][:MOST]),
-        "rows": min(len(own), MOST),
-        "count": len(own),
-        "cut": _POSITIONS if any(len(s) == _POSITIONS for s in own) else 0,
+        "motifs": motifs.track([mine[rows.index(i)] for i in best], [f"row {i}" for i in best]),
+        "barcode": dna.barcode([mine[rows.index(i)] for i in best][:MOST]),
+        "rows": min(len(mine), MOST),
+        "count": len(mine),
+        "cut": _POSITIONS if any(len(s) == _POSITIONS for s in mine) else 0,
     }
 
 

@@ -33,7 +33,7 @@ def write_result(
     recorder          that was a callback of the run, for the estimates along the way
     model, reward     their names, for the page
     guides            of the run, to be named and cited
-    title             of the page
+    title             of the page; by default it names the model and the reward
 
         base = gk.sample(model, 64, reward=reward)
         result = gk.sample(model, 64, guides=guides, callbacks=[recorder])

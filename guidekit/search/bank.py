@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..engine.result import Trace
 from ..engine.scoring import Cost
 from ..models.base import Model
 from .budget import Budget
@@ -39,6 +40,7 @@ class Bank:
     values   mean reward over the conditions that each has seen
     looks    how many these were
     holdout  mean of the held-out reward over all conditions that the best seed has seen, or None
+    asked    every look, as in `gk.search.Found`: `condition` is the place in conds and `candidate` the seed
     noise    (seeds, *shape), or (moves + 1, seeds, *shape), as gk.sample(model, len(bank), noise=...) takes it for one
              condition; `rows` has it for several
     """
@@ -50,6 +52,7 @@ class Bank:
     cost: Cost
     chain: bool
     holdout: list[float] | None = None
+    asked: Trace = field(default_factory=Trace, repr=False)
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -127,21 +130,22 @@ def _ranked(search: Search, seeds: int, looks: int, keep: int, rounds: int) -> B
     order = [*alive, *order][:keep]
     search.alive = [0]
     noise, values = search.part.rows(search.part.draw(order)), [float(totals[s]) / counts[s] for s in order]
-    judged = _judged(search, range(seen), order)
-    return Bank(order, values, [counts[s] for s in order], noise, search.cost, search.space.moves is not None, judged)
+    judged, asked = _judged(search, range(seen), order), Trace(search.record.lines())
+    chain = search.space.moves is not None
+    return Bank(order, values, [counts[s] for s in order], noise, search.cost, chain, judged, asked)
 
 
 def _looked(search: Search, places: Sequence[int], seeds: list[int]) -> Tensor:
     """What seeds are worth under the conditions at these places, (conditions, seeds), as sampled or from the folder."""
     search.alive = list(places)
-    scores, texts = search.known(), None
+    scores, samples = search.known(), None
     if new := scores is None:
-        scores, texts = search.scored(search.sampled(search.part.draw(seeds)), len(seeds))
+        scores, samples = search.scored(search.sampled(search.part.draw(seeds)), len(seeds))
         search.cost.seconds = search.seconds
     worth = search.verifier.worth(scores, search.space.group[search.cells])
     search.rounds.append({})
     if new:
-        search.record.add(scores, worth, texts, search.cost, 1, places, seeds)
+        search.keep(scores, worth, samples, seeds)
     return worth
 
 

@@ -9,11 +9,13 @@ from ..engine.scoring import Cost
 
 @dataclass(frozen=True)
 class Budget:
-    """The search ends before the round that would pass a limit, or when every sample has reached the target.
+    """The search ends before the round that might pass a limit, or when every sample has reached the target; the result
+    says which it was, `Found.ended`. A round may take fewer calls than it has candidates: equal samples are asked once.
 
     rounds    of ask and tell
     rows      network rows, the last run of the winners included
-    calls     reward calls
+    calls     of rewards, for samples that were not known. Where nothing else limits it, a search that has met no new
+              text or row of tokens in 10 rounds ends too
     seconds   of this search, all its sittings together; looked at between rounds
     target    a reward
     """
@@ -32,16 +34,27 @@ class Budget:
             if not number or (name != "target" and value <= 0):
                 raise ValueError(f"Budget({name}={value!r}): a positive {'int' if whole else 'number'} is needed")
 
+    @property
+    def by_calls_alone(self) -> bool:
+        """Whether rounds that bring nothing new could go on for ever."""
+        return self.rounds is None and self.rows is None and self.seconds is None
+
     def allows(self, done: int, cost: Cost, rows: int, calls: int) -> bool:
         """Whether a round of so many rows and calls still fits."""
-        limits = (
-            (self.rounds, done + 1),
-            (self.rows, cost.network_rows + rows),
-            (self.calls, cost.reward_calls + calls),
-        )
-        return all(most is None or would <= most for most, would in limits) and (
-            self.seconds is None or cost.seconds < self.seconds
-        )
+        return self.short(done, cost, rows, calls) is None
+
+    def short(self, done: int, cost: Cost, rows: int, calls: int) -> str | None:
+        """Why no further round of so many rows and calls, at most, fits; None where it does."""
+        if self.rounds is not None and done + 1 > self.rounds:
+            return f"rounds={self.rounds} are done"
+        if self.seconds is not None and cost.seconds >= self.seconds:
+            return f"seconds={self.seconds:g} have passed"
+        for name, spent, more in (("rows", cost.network_rows, rows), ("calls", cost.reward_calls, calls)):
+            most = getattr(self, name)
+            if most is not None and spent + more > most:
+                last = ", the run of the winners included" if name == "rows" else ""
+                return f"of {name}={most} {spent} are spent, and another round may take {more}{last}"
+        return None
 
     def left(self, done: int, cost: Cost) -> dict[str, str]:
         """What is left of each limit, for the bar."""

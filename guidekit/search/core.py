@@ -7,16 +7,20 @@ seen of every sample is kept, so no reward falls as the budget grows. In the end
 one run: what is returned is a run of `gk.sample` with noise=result.noise, to the bit. Where a strategy does not need to
 be told one round to ask for the next, a round is scored while the next one is sampled; see `background`.
 
+Texts and rows of tokens are scored once in a search, however often they come back, and all that was asked is kept.
+
 Reference: Ma et al. (2025), Inference-time scaling beyond denoising steps, https://arxiv.org/abs/2501.09732.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
@@ -35,17 +39,22 @@ from ..engine.sample import sample
 from ..engine.scoring import Cost
 from ..errors import RewardError
 from ..models.base import Model
-from ..models.evaluations import Cond
 from ..models.networks import networks_in
 from ..solvers import Solver
 from .background import Task
 from .budget import Budget
-from .record import Record
+from .record import Evaluations, Record
 from .space import Space
 from .verify import Verifier
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+ROUNDING = 0.01  # of the root mean square of samples: more is another sample, and not another order of arithmetic
+
+
+STALE = 10  # rounds without a new sample, after which a search ends that calls alone limit
 
 
 class Strategy(Protocol):
@@ -91,7 +100,7 @@ class Options(TypedDict, total=False):
     folder: str | Path | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found(Result):
     """The result of a search: a run of the winners, with what the search was told of them as rewards.
 
@@ -99,8 +108,21 @@ class Found(Result):
     rounds   one dict for each round: of every condition best_reward (the mean over its samples of the best so far),
              max_reward and mean_reward (of the round's candidates; NaN where there were none); network_rows and
              reward_calls so far
+    asked    every candidate of every round: a dict with round, condition, sample, candidate, worth, scores and, where
+             text or tokens were scored, text or tokens. A saved result leaves it to the folder of the search
     times    of the run that gives these samples, as steps= takes them
+    ended    why the search ended, in words
     """
+
+    record: Record | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def asked(self) -> Trace:
+        return Trace([] if self.record is None else self.record.lines())
+
+    @property
+    def ended(self) -> str:
+        return self.config["search"]["ended"]
 
     @property
     def times(self) -> list[float]:
@@ -113,26 +135,44 @@ class Found(Result):
 
 @dataclass
 class Best:
-    """The best candidate of every cell so far."""
+    """The best candidate of every cell so far; `seen` is where its x is known."""
 
     z: Tensor | None = None
     x: Tensor | None = None
     worth: Tensor | None = None
+    seen: Tensor | None = None
 
     def update(self, z: Tensor, worth: Tensor, x: Tensor | None, cells: Tensor) -> None:
         """Take over what is strictly better; the first time for all cells."""
         top, place = worth.max(1)
         row = torch.arange(len(z), device=z.device)
-        if self.z is None or self.worth is None:
-            self.z, self.worth, self.x = z[row, place], top, None if x is None else x[row, place]
+        if self.z is None or self.worth is None or self.seen is None:
+            self.z, self.worth, self.seen = z[row, place], top, torch.full_like(top, x is not None, dtype=torch.bool)
+            self.x = None if x is None else x[row, place]
             return
         better = top > self.worth[cells]
-        self.worth = self.worth.index_put((cells[better],), top[better])
-        self.z = self.z.index_put((cells[better],), z[row, place][better])
-        if x is not None and self.x is None:
-            self.x = x[row, place]
-        elif x is not None and self.x is not None:
-            self.x = self.x.index_put((cells[better],), x[row, place][better])
+        taken = (cells[better],)
+        self.worth = self.worth.index_put(taken, top[better])
+        self.z = self.z.index_put(taken, z[row, place][better])
+        self.seen = self.seen.index_put(taken, torch.tensor(x is not None, device=z.device))
+        if x is not None:
+            own = x.new_zeros(len(self.z), *x.shape[2:]) if self.x is None else self.x
+            self.x = own.index_put(taken, x[row, place][better])
+
+    def recall(self, x: Tensor, worth: Tensor) -> None:
+        """The x of those that have this worth."""
+        if self.worth is not None:
+            self.x, self.seen = x, worth == self.worth
+
+    def differs(self, x: Tensor) -> Tensor:
+        """The cells whose x is another than this by more than rounding."""
+        if self.x is None or self.seen is None or self.worth is None:
+            return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        scored = self.seen & self.worth.isfinite()
+        if not x.is_floating_point():
+            return scored & (x != self.x).flatten(1).any(1)
+        size = x.double().square().mean().sqrt()
+        return scored & ((x - self.x).abs().flatten(1).amax(1) > ROUNDING * size)
 
 
 class Search:
@@ -163,6 +203,11 @@ class Search:
             "reward": describe(self.verifier.rewards),
         } | {k: describe(self.given.get(k)) for k in ("steps", "guides", "cond", "solver", "seed")}
         self.rounds: list[dict[str, Any]] = []
+        self.ended = "the strategy has nothing more to ask"
+        self.excess = 1.0  # network rows over those that the guides declare, as far as seen
+        self.stale = 0  # rounds in a row that have brought nothing new
+        self._met: set[Any] = set()
+        self._regrouped: dict[Any, list[Guide]] = {}
         self.bar = tqdm(disable=not options.get("progress", False), desc=name, unit=" rounds", dynamic_ncols=True)
         self._before, self._began = 0.0, time.perf_counter()
 
@@ -172,6 +217,10 @@ class Search:
             raise ValueError("the search might never end: give it rounds, or a Budget with rows, calls or seconds")
         self.budget = budget
         self.record = Record.open(self.options.get("folder"), self.config)
+        device = self.space.keys.device
+        for found in self.record.rounds:
+            if found.samples is not None:
+                self.verifier.learn(found.samples, found.group.to(device), found.scores.flatten(0, 1).to(device))
         self.bar.total = budget.rounds
         self._began = time.perf_counter()
 
@@ -188,11 +237,23 @@ class Search:
 
     # rows ------------------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def looks(self) -> list[int]:
+        """Network rows of one candidate at each point of the grid but the last, as the guides declare them."""
+        looks = []
+        for acts, step in zip(self.run.acts[:-1], self.run.steps[:-1], strict=True):
+            own = {seat.place: seat.guide for seat in (*acts.tilt, *acts.late, *acts.finish)}
+            looks.append(len(acts.needs) + sum(guide.further(step) for guide in own.values()))
+        return looks
+
     @property
     def per_row(self) -> int:
         """Network rows of one candidate, at most."""
-        needs = dict.fromkeys([Cond(), *(need for g in self.run.guides for need in g.needs)])
-        return len(needs) * len(self.run.moves)
+        return math.ceil(sum(self.looks) * self.excess)
+
+    def measured(self, rows: int, declared: int) -> None:
+        """A run has taken so many network rows; a guide that takes more than it declares is reckoned with from now."""
+        self.excess = max(self.excess, rows / max(declared, 1))
 
     @property
     def part(self) -> Space:
@@ -212,46 +273,59 @@ class Search:
         given = self.given | {
             "cond": [self.run.conditions[g] for g in self.alive for _ in range(k)],
             "seed": [seeds[g] for g in self.alive for _ in range(k)],
+            "guides": self._guides(k),
         }
         run = Run(self.model, self.n, **given, noise=noise)
         run.charge(self.cost if cost is None else cost)
         return run
 
+    def _guides(self, k: int) -> list[Guide]:
+        """The guides in a run of k candidates, each with what it holds for the condition of a group."""
+        key = tuple(self.alive), k
+        if key not in self._regrouped:
+            groups = [g for g in self.alive for _ in range(k)]
+            of = self.space.groups
+            self._regrouped = {key: [guide.regrouped(self.model, groups, of) for guide in self.run.guides]}
+        return self._regrouped[key]
+
     def sampled(self, z: Tensor, cost: Cost | None = None) -> Tensor:
         """Final states of candidates (cells, k, *shape), as rows of their run."""
         run = self.runs(z.shape[1], self.part.rows(z), cost)
+        before = run.cost.network_rows
         with torch.inference_mode(False), torch.no_grad(), run.borrowed():
             pop = run.start()
             for index in range(len(run.moves)):
                 pop = run.advance(pop, index)
             run.settle()
-            return pop.x
+        self.measured(run.cost.network_rows - before, len(pop) * sum(self.looks))
+        return pop.x
 
     def decoded(self, x: Tensor) -> Any:
         """Samples of rows, with the networks as in a run."""
         with torch.no_grad(), self.run.borrowed():
             return self.run.decode(x)
 
-    def scored(self, x: Tensor, k: int) -> tuple[Tensor, list[str] | None]:
-        """Scores (cells, k, V) of rows, and what was scored where that is text."""
+    def scored(self, x: Tensor, k: int) -> tuple[Tensor, Any]:
+        """Scores (cells, k, V) of rows, and what was scored, cell by cell, where that is text or tokens."""
         return self.judged(self.decoded(x), k, self.cost)
 
-    def judged(self, samples: Any, k: int, cost: Cost) -> tuple[Tensor, list[str] | None]:
+    def judged(self, samples: Any, k: int, cost: Cost) -> tuple[Tensor, Any]:
         """The same of samples."""
         alive = torch.tensor(self.alive, device=self.space.keys.device)
         scores = self.part.by_cell(self.verifier.score(samples, alive.repeat_interleave(k * self.n), cost))
-        if not isinstance(samples, list) or not all(isinstance(s, str) for s in samples):
-            return scores, None
-        order = self.part.by_cell(torch.arange(len(samples))).flatten().tolist()
-        return scores, [samples[i] for i in order]
+        order = self.part.by_cell(torch.arange(len(samples))).flatten()
+        if isinstance(samples, Tensor) and samples.dim() == 2 and not samples.is_floating_point():
+            return scores, samples.cpu()[order]
+        texts = isinstance(samples, list) and all(isinstance(s, str) for s in samples)
+        return scores, [samples[i] for i in order.tolist()] if texts else None
 
     def known(self) -> Tensor | None:
         """The scores of this round, if the folder has them."""
         if len(self.rounds) >= len(self.record.rounds):
             return None
-        scores, cost = self.record.rounds[len(self.rounds)]
-        self.resume(cost)
-        return scores.to(self.space.keys.device)
+        found = self.record.rounds[len(self.rounds)]
+        self.resume(found.cost)
+        return found.scores.to(self.space.keys.device)
 
     def resume(self, cost: Cost) -> None:
         """Go on from this cost."""
@@ -261,28 +335,40 @@ class Search:
     def fits(self, rows: int, calls: int, last: int) -> bool:
         """Whether the budget has room for a round, with `last` rows for the run of the winners behind it."""
         self.cost.seconds = self.seconds
-        done = len(self.rounds)
-        if done < len(self.record.rounds) and self.budget.seconds is not None:
-            return replace(self.budget, seconds=None).allows(done, self.cost, rows + last, calls)
-        if self.budget.allows(done, self.cost, rows + last, calls):
-            return (
-                self.budget.target is None
-                or self.best.worth is None
-                or bool((self.best.worth < self.budget.target).any())
-            )
-        if done == 0:
+        done, worth, target = len(self.rounds), self.best.worth, self.budget.target
+        known = done < len(self.record.rounds)
+        budget = replace(self.budget, seconds=None) if known and self.budget.seconds is not None else self.budget
+        short = budget.short(done, self.cost, rows + last, calls)
+        if short is not None and done == 0:
             raise ValueError(
                 f"{self.budget} is smaller than one round of {self.name}: {rows} network rows and {calls} reward "
                 f"calls, and {last} rows to sample the winners"
             )
-        return False
+        if short is None and target is not None and worth is not None and not bool((worth < target).any()):
+            short = f"every sample has reached target={target:g}"
+        if short is None and self.goes_stale(0):
+            short = f"{STALE} rounds in a row have brought no new sample"
+        self.ended = short or self.ended
+        return short is None
+
+    def goes_stale(self, more: int) -> bool:
+        """Whether it would be time to end after so many more rounds without a new sample."""
+        return self.budget.by_calls_alone and self.stale + more >= STALE
+
+    def _meet(self, samples: Any) -> None:
+        """Count the rounds that bring nothing new, where samples can be told apart."""
+        if not self.budget.by_calls_alone:
+            return
+        before = len(self._met)
+        self._met.update(map(tuple, samples.tolist()) if isinstance(samples, Tensor) else samples or ())
+        self.stale = self.stale + 1 if samples is not None and len(self._met) == before else 0
 
     def told(
         self,
         z: Tensor,
         scores: Tensor,
         x: Tensor | None,
-        texts: list[str] | None = None,
+        samples: Any = None,
         final: bool = True,
         before: Callable[[Best, list[dict[str, Any]]], None] | None = None,
     ) -> Tensor:
@@ -296,9 +382,24 @@ class Search:
         if len(self.rounds) > len(self.record.rounds):
             if before is not None:
                 before(self.best, self.rounds)
-            self.record.add(scores, worth, texts, self.cost, self.n, self.alive)
+            self.keep(scores, worth, samples, range(scores.shape[1]))
             self.keep_best()
+        elif len(self.rounds) == len(self.record.rounds):
+            self._recall()
+        self._meet(self.record.rounds[len(self.rounds) - 1].samples)
         return worth
+
+    def keep(self, scores: Tensor, worth: Tensor, samples: Any, numbers: Sequence[int]) -> None:
+        """Note what was asked in a round, with the numbers of the candidates."""
+        cost, alive = self.cost, list(self.alive)
+        self.record.add(Evaluations(scores.cpu(), worth.cpu(), samples, cost, alive, list(numbers)))
+
+    def _recall(self) -> None:
+        """The samples of the winners that the folder has, once all its rounds have been gone through."""
+        if self.best.x is None and self.record.has("best"):
+            kept, device = self.record.kept("best")[0], self.space.keys.device
+            if "x" in kept:
+                self.best.recall(kept["x"].to(device), kept["rewards"].to(device))
 
     def _row(self, worth: Tensor, best: Tensor) -> dict[str, Any]:
         """A line of `Found.rounds`, and of the bar."""
@@ -320,7 +421,8 @@ class Search:
     def keep_best(self) -> None:
         best = self.best
         if best.z is not None and best.worth is not None:
-            extra = {} if best.x is None else {"x": best.x}
+            whole = best.x is not None and best.seen is not None and bool(best.seen.all())
+            extra = {"x": best.x} if best.x is not None and whole else {}
             self.record.keep("best", {"noise": self.noise(), "rewards": best.worth} | extra)
 
     def noise(self) -> Tensor:
@@ -336,21 +438,48 @@ class Search:
         best = self.best.worth
         if best is None:
             raise ValueError(f"{self.name} asked for no candidates")
-        for group, worth in enumerate(best.view(self.space.groups, -1)):
-            if worth.isinf().all():
-                names = ", ".join(as_reward(r).name for r in self.verifier.rewards)
-                raise RewardError(f"reward {names!r} scored none of the candidates of condition {group}")
-        if best.isinf().any():
-            warnings.warn(
-                f"{int(best.isinf().sum())} of {len(best)} samples have no candidate with a score", stacklevel=4
-            )
+        self._check_scored(best)
         noise = self.noise()
         result = sample(self.model, self.n, **self.given, noise=noise.clone(), holdout=self.holdout)
+        self._check_winners(result)
         cost = total(self.cost, result.cost)
-        config = result.config | {"search": self.config | {"rounds": self.rounds, "times": _times(self.run)}}
+        about = {"rounds": self.rounds, "times": _times(self.run), "ended": self.ended}
         given = {f.name: getattr(result, f.name) for f in fields(Result)}
-        rewards = best.masked_fill(best.isinf(), torch.nan)
-        return Found(**given | {"noise": noise, "rewards": rewards, "cost": cost, "config": config})
+        given |= {"noise": noise, "rewards": best.masked_fill(best.isinf(), torch.nan), "cost": cost}
+        given |= {"config": result.config | {"search": self.config | about}, "record": self.record}
+        return Found(**given)
+
+    def _check_scored(self, best: Tensor) -> None:
+        """There are scores: of one condition at least."""
+        names = ", ".join(as_reward(r).name for r in self.verifier.rewards)
+        lost = [g for g, worth in enumerate(best.view(self.space.groups, -1)) if worth.isinf().all()]
+        told = f"reward {names!r} scored none of the candidates of condition {', '.join(map(str, lost))}"
+        if len(lost) == self.space.groups:
+            raise RewardError(told)
+        if lost:
+            warnings.warn(f"{told}; other conditions are not affected", stacklevel=5)
+        single = int(best.isinf().sum()) - len(lost) * self.n
+        if single:
+            warnings.warn(f"{single} of {len(best)} samples have no candidate with a score", stacklevel=5)
+
+    def _check_winners(self, result: Result) -> None:
+        """The last run has made the samples that were scored, within the budget."""
+        rows, most = self.cost.network_rows + result.cost.network_rows, self.budget.rows
+        if most is not None and rows > most:
+            warnings.warn(
+                f"{self.budget}: {rows} network rows were taken, for a guide evaluates the network more often than its "
+                "method `further` says",
+                stacklevel=5,
+            )
+        other = int(self.best.differs(result.x).sum())
+        if other:
+            warnings.warn(
+                f"{other} of {len(result)} samples are not those that were scored: from the same noise, the last run "
+                "made others, and the rewards given here are not theirs. A network or guide may depend on other rows "
+                "of its batch, draw random numbers of its own, or hold something for each row or condition (see "
+                "`Guide.regrouped`)",
+                stacklevel=5,
+            )
 
 
 def run(
@@ -436,7 +565,7 @@ class Round:
         self.task = Task(self._judged)
         return self
 
-    def _judged(self) -> tuple[Tensor, list[str] | None]:
+    def _judged(self) -> tuple[Tensor, Any]:
         return self.search.judged(self.samples, self.z.shape[1], self.cost)
 
     def leaves_room(self, k: int) -> bool:
@@ -446,16 +575,17 @@ class Round:
         most = replace(total(search.cost, self.cost), seconds=search.seconds)
         most.reward_calls = search.cost.reward_calls + calls
         last, done = search.space.cells * search.per_row, len(search.rounds) + 1
-        return search.budget.target is None and search.budget.allows(done, most, rows + last, more)
+        room = search.budget.allows(done, most, rows + last, more)
+        return room and search.budget.target is None and not search.goes_stale(1)
 
     def end(self) -> None:
-        search, scores, x, texts = self.search, self.scores, None, None
+        search, scores, x, samples = self.search, self.scores, None, None
         if scores is None:
             assert self.rows is not None
-            scores, texts = self._judged() if self.task is None else self.task.result()
+            scores, samples = self._judged() if self.task is None else self.task.result()
             x = search.part.by_cell(self.rows)
         vars(search.cost).update(vars(total(search.cost, self.cost)))
-        self.strategy.tell(self.z, search.told(self.z, scores, x, texts))
+        self.strategy.tell(self.z, search.told(self.z, scores, x, samples))
 
 
 def total(a: Cost, b: Cost) -> Cost:

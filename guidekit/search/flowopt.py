@@ -174,8 +174,9 @@ def _resumed(search: Search, start: Tensor | None) -> State:
     kept, rounds = search.record.kept(f"state{done % 2}")
     kept = {name: v.to(device) for name, v in kept.items()}
     search.best.z, search.best.x, search.best.worth = (kept.pop(f"found_{name}") for name in ("z", "x", "worth"))
+    search.best.seen = torch.ones_like(search.best.worth, dtype=torch.bool)
     search.rounds = rounds
-    search.resume(search.record.rounds[-1][1])
+    search.resume(search.record.rounds[-1].cost)
     return State(**kept)
 
 

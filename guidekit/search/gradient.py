@@ -27,7 +27,6 @@ from torch import Tensor
 from rewards import as_reward
 
 from ..engine.run import Run
-from ..engine.scoring import Scorer
 from ..engine.tilts import tilted
 from ..errors import RewardError
 from ..models.base import Model
@@ -90,12 +89,13 @@ def gradient(
 def _evaluated(search: Search, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rewards (cells,), their gradients and the samples, in micro-batches."""
     space, noise = search.space, search.space.rows(z[:, None])
-    run = search.runs(1, noise)
+    run, before = search.runs(1, noise), search.cost.network_rows
     whole = noise if space.moves is not None else torch.cat([noise[None], run.chain_noise()[1:]])
     parts = torch.arange(space.cells, device=noise.device).split(search.given.get("batch_size") or space.cells)
     found = [gradients(run, whole[:, rows], search.verifier.rewards[0], rows) for rows in parts]
     rewards, grads, x = (torch.cat(v, d) for v, d in zip(zip(*found, strict=True), (0, 1, 0), strict=True))
     run.settle()
+    search.measured(run.cost.network_rows - before, 2 * space.cells * sum(search.looks))
     return rewards, grads[0] if space.moves is None else grads.transpose(0, 1), x
 
 
@@ -149,7 +149,8 @@ def _rewarded(run: Run, x: Tensor, reward: Any, rows: Tensor) -> tuple[Tensor, T
     """Rewards, NaN where there is none, and their gradient with respect to x."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        scores = Scorer(run.cost, x.device)(reward, run.model.decode(x), rows // run.n)
+        scores = run.score(reward, run.model.decode(x), rows // run.n)
+        run.score.settle()
         if not scores.requires_grad:
             raise ValueError(
                 f"no gradient of reward {as_reward(reward).name!r} reaches the samples: numpy, .item() or detach() on "
@@ -184,8 +185,9 @@ def _resumed(search: Search) -> tuple[Tensor, Tensor]:
     kept, rounds = search.record.kept(f"state{done % 2}")
     kept = {name: v.to(z.device) for name, v in kept.items()}
     search.best.z, search.best.x, search.best.worth = (kept[name] for name in ("best_z", "best_x", "best_worth"))
+    search.best.seen = torch.ones_like(search.best.worth, dtype=torch.bool)
     search.rounds = rounds
-    search.resume(search.record.rounds[-1][1])
+    search.resume(search.record.rounds[-1].cost)
     return kept["z"], kept["v"]
 
 

@@ -13,6 +13,7 @@ the paper (its Delta_f), and down again (its Delta_b, which is back + the steps 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,22 @@ def paths(
     ends = [min(p + ahead, len(search.run.moves)) for p in (*points[1:], len(search.run.moves))]
     with search.bar:
         _Levels(search, points, ends, *plan).go()
+    search.ended = "a path ends at its last level"
+    _check_spent(search, budget)
     return search.finish()
+
+
+def _check_spent(search: Search, budget: Budget) -> None:
+    """Say where less than half of a budget was of use."""
+    cost, last = search.cost, search.space.cells * search.per_row
+    spent = {"rows": cost.network_rows + last, "calls": cost.reward_calls}
+    left = {k: f"{v} of {k}={most}" for k, v in spent.items() if (most := getattr(budget, k)) is not None}
+    if left and all(2 * v <= getattr(budget, k) for k, v in spent.items() if k in left):
+        warnings.warn(
+            f"search.paths has taken {' and '.join(left.values())}: a path ends at its last level. A larger width, "
+            "branch or number of levels uses more",
+            stacklevel=3,
+        )
 
 
 @dataclass
@@ -90,21 +106,24 @@ class _Levels:
             z = space.draw(range(k)) if z is None else self._children(z, level)
             kept, x = self._run(z, level, kept, parents)
             last = end == len(self.search.run.moves)
-            scores, texts = self.search.known(), None
+            scores, samples = self.search.known(), None
             if scores is None:
-                scores, texts = self.search.scored(x, k)
-            worth = self.search.told(z, scores, space.by_cell(x), texts, final=last)
+                scores, samples = self.search.scored(x, k)
+            worth = self.search.told(z, scores, space.by_cell(x), samples, final=last)
             if level + 1 < len(self.points):
                 parents = worth.sort(dim=1, descending=True, stable=True).indices[:, : self.width[level + 1]]
                 z = z.gather(1, parents.view(*parents.shape, *[1] * len(space.shape)).expand(-1, -1, *space.shape))
 
     def _cost(self) -> tuple[int, int]:
         """Network rows and reward calls of all levels, at most."""
-        moves, sizes = len(self.search.run.moves), [w * b for w, b in zip(self.width, self.branch, strict=True)]
-        spans = [e - p + (p == 0) - (e == moves) for p, e in zip(self.points, self.ends, strict=True)]
-        rows = sum(k * span for k, span in zip(sizes, spans, strict=True))
-        cells, rewards = self.search.space.cells, len(self.search.verifier.rewards)
-        return cells * rows * self.search.per_row // moves, cells * sum(sizes) * rewards
+        search, sizes = self.search, [w * b for w, b in zip(self.width, self.branch, strict=True)]
+        rows = sum(k * self._rows(level) for level, k in enumerate(sizes))
+        return search.space.cells * rows, search.space.cells * sum(sizes) * len(search.verifier.rewards)
+
+    def _rows(self, level: int) -> int:
+        """Network rows of one candidate on this level."""
+        first, end = self.points[level], self.ends[level]
+        return sum(self.search.looks[first + (first > 0) : end + 1])
 
     def _children(self, z: Tensor, level: int) -> Tensor:
         """Continuations of the survivors (cells, width, ...): the first with its parent's noise."""
@@ -117,13 +136,14 @@ class _Levels:
     def _run(self, z: Tensor, level: int, kept: Population | None, parents: Tensor | None) -> tuple[Any, Tensor]:
         """From the branching point to the verifier: the population at the next point, and the clean estimates."""
         space, run = self.search.space, self.search.runs(z.shape[1], self.search.space.rows(z))
-        following = (*self.points, len(run.moves))[level + 1]
+        following, before = (*self.points, len(run.moves))[level + 1], run.cost.network_rows
         with torch.inference_mode(False), torch.no_grad(), run.borrowed():
             pop = run.start() if kept is None or parents is None else self._branched(run, kept, parents, level)
             for index in range(self.points[level], self.ends[level]):
                 pop = run.advance(pop, index)
                 kept = pop if index + 1 == following else kept
             run.settle()
+            self.search.measured(run.cost.network_rows - before, len(pop) * self._rows(level))
             done = self.ends[level] == len(run.moves)
             return kept, pop.x if done else space.process.clean(pop.predictions[0], pop.x)
 

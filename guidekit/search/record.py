@@ -2,21 +2,21 @@
 
     search.json         what decides the outcome
     evaluations.jsonl   one line for each candidate (round, condition, sample, candidate, worth, scores and, where it is
-                        text, what was scored), and a line with the cost so far behind each round
+                        text or a row of tokens, what was scored), and a line with the cost so far behind each round
     best.safetensors    noise, x and rewards of the best candidate of every sample so far
     state*.safetensors  of a gradient search, which cannot be told its past again
 
-A search that was killed goes on after its last whole round: the strategy is asked and told again what it was told.
+A search that was killed goes on after its last whole round: the strategy is asked and told again what it was told, and
+texts and tokens that the log has are not scored again.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,12 +28,50 @@ from ..engine.scoring import Cost
 from ..errors import CheckpointError
 
 
+class Evaluations(NamedTuple):
+    """A round: what was asked, candidate by candidate of each cell in turn, and what was found.
+
+    scores, worth   (cells, k, V) and (cells, k)
+    samples         what was scored: texts, or rows of tokens; None for what is neither
+    cost            of the search so far
+    conditions      the places of those that took part, each with as many cells as the others
+    numbers         of the candidates of each cell
+    """
+
+    scores: Tensor
+    worth: Tensor
+    samples: Any
+    cost: Cost
+    conditions: list[int]
+    numbers: list[int]
+
+    @property
+    def group(self) -> Tensor:
+        """The condition of every candidate."""
+        each = self.worth.numel() // len(self.conditions)
+        return torch.tensor(self.conditions, device=self.worth.device).repeat_interleave(each)
+
+    def lines(self, number: int) -> list[dict[str, Any]]:
+        """One for each candidate."""
+        cells, k = self.worth.shape
+        n, samples = cells // len(self.conditions), self.samples
+        kind = "tokens" if isinstance(samples, Tensor) else "text"
+        given = samples.tolist() if isinstance(samples, Tensor) else samples
+        scores, worth, found = self.scores.flatten(0, 1).tolist(), self.worth.flatten().tolist(), []
+        for i in range(cells * k):
+            cell, candidate = divmod(i, k)
+            line = {"round": number, "condition": self.conditions[cell // n], "sample": cell % n}
+            line |= {"candidate": self.numbers[candidate], "worth": worth[i], "scores": scores[i]}
+            found.append(line if given is None else line | {kind: given[i]})
+        return found
+
+
 @dataclass
 class Record:
     """The rounds of a search, in a folder or nowhere."""
 
     folder: Path | None
-    rounds: list[tuple[Tensor, Cost]] = field(default_factory=list)  # scores (cells, k, V) and the cost so far
+    rounds: list[Evaluations] = field(default_factory=list)
 
     @staticmethod
     def open(folder: str | Path | None, config: dict[str, Any]) -> Record:
@@ -52,31 +90,20 @@ class Record:
         assert self.folder is not None
         return self.folder / name
 
-    def add(
-        self,
-        scores: Tensor,
-        worth: Tensor,
-        texts: list[str] | None,
-        cost: Cost,
-        n: int,
-        conditions: Sequence[int],
-        numbers: Sequence[int] | None = None,
-    ) -> None:
-        """Append a round of these conditions; `texts` are cell by cell, `numbers` those of the candidates of each."""
+    def add(self, found: Evaluations) -> None:
+        """Append a round."""
         number = len(self.rounds)
-        self.rounds.append((scores, Cost(**asdict(cost))))
+        self.rounds.append(found._replace(cost=Cost(**asdict(found.cost))))
         if self.folder is None:
             return
-        lines, k = [], scores.shape[1]
-        for i, (row, value) in enumerate(zip(scores.flatten(0, 1).tolist(), worth.flatten().tolist(), strict=True)):
-            cell, candidate = divmod(i, k)
-            candidate = candidate if numbers is None else numbers[candidate]
-            line = {"round": number, "condition": conditions[cell // n], "sample": cell % n, "candidate": candidate}
-            line |= {"worth": _plain(value), "scores": [_plain(v) for v in row]}
-            lines.append(line if texts is None else line | {"text": texts[i]})
-        lines.append({"round": number, "end": list(scores.shape), "cost": asdict(cost)})
+        lines = [{k: _plain(v) for k, v in line.items()} for line in found.lines(number)]
+        lines.append({"round": number, "end": list(found.scores.shape), "cost": asdict(found.cost)})
         with self.file("evaluations.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """One for each candidate of all rounds."""
+        return [line for number, found in enumerate(self.rounds) for line in found.lines(number)]
 
     def keep(self, name: str, tensors: dict[str, Tensor], meta: Any = None) -> None:
         """Write tensors and plain values beside the log, whole or not at all."""
@@ -86,6 +113,10 @@ class Record:
                 {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, {"meta": json.dumps(meta)}
             )
             part.replace(self.file(f"{name}.safetensors"))
+
+    def has(self, name: str) -> bool:
+        """Whether `keep` wrote it."""
+        return self.folder is not None and self.file(f"{name}.safetensors").exists()
 
     def kept(self, name: str) -> tuple[dict[str, Tensor], Any]:
         """What `keep` wrote."""
@@ -116,17 +147,41 @@ class Record:
             except ValueError as error:
                 raise CheckpointError(f"{log}, line {i + 1} is no JSON; delete the folder to start anew") from error
             if "end" in row:
-                scores = torch.tensor(rows, dtype=torch.float64).reshape(row["end"])
-                self.rounds.append((scores, Cost(**row["cost"])))
+                self.rounds.append(_evaluations(rows, row))
                 rows, whole = [], i + 1
             elif "scores" in row:
-                rows.append([math.nan if v is None else v for v in row["scores"]])
+                rows.append(row)
         if whole < len(lines):
             _replace(log, "".join(lines[:whole]))
 
 
-def _plain(v: float) -> float | None:
-    return v if math.isfinite(v) else None
+def _evaluations(rows: list[dict[str, Any]], end: dict[str, Any]) -> Evaluations:
+    """A round, from its lines and the one behind them."""
+    cells, k, _ = end["end"]
+    scores = torch.tensor([[_number(v) for v in row["scores"]] for row in rows], dtype=torch.float64)
+    worth = torch.tensor([-math.inf if row["worth"] is None else row["worth"] for row in rows], dtype=torch.float64)
+    kind = next((kind for kind in ("text", "tokens") if kind in rows[0]), None)
+    samples = None if kind is None else [row[kind] for row in rows]
+    conditions = list(dict.fromkeys(row["condition"] for row in rows))
+    return Evaluations(
+        scores.reshape(end["end"]),
+        worth.reshape(cells, k),
+        torch.tensor(samples) if kind == "tokens" else samples,
+        Cost(**end["cost"]),
+        conditions,
+        [row["candidate"] for row in rows[:k]],
+    )
+
+
+def _number(v: float | None) -> float:
+    return math.nan if v is None else v
+
+
+def _plain(v: Any) -> Any:
+    """null for numbers that JSON has not."""
+    if isinstance(v, list):
+        return [_plain(x) for x in v]
+    return None if isinstance(v, float) and not math.isfinite(v) else v
 
 
 def _replace(file: Path, text: str) -> None:

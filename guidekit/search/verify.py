@@ -27,10 +27,12 @@ from ..errors import RewardError
 
 @dataclass
 class Verifier:
-    """Scores samples (rows, V), and makes one number of the V scores of a candidate."""
+    """Scores samples (rows, V), and makes one number of the V scores of a candidate. Samples that can be told apart,
+    strings and rows of tokens, are scored once in its life."""
 
     rewards: list[Any]
     reference: dict[int, list[np.ndarray]] = field(default_factory=dict)  # of each condition and reward, sorted
+    scorer: Scorer | None = None
 
     @staticmethod
     def of(reward: Any) -> Verifier:
@@ -42,11 +44,23 @@ class Verifier:
         return Verifier(rewards)
 
     def score(self, samples: Any, group: Tensor, cost: Cost) -> Tensor:
-        """float64 (rows, V); equal samples of the batch are scored once."""
-        scorer = Scorer(cost, group.device)
+        """float64 (rows, V); group is the condition of every sample."""
+        scorer = self._scorer(group.device)
+        scorer.cost = cost
+        scorer.begin()
         scores = torch.stack([_robust(scorer, r, samples, group) for r in self.rewards], -1)
         scorer.settle()
         return scores.detach()
+
+    def learn(self, samples: Any, group: Tensor, scores: Tensor) -> None:
+        """What the folder of a search knows: these samples (rows) have these scores (rows, V)."""
+        for v, reward in enumerate(self.rewards):
+            self._scorer(group.device).learn(reward, samples, scores[:, v], group)
+
+    def _scorer(self, device: torch.device) -> Scorer:
+        if self.scorer is None:
+            self.scorer = Scorer(Cost(), device, waits=True, stepwise=True)
+        return self.scorer
 
     def worth(self, scores: Tensor, group: Tensor) -> Tensor:
         """One number for each candidate: scores (cells, k, V) -> (cells, k), -inf where a score is missing."""
@@ -66,17 +80,23 @@ def _robust(scorer: Scorer, reward: Any, samples: Any, group: Tensor) -> Tensor:
     try:
         return scorer(reward, samples, group)
     except RewardError:
-        parts = [_one(scorer, reward, samples, group, i) for i in range(len(group))]
+        if len(group) == 1:
+            raise
+        parts = [_one(scorer, reward, samples[i : i + 1], group[i : i + 1]) for i in range(len(group))]
         if all(part is None for part in parts):
             raise
         lost = torch.full((1,), torch.nan, dtype=torch.float64, device=group.device)
-        scorer.cost.unscored += sum(part is None for part in parts)
+        failed = [i for i, part in enumerate(parts) if part is None]
+        scorer.cost.unscored += len(failed)
+        scorer.cost.reward_calls += len(failed)
+        for i in failed:
+            scorer.learn(reward, samples[i : i + 1], lost, group[i : i + 1])
         return torch.cat([lost if part is None else part for part in parts])
 
 
-def _one(scorer: Scorer, reward: Any, samples: Any, group: Tensor, i: int) -> Tensor | None:
+def _one(scorer: Scorer, reward: Any, sample: Any, group: Tensor) -> Tensor | None:
     try:
-        return scorer(reward, samples[i : i + 1], group[i : i + 1])
+        return scorer(reward, sample, group)
     except RewardError:
         return None
 

@@ -1,7 +1,7 @@
 """Solvers for Gaussian processes: coefficient tables over a time grid (see `guidekit.solvers.base`)."""
 
 from . import schedules, times
-from .base import Move, Point, Solver, starting_at
+from .base import Move, Point, Solver, fractions, starting_at
 from .ddim import DDIM, DDPM
 from .dpmpp import DPMpp, SDEDPMpp
 from .heun import Euler, Heun
@@ -16,6 +16,7 @@ __all__ = [
     "Point",
     "SDEDPMpp",
     "Solver",
+    "fractions",
     "schedules",
     "starting_at",
     "times",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from .schedules import Schedule, scales
@@ -70,6 +70,13 @@ def starting_at(table: Sequence[Move], row: int) -> list[Move]:
     """The table from this row on; a multistep solver starts anew there, without a history."""
     first, *rest = table[row:]
     return [first._replace(b=(sum(first.b),)) if len(first.b) > 1 else first, *rest]
+
+
+def fractions(table: Sequence[Move]) -> list[float]:
+    """The share of the run that is done before each row, and 1 at the end. Rows that stay at their time (corrections,
+    recurrences) belong to the step of the move that follows."""
+    done = list(accumulate((float(move.s != move.t) for move in table), initial=0.0))
+    return [d / max(done[-1], 1.0) for d in done[:-1]] + [1.0]
 
 
 def _noised(t: Point, s: Point) -> Move:

@@ -1,4 +1,4 @@
-"""The cards of the bundled models as a page: `python -m guidekit.zoo.cards > docs/zoo.md`."""
+"""The page of the bundled models, from their cards: `python -m guidekit.zoo.cards > docs/zoo.md`."""
 
 from __future__ import annotations
 
@@ -8,32 +8,43 @@ from typing import Any
 from . import card, entries
 
 _HEAD = """\
-# The bundled models
+# Bundled models
 
-Written by `python -m guidekit.zoo.cards` from the cards in `guidekit/zoo/weights`; a test holds it against them.
+Small trained models come with guidekit, so that methods can be tried and compared without a download. They were trained
+for minutes to hours on a CPU, and their measurements below say how far they are from the data; do not take them for the
+state of the art.
 
 ```python
 import guidekit as gk
 
-print(gk.zoo.names(), gk.zoo.entries())
-model = gk.zoo.load("fashion")  # a base model: offline, at once
+print(gk.zoo.names())  # base models
+model = gk.zoo.load("fashion")
 images = gk.sample(model, 4, steps=10, guides=[gk.CFG(2.0)], cond="sneaker").samples
-judge = gk.zoo.network("fashion-judge")  # a classifier
-print(images.shape, judge(images).argmax(1))
-value = gk.zoo.value("fashion-value")  # learned: how likely a bag, read off x_t alone; for value= of SVDD and others
+
+classifier = gk.zoo.network("fashion-classifier")
+print(images.shape, classifier(images).argmax(1))
+
+value = gk.zoo.value("fashion-value")  # a learned look-ahead: how likely x_t is to become a bag, read off x_t alone
+steering = gk.SVDD(lambda x: classifier(x).log_softmax(1)[:, 8], alpha=2.0, candidates=4, value=value)
+bags = gk.sample(model, 4, steps=10, guides=[steering])
+print(bags.rewards, bags.cost.network_rows)  # one evaluation per particle and step
 ```
 
-`gk.zoo.card(name)` is what stands below. Weights are half precision in safetensors; loading checks their SHA-256. Every
-entry is trained by the command on its card, from data that `guidekit.zoo.data` reads out of packages of public
-registries, and measured by `python -m guidekit.zoo.evaluate NAME`.
+There are base models of drug-like molecules, regulatory DNA and Fashion-MNIST, each with a weaker version for
+autoguidance; classifiers to steer by, and others to judge by, trained separately; a CLIP; and learned values for
+look-aheads. Read the card of a learned value before you use it: if it explains almost no variance, or its loss is not
+below that of the best constant, the default look-ahead is the better choice.
 
-These are small models, trained for minutes to hours on a processor, to try methods on. The figures say how far they are
-from the data.
+`gk.zoo.card(name)` returns what stands below. Weights are stored in half precision as safetensors, and loading verifies
+their SHA-256. Each entry can be trained again by the command on its card, from data that `guidekit.zoo.data` extracts
+from packages of public registries, and measured by `python -m guidekit.zoo.evaluate NAME`.
+
+This page is written by `python -m guidekit.zoo.cards` from the cards in `guidekit/zoo/weights`.
 """
 
 _PICTURES = {
-    "molecules": "histograms of properties of samples and of MOSES' test set",
-    "fashion": "ten samples of each class, a row for each",
+    "molecules": "Histograms of properties of samples and of the test set of MOSES",
+    "fashion": "Ten samples of each class, one row per class",
 }
 
 _FIXED = ("steps", "diversity", "novelty", "unique", "validity", "least", "QED and", "FCD of as many", "minority")
@@ -41,7 +52,16 @@ _FIXED = ("steps", "diversity", "novelty", "unique", "validity", "least", "QED a
 
 def page() -> str:
     """docs/zoo.md."""
-    return "\n".join([_HEAD, *(_entry(card(name)) for name in entries())])
+    return "\n".join([_HEAD, *_overview(), *(_entry(card(name)) for name in entries())])
+
+
+def _overview() -> list[str]:
+    """A row for each entry."""
+    lines = ["| name | what | parameters | size |", "|---|---|---|---|"]
+    for own in map(card, entries()):
+        size = f"{own['parameters'] / 1e6:.2f} million | {own['bytes'] / 1e6:.1f} MB"
+        lines.append(f"| [`{own['name']}`](#{own['name']}) | {own['kind']} | {size} |")
+    return [*lines, ""]
 
 
 def _entry(own: dict[str, Any]) -> str:
@@ -53,13 +73,16 @@ def _entry(own: dict[str, Any]) -> str:
         f"parameters, {own['bytes'] / 1e6:.1f} MB."
         + (f" Classes: {'; '.join(own['classes'])}." if own["classes"] else f" For `{own['model']}`."),
         "",
-        f"* data: {own['data']}",
-        f"* training: `{training['command']}`, {training['minutes']} minutes, {training['epochs']} epochs, "
+        f"* Data: {own['data']}",
+        f"* Training: `{training['command']}`, {training['minutes']} minutes, {training['epochs']} epochs, "
         f"validation loss {training['validation loss']}",
-        *(f"* {k}: {v}" for k, v in own.get("metrics", {"metrics": "not measured"}).items()),
+        "",
+        "| measured | value |",
+        "|---|---|",
+        *(f"| {k} | {v} |" for k, v in own.get("metrics", {"metrics": "not measured"}).items()),
     ]
     if own.get("earlier"):
-        lines += ["", "Figures against training time:", "", *_curve(own)]
+        lines += ["", "Measurements against training time:", "", *_curve(own)]
     if own["name"] in _PICTURES:
         lines += ["", f"![{_PICTURES[own['name']]}](zoo-{own['name']}.png)"]
     return "\n".join(lines) + "\n"

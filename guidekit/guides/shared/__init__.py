@@ -1,1 +1,1 @@
-"""What several guides share."""
+"""Parts that several guides share."""

@@ -1,4 +1,4 @@
-r"""What guides with a classifier of noisy states share: its label, log p(y | x_t), and the climb along its gradient."""
+r"""Shared by guides with a classifier of noisy states: its label, log p(y | x_t), and the step along its gradient."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...engine.card import Card
 from ...engine.guide import Guide, at
 from ...engine.population import Population
 from ...engine.view import Step, View
@@ -18,21 +19,26 @@ from ...process import Gaussian
 from .twist import gradient
 
 Classifier = Callable[[Tensor, Tensor], Tensor]  # (x_t, t of each row) -> logits (rows, classes), or log p (rows,)
-
-
 Label = int | Sequence[int] | None
 
 
 class Labelled(Guide):
-    """A guide with a classifier and a label; a dataclass with these fields.
+    """A guide with a classifier and a label: a dataclass with these fields.
 
     classifier   (x_t, t with one entry per row) -> logits or log-probabilities (rows, classes), or, without a label,
                  log p(y | x_t) itself, (rows,)
-    label        a class, or a list with one for each condition
+    label        the class to guide towards, or a list with one for each condition of the run
     """
 
     classifier: Classifier
     label: Label
+
+    card = Card(
+        section="Guidance by classifiers",
+        processes=(Gaussian,),
+        refusal="takes gradients in x, and tokens have none: use gk.DCBG(classifier) with them",
+        changes="target",
+    )
 
     def check(self, model: Model, steps: int) -> None:
         name, label = type(self).__name__, self.label
@@ -42,6 +48,12 @@ class Labelled(Guide):
         if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in listed):
             raise ValueError(f"{name}(label={label!r}): a class counted from 0, or a list with one for each condition")
 
+    def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
+        guide, label = super().regrouped(model, groups, of), self.label
+        if label is None or isinstance(label, int) or len(label) != of:
+            return guide
+        return guide.having(label=[label[g] for g in groups])
+
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
         if not isinstance(self.label, int | None) and len(self.label) != len(step.keys):
             name = type(self).__name__
@@ -49,7 +61,8 @@ class Labelled(Guide):
         return population.x
 
     def log_probs(self, x: Any, t: float) -> Tensor:
-        """log p(y | x_t) of all classes, (rows, classes), or of the one that the classifier stands for, (rows,)."""
+        """log p(y | x_t), float64: of all classes (rows, classes), or of the one that the classifier stands for
+        (rows,)."""
         dtype, device = kind_of(networks_in(self.classifier))[0], x.device if isinstance(x, Tensor) else "cpu"
         if isinstance(x, Tensor) and x.is_floating_point():
             x = x.to(dtype or x.dtype)
@@ -63,7 +76,7 @@ class Labelled(Guide):
         return out.double() if out.dim() == 1 else out.double().log_softmax(1)
 
     def labels(self, group: Tensor, classes: int) -> Tensor:
-        """The class of the rows of these groups."""
+        """The class of each row, given its group."""
         label = self.label
         if label is None or max([label] if isinstance(label, int) else label) >= classes:
             raise ValueError(
@@ -73,7 +86,7 @@ class Labelled(Guide):
         return torch.full_like(group, label) if isinstance(label, int) else torch.tensor(label).to(group)[group]
 
     def own(self, log_p: Tensor, group: Tensor) -> Tensor:
-        """log p of the rows' labels, (rows,)."""
+        """log p(y | x_t) of each row's own label, (rows,)."""
         if log_p.dim() == 2:
             return log_p.gather(1, self.labels(group, log_p.shape[1])[:, None])[:, 0]
         if self.label is not None:
@@ -82,7 +95,8 @@ class Labelled(Guide):
 
 
 def climbed(guide: Any, view: View, value: Callable[[Tensor], Tensor]) -> Tensor | float:
-    """scale (sigma_t^2/alpha_t) grad_x value."""
+    """scale (sigma_t^2/alpha_t) grad_x value: the tilt by which exp(scale value) as a factor of p_t moves the clean
+    mean."""
     (alpha, sigma), scale = view.model.process.scales(view.t), at(guide.scale, view.t)
     if scale == 0 or alpha < 1e-3:
         return 0.0
@@ -90,16 +104,10 @@ def climbed(guide: Any, view: View, value: Callable[[Tensor], Tensor]) -> Tensor
 
 
 def slope(value: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """grad_x of each row's value, apart from any graph of the network's."""
+    """grad_x of each row's value, in a graph of its own, without the network."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         found = value(x)
         if not found.requires_grad:
             raise RewardError("no gradient reaches x_t: the classifier cuts it (numpy, detach(), torch.no_grad())")
         return gradient(found, x).detach()
-
-
-def check_gaussian(guide: Guide, model: Model, instead: str) -> None:
-    """Tokens have no gradients."""
-    if not isinstance(model.process, Gaussian):
-        raise ValueError(f"{type(guide).__name__} takes gradients in x, and tokens have none: use {instead} with them")

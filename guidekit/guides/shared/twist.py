@@ -1,4 +1,4 @@
-r"""What guides that weigh by a reward share: checks, the twist V/alpha, and its gradient."""
+r"""Shared by guides that weigh particles by a reward: checks, the twist V/alpha, and its gradient."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from torch import Tensor
 
 from rewards import as_reward
 
+from ...engine.card import Card
 from ...engine.guide import Guide
 from ...engine.population import Population
 from ...engine.resampling import check_resampling, resample
 from ...engine.scoring import same
 from ...engine.view import Step, View
-from ...errors import RewardError
+from ...errors import NetworkError, RewardError
 from ...models.base import Model
 from ...process import Gaussian
 from ...values import Value, lookahead
 
+TILTED = "p exp(r/alpha)/Z, for the weighted samples"
+NO_GRADIENT = "takes gradients in x, and tokens have none: use FKSteering or SVDD with them"
+
 
 class Twisted(Guide):
-    """A guide that weighs by exp(reward/alpha) and bends its proposal along the gradient; a dataclass with these fields
-    and with reward, alpha, ess, resampler, value, and steer=True."""
+    """A guide that weighs by exp(reward/alpha) and bends its proposal along the gradient: a dataclass with these fields
+    and with steer=True."""
 
     grad = True
     reward: Any
@@ -31,6 +35,15 @@ class Twisted(Guide):
     ess: float
     resampler: Any
     value: Value | None
+
+    card = Card(
+        section="Steering with rewards",
+        processes=(Gaussian,),
+        refusal=NO_GRADIENT,
+        rows="0, and a backward pass",
+        exact=TILTED,
+        changes="weights",
+    )
 
     def __post_init__(self) -> None:
         check_reward(self)
@@ -41,7 +54,7 @@ class Twisted(Guide):
         return same(self.reward), self.alpha
 
     def check(self, model: Model, steps: int) -> None:
-        check_differentiable(self, model)
+        check_differentiable(self)
         if not self.steer:
             name = type(self).__name__
             raise ValueError(f"{name}(steer=False): its weights correct for its tilt, so it always steers")
@@ -51,7 +64,7 @@ class Twisted(Guide):
 
 
 def check_reward(guide: Any, positive: bool = True) -> None:
-    """The reward is callable, and the temperature positive (or, where a limit is meant, 0)."""
+    """Raise unless the reward is callable, and alpha positive (or 0, where the limit of argmax is allowed)."""
     name = type(guide).__name__
     if not callable(guide.reward):
         raise TypeError(f"{name}(reward=...) takes a function of samples, not {type(guide.reward).__name__}")
@@ -67,11 +80,9 @@ def check_reward(guide: Any, positive: bool = True) -> None:
         )
 
 
-def check_differentiable(guide: Any, model: Model) -> None:
-    """The state is continuous, and nobody has said that the reward has no gradient."""
+def check_differentiable(guide: Any) -> None:
+    """Raise if the reward is declared not to be differentiable."""
     name = type(guide).__name__
-    if not isinstance(model.process, Gaussian):
-        raise ValueError(f"{name} takes gradients in x, and tokens have none: use FKSteering or SVDD with them")
     if as_reward(guide.reward).differentiable is False:
         raise ValueError(
             f"{name} takes the gradient of its reward, and {as_reward(guide.reward).name!r} is not differentiable: "
@@ -80,21 +91,21 @@ def check_differentiable(guide: Any, model: Model) -> None:
 
 
 def value_of(guide: Any, view: View) -> Tensor:
-    """What the guide expects of the reward at each row: its value, and at the last step the reward itself."""
+    """The look-ahead of the reward at each row: the guide's value, and at the last step the reward itself."""
     value: Value = lookahead(guide.value, guide.reward, guide.alpha)
     return view.score(guide.reward) if view.step.last else value(view)
 
 
 def twist(guide: Any, view: View, before: Tensor) -> Tensor:
-    """V/alpha; where V is unknown that of before, and where the sample itself could not be scored -infinity."""
+    """V/alpha; `before` where V is unknown, and -infinity where the final sample could not be scored."""
     value = value_of(guide, view)
     return torch.where(value.isfinite(), value / guide.alpha, -torch.inf if view.step.last else before)
 
 
 def ascent(view: View, value: Tensor) -> Tensor:
-    """(sigma^2/alpha_t) grad_x value of each row: how far exp(value) as a factor of p_t moves the clean mean.
+    """(sigma_t^2/alpha_t) grad_x value of each row: how far exp(value) as a factor of p_t moves the clean mean.
 
-    Zero where next to nothing is left of the data (alpha_t < 0.001), and in rows whose value is unknown.
+    Zero where x_t is almost pure noise (alpha_t < 0.001), and in rows whose value is unknown.
     """
     alpha, sigma = view.model.process.scales(view.t)
     if alpha < 1e-3:
@@ -103,10 +114,18 @@ def ascent(view: View, value: Tensor) -> Tensor:
 
 
 def gradient(value: Tensor, x: Tensor) -> Tensor:
-    """grad_x of each row's value; zero where that is unknown. The graph is kept."""
+    """grad_x of each row's value; zero where the value is unknown. The graph is kept."""
     slope = None
     if value.requires_grad:
-        (slope,) = torch.autograd.grad(value.nan_to_num(0.0).sum(), x, retain_graph=True, allow_unused=True)
+        try:
+            (slope,) = torch.autograd.grad(value.nan_to_num(0.0).sum(), x, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise NetworkError(
+                "a gradient in x_t is needed, and the network (or the reward) is checkpointed with use_reentrant=True, "
+                "through which torch gives none: set use_reentrant=False, or switch gradient checkpointing off"
+            ) from error
     if slope is None:
         raise RewardError(
             "no gradient reaches x_t: the reward, the decoder or the network cuts it (numpy, .item(), detach(), "

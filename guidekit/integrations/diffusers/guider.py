@@ -128,6 +128,7 @@ class Guider(_Base):
         if self._denoiser is not denoiser or (self._step == 0 and self._count_prepared == 1):
             self._denoiser, self._model = denoiser, Shown(Whole(denoiser))
             for guide in self.guides:
+                guide.card.refuse(type(guide).__name__, self._model.process)
                 guide.check(self._model, self._num_inference_steps)
         need = self.wanted[self._count_prepared - 1]
         if type(need).during is not Cond.during:

@@ -82,7 +82,7 @@ class Shown(Model):
 
 def step_of(index: int, total: int, t: float) -> Step:
     """A point of the grid, without random numbers and moves."""
-    return Step(index, total, t, 1, 1, _UNSEEN, move=cast(Any, Untold()))
+    return Step(index, total, t, 1, 1, _UNSEEN, move=cast(Any, Untold()), fraction=index / total)
 
 
 def evaluations(guides: tuple[Guide, ...]) -> tuple[Cond, ...]:

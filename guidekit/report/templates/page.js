@@ -33,25 +33,41 @@ mark();
 async function copied(text) {
   try { await navigator.clipboard.writeText(text); return true; } catch { /* the old way */ }
   const area = document.body.appendChild(document.createElement("textarea"));
+  area.className = "sr aside";
   area.value = text;
   area.select();
   const done = document.execCommand("copy");
   area.remove();
   return done;
 }
+const source = (button) => button.dataset.from ? document.getElementById(button.dataset.from) : $("[title].cut, [title].clip", button.closest(".card, li, td"));
 document.addEventListener("click", async (event) => {
   const button = event.target.closest(".copy");
   if (!button) return;
-  const text = button.dataset.from ? document.getElementById(button.dataset.from).textContent : button.dataset.copy;
-  const done = await copied(text);
-  button.textContent = done ? "copied" : "not copied";
-  say(button.textContent);
-  button.focus();
+  const shown = source(button);
+  const done = await copied(button.dataset.copy ?? (shown.title || shown.textContent));
+  button.textContent = done ? "copied" : "Ctrl+C";
+  say(done ? "copied" : "selected; copy it with Ctrl+C");
+  if (done) button.focus(); else { shown.classList.add("open"); getSelection().selectAllChildren(shown); }
   setTimeout(() => { button.textContent = "copy"; }, 1500);
 });
 
+// boxes that scroll sideways say so
+for (const frame of $$(".frame")) {
+  const box = $(".scroll", frame);
+  const look = () => {
+    const over = box.scrollWidth - box.clientWidth;
+    $(".hint", frame).hidden = over <= 1;
+    frame.classList.toggle("before", box.scrollLeft > 1);
+    frame.classList.toggle("after", box.scrollLeft < over - 1);
+  };
+  box.addEventListener("scroll", look, { passive: true });
+  new ResizeObserver(look).observe(box);
+  look();
+}
+
 // the table
-const value = (row, i) => row.cells[i].dataset.v === undefined ? row.cells[i].textContent : Number(row.cells[i].dataset.v);
+const value = ({ cells }, i) => cells[i].dataset.v === undefined ? ($(".clip", cells[i]) ?? cells[i]).textContent : Number(cells[i].dataset.v);
 function compare(a, b) {
   if (typeof a === "number" && typeof b === "number") return Number.isNaN(a) ? (Number.isNaN(b) ? 0 : NaN) : Number.isNaN(b) ? NaN : a - b;
   return String(a).localeCompare(String(b));

@@ -1,0 +1,292 @@
+r"""Molecules as fragments in any order, joined by numbered open bonds, as in SAFE (Noutahi et al., 2024,
+https://doi.org/10.1039/D4DD00019F):
+
+    CC(=O)Nc1ccccc1   is   .CC%10=O .N%10%10 .c%101ccccc1      (spaces for the eye)
+
+Single bonds that BRICS cuts (Degen et al., 2008, https://doi.org/10.1002/cmdc.200800178) are written as ring closures
+%10, %11, ... between fragments, so that any SMILES reader joins them again. A label is free again once its bond is
+closed, and a new bond takes the lowest free label: the N above closes one bond %10 and opens another. Every fragment
+begins with a dot, also the first, and a token never holds a dot but at its beginning. A row of whole fragments is
+therefore a row of whole tokens, and any fragments of a molecule can be the first ones: what is to be kept is a prefix.
+Token 0 is the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from .tokens import Merged, merges
+
+_SYMBOL = re.compile(r"\[[^]]+]|%\d\d|Br|Cl|.")
+_OPEN = "%99"  # an open bond that has no number yet
+FIRST, LABELS = 10, 16  # the open bonds are %10 to %25
+EXTRA = 0.15  # share of other bonds that are cut beside those of BRICS, where bonds are cut at random
+
+
+def split(text: str) -> list[str]:
+    """The symbols of a SMILES text.
+
+    >>> split(".c%11c[nH]1")
+    ['.', 'c', '%11', 'c', '[nH]', '1']
+    """
+    return _SYMBOL.findall(text)
+
+
+def text(smiles: str, rng: np.random.Generator | None = None) -> str:
+    """The molecule as a text of fragments, or "" where there is no molecule or it needs more than 16 labels.
+
+    Dummy atoms stand for what is to come: bonds to them stay open, so that the text begins a molecule. With `rng` the
+    fragments are in random order, each begins at a random atom, and a few bonds more or fewer are cut; without, the
+    text depends on the molecule alone.
+
+    >>> text("CC(=O)Nc1ccccc1")
+    '.CC%10=O.N%10%10.c%101ccccc1'
+    >>> text("[*:1]Nc1ccccc1")
+    '.c1ccc%10cc1.N%10%10'
+    """
+    from rdkit import Chem
+
+    mol = Chem.MolFromSmiles(smiles)
+    if mol is None or not mol.GetNumAtoms():
+        return ""
+    mol = _joined(mol if rng is not None else Chem.MolFromSmiles(Chem.MolToSmiles(mol)))
+    if mol is None:
+        return ""
+    cuts = _cuts(mol, rng)
+    parts = [part for part in _parts(mol, cuts) if mol.GetAtomWithIdx(part[0]).GetAtomicNum()]
+    symbols = [_symbol(a) + _OPEN * len(cuts.get(a.GetIdx(), ())) for a in mol.GetAtoms()]
+    pieces = [_piece(mol, parts[i], symbols, rng) for i in _order(parts, cuts, rng)]
+    if any("%1" in piece or "*" in piece for piece, _ in pieces):  # ten rings open at once; a dummy in a chain
+        return ""
+    written, ends = _numbered(pieces, cuts)
+    return _stereo(written, mol, [a for _, atoms in pieces for a in atoms], ends)
+
+
+def smiles(text: str) -> str:
+    """Canonical SMILES of a text of fragments, "" where it is none.
+
+    Bonds that are still open, as in the first fragments of a molecule, are closed by hydrogen.
+
+    >>> smiles(".CC%10=O.N%10%10")
+    'CC(N)=O'
+    """
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        mol = Chem.MolFromSmiles(without_open(text.removeprefix(".")))
+        return "" if mol is None else Chem.MolToSmiles(mol)
+
+
+def without_open(text: str) -> str:
+    """The text without the labels of bonds that are open at its end.
+
+    >>> without_open("C%10%11.O%10%10")
+    'C%10.O%10'
+    """
+    symbols, opened = split(text), {}
+    for i, symbol in enumerate(symbols):
+        if symbol[0] == "%" and opened.pop(symbol, None) is None:
+            opened[symbol] = i
+    return "".join(s for i, s in enumerate(symbols) if i not in opened.values())
+
+
+@dataclass(frozen=True)
+class Fragments(Merged):
+    """Tokens of texts of fragments."""
+
+    def encode(self, smiles: Sequence[str], length: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Rows (molecules, length), 0 after the end, of the molecules that fit; with `rng` in a random order each."""
+        return self.rows([split(text(s, rng)) for s in smiles], length)[0]
+
+    def decode(self, tokens: Any) -> list[str]:
+        """SMILES of rows, up to their first end or mask; "" where a row is no molecule."""
+        return [smiles(t) for t in self.texts(tokens)]
+
+
+def learned(texts: Sequence[str], vocab: int, progress: bool = True) -> Fragments:
+    """Tokens of so many ids, from texts of fragments: pairs inside a fragment are merged, the most frequent first.
+
+    The symbols are those of the texts, their mirror images, and all labels.
+    """
+    parts = [split("." + part) for each in texts for part in each[1:].split(".")]
+    seen = {s for part in parts for s in part}
+    seen |= {s.replace("@@", "@") for s in seen} | {f"%{FIRST + i}" for i in range(LABELS)}
+    seen |= {s.replace("@", "@@") for s in seen if "@" in s and "@@" not in s}
+    symbols = tuple(sorted(seen))
+    return Fragments(symbols, merges(parts, symbols, vocab, progress))
+
+
+# from a molecule to its text ------------------------------------------------------------------------------------------
+
+Cuts = dict[int, list[int]]  # atoms at the other end of the cut bonds of an atom
+
+
+def _joined(mol: Any) -> Any:
+    """The molecule; its components, if there are several, joined at a dummy of each, and None where one has none."""
+    from rdkit import Chem
+
+    components = Chem.GetMolFrags(mol)
+    if len(components) == 1:
+        return mol
+    dummies = [a for c in components for a in [a for a in c if not mol.GetAtomWithIdx(a).GetAtomicNum()][:1]]
+    if len(dummies) < len(components):
+        return None
+    whole = Chem.RWMol(mol)
+    for a, b in pairwise(dummies):
+        whole.AddBond(a, b, Chem.BondType.SINGLE)
+    Chem.SanitizeMol(whole)
+    return whole.GetMol()
+
+
+def _cuts(mol: Any, rng: np.random.Generator | None) -> Cuts:
+    from rdkit.Chem import BRICS, BondType
+
+    chosen = {tuple(sorted(ends)) for ends, _ in BRICS.FindBRICSBonds(mol)}
+    bonds = [mol.GetBondBetweenAtoms(*ends) for ends in sorted(chosen)]
+    bonds = [b for b in bonds if b.GetBondType() == BondType.SINGLE and not _ends(b)]
+    if rng is not None and rng.random() < 0.5:
+        bonds = [b for b in bonds if rng.random() < 0.9] + [b for b in _others(mol, chosen) if rng.random() < EXTRA]
+    bonds = [b for b in bonds if not _directed(b)]
+    bonds += [b for b in mol.GetBonds() if _ends(b) and b.GetBondType() == BondType.SINGLE]
+    cuts: Cuts = {}
+    for a, b in (ends for bond in bonds for ends in _both(bond)):
+        cuts.setdefault(a, []).append(b)
+    return cuts
+
+
+def _both(bond: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    a, b = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+    return (a, b), (b, a)
+
+
+def _ends(bond: Any) -> bool:
+    """Whether one end is a dummy."""
+    return not (bond.GetBeginAtom().GetAtomicNum() and bond.GetEndAtom().GetAtomicNum())
+
+
+def _others(mol: Any, chosen: set[tuple[int, ...]]) -> list[Any]:
+    """Single bonds between a ring and its surroundings that BRICS does not cut."""
+    from rdkit.Chem import BondType
+
+    single = [b for b in mol.GetBonds() if b.GetBondType() == BondType.SINGLE and not (b.IsInRing() or _ends(b))]
+    return [
+        b for b in single
+        if tuple(sorted(_both(b)[0])) not in chosen and (b.GetBeginAtom().IsInRing() or b.GetEndAtom().IsInRing())
+    ]  # fmt: skip
+
+
+def _directed(bond: Any) -> bool:
+    """Whether the bond says on which side of a double bond it is."""
+    from rdkit.Chem import BondStereo
+
+    ends = (bond.GetBeginAtom(), bond.GetEndAtom())
+    return any(b.GetStereo() > BondStereo.STEREOANY for atom in ends for b in atom.GetBonds())
+
+
+def _parts(mol: Any, cuts: Cuts) -> list[list[int]]:
+    """Atoms of each fragment."""
+    near: list[list[int]] = [[] for _ in range(mol.GetNumAtoms())]
+    for bond in mol.GetBonds():
+        for a, b in _both(bond):
+            if b not in cuts.get(a, ()):
+                near[a].append(b)
+    return _components(near)
+
+
+def _components(near: Sequence[Iterable[int]]) -> list[list[int]]:
+    left, found = set(range(len(near))), []
+    for start in range(len(near)):
+        todo, part = [start] if start in left else [], []
+        left.discard(start)
+        while todo:
+            part.append(todo.pop())
+            new = left.intersection(near[part[-1]])
+            left -= new
+            todo.extend(sorted(new))
+        if part:
+            found.append(sorted(part))
+    return found
+
+
+def _order(parts: list[list[int]], cuts: Cuts, rng: np.random.Generator | None) -> list[int]:
+    """Fragments as they come, or, by `rng`, in any order or so that each is bound to one before it."""
+    if rng is None:
+        return list(range(len(parts)))
+    order = rng.permutation(len(parts)).tolist()
+    if rng.random() < 0.5:
+        return order
+    place = {a: i for i, part in enumerate(parts) for a in part}
+    near = [{place[b] for a in part for b in cuts.get(a, ()) if b in place} for part in parts]
+    grown = order[:1]
+    while len(grown) < len(parts):
+        bound = [i for i in order if i not in grown and near[i].intersection(grown)]
+        grown.append(bound[0] if bound else next(i for i in order if i not in grown))
+    return grown
+
+
+def _piece(mol: Any, part: list[int], symbols: list[str], rng: np.random.Generator | None) -> tuple[str, list[int]]:
+    """SMILES of a fragment with nameless labels, and its atoms as they are written."""
+    from rdkit import Chem
+
+    root = part[0] if rng is None else part[int(rng.integers(len(part)))]
+    piece = Chem.MolFragmentToSmiles(mol, part, atomSymbols=symbols, rootedAtAtom=root)
+    return piece, [int(i) for i in mol.GetProp("_smilesAtomOutputOrder").strip("[],").split(",")]
+
+
+def _symbol(atom: Any) -> str:
+    """As in SMILES, each stereo centre as if it were anticlockwise."""
+    return atom.GetSmarts().replace("@@", "@")
+
+
+def _numbered(pieces: list[tuple[str, list[int]]], cuts: Cuts) -> tuple[str, dict[int, int]]:
+    """The labels by number, the lowest that is free; and the atoms that those lead to that stay open."""
+    free, used, out = list(range(LABELS)), {}, []
+    for piece, atoms in pieces:
+        bonds = ((a, b) for a in atoms for b in _closing_first(a, cuts, used))
+        rest = piece.split(_OPEN)
+        out.append("." + rest[0])
+        for after, (a, b) in zip(rest[1:], bonds, strict=True):
+            if (b, a) in used:
+                label = used.pop((b, a))
+                free = sorted([*free, label])
+            elif free:
+                label = used[a, b] = free.pop(0)
+            else:
+                return "", {}
+            out.append(f"%{FIRST + label}{after}")
+    return "".join(out), {b: label for (_, b), label in used.items()}
+
+
+def _closing_first(a: int, cuts: Cuts, used: dict[tuple[int, int], int]) -> list[int]:
+    """The other ends of the cut bonds of an atom: opened ones by label, then new ones."""
+    return sorted(cuts.get(a, ()), key=lambda b: (used.get((b, a), LABELS), b))
+
+
+def _stereo(text: str, mol: Any, atoms: list[int], ends: dict[int, int]) -> str:
+    """The text with every centre written so that it is read as it is in the molecule."""
+    from rdkit import Chem
+
+    if "@" not in text:
+        return text
+    closed = text + "".join(f".*%{FIRST + label}" for label in ends.values())
+    read, place = Chem.MolFromSmiles(closed[1:], sanitize=False), {a: i for i, a in enumerate([*atoms, *ends])}
+    symbols = split(text)
+    for i, a in zip((i for i, s in enumerate(symbols) if s[0].isalpha() or s[0] == "["), atoms, strict=True):
+        if "@" in symbols[i]:
+            own, other = mol.GetAtomWithIdx(a), read.GetAtomWithIdx(place[a])
+            wanted = [place[b.GetIdx()] for b in own.GetNeighbors()]
+            odd = _odd([wanted.index(b.GetIdx()) for b in other.GetNeighbors()])
+            if odd == (own.GetChiralTag() == other.GetChiralTag()):
+                symbols[i] = symbols[i].replace("@", "@@")
+    return "".join(symbols)
+
+
+def _odd(order: Sequence[int]) -> bool:
+    """Whether a permutation is odd."""
+    return sum(a > b for i, a in enumerate(order) for b in order[i + 1 :]) % 2 == 1
