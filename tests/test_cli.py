@@ -124,10 +124,6 @@ def test_the_entry_point_answers_with_json_alone_and_a_code():
         (("evaluate", "none.smi", "--domain", "molecules"), 2, "no such file"),
         (("list", "guide"), 2, "did you mean 'guides'"),
         (("bench", "dna", "-g", "nothing_like"), 2, "guidekit list"),
-        (("sample", "dna", "-r", "gc", "-g", "fk:alpha=1"), 2, "did you mean 'FKSteering'"),
-        (("sample", "dna", "-r", "mine.py"), 2, "as mine.py:NAME (it defines load, score, slow, broken)"),
-        (("sample", "molecules", "-c", "drug"), 2, "'drug' is none of '"),
-        (("sample", "mine.py:load", "-g", "start_from:x=mine.py:score"), 2, "takes a tensor of states"),
         (("nothing",), 2, "No such command"),
     ],
 )
@@ -159,72 +155,6 @@ def test_list_tells_of_everything():
     assert "SVDD" not in text
     assert "lower is better" in next(line for line in text.split("\n") if line.split()[:1] == ["SA"])
     assert "oracle='dna-oracle'" in text
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        (
-            "svdd",
-            ["SVDD (guide)", "https://arxiv.org/abs/2408.08252", "candidates=10", "guidekit sample", "gk.SVDD(reward)"],
-        ),
-        ("fkc.cfg", ["FKC.cfg (guide)", "fkc.cfg:scale=2", "gk.FKC.cfg(scale=2)"]),
-        ("sa", ["SA (reward)", "domain  molecules", "lower", "-r sa", "from rewards.molecules import SA"]),
-        ("dna-judge", ["'HepG2'", "-r dna-judge:HepG2", 'oracle="dna-judge"']),
-        ("ddim", ["DDIM (solver)", "eta=0.0", "gk.solvers.DDIM()"]),
-        ("zero_order", ["zero_order (search)", "--strategy zero_order --rounds 4", "gk.search.zero_order("]),
-        ("dna", ["dna (model)", "'HepG2'", 'gk.zoo.load("dna")']),
-    ],
-)
-def test_list_explains_one_name(name, said):
-    answer = ask("list", name)
-    assert answer.exit_code == 0, answer.output
-    assert [text for text in said if text not in answer.stdout] == []
-    found = json.loads(ask("list", name, "--json").stdout)
-    assert {"name", "kind", "about", "command", "python"} <= set(found)
-
-
-def test_everything_that_is_listed_is_explained_by_an_example_that_can_be_read():
-    import shlex
-
-    from guidekit.cli.explain import explained
-    from guidekit.cli.listing import sections
-    from guidekit.jobs import names
-    from guidekit.jobs.specs import parse
-
-    reward, made = names.total(names.make_components(["gc"])), 0
-    for section, entries in sections().items():
-        for entry in entries:
-            found = explained(entry["name"])
-            words = shlex.split(found["command"])
-            assert found["about"] and words[0] == "guidekit" and words[2] in gk.zoo.names()
-            option = {"guides": "-g", "rewards": "-r", "solvers": "--solver", "searches": "--strategy"}.get(section)
-            spec = words[words.index(option) + 1] if option else entry["name"]
-            assert parse(spec, [entry["name"]], weights=section == "rewards").name.replace("_", "").lower() in (
-                entry["name"].replace("_", "").lower(), entry["name"].split(".")[0].lower(),
-            )  # fmt: skip
-            if section == "guides" and "mine.py" not in spec:
-                made += 1
-                assert type(names.make_guide(spec, reward)).__mro__[-2] is not None
-            if section == "solvers":
-                assert names.make_solver(spec)
-    assert made > 30
-
-
-def test_the_examples_of_rewards_are_calls_that_can_be_made():
-    from guidekit.cli.explain import explained
-    from guidekit.jobs import names
-
-    files = {"ADMET", "HPS", "ImageReward", "PickScore", "Aesthetic", "ClipScore", "Motif", "Docking", "Statistics"}
-    for name in set(names.rewards_of()) - files:
-        words = __import__("shlex").split(explained(name)["command"])
-        assert names.make_components([words[words.index("-r") + 1]])[0].raw.name
-
-
-def test_a_name_that_nothing_has_is_an_error_with_the_nearest():
-    answer = ask("list", "sdvd")
-    assert answer.exit_code == 2
-    assert answer.stderr == "error: there is no section and nothing else named 'sdvd'; did you mean 'SVDD'?\n"
 
 
 def test_sample_writes_the_files_of_its_domain():
@@ -330,23 +260,6 @@ def test_search_runs_a_strategy_within_its_budget():
     assert 'search = "random:candidates=3,rounds=2"' in Path("out/run.toml").read_text()
     limited = ask(*args, "--strategy", "random:candidates=3", "--budget", "calls=9", "--json")
     assert json.loads(limited.stdout)["rows"][0]["reward calls"] <= 9
-
-
-def test_more_rounds_go_on_with_a_search_and_the_same_ones_do_nothing():
-    args = ("search", "mine.py:load", "-r", "mine.py:score", "-n", "2", "--steps", "4", "--no-report")
-    args += ("--strategy", "random:candidates=3", "-o", "out")
-    rows = [json.loads(ask(*args, "--rounds", k, "--json").stdout)["rows"][0] for k in ("1", "3")]
-    assert [row["network rows"] for row in rows] == [2 * 4 * (3 * 1 + 1), 2 * 4 * (3 * 3 + 1)]
-    assert rows[1]["mean"] >= rows[0]["mean"]
-    again = ask(*args, "--rounds", "3")
-    assert again.exit_code == 0 and "nothing was done" in again.stderr
-
-
-def test_guidance_without_a_condition_is_a_warning_at_once():
-    answer = ask("sample", "dna", "-g", "cfg:2", "-n", "2", "--steps", "2")
-    assert answer.exit_code == 0
-    assert answer.stderr.count("warning: CFG compares the model at its condition") == 1
-    assert "CFG compares" not in ask("sample", "dna", "-g", "cfg:2", "-n", "2", "--steps", "2", "-c", "HepG2").stderr
 
 
 def test_evaluate_gives_the_metrics_of_a_file():
