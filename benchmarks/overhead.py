@@ -94,7 +94,7 @@ def memory_run(rows: int, batch_size: int | None) -> None:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
-CASES = {
+CASES: dict[str, tuple[Any, int]] = {
     "trivial network, 64x3x64x64": (lambda x, t, c: x * 0.5, 64),
     "network of 5 ms, 64x3x64x64": (Sleepy(5), 64),
     "network of 5 ms, 4x3x64x64": (Sleepy(5), 4),

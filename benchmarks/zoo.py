@@ -206,7 +206,8 @@ def page(found: dict[str, Any]) -> str:
         lines += [f"{own['n']} samples, {own['steps']} steps, alpha = {own['alpha']:g}, {seeds}.", ""]
         lines += ["| " + " | ".join(_NAMES.get(c, c) for c in columns) + " |", "|" + "---|" * len(columns)]
         lines += [
-            "| " + " | ".join(f"{row[c]:g}" if c != "method" else row[c] for c in columns) + " |" for row in own["rows"]
+            "| " + " | ".join(f"{row[c]:g}" if c != "method" else str(row[c]) for c in columns) + " |"
+            for row in own["rows"]
         ]
     return "\n".join(lines) + "\n"
 

@@ -199,7 +199,7 @@ class Function(Reward):
     def score(self, samples: Any) -> Any:
         listener = getattr(_listening, "now", None)
         try:
-            found = self.function(samples)
+            found = self._asked(samples)
             found = list(found) if isinstance(found, Iterator) else found
         except ImportError:
             raise  # it would be the same for all
@@ -210,6 +210,18 @@ class Function(Reward):
         if listener is not None:
             listener.answered = True
         return found
+
+    def _asked(self, samples: Any) -> Any:
+        """What the function returns; a network that is given texts cannot say what is wrong with them."""
+        try:
+            return self.function(samples)
+        except Exception as error:
+            if isinstance(self.function, nn.Module) and isinstance(samples, list):
+                raise TypeError(
+                    f"a network was given texts and raised {type(error).__name__}; wrap it in a function that encodes "
+                    "them, or for DNA in rewards.dna.Network(network)"
+                ) from error
+            raise
 
     def _one_by_one(self, samples: Any, error: Exception, listener: Listener | None) -> Tensor:
         """The scores of the samples on their own, given what the function raised for all of them together."""
@@ -233,7 +245,7 @@ class Function(Reward):
     def _alone(self, samples: Any, i: int) -> Tensor | Exception:
         """The score of one of the samples, or what the function raised."""
         try:
-            return _checked(self.function(samples[i : i + 1]), 1, self.name)
+            return _checked(self._asked(samples[i : i + 1]), 1, self.name)
         except Exception as error:
             return error
 

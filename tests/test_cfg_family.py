@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from guidekit.guides.cads import CADS
 from guidekit.guides.cfg_zero import CFGZero
 from guidekit.guides.cfgpp import CFGpp
 from guidekit.guides.magnitude_aware import MagnitudeAware
+from guidekit.guides.shared.contrast import Contrast
 from guidekit.guides.tcfg import TCFG
 
 D = 5
@@ -150,6 +153,97 @@ def test_cfgpp_by_hand(solver, schedule):
     guided, noise = u + 0.6 * (c - u), (x - a_t * u) / s_t
     wanted = a_s * guided + np.sqrt(s_s**2 - move.c**2) * noise + move.c * z
     assert np.allclose(moved, wanted, rtol=1e-9)
+
+
+def by_hand(lam: float, steps: int, seen: list, noises, schedule) -> np.ndarray:
+    """The loop of the paper's Algorithm in numpy, with DDPM's noise; `seen` collects d_g."""
+    net, moves = Net(), gk.Run(model(schedule), 1, steps=steps, cond=2).moves
+    scales = model(schedule).process.scales
+    x = scales(moves[0].t)[1] * noises[0]
+    for move, z in zip(moves, noises[1:], strict=True):
+        (a_t, s_t), (a_s, s_s) = scales(move.t), scales(move.s)
+        t = torch.full((len(x),), move.t, dtype=torch.float64)
+        with torch.no_grad():
+            c, u = (net(torch.from_numpy(x), t, torch.full((len(x),), k)).numpy() for k in (2, 4))
+        guided = u + lam * (c - u)
+        std = s_s * np.sqrt(1 - (a_t * s_s / (a_s * s_t)) ** 2)
+        seen.append(guided)
+        x = a_s * guided + np.sqrt(s_s**2 - std**2) * (x - a_t * u) / s_t + std * z
+    return x
+
+
+@pytest.mark.parametrize("schedule", [gk.schedules.Flow(), gk.schedules.Cosine()], ids=str)
+def test_rewards_are_shown_the_guided_mean_of_cfgpp_and_samples_are_those_of_a_loop_by_hand(schedule):
+    steps, n, told, seen = 12, 5, [], []
+
+    def reward(x):
+        told.append(x.detach().numpy().copy())
+        return x[:, 0]
+
+    run = gk.Run(model(schedule), n, steps=steps, cond=2)
+    with torch.no_grad():
+        noises = run.noise(run.born(), 0), *(run.noise(run.born(), i + 1) for i in range(steps))
+    x = by_hand(0.6, steps, seen, [z.numpy() for z in noises], schedule)
+    for value in (None, gk.values.Tweedie(reward)):
+        told.clear()
+        guides = [CFGpp(0.6), gk.FKSteering(reward, 1e9, ess=0.0, value=value)]
+        result = gk.sample(model(schedule), n, steps=steps, cond=2, guides=guides)
+        assert np.allclose(result.x.numpy(), x, rtol=1e-9)
+        assert len(told) == steps and np.allclose(told, [*seen[1:], x], rtol=1e-9)  # it begins after pure noise
+        assert np.allclose(gk.sample(model(schedule), n, steps=steps, cond=2, guides=guides[:1]).x, x, rtol=1e-9)
+
+
+def test_cfgpp_moves_by_the_ordinary_step_bit_for_bit_and_other_guides_are_shown_its_guided_mean():
+    @dataclass(frozen=True)
+    class Ordinary(Contrast):
+        def tilt(self, view):
+            c, u, move = view.evals[gk.Cond()], view.evals[gk.Null()], view.step.move
+            a_t, a_s = (view.model.process.scales(v)[0] for v in (move.t, move.s))
+            return (a_s * (u + self.scale * (c - u)) - move.a * a_t * u) / move.b[0] - c
+
+    @dataclass(frozen=True)
+    class Witness(gk.Guide):
+        grad = True
+
+        def tilt(self, view):
+            shown("tilt", view)
+            return torch.full_like(view.x, 0.1)
+
+        def finish(self, view, prediction):
+            shown("finish", view)
+            return 1.01 * prediction
+
+        def log_weight(self, view, memo):
+            if not view.step.last:
+                shown("log_weight", view)
+            return 0.0, memo
+
+    def shown(hook, view):
+        c, u = view.evals[gk.Cond()], view.evals[gk.Null()]
+        tilted = u + 0.6 * (c - u) + (0.0 if hook == "tilt" else 0.1)
+        wanted = 1.01 * tilted if hook == "log_weight" else tilted
+        hooks.add(hook)
+        assert torch.allclose(view.clean, wanted, rtol=1e-10) and torch.equal(view.prediction, view.clean)
+        assert torch.equal(view.take(torch.tensor([1, 0])).clean, view.clean[[1, 0]])
+
+    hooks: set[str] = set()
+    for guides in ([], [gk.APG(1.1, steer=True)]):
+        one, two = (
+            gk.sample(model(), 6, steps=8, cond=2, guides=[guide(0.6), *guides]).x for guide in (CFGpp, Ordinary)
+        )
+        assert torch.equal(one, two)
+    one = gk.sample(model(), 6, steps=8, cond=2, guides=[CFGpp(0.6), Witness()], batch_size=5).x
+    assert hooks == {"tilt", "finish", "log_weight"}
+    shown = lambda hook, view: None  # noqa: E731, F811
+    assert torch.allclose(one, gk.sample(model(), 6, steps=8, cond=2, guides=[Ordinary(0.6), Witness()]).x, rtol=1e-9)
+
+
+def test_cfgpp_shows_rewards_estimates_that_are_within_the_data():
+    """Clean means of a mixture lie between its components, and so do their interpolations."""
+    base, told = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.3, 0.3], labels=[0, 1]), []
+    guides = [CFGpp(0.6), gk.FKSteering(lambda x: told.append(x) or x[:, 0], 5.0)]
+    gk.sample(base, 200, steps=50, cond=1, guides=guides, solver=gk.solvers.DDPM())
+    assert len(told) == 50 and all((x.abs() < 3.5).all() for x in told)
 
 
 def test_cfgpp_at_zero_is_the_unconditional_model_and_refuses_two_step_solvers():

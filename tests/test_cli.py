@@ -67,9 +67,9 @@ def entry(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_installed_script_is_this_entry_point():
-    from guidekit.jobs.config import _toml
+    from guidekit.jobs.config import parse_toml
 
-    text = _toml((ROOT / "pyproject.toml").read_text())
+    text = parse_toml((ROOT / "pyproject.toml").read_text())
     assert text["project"]["scripts"] == {"guidekit": "guidekit.cli:main"}
     assert callable(main)
 
@@ -104,7 +104,7 @@ def test_the_entry_point_answers_with_json_alone_and_a_code():
     assert json.loads(module.stdout)["reward"] == "score"
     wrong = entry("sample", "dan")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr == "error: there is no model 'dan'; is it 'dna'?\n"
+    assert wrong.stderr == "error: there is no model 'dan'; did you mean 'dna'?\n"
 
 
 @pytest.mark.parametrize(
@@ -112,17 +112,17 @@ def test_the_entry_point_answers_with_json_alone_and_a_code():
     [
         (("sample", "dna", "-r", "qed"), 2, "scores molecules"),
         (("sample", "dna", "-g", "svdd"), 2, "SVDD needs a reward"),
-        (("sample", "dna", "-r", "gc", "-g", "svd"), 2, "is it 'SVDD'"),
+        (("sample", "dna", "-r", "gc", "-g", "svd"), 2, "did you mean 'SVDD'"),
         (("sample", "dna", "-n", "0"), 2, "-n"),
-        (("sample", "dna", "--compare"), 2, "name a guide"),
+        (("sample", "dna", "--compare"), 2, "give a guide"),
         (("sample", "mine.py:load", "-r", "mine.py:broken", "--steps", "2"), 1, "'broken' raised KeyError"),
-        (("search", "dna", "--strategy", "rando", "-r", "gc"), 2, "is it 'random'"),
+        (("search", "dna", "--strategy", "rando", "-r", "gc"), 2, "did you mean 'random'"),
         (("search", "dna", "--strategy", "paths", "--rounds", "2", "-r", "gc"), 2, "paths has no option 'rounds'"),
         (("run", "none.toml"), 2, "none.toml cannot be read"),
-        (("report", "none"), 2, "no output folder"),
+        (("report", "none"), 2, "not an output folder"),
         (("compare", "none"), 2, "no finished run"),
-        (("evaluate", "none.smi", "--domain", "molecules"), 2, "there is none"),
-        (("list", "guide"), 2, "is it 'guides'"),
+        (("evaluate", "none.smi", "--domain", "molecules"), 2, "no such file"),
+        (("list", "guide"), 2, "did you mean 'guides'"),
         (("bench", "dna", "-g", "nothing_like"), 2, "guidekit list"),
         (("nothing",), 2, "No such command"),
     ],
@@ -153,7 +153,7 @@ def test_list_tells_of_everything():
     assert all(e["about"] for entries in found.values() for e in entries)
     text = ask("list", "rewards", "--options").stdout
     assert "SVDD" not in text
-    assert "less is better" in next(line for line in text.split("\n") if line.split()[:1] == ["SA"])
+    assert "lower is better" in next(line for line in text.split("\n") if line.split()[:1] == ["SA"])
     assert "oracle='dna-oracle'" in text
 
 
@@ -197,7 +197,7 @@ def test_sample_writes_the_files_of_its_domain():
     assert again.stdout == answer.stdout
     other = ask(*args, "-o", "out")
     assert other.exit_code == 2
-    assert "holdout was 'dna-judge:HepG2' and is None now" in other.stderr
+    assert "holdout was 'dna-judge:HepG2' and is now None" in other.stderr
 
 
 def test_sample_of_images_writes_pictures_and_the_table_of_a_comparison():
@@ -236,14 +236,14 @@ def test_run_does_what_a_file_says_and_writes_it_again():
     assert "two: steered" in table.stdout
     rows = json.loads(ask("compare", "one", "two", "--json").stdout)["rows"]
     assert rows[0]["mean"] == rows[1]["mean"]
-    assert "rewards differ" not in table.stderr
+    assert "different rewards" not in table.stderr
 
 
 def test_compare_warns_where_rewards_differ():
     ask(*SAMPLE, "-o", "one")
     ask(*SAMPLE[:3], "mine.py:score:2", *SAMPLE[4:], "-o", "two")
     answer = ask("compare", "one", "two")
-    assert "rewards differ" in answer.stderr
+    assert "different rewards" in answer.stderr
     rows = json.loads(ask("compare", "one", "two", "--json").stdout)["rows"]
     assert rows[1]["mean"] == pytest.approx(2 * rows[0]["mean"])
 
@@ -359,7 +359,7 @@ def test_after_ctrl_c_the_same_command_goes_on_to_the_same_bytes():
     Path("hold").unlink()
     assert running.returncode == 130
     assert Path("out/checkpoint").exists()
-    assert "what is done is in out, and the same command goes on" in told
+    assert "progress is saved in out, and the same command resumes there" in told
     assert "Traceback" not in told
     assert not Path("out/result").exists()
     assert ask(*args, "-o", "out").exit_code == 0

@@ -12,7 +12,7 @@ import torch
 import guidekit as gk
 from guidekit.jobs import execute as running, folder, job, names as sources
 from guidekit.jobs.config import Config
-from guidekit.jobs.specs import ConfigError, find, literal, options_of, parse, rooted
+from guidekit.jobs.specs import ConfigError, find, literal, parse, parse_options, rooted
 from guidekit.jobs.watched import Watched
 from guidekit.report import table as comparison
 from rewards import dna, molecules, transforms
@@ -80,7 +80,7 @@ def test_values_are_literals_and_nothing_is_evaluated(tmp_path):
     assert literal(hostile) == hostile
     assert literal("(" * 5000) == "(" * 5000
     with pytest.raises(ConfigError):
-        sources.guide_of(f"cfg:scale={hostile}", None)
+        sources.make_guide(f"cfg:scale={hostile}", None)
     assert not file.exists()
 
 
@@ -91,11 +91,11 @@ def test_values_are_literals_and_nothing_is_evaluated(tmp_path):
         ("svdd:candidates=(1", "not closed"),
         ("svdd:alpha='x", "not closed"),
         ("svdd:alpha=1,alpha=2", "given twice"),
-        ("svdd:alpha=1,2", "behind named options"),
+        ("svdd:alpha=1,2", "follows a named option"),
         ("svdd:,", "empty"),
-        ("svdd!", "what is '!'"),
-        ("svdd(alpha=1):beta=2", "no weight"),
-        ("9", "begins with a name"),
+        ("svdd!", "cannot read '!'"),
+        ("svdd(alpha=1):beta=2", "not a weight"),
+        ("9", "a name must come first"),
         ("x" * 20_000, "a name is needed"),
     ],
 )
@@ -107,42 +107,42 @@ def test_a_spec_that_cannot_be_read_says_where(text, said):
 def test_names_do_not_mind_case_and_underscores_and_the_nearest_is_told():
     known = list(sources.guides())
     assert find("fk_steering", known, "guide") == find("FKSTEERING", known, "guide") == "FKSteering"
-    with pytest.raises(ConfigError, match="no guide 'sdvd'; is it 'SVDD'"):
+    with pytest.raises(ConfigError, match="no guide 'sdvd'; did you mean 'SVDD'"):
         find("sdvd", known, "guide")
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("svdd:candidates=2.5", "a whole number is needed"),
-        ("svdd:candidates=true", "a whole number is needed"),
-        ("svdd:candidtes=3", "is it 'candidates'"),
+        ("svdd:candidates=2.5", "must be a whole number"),
+        ("svdd:candidates=true", "must be a whole number"),
+        ("svdd:candidtes=3", "did you mean 'candidates'"),
         ("svdd:candidates=0", "at least one child"),
         ("fk_steering", "needs alpha"),
-        ("cfg:a", "a number or Callable"),
-        ("apg:a", "a number or Callable"),
-        ("cfg:1,0,3,4", "takes scale, rescale, steer, start, stop by place|are given"),
+        ("cfg:a", "must be a number or Callable"),
+        ("apg:a", "must be a number or Callable"),
+        ("cfg:1,0,3,4", r"takes at most 2 positional values \(scale, rescale\), and 4 were given"),
         ("tds:alpha=-1", "must be positive"),
-        ("autoguidance:weak=dnaa,scale=2", "no model 'dnaa'; is it 'dna'"),
-        ("dsearch:width=4", r"a tuple like \(4, 2\) is needed"),
+        ("autoguidance:weak=dnaa,scale=2", "no model 'dnaa'; did you mean 'dna'"),
+        ("dsearch:width=4", r"must be a tuple like \(4, 2\)"),
         ("start_from:x=none.py:x", "no such file"),
         ("svdd:value=there.is.none:x", "cannot be imported"),
     ],
 )
-def test_options_of_a_guide_are_checked_against_its_signature(text, said):
+def test_parse_options_a_guide_are_checked_against_its_signature(text, said):
     with pytest.raises(ConfigError, match=said):
-        sources.guide_of(text, sources.total(sources.components(["gc"])))
+        sources.make_guide(text, sources.total(sources.make_components(["gc"])))
 
 
 def test_a_guide_gets_the_reward_of_the_run_or_its_own():
-    reward = sources.total(sources.components(["gc"]))
-    guide = sources.guide_of("svdd:0.5,4", reward)
+    reward = sources.total(sources.make_components(["gc"]))
+    guide = sources.make_guide("svdd:0.5,4", reward)
     assert guide.reward is reward  # type: ignore[attr-defined]
     assert (guide.alpha, guide.candidates) == (0.5, 4)  # type: ignore[attr-defined]
-    own = sources.guide_of("fk_steering:alpha=1,reward=homopolymer", reward)
+    own = sources.make_guide("fk_steering:alpha=1,reward=homopolymer", reward)
     assert own.reward(["AAAT"]).tolist() == [-3.0]  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="SVDD needs a reward"):
-        sources.guide_of("svdd", None)
+        sources.make_guide("svdd", None)
 
 
 def test_every_guide_solver_and_search_of_the_library_has_a_name():
@@ -150,8 +150,8 @@ def test_every_guide_solver_and_search_of_the_library_has_a_name():
 
     named = {name.split(".")[0] for name in sources.guides()}
     assert named == set(GUIDES)
-    assert isinstance(sources.guide_of("fkc.anneal:beta=1.5", None), gk.Guide)
-    assert sources.solver_of("ddim:eta=0.5") == gk.solvers.DDIM(eta=0.5)
+    assert isinstance(sources.make_guide("fkc.anneal:beta=1.5", None), gk.Guide)
+    assert sources.make_solver("ddim:eta=0.5") == gk.solvers.DDIM(eta=0.5)
     assert {"random", "zero_order", "evolution", "cma", "paths", "gradient"} <= set(sources.strategies())
     assert not {"run", "bank", "gradients"} & set(sources.strategies())
 
@@ -161,7 +161,7 @@ def test_every_guide_solver_and_search_of_the_library_has_a_name():
 
 def test_a_reward_counts_in_its_good_direction_with_its_weight():
     smiles = ["CCO", "CC(=O)Oc1ccccc1C(=O)O"]
-    total = sources.total(sources.components(["qed", "sa:0.5", "alerts:2", "logp:-0.1"]))
+    total = sources.total(sources.make_components(["qed", "sa:0.5", "alerts:2", "logp:-0.1"]))
     assert total is not None
     sa, alerts = molecules.SA()(smiles), molecules.Alerts()(smiles)
     expected = molecules.QED()(smiles) + 0.5 * (10 - sa) / 9 - 2 * alerts - 0.1 * molecules.LogP()(smiles)
@@ -170,44 +170,44 @@ def test_a_reward_counts_in_its_good_direction_with_its_weight():
 
 
 def test_weight_0_is_for_the_record_only():
-    parts = sources.components(["gc", "homopolymer:0"])
+    parts = sources.make_components(["gc", "homopolymer:0"])
     total = sources.total(parts)
     assert total is not None
     assert total(["AACC"]).tolist() == [0.5]
     assert [p.name for p in parts] == ["GC", "homopolymer"]
-    assert sources.total(sources.components(["gc:0"])) is None
+    assert sources.total(sources.make_components(["gc:0"])) is None
 
 
 def test_transforms_come_behind_a_dot_and_say_themselves_what_is_good():
-    (part,) = sources.components(["sa.reverse_sigmoid(2,5):3"])
+    (part,) = sources.make_components(["sa.reverse_sigmoid(2,5):3"])
     expected = molecules.SA().transformed(transforms.ReverseSigmoid(2, 5))
     torch.testing.assert_close(sources.good(part)(["CCO"]), expected(["CCO"]))
     assert part.weight == 3
-    with pytest.raises(ConfigError, match="is it 'Sigmoid'"):
-        sources.components(["sa.sigmod(2,5)"])
+    with pytest.raises(ConfigError, match="did you mean 'Sigmoid'"):
+        sources.make_components(["sa.sigmod(2,5)"])
 
 
 def test_equal_names_of_columns_are_made_to_differ():
-    names = [c.name for c in sources.components(["similarity(CCO)", "similarity(CCC):2", "qed"])]
+    names = [c.name for c in sources.make_components(["similarity(CCO)", "similarity(CCC):2", "qed"])]
     assert names == ["similarity(CCO)", "similarity(CCC)", "QED"]
     with pytest.raises(ConfigError, match="given twice"):
-        sources.components(["qed", "qed:2"])
+        sources.make_components(["qed", "qed:2"])
 
 
 def test_bundled_classifiers_are_rewards_by_their_names():
-    (cell,) = sources.components(["DNA_Judge:HepG2:2"])
+    (cell,) = sources.make_components(["DNA_Judge:HepG2:2"])
     sequence = ["ACGTTGCA" * 25]
     torch.testing.assert_close(cell.raw(sequence), dna.CellType("HepG2", "dna-judge")(sequence))
     assert cell.weight == 2
-    (bag,) = sources.components(["fashion-judge:bag"])
+    (bag,) = sources.make_components(["fashion-judge:bag"])
     x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = gk.zoo.network("fashion-judge")(x)
         torch.testing.assert_close(bag.raw(x).double(), logits.log_softmax(-1)[:, 8].double())
-    with pytest.raises(ConfigError, match="is it 'HepG2'"):
-        sources.components(["dna-judge:HepG"])
+    with pytest.raises(ConfigError, match="did you mean 'HepG2'"):
+        sources.make_components(["dna-judge:HepG"])
     with pytest.raises(ConfigError, match="needs a class"):
-        sources.components(["dna-judge"])
+        sources.make_components(["dna-judge"])
 
 
 @pytest.mark.skipif(not sources.clips(), reason="no CLIP is bundled")
@@ -215,7 +215,7 @@ def test_a_bundled_clip_is_a_reward_of_its_text():
     from rewards.images import ClipScore
 
     name = sources.clips()[0]
-    (bag,) = sources.components([f"{name}:'a bag'"])
+    (bag,) = sources.make_components([f"{name}:'a bag'"])
     x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, other = (ClipScore(f"a {v}", model=gk.zoo.clip(name))(x) for v in ("bag", "coat"))
@@ -225,22 +225,22 @@ def test_a_bundled_clip_is_a_reward_of_its_text():
 
 def test_a_reward_of_the_users_own_file(mine):
     x = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
-    plain, above = sources.components(["mine.py:score:2", "mine.py:Above(edge=2)"])
+    plain, above = sources.make_components(["mine.py:score:2", "mine.py:Above(edge=2)"])
     assert (plain.raw(x).tolist(), plain.weight) == ([1.0, 3.0], 2.0)
     assert above.raw(x).tolist() == [0.0, 1.0]
     for text, said in [("mine.py:nope", "no 'nope'"), ("none.py:x", "no such file"), ("mine.py:MODEL", "no 'MODEL'")]:
         with pytest.raises(ConfigError, match=said):
-            sources.components([text])
+            sources.make_components([text])
     mine.with_name("beside_mine.py").write_text("def one(samples):\n    return [1.0] * len(samples)\n")
     mine.with_name("other.py").write_text("from beside_mine import one\n")
-    assert sources.components(["other.py:one"])[0].raw(x).tolist() == [1.0, 1.0]
+    assert sources.make_components(["other.py:one"])[0].raw(x).tolist() == [1.0, 1.0]
     mine.with_name("bad.py").write_text("1 / 0")
     with pytest.raises(ConfigError, match="ZeroDivisionError"):
-        sources.components(["bad.py:x"])
+        sources.make_components(["bad.py:x"])
 
 
 def test_a_reward_is_the_same_with_a_bar_and_without(monkeypatch, capsys):
-    (part,) = sources.components(["qed"])
+    (part,) = sources.make_components(["qed"])
     before = part.raw(["CCO", "C"]).tolist()
     from guidekit.engine.describe import describe
     from guidekit.jobs import watched
@@ -249,7 +249,7 @@ def test_a_reward_is_the_same_with_a_bar_and_without(monkeypatch, capsys):
     monkeypatch.setattr(Watched, "shown", True)
     monkeypatch.setattr(watched, "_DELAY", 0.0)
     assert part.raw(["CCO", "C"]).tolist() == before == molecules.QED()(["CCO", "C"]).tolist()
-    assert describe(part.raw) == described != describe(sources.components(["logp"])[0].raw)
+    assert describe(part.raw) == described != describe(sources.make_components(["logp"])[0].raw)
     assert "QED" in capsys.readouterr().err
 
 
@@ -270,18 +270,18 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     ("text", "said"),
     [
         ("", "'model' is missing"),
-        ("modle = 'dna'", "no key 'modle'; is it 'model'"),
-        ("model = 'dna'\nstep = 5", "is it 'steps'"),
-        ("model = 'dna'\nsteps = 'a'", "steps = 'a': a whole number"),
-        ("model = 'dna'\nn = 0", "n = 0"),
-        ("model = 'dna'\nn = true", "n = True"),
-        ("model = 'dna'\nguides = [1]", "guides = .*a list of texts"),
-        ("model = 'dna'\ncompare = 1", "compare = 1: true or false"),
-        ("model = 'dna'\ncompare = true", "name a guide"),
-        ("model = 'dna'\nbudget = 'rows=3'", "budget is of a search"),
-        ("model = 'dna'\ndomain = 'cats'", "one of molecules"),
-        ("model = ", "not a TOML file"),
-        ("model = 3", "model = 3: a text"),
+        ("modle = 'dna'", "no key 'modle'; did you mean 'model'"),
+        ("model = 'dna'\nstep = 5", "did you mean 'steps'"),
+        ("model = 'dna'\nsteps = 'a'", "steps must be a whole number of at least 1, not 'a'"),
+        ("model = 'dna'\nn = 0", "n must be .* not 0"),
+        ("model = 'dna'\nn = true", "n must be .* not True"),
+        ("model = 'dna'\nguides = [1]", "guides must be a list of texts"),
+        ("model = 'dna'\ncompare = 1", "compare must be true or false, not 1"),
+        ("model = 'dna'\ncompare = true", "give a guide"),
+        ("model = 'dna'\nbudget = 'rows=3'", "budget limits a search"),
+        ("model = 'dna'\ndomain = 'cats'", "domain must be one of molecules"),
+        ("model = ", "not a valid TOML file"),
+        ("model = 3", "model must be a text, not 3"),
     ],
 )
 def test_a_file_that_is_wrong_says_which_key(tmp_path, text, said):
@@ -302,10 +302,10 @@ def test_python_files_are_looked_for_beside_the_config(tmp_path):
 
 def test_a_budget_is_checked_as_options_are():
     config = Config("dna", ("gc",), search="random", budget="rowz=5")
-    with pytest.raises(ConfigError, match="is it 'rows'"):
+    with pytest.raises(ConfigError, match="did you mean 'rows'"):
         job.prepare(config)
-    with pytest.raises(ConfigError, match="name=value"):
-        options_of("5")
+    with pytest.raises(ConfigError, match="as name=value"):
+        parse_options("5")
 
 
 # running -------------------------------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def test_a_budget_is_checked_as_options_are():
 def test_a_run_of_a_config_is_the_same_call_in_python(mine):
     config = Config("mine.py:load", ("mine.py:score",), ("fk_steering:alpha=0.5",), n=8, steps=6, seed=3)
     found = config.run().result
-    model = sources.model_of("mine.py:load")[0]
+    model = sources.make_model("mine.py:load")[0]
     expected = gk.sample(model, 8, steps=6, guides=[gk.FKSteering(lambda x: x[:, 0], 0.5)], seed=3)
     assert torch.equal(found.x, expected.x)
     assert torch.equal(found.log_weights, expected.log_weights)
@@ -322,7 +322,7 @@ def test_a_run_of_a_config_is_the_same_call_in_python(mine):
     assert torch.equal(found.rewards, expected.x[:, 0].double())
 
 
-def test_options_of_a_model_reach_its_function(mine):
+def test_parse_options_a_model_reach_its_function(mine):
     near, far = (Config(f"mine.py:load(shift={s})", n=32, steps=8).run().result.x[:, 0].mean() for s in (0.0, 10.0))
     assert far - near > 5
 
@@ -348,7 +348,7 @@ def test_a_search_of_a_config_is_that_of_python(mine):
     config = Config("mine.py:load", ("mine.py:score",), n=3, steps=5, search="random:candidates=4", budget="rounds=2")
     found = config.run().result
     expected = gk.search.random(
-        sources.model_of("mine.py:load")[0], 3, lambda x: x[:, 0], rounds=2, candidates=4, steps=5
+        sources.make_model("mine.py:load")[0], 3, lambda x: x[:, 0], rounds=2, candidates=4, steps=5
     )
     assert torch.equal(found.x, expected.x)
     assert found.cost.reward_calls == expected.cost.reward_calls
@@ -372,7 +372,7 @@ def test_molecules_of_the_users_own_model_are_taken_for_what_the_reward_scores(m
     [
         (Config("dna", ("qed",)), "scores molecules, and the model 'dna' makes dna"),
         (Config("dna", holdout="qed"), "scores molecules"),
-        (Config("dna", holdout="gc:2"), "has no weight"),
+        (Config("dna", holdout="gc:2"), "so it has no weight"),
         (Config("dna", ("gc",), ("tds:alpha=1",)), "tokens have none"),
         (Config("dna", cond=("Hep",)), "HepG2"),
         (Config("dna", device="cuda:77") if not torch.cuda.is_available() else Config("dna", device="x"), "cuda|cpu"),
@@ -381,8 +381,8 @@ def test_molecules_of_the_users_own_model_are_taken_for_what_the_reward_scores(m
         (Config("dna", ("gc",), ("svdd",), search="random"), "weighs, branches or selects"),
         (Config("dna", ("gc",), domain="images"), "scores dna, and the model 'dna' makes images"),
         (Config("dna", domain="images"), "samples of the model are texts"),
-        (Config("dna-judge"), "a classifier, no base model"),
-        (Config("dna(3)"), "take no options"),
+        (Config("dna-judge"), "a classifier and not a base model"),
+        (Config("dna(3)"), "have no options"),
     ],
 )
 def test_what_cannot_run_is_told_before_the_network_is_called(config, said, monkeypatch):
@@ -427,7 +427,7 @@ def test_a_finished_run_is_not_done_again_and_another_is_not_written_over(mine, 
     again = _config(batch_size=2).run(out)
     assert not again.new
     assert torch.equal(again.result.x, first.result.x)
-    with pytest.raises(ConfigError, match="steps was 5 and is 6 now"):
+    with pytest.raises(ConfigError, match="steps was 5 and is now 6"):
         _config(steps=6).run(out)
     (out / "notes.txt").write_text("mine too")
     other = _config(steps=6).run(out, overwrite=True)
@@ -523,10 +523,10 @@ def test_summary_has_null_where_there_is_no_number_and_keeps_the_warnings(mine, 
 
 def test_a_broken_summary_is_an_error_that_names_the_file(tmp_path):
     with pytest.raises(ConfigError, match=r"no summary\.json"):
-        folder.summary_of(tmp_path)
+        folder.load_summary(tmp_path)
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(gk.CheckpointError, match=r"summary\.json cannot be read"):
-        folder.summary_of(tmp_path)
+        folder.load_summary(tmp_path)
 
 
 # the table -----------------------------------------------------------------------------------------------------------
@@ -564,7 +564,7 @@ def test_the_table_lies_down_where_it_is_too_wide():
 def test_tensors_of_a_guide_come_from_a_file(mine):
     mine.write_text(MODEL + "\nx = torch.full((4, 2), 7.0)\n")
     config = Config("mine.py:load", guides=("start_from:x=mine.py:x",), n=4, steps=4)
-    model = sources.model_of("mine.py:load")[0]
+    model = sources.make_model("mine.py:load")[0]
     expected = gk.sample(model, 4, steps=4, guides=[gk.StartFrom(torch.full((4, 2), 7.0))])
     assert torch.equal(config.run().result.x, expected.x)
 

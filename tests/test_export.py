@@ -164,7 +164,7 @@ def test_what_cannot_be_evaluated_is_told(tmp_path):
     for path, domain, reward, said in [
         ("a.smi", "cats", "qed", "molecules, dna or images"),
         ("a.smi", "other", "qed", "molecules, dna or images"),
-        ("none.smi", "molecules", "qed", "there is none"),
+        ("none.smi", "molecules", "qed", "no such file"),
         ("empty.smi", "molecules", "qed", "no samples"),
         ("a.smi", "molecules", "gc", "scores dna"),
         (".", "images", "brightness", "not an image"),

@@ -125,8 +125,10 @@ def test_noise_and_score_start_just_below_one_where_no_signal_is_left_there(pred
 
 
 def test_an_unknown_parameterisation_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'epsilon': there is clean, noise, score, velocity, flow"):
-        gk.GaussianModel(Recorder(), (2,), predicts="epsilon")
+    with pytest.raises(
+        ValueError, match="'eps': there is clean, noise, score, velocity, flow, or as in diffusers epsilon"
+    ):
+        gk.GaussianModel(Recorder(), (2,), predicts="eps")
 
 
 @pytest.mark.parametrize("build", [lambda net: gk.GaussianModel(net, (2,)), lambda net: gk.MaskedModel(net, 3, 2)])

@@ -178,8 +178,8 @@ CALLED = {
     "latents": r"noise=\.\.\.",
     "scheduler": r"solver=\.\.\.",
     "strength": r"StartFrom\(x, level=strength\)",
-    "batchsize": "is it 'batch_size'",
-    "callbaks": "is it 'callbacks'",
+    "batchsize": "did you mean 'batch_size'",
+    "callbaks": "did you mean 'callbacks'",
     "xyz": "it has model, n, steps",
 }
 

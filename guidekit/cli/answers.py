@@ -1,9 +1,9 @@
 """How a command answers: results on stdout, everything else on stderr, and an exit code.
 
-0     done
+0     success
 1     the run failed
-2     it was asked for in a wrong way; nothing has run
-130   stopped by Ctrl-C
+2     the request was wrong, and nothing has run
+130   interrupted by Ctrl-C
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ..jobs.specs import ConfigError
 if TYPE_CHECKING:
     from ..jobs.folder import Outcome
 
-_BEST = 5  # samples that are printed where none are written
+_BEST = 5  # samples that are printed where no files are written
 
 
 @contextmanager
 def answered(debug: bool = False, out: Path | None = None) -> Iterator[None]:
-    """Errors as one line and an exit code; with `debug` as they are."""
+    """Turn errors into one line and an exit code; with `debug` they are raised as they are."""
     try:
         yield
     except (typer.Exit, typer.Abort):
@@ -44,36 +44,42 @@ def answered(debug: bool = False, out: Path | None = None) -> Iterator[None]:
 
 
 def _nameless(error: Exception) -> bool:
-    """Whether the message alone would puzzle."""
+    """Whether the message alone would be puzzling, so that the type of the error is shown too."""
     return not str(error) or isinstance(error, (KeyError, IndexError, AttributeError, AssertionError, TypeError))
 
 
 def _stopped(out: Path | None) -> str:
     kept = out is not None and any((out / n).exists() for n in ("checkpoint", "result", "search"))
-    return f"stopped; what is done is in {out}, and the same command goes on from there" if kept else "stopped"
+    return f"stopped; progress is saved in {out}, and the same command resumes there" if kept else "stopped"
 
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def show(outcome: Outcome, as_json: bool) -> None:
-    """The table, or summary.json, on stdout; on stderr warnings and where things are."""
+def warn(text: str) -> None:
+    """A warning, on stderr."""
+    _say(f"warning: {text}")
+
+
+def show(outcome: Outcome, as_json: bool, told: Sequence[str] = ()) -> None:
+    """The table, or summary.json, on stdout; on stderr the warnings that were not told yet, and where the files are."""
     for text in outcome.summary["warnings"] if outcome.new else []:
-        _say(f"warning: {text}")
+        if text not in told:
+            warn(text)
     if as_json:
         return put(outcome.summary)
     typer.echo(outcome.table)
     if outcome.folder is None:
         return _best(outcome)
     if not outcome.new:
-        _say(f"{outcome.folder} has this run already, nothing was done; --overwrite does it again")
+        _say(f"{outcome.folder} already holds this run, so nothing was done; --overwrite repeats it")
     page = outcome.folder / "report.html"
     return _say(f"written to {outcome.folder}" + (f", see {page}" if page.exists() else ""))
 
 
 def _best(outcome: Outcome) -> None:
-    """The best samples, where they are texts."""
+    """Print the best samples, if they are texts."""
     result = outcome.result
     if isinstance(result.samples, list) and result.rewards is not None:
         typer.echo("")
@@ -85,11 +91,11 @@ def _best(outcome: Outcome) -> None:
 
 
 def put(value: Any) -> None:
-    """JSON on stdout, in characters that every terminal has."""
+    """Print JSON on stdout, in ASCII."""
     sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def lines(pairs: Sequence[tuple[str, str]], indent: str = "  ") -> str:
-    """Names and what they are, one a line."""
+    """Names and their descriptions, one per line."""
     width = max((len(name) for name, _ in pairs), default=0)
     return "\n".join(f"{indent}{name.ljust(width)}  {text}".rstrip() for name, text in pairs)

@@ -1,4 +1,4 @@
-"""The commands. Each is a thin layer over a function of the library; heavy imports are inside."""
+"""The commands. Each is a thin layer over a function of the library, which is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import typer
 
 from .. import __version__
 from ..jobs.config import Config
-from ..jobs.specs import ConfigError, find, literal
+from ..jobs.specs import ConfigError, find, literal, plain
 from . import completion
-from .answers import answered, lines, put, show
+from .answers import answered, lines, put, show, warn
 
-_HELP = """Steer a trained diffusion model by rewards, at inference time.
+_HELP = """Steer a trained diffusion model with guides and rewards, at inference time.
 
-Names of what there is: guidekit list. Guides, rewards, solvers and searches are written as NAME, NAME:OPTION=VALUE,...
-or NAME(VALUE,...). A reward may end in :WEIGHT, and counts in the direction in which it is good. Your own code goes
-in as my_file.py:name or package.module:name; the file is run as Python.
+`guidekit list` shows all models, guides, rewards, solvers and searches, and `guidekit list NAME` explains one of them.
+They are written as NAME, NAME:OPTION=VALUE,... or NAME(VALUE,...). A reward may end in :WEIGHT; rewards of which less
+is better count negatively. Your own code is given as my_file.py:name or package.module:name; the file is run as Python.
 """
 
 app = typer.Typer(
@@ -30,39 +30,49 @@ app = typer.Typer(
 Model = Annotated[
     str,
     typer.Argument(
-        help="A bundled model, or my_model.py:load: a base model or a function of one.",
+        help="A bundled model, or my_model.py:load, a base model or a function that returns one.",
         autocompletion=completion.models,
     ),
 ]
 Rewards = Annotated[
     list[str] | None,
-    typer.Option("--reward", "-r", help="Like qed or sa:0.5; several are added up.", autocompletion=completion.rewards),
+    typer.Option(
+        "--reward", "-r", help="A reward, like qed or sa:0.5; several are added up.", autocompletion=completion.rewards
+    ),
 ]
 Guides = Annotated[
     list[str] | None,
-    typer.Option("--guide", "-g", help="Like svdd:candidates=10,alpha=0.05.", autocompletion=completion.guides),
+    typer.Option(
+        "--guide", "-g", help="A guide, like svdd:candidates=10,alpha=0.05.", autocompletion=completion.guides
+    ),
 ]
-Number = Annotated[int, typer.Option("-n", min=1, help="Samples for each condition.")]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of the sampler.")]
+Number = Annotated[int, typer.Option("-n", min=1, help="Number of samples for each condition.")]
+Steps = Annotated[int, typer.Option(min=1, help="Number of sampling steps.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same samples.")]
-Conds = Annotated[list[str] | None, typer.Option("--cond", "-c", help="A condition; each has n samples of its own.")]
-SolverName = Annotated[str | None, typer.Option("--solver", help="Like ddim:eta=0.5.")]
-Holdout = Annotated[str | None, typer.Option(help="A reward that takes no part, to see whether the others were gamed.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="A folder for all results; none: they are printed.")]
-Compare = Annotated[bool, typer.Option("--compare", help="Also unguided, and best-of-N at about the same cost.")]
+Conds = Annotated[list[str] | None, typer.Option("--cond", "-c", help="A condition; each one has -n samples.")]
+SolverName = Annotated[str | None, typer.Option("--solver", help="A solver, like ddim:eta=0.5.")]
+Holdout = Annotated[
+    str | None, typer.Option(help="A reward that no guide sees, to detect over-optimisation of the others.")
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for all results; without it they are printed.")]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Compare with the unguided model, and with best-of-N at about equal cost.")
+]
 Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Most rows in one forward of the network.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda...; by default a GPU where there is one.")]
-Domain = Annotated[str | None, typer.Option(help="molecules, dna, images or other, where a model of yours makes it.")]
-Title = Annotated[str | None, typer.Option(help="The title of the report; by default the model and the reward.")]
-Report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into --out.")]
-Progress = Annotated[bool | None, typer.Option("--progress/--no-progress", help="Bars; by default on a terminal.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete another run that is in --out.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1...; a GPU by default, if there is one.")]
+Domain = Annotated[str | None, typer.Option(help="What a model of your own makes: molecules, dna, images or other.")]
+Title = Annotated[str | None, typer.Option(help="Title of the report; by default the model and the reward.")]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the output folder.")]
+Progress = Annotated[
+    bool | None, typer.Option("--progress/--no-progress", help="Show progress bars; by default on terminals.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete another run from the output folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
 
 def main() -> None:
-    """The entry point; modules in the working directory can be imported."""
+    """The entry point. Modules in the working directory can be imported."""
     sys.path.append(str(Path.cwd()))
     app(prog_name="guidekit")
 
@@ -76,7 +86,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _all(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Which this is.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     pass
@@ -84,19 +94,29 @@ def _all(
 
 @app.command("list")
 def list_(
-    sections: Annotated[list[str] | None, typer.Argument(help="models, guides, rewards, solvers, searches")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="models, guides, rewards, solvers or searches; or the name of one.")
+    ] = None,
     options: Annotated[bool, typer.Option("--options", help="Show the options of each, with their defaults.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """What there is, one line each."""
-    with answered(debug):
-        from .listing import sections as of, shown
+    """List what there is, or explain one name.
 
-        found = of()
-        wanted = [find(name, list(found), "section") for name in sections or found]
+    guidekit list guides --options
+    guidekit list svdd
+    """
+    with answered(debug):
+        from .explain import explained, text
+        from .listing import sections, shown
+
+        found = sections()
+        if names and not any(plain(name) in found for name in names):
+            each = [explained(name) for name in names]
+            return put(each if len(each) > 1 else each[0]) if as_json else typer.echo("\n\n\n".join(map(text, each)))
+        wanted = [find(name, list(found), "section") for name in names or found]
         chosen = {name: found[name] for name in wanted}
-        put(chosen) if as_json else typer.echo(shown(chosen, options))
+        return put(chosen) if as_json else typer.echo(shown(chosen, options))
 
 
 @app.command()
@@ -137,10 +157,14 @@ def sample(
 @app.command()
 def search(
     model: Model,
-    strategy: Annotated[str, typer.Option(help="random, zero_order, evolution, cma, paths, gradient; with options.")],
+    strategy: Annotated[
+        str, typer.Option(help="A search, like zero_order:neighbours=8; see `guidekit list searches`.")
+    ],
     reward: Rewards = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Of asking and telling.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Limits: rows=20000,calls=500,seconds=60,target=0.9.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Number of rounds; more of them continue a finished search.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Limits, like rows=20000,calls=500,seconds=60,target=0.9.")] = None,
     guide: Guides = None,
     n: Number = 16,
     steps: Steps = 50,
@@ -160,7 +184,7 @@ def search(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Search over the noise of the sampler for samples of high reward.
+    """Search the noise of the sampler for samples of high reward.
 
     guidekit search fashion --strategy zero_order:neighbours=8 --rounds 6 -r fashion-classifier:bag -n 4 -o out/bags
     """
@@ -176,7 +200,7 @@ def search(
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(help="A run.toml, as every output folder has it.")],
+    file: Annotated[Path, typer.Argument(help="A run.toml, like the one in each output folder.")],
     out: Out = None,
     batch_size: Batch = None,
     device: Device = None,
@@ -187,7 +211,7 @@ def run(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Do the run that a file describes."""
+    """Carry out the run that a file describes."""
     with answered(debug, out):
         config = Config.load(file)
         given = {"batch_size": batch_size, "device": device, "title": title}
@@ -199,7 +223,7 @@ def run(
 def report(
     folder: Annotated[Path, typer.Argument(help="An output folder.")], title: Title = None, debug: Debug = False
 ) -> None:
-    """Write report.html of an output folder anew."""
+    """Write the report.html of an output folder again."""
     with answered(debug):
         _finished(folder)
         from ..report import write
@@ -211,32 +235,32 @@ def report(
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Output folders.")], as_json: Json = False, debug: Debug = False
 ) -> None:
-    """One table over several output folders."""
+    """Print one table of several output folders."""
     with answered(debug):
-        from ..jobs.folder import named, summary_of
+        from ..jobs.folder import load_summary, name_rows
         from ..report.table import text
 
-        found = {folder: summary_of(folder) for folder in folders}
+        found = {folder: load_summary(folder) for folder in folders}
         columns = list(dict.fromkeys(c for s in found.values() for c in s["columns"]))
-        rows = [row | {"name": f"{folder}: {row['name']}"} for folder, s in found.items() for row in named(s)]
+        rows = [row | {"name": f"{folder}: {row['name']}"} for folder, s in found.items() for row in name_rows(s)]
         if len({s["reward"] for s in found.values()}) > 1:
-            typer.echo("warning: the rewards differ, so their means cannot be compared", err=True)
+            typer.echo("warning: the runs have different rewards, so their means cannot be compared", err=True)
         put({"columns": columns, "rows": rows}) if as_json else typer.echo(text(rows, columns))
 
 
 @app.command()
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="SMILES, CSV or FASTA, or a folder of PNG images.")],
-    domain: Annotated[str, typer.Option(help="molecules, dna or images.")],
-    reference: Annotated[Path | None, typer.Option(help="A file like it, for novelty and likeness.")] = None,
+    path: Annotated[Path, typer.Argument(help="A SMILES, SDF, CSV or FASTA file, or a folder of PNG images.")],
+    domain: Annotated[str, typer.Option(help="What the samples are: molecules, dna or images.")],
+    reference: Annotated[Path | None, typer.Option(help="Known samples, to measure novelty and similarity.")] = None,
     fcd: Annotated[
-        bool, typer.Option("--fcd", help="Of molecules, the Frechet ChemNet distance; takes longer.")
+        bool, typer.Option("--fcd", help="The Frechet ChemNet distance of molecules to --reference; takes longer.")
     ] = False,
     reward: Rewards = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The metrics of a set of samples, wherever they come from."""
+    """Compute the metrics of a set of samples from any source."""
     with answered(debug):
         from ..report.table import shown
         from .evaluation import metrics
@@ -252,13 +276,13 @@ def bench(
     reward: Rewards = None,
     n: Number = 8,
     steps: Steps = 10,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each; the median counts.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each sampler, of which the median is taken.")] = 3,
     batch_size: Batch = None,
     device: Device = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """How long guided sampling takes, over unguided."""
+    """Measure how much longer guided sampling takes than unguided."""
     with answered(debug):
         from ..report.table import text
         from .timing import GUIDES, ratios
@@ -269,15 +293,22 @@ def bench(
 
 
 def _run(config: Config, out: Path | None, overwrite: bool, report: bool, progress: bool | None, as_json: bool) -> None:
-    """Do it, and tell."""
+    """Carry out a run and show what came of it."""
     from ..jobs.execute import run
 
-    show(run(config, out, overwrite=overwrite, report=report and out is not None, progress=progress), as_json)
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        warn(text)
+
+    report = report and out is not None
+    show(run(config, out, overwrite=overwrite, report=report, progress=progress, tell=tell), as_json, told)
 
 
 def _finished(folder: Path) -> None:
     if not (folder / "result").is_dir():
-        raise ConfigError(f"{folder} is no output folder: it holds no result")
+        raise ConfigError(f"{folder} is not an output folder: it has no result")
 
 
 def _tuple(listed: list[str] | None) -> tuple[str, ...]:
@@ -285,5 +316,5 @@ def _tuple(listed: list[str] | None) -> tuple[str, ...]:
 
 
 def _conditions(listed: list[str] | None) -> tuple[str | int, ...]:
-    """Texts, and whole numbers as such."""
+    """Conditions as texts, or as whole numbers where they are written so."""
     return tuple(int(v) if isinstance(literal(v), int) and v.strip().lstrip("-").isdigit() else v for v in listed or ())

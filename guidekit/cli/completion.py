@@ -9,7 +9,7 @@ WEIGHTS = Path(__file__).parent.parent / "zoo" / "weights"
 
 
 def models(incomplete: str) -> list[str]:
-    """Bundled base models; read off their cards, for torch would take seconds."""
+    """Bundled base models, read from their cards, since importing torch would take seconds."""
     cards = (json.loads(file.read_text(encoding="utf-8")) for file in sorted(WEIGHTS.glob("*.json")))
     return [c["name"] for c in cards if c["kind"].endswith(" model") and c["name"].startswith(incomplete)]
 
@@ -23,12 +23,12 @@ def guides(incomplete: str) -> list[str]:
 
 def rewards(incomplete: str) -> list[str]:
     """Rewards of all domains; this imports them."""
-    from ..jobs import names as sources
+    from ..jobs import names
 
-    return _like([*sources.rewards_of(), *sources.classifiers(), *sources.clips()], incomplete)
+    return _like([*names.rewards_of(), *names.classifiers(), *names.clips()], incomplete)
 
 
 def _like(names: list[str], incomplete: str) -> list[str]:
-    """Names that begin so; in small letters, which mean the same, where the word began with them."""
+    """Names that begin like this; in lower case, which means the same, if the word is in lower case."""
     small = [name.lower() if incomplete.islower() else name for name in names]
     return [name for name in small if name.startswith(incomplete)]

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..jobs import names as sources
+from ..jobs import names
 from ..jobs.specs import ConfigError
 from ..report import export, table as comparison
 
 
 def metrics(path: Path, domain: str, reference: Path | None, specs: list[str], fcd: bool = False) -> dict[str, Any]:
-    """Numbers of a set of samples by name; None where there is nothing to take one of."""
+    """Numbers of a set of samples by name; None where one is undefined."""
     if fcd and (domain != "molecules" or reference is None):
-        raise ConfigError("--fcd compares molecules with those of --reference FILE")
+        raise ConfigError("--fcd compares molecules with known ones: give --domain molecules and --reference FILE")
     if domain not in comparison.OF_DOMAIN or domain == "other":
-        raise ConfigError(f"--domain {domain!r}: it is molecules, dna or images")
-    parts = sources.components(specs)
+        raise ConfigError(f"--domain must be molecules, dna or images, not {domain!r}")
+    parts = names.make_components(specs)
     for part in parts:
         if part.domain not in (None, domain):
             raise ConfigError(f"the reward {part.name!r} scores {part.domain}, not {domain}")
@@ -43,17 +44,33 @@ def _read(path: Path, domain: str) -> Any:
         raise ConfigError(str(error)) from error
     if not len(samples):
         raise ConfigError(f"{path} holds no samples")
+    if isinstance(samples, list):
+        _check_fits(path, samples, domain)
     return samples
+
+
+def _check_fits(path: Path, samples: list[str], domain: str) -> None:
+    """Raise where most samples cannot be what the domain says."""
+    odd = [text for text in samples if text and _is_dna(text) != (domain == "dna")]
+    if domain == "molecules":  # CCN and the like are molecules that look like DNA
+        odd = [text for text in odd if re.search("[AGTagt]", text) and len(text) >= 4]
+    if 2 * len(odd) > len(samples):
+        other = "DNA: give --domain dna" if domain == "molecules" else "no DNA; for molecules give --domain molecules"
+        raise ConfigError(f"{path} does not hold {domain}: {odd[0][:40]!r} is {other}")
+
+
+def _is_dna(text: str) -> bool:
+    """Whether a text has only letters of nucleotides, ambiguous ones and gaps included."""
+    return re.fullmatch("[ACGTURYSWKMBDHVN.*-]+", text.upper()) is not None
 
 
 def _molecules(samples: list[str], known: list[str] | None) -> dict[str, Any]:
     from rewards.molecules import metrics as of
 
     found = comparison.metrics(samples, "molecules") | {"scaffold diversity": of.scaffold_diversity(samples)}
-    more = (
-        {} if known is None else {"novelty": of.novelty(samples, known), "nearest similarity": of.snn(samples, known)}
-    )
-    return found | more
+    if known is None:
+        return found
+    return found | {"novelty": of.novelty(samples, known), "nearest similarity": of.snn(samples, known)}
 
 
 def _dna(samples: list[str], known: list[str] | None) -> dict[str, Any]:
@@ -70,7 +87,7 @@ def _dna(samples: list[str], known: list[str] | None) -> dict[str, Any]:
 
 
 def _images(samples: Tensor, known: Tensor | None) -> dict[str, Any]:
-    """Of pixels, made 8 x 8 for what compares with a reference."""
+    """Metrics of pixels; images are brought to 8 x 8 to compare them with a reference."""
     from rewards import images as of
 
     found = comparison.metrics(samples, "images")
@@ -80,7 +97,7 @@ def _images(samples: Tensor, known: Tensor | None) -> dict[str, Any]:
         raise ConfigError(f"the reference has {known.shape[1]} channels, and the images have {samples.shape[1]}")
     mine, theirs = (torch.nn.functional.adaptive_avg_pool2d(x, 8).flatten(1) for x in (samples, known))
     if min(len(mine), len(theirs)) < 5:
-        raise ConfigError("at least 5 images on both sides are needed to compare them")
+        raise ConfigError("at least 5 images and 5 reference images are needed to compare them")
     both = of.precision_recall(theirs, mine)
     return found | {
         "Frechet distance of 8 x 8 pixels": float(of.frechet_distance(mine, theirs)),

@@ -1,61 +1,74 @@
-"""`guidekit list`: models, guides, rewards, solvers and searches, one line each."""
+"""`guidekit list`: models, guides, rewards, solvers and searches, one line each; or all about one of them."""
 
 from __future__ import annotations
 
 import inspect
 
 from ..guides import catalog
-from ..jobs import names as sources
+from ..jobs import names
 from ..jobs.specs import parameters
 from .answers import lines
 
+# Options that every maker of a section has, or that the run fills in.
+_FILLED_IN = {
+    "guides": ("reward", "steer", "start", "stop"), "searches": ("model", "n", "reward"), "solvers": ("times",),
+    "rewards": ("seed",),
+}  # fmt: skip
+
 
 def sections() -> dict[str, list[dict[str, str]]]:
-    """What there is, by section."""
+    """All names, by section."""
     return {
-        "models": [{"name": name, "about": about} for name, about in sources.models().items()],
-        "guides": [_guide(name) for name in sources.guides()],
-        "rewards": [_reward(name) for name in sources.rewards_of()] + _networks(),
-        "solvers": [_made(name, make) for name, make in sources.solvers().items()],
-        "searches": [_made(name, make) for name, make in sources.strategies().items()],
+        "models": [{"name": name, "about": about} for name, about in names.models().items()],
+        "guides": [_guide(name) for name in names.guides()],
+        "rewards": [_reward(name) for name in names.rewards_of()] + _networks(),
+        "solvers": [_made(name, make, "solvers") for name, make in names.solvers().items()],
+        "searches": [_made(name, make, "searches") for name, make in names.strategies().items()],
     }
 
 
 def _guide(name: str) -> dict[str, str]:
     entry = catalog.GUIDES[name.split(".")[0]]
-    about = entry.about if "." not in name else sources.about(sources.guides()[name])
-    return {"name": name, "about": about, "options": _options(sources.guides()[name])}
+    about = entry.about if "." not in name else names.about(names.guides()[name])
+    return {"name": name, "about": about, "options": _options(names.guides()[name], "guides")}
 
 
 def _reward(name: str) -> dict[str, str]:
-    domain, make = sources.rewards_of()[name]
+    domain, make = names.rewards_of()[name]
     lower = getattr(make, "higher_is_better", True) is False
-    about = sources.about(make) + (" (less is better)" if lower else "")
-    return {"name": name, "domain": domain, "about": about, "options": _options(make)}
+    about = names.about(make) + (" (lower is better)" if lower else "")
+    return {"name": name, "domain": domain, "about": about, "options": _options(make, "rewards")}
 
 
 def _networks() -> list[dict[str, str]]:
     found = [
-        {"name": name, "domain": sources.domain_of(name), "about": f"bundled: {', '.join(classes)}", "options": "label"}
-        for name, classes in sources.classifiers().items()
+        {
+            "name": name,
+            "domain": names.domain_of(name),
+            "about": f"Bundled classifier of {', '.join(classes)}",
+            "options": "label",
+        }
+        for name, classes in names.classifiers().items()
     ]
-    prompted = {"domain": "images", "about": "bundled CLIP: likeness to a text", "options": "prompt"}
-    return found + [{"name": name, **prompted} for name in sources.clips()]
+    prompted = {"domain": "images", "about": "Bundled CLIP: similarity to a text", "options": "prompt"}
+    return found + [{"name": name, **prompted} for name in names.clips()]
 
 
-def _made(name: str, make: object) -> dict[str, str]:
-    return {"name": name, "about": sources.about(make), "options": _options(make)}
+def _made(name: str, make: object, section: str) -> dict[str, str]:
+    return {"name": name, "about": names.about(make), "options": _options(make, section)}
 
 
-def _options(make: object) -> str:
-    """Options with their defaults, without those that every guide has or that the run fills in."""
-    hidden = ("model", "n", "reward", "steer", "start", "stop", "times", "seed")
+def _options(make: object, section: str) -> str:
+    """Options with their defaults, without those that the run fills in."""
     found = parameters(make) if callable(make) else {}
-    return ", ".join(
-        k if p.default is inspect.Parameter.empty or repr(p.default).startswith("<") else f"{k}={p.default!r}"
-        for k, p in found.items()
-        if k not in hidden
-    )
+    return ", ".join(option(p) for k, p in found.items() if k not in _FILLED_IN[section])
+
+
+def option(parameter: inspect.Parameter) -> str:
+    """An option as it is written: a name, with its default if it has one that can be written."""
+    default = parameter.default
+    hidden = default is parameter.empty or repr(default).startswith("<")
+    return parameter.name if hidden else f"{parameter.name}={default!r}"
 
 
 def shown(sections: dict[str, list[dict[str, str]]], options: bool) -> str:

@@ -1,4 +1,4 @@
-"""`guidekit bench`: what guides cost, as the time of guided sampling over that of unguided, in one sitting."""
+"""`guidekit bench`: the cost of guides, as the time of guided sampling over that of unguided sampling."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ GUIDES = ("cfg:2", "fk_steering:alpha=1", "svdd:candidates=4")
 
 
 def ratios(model: str, guides: Sequence[str], rewards: Sequence[str], repeats: int, **given: Any) -> dict[str, Any]:
-    """One row for the unguided sampler and each guide: median seconds, and seconds and network rows over those of the
-    unguided. The samplers take turns, so that what else the machine does hits all alike."""
+    """One row for the unguided sampler and each guide: median seconds, and seconds and network rows relative to the
+    unguided sampler. The samplers take turns, so that other load on the machine affects all of them alike."""
     plain = prepare(Config(model, **given))
     rewards = rewards or ([REWARDS[plain.domain]] if plain.domain in REWARDS else [])
     jobs = {"unguided": plain} | {g: prepare(Config(model, tuple(rewards), (g,), **given)) for g in guides}
     for job in jobs.values():
-        _seconds(job)  # the first call of anything is slow
+        _seconds(job)  # a first call is slow
     times = {name: [0.0] * repeats for name in jobs}
     rows: dict[str, int] = {}
     for i in range(repeats):
@@ -43,7 +43,7 @@ def ratios(model: str, guides: Sequence[str], rewards: Sequence[str], repeats: i
 
 
 def _seconds(job: Job) -> tuple[float, int]:
-    """Of one run, and its network rows."""
+    """The seconds of one run, and its network rows."""
     begun = time.perf_counter()
     result = sample(job.model, job.config.n, **job.given, guides=job.guides)
     if result.x.is_cuda:

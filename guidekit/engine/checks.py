@@ -144,22 +144,22 @@ def _named(groups: Sequence[int]) -> str:
 
 
 def _warn_of_collapse(result: Result, n: int, branched: bool, groups: list[int]) -> None:
-    """Warn where few particles carry the samples of these groups, or their weighted means.
+    """Warn where few particles carry the samples of these groups or their weighted means.
 
     A small effective sample size does harm in two places: where particles are resampled, since the others are lost, and
     at the end, where means are taken under the weights. In between weights may still even out. Where every particle
     keeps one of its own children (SVDD), its samples have been steered by that choice, and weights that differ at the
     end are no sign of failure: the smaller alpha, the more so.
     """
-    harmful = result.trace["resampled"][:, groups].clone()
+    harmful = result.trace["resampled"].clone()
     harmful[-1] |= not branched
-    low, step = result.trace["ess"][:, groups].masked_fill(~harmful, torch.inf).amin(-1).min(0)
+    low, step = result.trace["ess"].masked_fill(~harmful, torch.inf)[:, groups].amin(-1).min(0)
     if low < max(1.5, 0.01 * n):
+        left = int(result.trace["distinct"][-1, groups].amin())
         warnings.warn(
             f"weighted means and log_z are not reliable: the effective sample size fell to {low:.1f} of {n} at step "
-            f"{int(step) + 1} of {len(result.trace)}, and the samples descend from "
-            f"{int(result.trace['distinct'][-1, groups].amin())} of the starting particles. Take more particles or a "
-            "larger alpha, or weigh earlier and in more steps (tempering)",
+            f"{int(step) + 1} of {len(result.trace)}, and the samples descend from {left} of the starting particles. "
+            "Take more particles or a larger alpha, or weigh earlier and in more steps (tempering)",
             CollapseWarning,
             stacklevel=6,
         )

@@ -61,4 +61,4 @@ def _meant(name: str, known: Sequence[str]) -> str:
         if name in names:
             return f"{name!r}: use {here}"
     close = get_close_matches(name, known, 1, 0.5)
-    return f"{name!r}; is it {close[0]!r}?" if close else f"{name!r}; it has {', '.join(known)}"
+    return f"{name!r}; did you mean {close[0]!r}?" if close else f"{name!r}; it has {', '.join(known)}"

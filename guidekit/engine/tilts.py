@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from .seats import Acts, Seat
 from .tree import Tree
 from .view import View
+
+
+class Apart(NamedTuple):
+    """A tilt of what particles move with, and another of what guides and rewards are shown as the estimate of x_0."""
+
+    moved: Tensor
+    shown: Tensor
 
 
 def tilted(view: View, acts: Acts, memos: Sequence[Tree], steered: bool) -> tuple[View, Tensor | None]:
@@ -18,25 +26,30 @@ def tilted(view: View, acts: Acts, memos: Sequence[Tree], steered: bool) -> tupl
         target    = finish(prediction + tilts of the guides that change the target)
         proposal  = finish(target + tilts of the guides that steer)
 
-    Tilts without gradients come first. Those with gradients are taken at the estimate that results.
+    Tilts without gradients come first. Those with gradients are taken at the estimate that results: that of the target,
+    unless a tilt is `Apart`.
     """
-    target, push = view.prediction, None
+    target, shown, push = view.prediction, None, None
     if target is None:
         return view, None
     for seats in (acts.tilt, acts.late):
         for seat in seats:
             tilt = seat.guide.tilt(_own(view, seat, memos))
+            moved, seen = tilt if isinstance(tilt, Apart) else (tilt, tilt)
             if seat.guide.steer:
-                push = tilt if push is None else push + tilt
-            else:
-                target = target + tilt
-        view = view.with_prediction(target)
+                push = moved if push is None else push + moved
+                continue
+            if shown is not None or seen is not moved:
+                shown = (target if shown is None else shown) + seen
+            target = target + moved
+        view = view.with_prediction(target, shown)
     proposal = target if push is None else target + push
     for seat in acts.finish:
         own = _own(view, seat, memos)
         proposal = seat.guide.finish(own, proposal)
         target = target if seat.guide.steer else seat.guide.finish(own, target)
-    return view.with_prediction(target), proposal if steered else None
+        shown = shown if seat.guide.steer or shown is None else seat.guide.finish(own, shown)
+    return view.with_prediction(target, shown), proposal if steered else None
 
 
 def _own(view: View, seat: Seat, memos: Sequence[Tree]) -> View:

@@ -75,6 +75,7 @@ class View:
     x            states (rows, *shape); they carry gradients if a guide asks for them
     evals        what the network returned, {Cond(): ..., Null(): ..., ...}; empty at t = 0
     prediction   the prediction that defines the target, with the tilts applied so far; None at t = 0
+    shown        the one that guides and rewards see in its place, where a tilt is `Apart`; else None
     cond         the encoded condition of each row
     group, slot  the row's group and its place within it: the address of its random numbers
     memo         what the guide that reads this remembers of each particle
@@ -91,6 +92,7 @@ class View:
     scorer: Scorer
     limit: int | None = None
     memo: Tree = None
+    shown: Tensor | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     _kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -101,8 +103,9 @@ class View:
     @property
     def clean(self) -> Tensor:
         """The estimate of x_0: that of the prediction for t > 0, x itself at t = 0."""
-        if self.prediction is not None:
-            return self.model.process.clean(self.prediction, self.x)
+        prediction = self.prediction if self.shown is None else self.shown
+        if prediction is not None:
+            return self.model.process.clean(prediction, self.x)
         if self.t > 0:
             raise ValueError("the clean estimate was asked for by a guide that says sees_prediction = False")
         return self.x
@@ -148,18 +151,21 @@ class View:
         return random.fold(self.step.key[self.group], random.address(self.slot, self.step.parents))
 
     def own(self, name: str, memo: Tree) -> View:
-        """The same view as one guide sees it."""
-        return replace(self, step=self.step.own(name), memo=memo)
+        """The same view as one guide sees it: its prediction is the one that is shown."""
+        prediction = self.prediction if self.shown is None else self.shown
+        return replace(self, step=self.step.own(name), memo=memo, prediction=prediction, shown=None)
 
     def take(self, index: Tensor) -> View:
         """The view of the rows of an index, which may repeat rows. Nothing is decoded or scored yet."""
-        parts = {k: tree.take(getattr(self, k), index) for k in ("x", "group", "slot", "prediction", "memo")}
+        parts = {k: tree.take(getattr(self, k), index) for k in ("x", "group", "slot", "prediction", "shown", "memo")}
         evals = {k: v[index] for k, v in self.evals.items()}
         return replace(self, **parts, evals=evals, cond=rows_of(self.cond, index), _cache={}, _kept={})
 
-    def with_prediction(self, prediction: Tensor | None) -> View:
-        """The same rows with another prediction. Nothing is decoded or scored yet."""
-        return self if prediction is self.prediction else replace(self, prediction=prediction, _cache={})
+    def with_prediction(self, prediction: Tensor | None, shown: Tensor | None = None) -> View:
+        """The same rows with another prediction, or another one shown. Nothing is decoded or scored yet."""
+        if prediction is self.prediction and shown is self.shown:
+            return self
+        return replace(self, prediction=prediction, shown=shown, _cache={})
 
     def zeros(self) -> Tensor:
         """0 for each row, float64."""

@@ -81,6 +81,11 @@ class StartFrom(Guide):
         if given != shape and (given[1:] != shape or not len(self.x)):
             raise ValueError(f"StartFrom(x of shape {given}): samples have shape {shape}, one or one for each row")
 
+    def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
+        if self.x.shape == model.shape or len(self.x) == 1 or len(self.x) % of:  # one for all, or refused by `begin`
+            return self
+        return self.having(x=self.x.unflatten(0, (of, -1))[list(groups)].flatten(0, 1))
+
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         level = self.level
         if level is None:
@@ -88,11 +93,6 @@ class StartFrom(Guide):
         downs = [i for i, move in enumerate(moves) if move.s < move.t]  # the corrections of Heun belong to a step
         below = next((i for i in downs if moves[i].t <= level + 1e-6), downs[-1] if downs else 0)
         return starting_at(moves, below) if below else moves
-
-    def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
-        if self.x.shape == model.shape or len(self.x) == 1 or len(self.x) % of:  # one for all, or refused by `begin`
-            return self
-        return self.having(x=self.x.unflatten(0, (of, -1))[list(groups)].flatten(0, 1))
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
         own = self.x.to(population.x).view(-1, *model.shape)

@@ -6,20 +6,21 @@ r"""A whole run as one value and one file.
     n = 64
     steps = 100
 
-`Config.load` reads such a file, `.save` writes it, `.run` does what it says. Texts are specs (`guidekit.jobs.specs`),
-as on the command line. Python files in them are looked for beside the file, or in the working directory where the
-config was not loaded from one.
+`Config.load` reads such a file, `.save` writes it and `.run` carries it out. Texts are specs (`guidekit.jobs.specs`),
+as on the command line. Python files in them are looked up beside the file, or in the working directory where the
+config does not come from a file.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .specs import ConfigError, nearest
+from .specs import ConfigError, nearest, relative, rooted
 
 if TYPE_CHECKING:
     from .folder import Outcome
@@ -33,20 +34,20 @@ DOMAINS = ("molecules", "dna", "images", "other")
 class Config:
     """One run.
 
-    model        a bundled model, or file.py:name of one or of a function that makes one
-    rewards      specs with weights; together they are what the guides climb
+    model        a bundled model, or file.py:name of a base model or of a function that returns one
+    rewards      specs with weights; the guides steer by their weighted sum
     guides       specs
     n            samples for each condition
     steps, seed, batch_size   as in gk.sample
-    cond         conditions, none for the model without one
+    cond         conditions; without any, the unconditional model is sampled
     solver       a spec
-    holdout      a reward that takes no part, to see whether the others were gamed
-    search       a spec: the run is that search over noise
+    holdout      a reward that no guide sees, to detect over-optimisation
+    search       a spec: the run is this search over the sampler's noise
     budget       of the search, like "rows=20000,calls=500"
-    compare      also an unguided run, and best-of-N at about the same number of network rows
-    device       like "cpu" or "cuda"; None is a GPU where there is one
-    domain       "molecules", "dna", "images" or "other"; None is what the model and the rewards say
-    title        of the report; it is no part of what a run is
+    compare      also sample without the rewards, and best-of-N with about as many network evaluations
+    device       like "cpu" or "cuda"; None takes a GPU if there is one
+    domain       "molecules", "dna", "images" or "other"; None infers it from the model, the rewards or the samples
+    title        of the report; runs that differ in nothing else are the same run
 
     >>> Config("dna", rewards=("gc",), guides=("svdd:candidates=4",)).n
     16
@@ -73,22 +74,23 @@ class Config:
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name in _TEXTS:
-                self._texts(f.name, value)
+                self._check_texts(f.name, value)
             elif f.name in (*_WHOLE, "seed"):
-                self._whole(f.name, value)
+                self._check_whole(f.name, value)
             elif f.name == "compare":
                 _expect(isinstance(value, bool), f.name, value, "true or false")
             else:
                 _expect(isinstance(value, str) or (value is None and f.name != "model"), f.name, value, "a text")
         _expect(bool(self.model.strip()), "model", self.model, "the name of a model")
         if self.domain is not None and self.domain not in DOMAINS:
-            raise ConfigError(f"domain = {self.domain!r}: it is one of {', '.join(DOMAINS)}")
+            raise ConfigError(f"domain must be one of {', '.join(DOMAINS)}, not {self.domain!r}")
         if self.budget is not None and self.search is None:
-            raise ConfigError("budget is of a search: say search = ... too")
+            raise ConfigError("budget limits a search: give search as well")
         if self.compare and not self.guides and self.search is None:
-            raise ConfigError("compare sets a guided run or a search against the unguided: name a guide")
+            raise ConfigError("compare needs something to compare with the unguided model: give a guide")
 
-    def _texts(self, name: str, value: Any) -> None:
+    def _check_texts(self, name: str, value: Any) -> None:
+        """A list of texts, or one text for a list of one; kept as a tuple."""
         listed: Any = [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value
         kinds = (str, int) if name == "cond" else str
         good = isinstance(listed, (list, tuple)) and all(
@@ -97,7 +99,8 @@ class Config:
         _expect(good, name, value, "a list of texts" + (" or numbers" if name == "cond" else ""))
         object.__setattr__(self, name, tuple(listed))
 
-    def _whole(self, name: str, value: Any) -> None:
+    def _check_whole(self, name: str, value: Any) -> None:
+        """A whole number of the right size."""
         whole = isinstance(value, int) and not isinstance(value, bool)
         least = 1 if name in _WHOLE else -(2**63)
         fits = (whole and least <= value < 2**63) or (value is None and name == "batch_size")
@@ -105,14 +108,14 @@ class Config:
 
     @staticmethod
     def load(path: str | Path) -> Config:
-        """Read a file; a key or a value that is wrong is an error that names it."""
+        """Read a file. An unknown key or a wrong value raises an error that names it."""
         path = Path(path)
         try:
-            found = _toml(path.read_text(encoding="utf-8"))
+            found = parse_toml(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
         except ValueError as error:
-            raise ConfigError(f"{path} is not a TOML file: {error}") from error
+            raise ConfigError(f"{path} is not a valid TOML file: {error}") from error
         known = [f.name for f in fields(Config)]
         for key in found:
             if key not in known:
@@ -125,12 +128,17 @@ class Config:
             raise ConfigError(f"{path}: {error}") from error
 
     def rooted(self, folder: Path) -> Config:
-        """With Python files by their full paths."""
-        from .specs import rooted
+        """With full paths of the Python files, which are looked up in a folder."""
+        return self._with_specs(lambda text: rooted(text, folder))
 
+    def relative(self, folder: Path) -> Config:
+        """With the paths of Python files as seen from a folder."""
+        return self._with_specs(lambda text: relative(text, folder.resolve()))
+
+    def _with_specs(self, change: Callable[[str], str]) -> Config:
         texts = {k: v for k in ("model", "solver", "holdout", "search") if (v := getattr(self, k)) is not None}
-        lists = {k: tuple(rooted(v, folder) for v in getattr(self, k)) for k in ("rewards", "guides")}
-        return replace(self, **{k: rooted(v, folder) for k, v in texts.items()}, **lists)
+        lists = {k: tuple(map(change, getattr(self, k))) for k in ("rewards", "guides")}
+        return replace(self, **{k: change(v) for k, v in texts.items()}, **lists)
 
     def save(self, path: str | Path) -> Path:
         """Write the file that `load` reads back as the same config."""
@@ -139,12 +147,12 @@ class Config:
         return path
 
     def text(self) -> str:
-        """The file."""
+        """The content of the file."""
         given = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) not in (None, ())}
-        return "".join(f"{name} = {_written(value)}\n" for name, value in given.items())
+        return "".join(f"{name} = {_format(value)}\n" for name, value in given.items())
 
     def run(self, out: str | Path | None = None, **options: Any) -> Outcome:
-        """Do the run; with `out` everything is written there. The options are those of `guidekit.jobs.execute.run`."""
+        """Carry out the run; with `out`, everything is written there. Options as in `guidekit.jobs.execute.run`."""
         from .execute import run
 
         return run(self, None if out is None else Path(out), **options)
@@ -152,19 +160,20 @@ class Config:
 
 def _expect(good: bool, name: str, value: Any, what: str) -> None:
     if not good:
-        raise ConfigError(f"{name} = {value!r}: {what} is needed")
+        raise ConfigError(f"{name} must be {what}, not {value!r}")
 
 
-def _written(value: Any) -> str:
-    """A value in TOML; its texts are JSON's, but for DEL."""
+def _format(value: Any) -> str:
+    """A value in TOML. Its texts are written as in JSON, which TOML shares except for DEL."""
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_written, value))}]"
+        return f"[{', '.join(map(_format, value))}]"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value).lower()
 
 
-def _toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
+    """The values of a TOML text."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:

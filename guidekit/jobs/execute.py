@@ -1,14 +1,15 @@
-"""What a `Config` does: checks, the run itself, what it is compared with, and the output directory.
+"""What a `Config` does: checks, the run itself, what it is compared with, and the output folder.
 
-    OUT/run.toml       the run; `guidekit run OUT/run.toml --out OTHER` does it again
-    OUT/result/        the samples; OUT/base/ and OUT/best_of_n/ those that they are compared with
-    OUT/samples.csv    every sample with its numbers; and the formats of the domain
+    OUT/run.toml       the run; `guidekit run OUT/run.toml --out OTHER` repeats it
+    OUT/result/        the samples; OUT/base/ and OUT/best_of_n/ hold those that they are compared with
+    OUT/samples.csv    every sample with its scores; and the file formats of the domain
     OUT/summary.json   the table
     OUT/lineage.json   how the samples came about; OUT/report.html shows it
     OUT/run.log        warnings and counts
-    OUT/checkpoint     while the run is unfinished; OUT/search/ has the evaluations of a search
+    OUT/checkpoint     while the run is unfinished; OUT/search/ holds the evaluations of a search
 
-Every stage that is done is kept, so a run that was stopped goes on where it was.
+Every finished stage is kept, so an interrupted run resumes where it stopped, and a search can be made longer. One
+process at a time works in the folder.
 """
 
 from __future__ import annotations
@@ -34,7 +35,17 @@ from ..guides.best_of_n import BestOfN
 from ..guides.cite import cite
 from ..report import export, table as comparison
 from .config import Config
-from .folder import Outcome, check_folder, load, make_folder, retitle, write_summary
+from .folder import (
+    Outcome,
+    check_folder,
+    is_continued,
+    load,
+    make_folder,
+    owned,
+    retitle,
+    share_modes,
+    write_summary,
+)
 from .job import Job, prepare
 from .specs import displayed
 from .watched import Watched, wanted
@@ -47,25 +58,45 @@ def run(
     overwrite: bool = False,
     report: bool = False,
     progress: bool | None = None,
+    tell: Callable[[str], Any] | None = None,
 ) -> Outcome:
-    """Do what a config says.
+    """Carry out a run.
 
-    out         the output directory; None writes nothing
-    overwrite   delete the other run that is there
+    out         the output folder; None writes nothing
+    overwrite   delete another run that is there
     report      write report.html too
-    progress    show bars; None shows them where somebody watches
+    progress    show progress bars; None shows them on terminals and in notebooks
+    tell        called at once with each remark about the run that is made before it starts
     """
     config = config.rooted(Path.cwd())
-    if out is not None:
-        out = Path(out)
-        check_folder(out, config, overwrite)
-        if (out / "summary.json").exists() and not overwrite:
-            return _found(out, config.title, report)
+    if out is None:
+        return _run(config, None, False, report, progress, tell)
+    out = Path(out)
+    check_folder(out, config, overwrite)
+    with owned(out):
+        check_folder(out, config, overwrite)  # another process may have been there in between
+        if (out / "summary.json").exists() and not overwrite and not is_continued(out, config):
+            return _load_finished(out, config.title, report)
+        return _run(config, out, overwrite, report, progress, tell)
+
+
+def _run(
+    config: Config,
+    out: Path | None,
+    overwrite: bool,
+    report: bool,
+    progress: bool | None,
+    tell: Callable[[str], Any] | None,
+) -> Outcome:
+    """Prepare everything, then do it."""
     if report:
         from rewards.base import needs
 
         needs("jinja2", "report", "a report")
     job = prepare(config)
+    if tell is not None:
+        for remark in job.remarks:
+            tell(remark)
     if out is not None:
         make_folder(out, config, overwrite)
     shown = wanted() if progress is None else progress
@@ -77,7 +108,7 @@ def run(
     finally:
         Watched.shown = before
     if out is not None and report:
-        _report(out)
+        _write_report(out)
     return outcome
 
 
@@ -85,36 +116,38 @@ def run(
 
 
 def _carry_out(job: Job, out: Path | None, shown: bool, caught: list[warnings.WarningMessage]) -> Outcome:
-    recorder, seen = _recorder(job) if out is not None and job.search is None else None, list[int]()
+    """The run and what it is compared with, and all files about them."""
+    recorder, seen = _make_recorder(job) if out is not None and job.search is None else None, list[int]()
     watching = [] if recorder is None else [recorder, lambda population, step: seen.append(step.index)]
-    told: list[str] = []
-    result = _stage(out, "result", lambda file: _steered(job, out, file, shown, watching))
-    told += _take(job.row, caught)
+    told = list(job.remarks)
+    result = _load_or_make(out, "result", lambda file: _run_steered(job, out, file, shown, watching))
+    told += _take_warnings(job.row, caught)
     if out is not None and recorder is not None and seen:  # nothing is seen of what was finished before
         recorder.save(out, result)
     base = best = None
     if job.config.compare:
-        base = _stage(out, "base", lambda file: _plain(job, [], file, shown))
-        told += _take("unguided", caught)
-        if job.reward is not None:
-            of = [BestOfN(job.reward, comparison.equal_cost(result, base))]
-            best = _stage(out, "best_of_n", lambda file: _plain(job, of, file, shown))
-            told += _take("best of N", caught)
-    summary = _summary(job, result, base, best, told)
+        base = _load_or_make(out, "base", lambda file: _run_plain(job, job.kept, file, shown))
+        told += _take_warnings(job.base_row, caught)
+        number = comparison.equal_cost(result, base)
+        if job.reward is not None and number > 1:
+            guides = [*job.kept, BestOfN(job.reward, number)]
+            best = _load_or_make(out, "best_of_n", lambda file: _run_plain(job, guides, file, shown))
+            told += _take_warnings("best of N", caught)
+    summary = _summarise(job, result, base, best, told)
     if out is not None:
-        _write(job, out, result, summary)
+        _write_files(job, out, result, summary)
     return Outcome(result, summary, base, best, out)
 
 
-def _take(row: str, caught: list[warnings.WarningMessage]) -> list[str]:
-    """The warnings of a stage, each once; they are taken off the list."""
+def _take_warnings(row: str, caught: list[warnings.WarningMessage]) -> list[str]:
+    """The warnings of a stage, each once; the list is empty afterwards."""
     texts = [f"{row}: {' '.join(str(w.message).split())}" for w in caught]
     caught.clear()
     return list(dict.fromkeys(texts))
 
 
-def _stage(out: Path | None, name: str, make: Callable[[Path | None], Result]) -> Result:
-    """A result, made or found; it is in its folder whole or not at all."""
+def _load_or_make(out: Path | None, name: str, make: Callable[[Path | None], Result]) -> Result:
+    """The result of a stage. It is in its folder completely or not at all."""
     if out is None:
         return make(None)
     if (out / name).exists():
@@ -128,23 +161,25 @@ def _stage(out: Path | None, name: str, make: Callable[[Path | None], Result]) -
     return result
 
 
-def _recorder(job: Job) -> Any:
+def _make_recorder(job: Job) -> Any:
     from ..report import Recorder
 
     return Recorder(job.model, every=max(1, job.config.steps // 12))
 
 
-def _steered(job: Job, out: Path | None, file: Path | None, shown: bool, watching: Sequence[Any]) -> Result:
+def _run_steered(job: Job, out: Path | None, file: Path | None, shown: bool, watching: Sequence[Any]) -> Result:
     """The run itself, as a search or with its guides."""
     if job.search is None:
-        return _plain(job, job.guides, file, shown, watching)
+        return _run_plain(job, job.guides, file, shown, watching)
     make, options = job.search
     folder = None if out is None else out / "search"
     given = job.given | options | {"guides": job.guides, "folder": folder, "progress": shown}
     return make(job.model, job.config.n, job.reward, **given)
 
 
-def _plain(job: Job, guides: Sequence[Guide], file: Path | None, shown: bool, watching: Sequence[Any] = ()) -> Result:
+def _run_plain(
+    job: Job, guides: Sequence[Guide], file: Path | None, shown: bool, watching: Sequence[Any] = ()
+) -> Result:
     given = job.given | {"guides": guides, "reward": job.reward, "progress": shown}
     return sample(job.model, job.config.n, **given, callbacks=list(watching), checkpoint=file)
 
@@ -152,8 +187,8 @@ def _plain(job: Job, guides: Sequence[Guide], file: Path | None, shown: bool, wa
 # what is told of them ------------------------------------------------------------------------------------------------
 
 
-def _domain(job: Job, samples: Any) -> str:
-    """Of the samples, where nothing else says it."""
+def _find_domain(job: Job, samples: Any) -> str:
+    """The domain of the samples, inferred from them where nothing else says it."""
     if job.domain is not None:
         return job.domain
     if isinstance(samples, Tensor):
@@ -164,8 +199,8 @@ def _domain(job: Job, samples: Any) -> str:
     return "dna" if letters else "other"
 
 
-def _scores(job: Job, result: Result) -> dict[str, Tensor]:
-    """What each reward says by itself."""
+def _score_parts(job: Job, result: Result) -> dict[str, Tensor]:
+    """The scores of each reward by itself."""
     found, samples = {}, result.samples
     for c in job.parts:
         same = len(job.parts) == 1 and c.weight == 1 and c.raw.higher_is_better
@@ -176,12 +211,12 @@ def _scores(job: Job, result: Result) -> dict[str, Tensor]:
     return found
 
 
-def _summary(job: Job, result: Result, base: Result | None, best: Result | None, told: list[str]) -> dict[str, Any]:
+def _summarise(job: Job, result: Result, base: Result | None, best: Result | None, told: list[str]) -> dict[str, Any]:
     """The content of summary.json."""
-    domain, c = _domain(job, result.samples), job.config
+    domain, c = _find_domain(job, result.samples), job.config
     names = [part.name for part in job.parts]
-    every = [("unguided", base), ("best of N", best), (job.row, result)]
-    listed = [(name, r, _scores(job, r)) for name, r in every if r is not None]
+    every = [(job.base_row, base), ("best of N", best), (job.row, result)]
+    listed = [(name, r, _score_parts(job, r)) for name, r in every if r is not None]
     rows = [comparison.row(name, r, domain, scores) for name, r, scores in listed]
     constant = comparison.constant([scores for _, _, scores in listed])
     columns = comparison.columns(domain, result.rewards is not None, names, job.holdout is not None)
@@ -208,7 +243,7 @@ def _summary(job: Job, result: Result, base: Result | None, best: Result | None,
 
 
 def _better(job: Job) -> dict[str, str]:
-    """Which way each column is good. A reward of weight 0 is only reported: neither way is."""
+    """Which direction of each column is better. A reward of weight 0 is only reported, so neither is."""
     found = dict(comparison.BETTER)
     if job.holdout is not None and not job.holdout.higher_is_better:
         found["holdout mean"] = "lower"
@@ -217,19 +252,19 @@ def _better(job: Job) -> dict[str, str]:
 
 
 def _hints(job: Job, constant: dict[str, float], count: int) -> list[str]:
-    """Rewards that are meant to steer and are the same for all samples."""
+    """Rewards that should steer, and have the same value for all samples."""
     unguided = job.config.compare or job.row == "unguided"
     why = (
         "unguided ones included, so it steers nothing" if unguided else
-        "so it steers nothing, unless guidance brought all of them there; --compare shows what unguided samples have"
+        "so it steers nothing, unless guidance brought all of them there; --compare shows the unguided samples"
     )  # fmt: skip
     steering = [p.name for p in job.parts if p.weight != 0 and p.name in constant]
     return [f"the reward {name!r} is {constant[name]:.4g} for all {count} samples, {why}" for name in steering]
 
 
-def _write(job: Job, out: Path, result: Result, summary: dict[str, Any]) -> None:
-    """The files beside the results; summary.json comes last and says that the run is finished."""
-    columns = {name: scores.tolist() for name, scores in _scores(job, result).items()}
+def _write_files(job: Job, out: Path, result: Result, summary: dict[str, Any]) -> None:
+    """The files beside the results; summary.json comes last and marks the run as finished."""
+    columns = {name: scores.tolist() for name, scores in _score_parts(job, result).items()}
     export.write(out, result, summary["domain"], columns, job.config.cond or (None,))
     ess = ", ".join(f"{v:.1f}" for v in result.ess.tolist())
     lines = [
@@ -241,21 +276,19 @@ def _write(job: Job, out: Path, result: Result, summary: dict[str, Any]) -> None
         *(f"warning: {text}" for text in summary["warnings"]),
     ]  # fmt: skip
     (out / "run.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    share_modes(out)
     write_summary(out, summary)
 
 
-def _report(out: Path) -> None:
+def _write_report(out: Path) -> None:
     from ..report import write
 
     write(out)
 
 
-# the folder ----------------------------------------------------------------------------------------------------------
-
-
-def _found(out: Path, title: str | None, report: bool) -> Outcome:
-    """A run that was done before; a new title is taken over."""
+def _load_finished(out: Path, title: str | None, report: bool) -> Outcome:
+    """A run that was carried out before; a new title is taken over."""
     renamed = title is not None and retitle(out, title)
     if report and (renamed or not (out / "report.html").exists()):
-        _report(out)
+        _write_report(out)
     return replace(load(out), new=False)

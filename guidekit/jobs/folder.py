@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +20,20 @@ from .config import Config
 from .specs import ConfigError
 
 FOLDERS = ("result", "base", "best_of_n", "search")
-
-
-_FILES = (
-    "run.toml", "samples.csv", "samples.smi", "samples.sdf", "samples.fasta", "grid.png", "summary.json",
-    "lineage.json", "report.html", "run.log", "checkpoint",
+LOCK = ".lock"
+_OF_RESULT = (
+    "samples.csv", "samples.smi", "samples.sdf", "samples.fasta", "grid.png", "summary.json", "lineage.json",
+    "report.html", "run.log", "checkpoint",
 )  # fmt: skip
+_FILES = ("run.toml", *_OF_RESULT)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave. summary is the content of summary.json; folder is None where nothing was written."""
+    """The outcome of a run. summary is the content of summary.json; folder is None where nothing was written."""
 
     result: Result
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
     base: Result | None = None
     best_of_n: Result | None = None
     folder: Path | None = None
@@ -38,38 +42,143 @@ class Outcome:
     @property
     def table(self) -> str:
         """The table as text."""
-        return comparison.text(named(self.summary), self.summary["columns"])
+        return comparison.text(name_rows(self.summary), self.summary["columns"])
+
+
+# whose it is ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def owned(out: Path) -> Iterator[None]:
+    """Hold the folder, which is made if need be, so that no other process writes to it meanwhile.
+
+    The lock is the operating system's, on the file .lock: it ends with the process, however that ends. A folder that
+    was made for nothing is removed again.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = _lock(out / LOCK)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written to: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        (out / LOCK).unlink(missing_ok=True)
+        os.close(file)
+        for folder in made:
+            if not folder.is_dir() or any(folder.iterdir()):
+                break
+            folder.rmdir()
+
+
+def _lock(path: Path) -> int:
+    """The locked file, open. Its text says who holds it."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _hold(file, path)
+        except BaseException:
+            os.close(file)
+            raise
+        if _is_at(file, path):
+            break
+        os.close(file)  # the process that held it has just removed it
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return file
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _hold(file: int, path: Path) -> None:
+    """Lock the open file, or say who holds it."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        who = path.read_text(encoding="utf-8").strip() or "another process"
+        raise ConfigError(
+            f"{path.parent} is in use by {who}; wait until it has finished, or give another folder"
+        ) from error
+    except OSError:
+        warnings.warn(f"{path.parent} is on a file system without locks; do not start a second run in it")
 
 
 def check_folder(out: Path, config: Config, overwrite: bool) -> None:
-    """Raise unless the folder is new, empty or of this run."""
+    """Raise unless the folder is new, empty or of this run. Searches of different lengths are the same run."""
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; give a folder")
-    file = out / "run.toml"
-    if not file.exists():
-        if out.exists() and any(out.iterdir()):
-            raise ConfigError(f"{out} is not empty and holds no run.toml; give a new folder")
+        raise ConfigError(f"{out} is a file, and a folder is needed")
+    if not (out / "run.toml").exists():
+        if out.exists() and any(entry.name != LOCK for entry in out.iterdir()):
+            raise ConfigError(f"{out} is not empty and has no run.toml; give a new folder")
         return
     if overwrite:
         return
-    was, now = (replace(c, batch_size=None, title=None) for c in (Config.load(file), config))
-    if was != now:
-        key = next(k for k in vars(now) if getattr(was, k) != getattr(now, k))
+    was, now = Config.load(out / "run.toml"), config
+    key = _difference(was, now)
+    if key is not None:
         raise ConfigError(
-            f"{out} holds another run: {key} was {getattr(was, key)!r} and is {getattr(now, key)!r} now; give another "
-            "folder, or --overwrite (overwrite=True) to delete that run"
+            f"{out} holds another run: {key} was {getattr(was, key)!r} and is now {getattr(now, key)!r}; give another "
+            "folder, or delete the old run with --overwrite (overwrite=True)"
         )
 
 
+def _difference(was: Config, now: Config) -> str | None:
+    """A key in which two runs differ, apart from their titles, micro-batches and the length of a search."""
+    apart = {"title": None, "batch_size": None, "budget": None, "search": None}
+    a, b = (vars(replace(c, **apart)) | {"search": _endless(c)} for c in (was, now))
+    return next((k for k in a if a[k] != b[k]), None)
+
+
+def _endless(config: Config) -> Any:
+    """The search without its number of rounds."""
+    from .names import make_search
+
+    if config.search is None:
+        return None
+    make, options = make_search(config.search)
+    return make, {k: v for k, v in options.items() if k != "rounds"}
+
+
+def is_continued(out: Path, config: Config) -> bool:
+    """Whether the folder holds this search, at another length."""
+    if config.search is None or not (out / "run.toml").exists():
+        return False
+    was = Config.load(out / "run.toml")
+    return (was.search, was.budget) != (config.search, config.budget)
+
+
+# making and clearing it ----------------------------------------------------------------------------------------------
+
+
 def make_folder(out: Path, config: Config, overwrite: bool) -> None:
-    """The folder with its run.toml."""
+    """The folder with its run.toml, in which Python files have paths as seen from there."""
     try:
         if overwrite:
             clear(out)
+        elif is_continued(out, config):
+            reopen(out)
         out.mkdir(parents=True, exist_ok=True)
-        config.save(out / "run.toml")
+        config.relative(out).save(out / "run.toml")
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from error
+        raise ConfigError(f"{out} cannot be written to: {error.strerror or error}") from error
+
+
+def reopen(out: Path) -> None:
+    """Delete what was made of a search, and keep its evaluations, from which it goes on."""
+    (out / "summary.json").unlink(missing_ok=True)  # first: it says that the run is finished
+    for name in ("result", "best_of_n"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    _clear_files(out, _OF_RESULT)
 
 
 def clear(out: Path) -> None:
@@ -78,43 +187,56 @@ def clear(out: Path) -> None:
         return
     for name in (*FOLDERS, *(f".{name}.part" for name in FOLDERS)):
         shutil.rmtree(out / name, ignore_errors=True)
+    _clear_files(out, _FILES)
+
+
+def _clear_files(out: Path, names: tuple[str, ...]) -> None:
     for file in (out / "images").glob("[0-9]*.png"):
         file.unlink()
-    for name in reversed(_FILES):  # run.toml last: it says whose the folder is
+    for name in reversed(names):  # run.toml last: it says whose the folder is
         (out / name).unlink(missing_ok=True)
 
 
+def share_modes(out: Path) -> None:
+    """Give files of tensors, which are written for their owner alone, the permissions of the other files."""
+    for file in (file for name in FOLDERS for file in (out / name).glob("*.safetensors")):
+        shutil.copymode(out / "run.toml", file)
+
+
+# reading it ----------------------------------------------------------------------------------------------------------
+
+
 def load(out: Path) -> Outcome:
-    """Read an output directory."""
+    """Read an output folder."""
     base, best = (load_result(out / name) if (out / name).exists() else None for name in FOLDERS[1:3])
-    return Outcome(load_result(out / "result"), summary_of(out), base, best, out)
+    return Outcome(load_result(out / "result"), load_summary(out), base, best, out)
 
 
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
-    """Write summary.json, whole or not at all; it says that the run is finished."""
+    """Write summary.json, completely or not at all; it marks the run as finished."""
     part = out / ".summary.part"
     part.write_text(json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
     os.replace(part, out / "summary.json")
 
 
 def retitle(out: Path, title: str) -> bool:
-    """Give a finished run another title; False where it has this one already."""
-    summary = summary_of(out)
+    """Give a finished run another title; False if it has this one already."""
+    summary = load_summary(out)
     if summary.get("title") == title:
         return False
-    replace(Config.load(out / "run.toml"), title=title).save(out / "run.toml")
+    replace(Config.load(out / "run.toml"), title=title).relative(out).save(out / "run.toml")
     write_summary(out, summary | {"title": title})
     return True
 
 
-def named(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a table with the N of best-of-N."""
+def name_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a table, with the N of best-of-N in their names."""
     number = summary.get("best_of") or "N"
     return [row | {"name": row["name"].replace("best of N", f"best of {number}")} for row in summary["rows"]]
 
 
-def summary_of(out: Path) -> dict[str, Any]:
-    """The table of an output directory."""
+def load_summary(out: Path) -> dict[str, Any]:
+    """The content of summary.json."""
     try:
         found = json.loads((out / "summary.json").read_text(encoding="utf-8"))
         if not isinstance(found["rows"], list) or not isinstance(found["columns"], list):

@@ -1,5 +1,5 @@
-"""A config with everything that it names: model, rewards, guides, solver, search. What is wrong is told here, before
-the first network call."""
+"""A config with the objects that it names: model, rewards, guides, solver, search. Whatever is wrong with them is an
+error here, before the first network call."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from rewards import Reward, RewardWarning
 from ..engine.guide import Guide
 from ..engine.run import Run
 from ..models.base import Model
+from ..models.evaluations import Null
 from ..process import Gaussian
 from ..search import Budget
 from ..search.core import Search
 from ..solvers import Solver
-from . import names as sources
+from . import names
 from .config import Config
-from .specs import Call, ConfigError, call, options_of
+from .specs import Call, ConfigError, call, parse_options
 
 _EXAMPLES: dict[str, Any] = {"molecules": ["CCO"], "dna": ["ACGT" * 50]}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A config with everything that it names. Making it calls no network."""
+    """A config with the objects that it names. Making it calls no network."""
 
     config: Config
     model: Model
     domain: str | None
-    parts: list[sources.Component]
+    parts: list[names.Component]
     reward: Reward | None
     holdout: Reward | None
     guides: list[Guide]
@@ -43,12 +44,36 @@ class Job:
 
     @property
     def row(self) -> str:
-        """What the table calls it."""
+        """Its name in the table."""
         return "steered" if self.guides or self.search is not None else "unguided"
 
     @property
+    def kept(self) -> list[Guide]:
+        """The guides that the runs it is compared with have too: those that only bend the prediction and need no
+        reward. Where the run has no others, it is compared with the model alone."""
+        kept = [guide for guide in self.guides if _only_bends(guide)]
+        return kept if self.search is not None or len(kept) < len(self.guides) else []
+
+    @property
+    def base_row(self) -> str:
+        """The name in the table of what it is compared with."""
+        kinds = list(dict.fromkeys(type(guide).__name__ for guide in self.kept))
+        return f"{' and '.join(', '.join(kinds).rsplit(', ', 1))} only" if kinds else "unguided"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What should be known before the run starts."""
+        idle = [] if self.config.cond else [g for g in self.guides if tuple(g.needs) == (Null(),) and not g.steer]
+        return [
+            f"{type(guide).__name__} compares the model at its condition with the model without one, and the run has "
+            "no condition: both are the same, so it costs a network evaluation more and changes nothing. Give a "
+            "condition with -c (cond=...)"
+            for guide in idle
+        ]
+
+    @property
     def given(self) -> dict[str, Any]:
-        """What all runs of the comparison share, for gk.sample and gk.search."""
+        """The options that all runs of the comparison share, for gk.sample and gk.search."""
         c = self.config
         return {
             "steps": c.steps, "cond": list(c.cond) or None, "solver": self.solver, "seed": c.seed,
@@ -56,8 +81,15 @@ class Job:
         }  # fmt: skip
 
 
+def _only_bends(guide: Guide) -> bool:
+    """Whether a guide acts on predictions, conditions or starts alone, without a reward, weights or selections."""
+    selects = any(map(guide.has, ("plan", "noise", "weigh", "select")))
+    weighs = guide.has("log_weight") and not guide.has("begin")  # one that begins remembers from where
+    return guide.judge is None and not (guide.steer or selects or weighs)
+
+
 def prepare(config: Config) -> Job:
-    """Everything that the config names; what is wrong with it is a ConfigError."""
+    """Make all objects that the config names; anything wrong with them is a ConfigError."""
     try:
         return _make(config)
     except (ValueError, TypeError, ImportError, RuntimeError, LookupError) as error:
@@ -65,58 +97,58 @@ def prepare(config: Config) -> Job:
 
 
 def _make(config: Config) -> Job:
-    model, domain = sources.model_of(config.model, _device(config.device))
-    parts = sources.components(config.rewards)
-    reward = sources.total(parts)
-    guides = [sources.guide_of(text, reward) for text in config.guides]
+    model, domain = names.make_model(config.model, _find_device(config.device))
+    parts = names.make_components(config.rewards)
+    reward = names.total(parts)
+    guides = [names.make_guide(text, reward) for text in config.guides]
     reward = reward or next((r for g in guides if (r := getattr(g, "reward", None)) is not None), None)
-    judges = _holdout(config.holdout)
-    domains = [c.domain for c in (*parts, *judges) if c.domain is not None]
+    judges = _make_holdout(config.holdout)
+    domain = config.domain or domain
     for component in (*parts, *judges):
-        if None not in (component.domain, config.domain or domain) and component.domain != (config.domain or domain):
+        scored = component.domain
+        if None not in (scored, domain) and scored != domain:
             raise ConfigError(
-                f"the reward {component.name!r} scores {component.domain}, and the model {config.model!r} makes "
-                f"{config.domain or domain}"
+                f"the reward {component.name!r} scores {scored}, and the model {config.model!r} makes {domain}"
             )
+    domains = [c.domain for c in (*parts, *judges) if c.domain is not None]
     job = Job(
-        config, model, config.domain or domain or (domains[0] if domains else None), parts, reward,
-        judges[0].raw if judges else None, guides, None if config.solver is None else sources.solver_of(config.solver),
-        _search(config, reward),
+        config, model, domain or (domains[0] if domains else None), parts, reward, judges[0].raw if judges else None,
+        guides, None if config.solver is None else names.make_solver(config.solver), _make_search(config, reward),
     )  # fmt: skip
     _check(job)
     for component in (*parts, *judges):
-        _try(component, model)
+        _try_once(component, model)
     return job
 
 
-def _device(name: str | None) -> str:
+def _find_device(name: str | None) -> str:
     there = torch.cuda.is_available()
     if name is not None and name.startswith("cuda") and not there:
-        raise ConfigError(f"device = {name!r}: torch sees no GPU here; take cpu")
+        raise ConfigError(f"device {name!r}: torch finds no GPU on this machine; take cpu")
     try:
         return str(torch.device(name or ("cuda" if there else "cpu")))
     except RuntimeError as error:
-        raise ConfigError(f"device = {name!r}: cpu, cuda or cuda:1 is needed") from error
+        raise ConfigError(f"device must be cpu, cuda or cuda:1, not {name!r}") from error
 
 
-def _holdout(text: str | None) -> list[sources.Component]:
+def _make_holdout(text: str | None) -> list[names.Component]:
     if text is None:
         return []
-    found = sources.components([text])
+    found = names.make_components([text])
     if found[0].weight != 1:
-        raise ConfigError(f"holdout = {text!r}: it takes no part in the run, and so it has no weight")
+        raise ConfigError(f"holdout {text!r}: it takes no part in the run, so it has no weight")
     return found
 
 
-def _search(config: Config, reward: Reward | None) -> tuple[Callable[..., Any], dict[str, Any]] | None:
+def _make_search(config: Config, reward: Reward | None) -> tuple[Callable[..., Any], dict[str, Any]] | None:
     if config.search is None:
         return None
     if reward is None:
-        raise ConfigError("a search needs a reward: name one")
-    make, options = sources.search_of(config.search)
+        raise ConfigError("a search needs a reward: give one with --reward (rewards=...)")
+    make, options = names.make_search(config.search)
     if config.budget is None:
         return make, options
-    return make, options | {"budget": call(Budget, Call("budget", (), options_of(config.budget)))}
+    return make, options | {"budget": call(Budget, Call("budget", (), parse_options(config.budget)))}
 
 
 def _check(job: Job) -> None:
@@ -128,24 +160,24 @@ def _check(job: Job) -> None:
     else:
         Run(job.model, job.config.n, **job.given, guides=job.guides, reward=job.reward)
     if job.config.domain is not None:
-        text = isinstance(job.model.decode(_state(job.model)), list)
+        text = isinstance(job.model.decode(_empty_state(job.model)), list)
         if (job.domain in ("molecules", "dna")) != text and job.domain != "other":
-            raise ConfigError(f"domain = {job.domain!r}: samples of the model are {'texts' if text else 'tensors'}")
+            raise ConfigError(f"domain {job.domain!r}: samples of the model are {'texts' if text else 'tensors'}")
 
 
-def _state(model: Model) -> Tensor:
+def _empty_state(model: Model) -> Tensor:
     """One state of zeros, or of the first token."""
     dtype = model.dtype if isinstance(model.process, Gaussian) else torch.long
     return torch.zeros(1, *model.shape, dtype=dtype, device=model.device)
 
 
-def _try(component: sources.Component, model: Model) -> None:
-    """Score one sample, so that a package that is missing is told of before the run. Rewards of one's own are not."""
+def _try_once(component: names.Component, model: Model) -> None:
+    """Score one sample, so that a missing package is noticed before the run. The user's own rewards are not tried."""
     if not component.own or component.domain is None:
         return
     example = _EXAMPLES.get(component.domain)
     if example is None:
-        example = model.decode(_state(model))
+        example = model.decode(_empty_state(model))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", RewardWarning)
         component.raw(example)

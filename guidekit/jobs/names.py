@@ -1,6 +1,6 @@
-"""What the names in a run stand for: models, guides, rewards, solvers and searches, each from a table of what there is.
+"""What the names in a run stand for: models, guides, rewards, solvers and searches.
 
-Nothing here has a list of its own: guides come from the catalogue, rewards from the packages of each domain, models and
+No names are listed here: guides come from the catalogue, rewards from the package of each domain, models and
 classifiers from the cards of the zoo, searches from their signatures.
 """
 
@@ -27,7 +27,21 @@ from ..engine.guide import Guide
 from ..guides import catalog
 from ..models.base import Model
 from ..solvers import Solver
-from .specs import Call, ConfigError, Spec, arguments, call, displayed, find, kinds, literal, parameters, parse
+from .specs import (
+    Call,
+    ConfigError,
+    Spec,
+    arguments,
+    call,
+    displayed,
+    find,
+    kinds,
+    listed,
+    literal,
+    nearest,
+    parameters,
+    parse,
+)
 from .watched import Watched
 
 DOMAINS = ("molecules", "dna", "images", "other")
@@ -39,9 +53,9 @@ _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)", re.S)
 
 
 def models() -> dict[str, str]:
-    """Bundled base models, with a line about each."""
+    """Bundled base models, with a line on each."""
     cards = [zoo.card(name) for name in zoo.entries()]
-    return {c["name"]: f"{c['kind']}, {c['parameters'] / 1e6:.1f} million" for c in cards if c["kind"] in KINDS}
+    return {c["name"]: f"{c['kind']}, {c['parameters'] / 1e6:.1f}M parameters" for c in cards if c["kind"] in KINDS}
 
 
 def classifiers() -> dict[str, list[str]]:
@@ -51,18 +65,18 @@ def classifiers() -> dict[str, list[str]]:
 
 
 def clips() -> list[str]:
-    """Bundled CLIPs: rewards of a prompt."""
+    """Bundled CLIP models: rewards of a prompt."""
     return [name for name in zoo.entries() if zoo.card(name)["kind"] == "CLIP"]
 
 
 def domain_of(classifier: str) -> str:
-    """What a bundled classifier is of."""
+    """The domain of a bundled classifier."""
     return "dna" if zoo.card(classifier)["network"].startswith("DNA") else "images"
 
 
 @lru_cache(1)
 def guides() -> dict[str, Callable[..., Guide]]:
-    """What makes a guide, by name: classes, and functions of a class that has several forms."""
+    """Makers of guides by name: classes, and functions of a class that has several forms."""
     found: dict[str, Callable[..., Guide]] = {}
     for name in catalog.GUIDES:
         make = getattr(guide_classes, name)
@@ -81,7 +95,7 @@ def solvers() -> dict[str, type[Solver]]:
 
 @lru_cache(1)
 def strategies() -> dict[str, Callable[..., Any]]:
-    """Searches: what takes a model, n and a reward, and nothing else that is required."""
+    """Searches: functions whose required arguments are a model, n and a reward."""
     found = {}
     for name in searches.__all__:
         make = getattr(searches, name)
@@ -102,7 +116,7 @@ def rewards_of() -> dict[str, tuple[str, Callable[..., Reward]]]:
 
 
 def _makes(value: Any) -> bool:
-    """Whether it is a class of rewards, not a base of others, or a function that returns one."""
+    """Whether it is a class of rewards, but not a base class, or a function that returns a reward."""
     if inspect.isfunction(value):
         kind = typing.get_type_hints(value).get("return")
         return isinstance(kind, type) and issubclass(kind, Reward)
@@ -112,7 +126,7 @@ def _makes(value: Any) -> bool:
 
 
 def _bases() -> tuple[type[Reward], ...]:
-    """Classes that are rewards only when something is added."""
+    """Base classes, which are no rewards by themselves."""
     from rewards.dna import Network
     from rewards.images import Classifier, Frames, ImageScore
     from rewards.molecules import Molecule
@@ -130,22 +144,32 @@ def about(make: Any) -> str:
 # a user's own --------------------------------------------------------------------------------------------------------
 
 
-def imported(text: str) -> Any:
+def import_object(text: str) -> Any:
     """The object of `file.py:name` or `package.module:name`. The file is run."""
     match = _FILE.fullmatch(text)
     place, _, name = text.rpartition(":")
     try:
-        module = _of_file(Path(match["file"])) if match else import_module(place)
+        module = _import_file(Path(match["file"])) if match else import_module(place)
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"{text}: {place} cannot be imported ({type(error).__name__}: {error})") from error
+        raise ConfigError(
+            f"{text}: {place} cannot be imported ({type(error).__name__}: {error}){_hidden_by_ours(match)}"
+        ) from error
     if not hasattr(module, name):
-        raise ConfigError(f"{text}: there is no {name!r} in {place}")
+        own = [k for k, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__]
+        raise ConfigError(f"{text}: there is no {name!r} in {place}{nearest(name, own[:12]) if own else ''}")
     return getattr(module, name)
 
 
-def _of_file(path: Path) -> Any:
+def _hidden_by_ours(match: re.Match[str] | None) -> str:
+    """The end of a message: a neighbour that cannot be imported, because a package of ours has its name."""
+    beside = Path(match["file"]).parent if match else Path.cwd()
+    found = [f"{name}.py" for name in ("rewards", "guidekit") if (beside / f"{name}.py").exists()]
+    return f"; {beside / found[0]} has the name of a package of guidekit, so rename it" if found else ""
+
+
+def _import_file(path: Path) -> Any:
     path = path.resolve()
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file")
@@ -157,7 +181,7 @@ def _of_file(path: Path) -> Any:
     module = util.module_from_spec(spec)
     sys.modules[name] = module
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # last, so that nothing is hidden by a file of the user's
+        sys.path.append(str(path.parent))  # last, so that the user's files hide no package
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -177,77 +201,83 @@ def is_reference(text: Any) -> bool:
 # things --------------------------------------------------------------------------------------------------------------
 
 
-def model_of(text: str, device: str | None = None) -> tuple[Model, str | None]:
-    """A base model, and its domain where that is known."""
+def make_model(text: str, device: str | None = None) -> tuple[Model, str | None]:
+    """A base model, and its domain if it is known."""
     spec = parse(text, models())
     if not is_reference(spec.name):
         names = list(models())
         if spec.name in classifiers():
-            raise ConfigError(f"{spec.name!r} is a classifier, no base model; there is {', '.join(names)}")
+            raise ConfigError(f"{spec.name!r} is a classifier and not a base model; choose from {', '.join(names)}")
         if spec.args or spec.options:
-            raise ConfigError(f"{text!r}: bundled models take no options")
+            raise ConfigError(f"{text!r}: bundled models have no options")
         name = find(spec.name, names, "model")
         return zoo.load(name, device), KINDS[zoo.card(name)["kind"]]
-    found = imported(spec.name)
+    found = import_object(spec.name)
     if not isinstance(found, Model):
         if not callable(found):
-            raise ConfigError(f"{spec.name} is {type(found).__name__}: a base model, or a function that makes one")
+            raise ConfigError(f"{spec.name} must be a base model or a function that returns one, not {_kind(found)}")
         given = {"device": device} if "device" in parameters(found) and device is not None else {}
         found = call(found, Call(spec.name, spec.args, given | spec.options))
     if not isinstance(found, Model):
-        raise ConfigError(f"{spec.name} gave {type(found).__name__}; gk.GaussianModel, MaskedModel... are base models")
+        raise ConfigError(
+            f"{spec.name} must return a base model, like gk.GaussianModel(...), and returned {_kind(found)}"
+        )
     return found, None
 
 
-def solver_of(text: str) -> Solver:
+def make_solver(text: str) -> Solver:
     """A solver."""
     spec = parse(text, solvers())
     name = find(spec.name, list(solvers()), "solver")
-    return _made(solvers()[name], Call(name, spec.args, spec.options))
+    return _make(solvers()[name], Call(name, spec.args, spec.options))
 
 
-def guide_of(text: str, reward: Reward | None) -> Guide:
-    """A guide; one that needs a reward gets this one."""
+def make_guide(text: str, reward: Reward | None) -> Guide:
+    """A guide; one that needs a reward is given this one."""
     spec = parse(text, guides())
     if is_reference(spec.name):
-        found = imported(spec.name)
-        made = _made(found, spec, {"reward": reward}) if callable(found) and not isinstance(found, Guide) else found
+        found = import_object(spec.name)
+        made = _make(found, spec, {"reward": reward}) if callable(found) and not isinstance(found, Guide) else found
         if not isinstance(made, Guide):
-            raise ConfigError(f"{spec.name} is {type(made).__name__}: a Guide, or what makes one, is needed")
+            raise ConfigError(f"{spec.name} must be a Guide or return one, not {_kind(made)}")
         return made
     name = find(spec.name, list(guides()), "guide")
-    return _made(guides()[name], Call(name, spec.args, spec.options), {"reward": reward})
+    return _make(guides()[name], Call(name, spec.args, spec.options), {"reward": reward})
 
 
-def search_of(text: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+def make_search(text: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     """A search of `gk.search` and its options."""
     spec = parse(text, strategies())
     name = find(spec.name, list(strategies()), "search")
     given = {"model": 0, "n": 0, "reward": 0}
-    options = arguments(strategies()[name], Call(name, spec.args, spec.options), given, _converted, ["over"])
+    options = arguments(strategies()[name], Call(name, spec.args, spec.options), given, _convert, ["over"])
     return strategies()[name], {k: v for k, v in options.items() if k not in given}
 
 
-def _made(make: Callable[..., Any], spec: Call, given: dict[str, Any] | None = None) -> Any:
+def _kind(value: Any) -> str:
+    return f"a value of type {type(value).__name__}"
+
+
+def _make(make: Callable[..., Any], spec: Call, given: dict[str, Any] | None = None) -> Any:
     try:
-        return call(make, spec, given, _converted)
+        return call(make, spec, given, _convert)
     except ConfigError:
         raise
     except (ValueError, TypeError, LookupError) as error:
         raise ConfigError(str(error)) from error
 
 
-def _converted(name: str, kind: Any, text: str) -> Any:
-    """What a text stands for as this parameter."""
+def _convert(name: str, kind: Any, text: str) -> Any:
+    """The value that a text stands for as this parameter."""
     members = kinds(kind)
     if any(isinstance(k, type) and issubclass(k, Model) for k in members):
-        return model_of(text)[0]
+        return make_model(text)[0]
     if name == "reward" and str not in members:
-        return good(components([text])[0])
+        return good(make_components([text])[0])
     if name in ("conditions", "label", "own"):
         return literal(text)
     if str not in members and is_reference(text):
-        return imported(text)
+        return import_object(text)
     return text
 
 
@@ -260,9 +290,9 @@ class Component:
 
     name     of its column
     raw      the reward as it is
-    weight   with which it counts, in its good direction
+    weight   its weight in the sum, where larger is better
     domain   of its samples, or None
-    own      whether it is of the package, so that it can be tried before a run
+    own      whether it is one of the package's, so that it can be tried before a run
     """
 
     name: str
@@ -273,9 +303,9 @@ class Component:
     spec: str
 
 
-def components(specs: Sequence[str]) -> list[Component]:
-    """Rewards and their weights; names are made to differ."""
-    found = [_component(text) for text in specs]
+def make_components(specs: Sequence[str]) -> list[Component]:
+    """Rewards and their weights, under different names."""
+    found = [_make_component(text) for text in specs]
     names = [c.name for c in found]
     taken = {"row", "condition", "sample", "reward", "holdout", "log_weight", "weight", ""}
     unclear = [c.name in taken or names.count(c.name) > 1 for c in found]
@@ -286,53 +316,53 @@ def components(specs: Sequence[str]) -> list[Component]:
     return named
 
 
-def _component(text: str) -> Component:
+def _make_component(text: str) -> Component:
     known = [*rewards_of(), *classifiers(), *clips()]
     spec = parse(text, known, weights=True)
     domain, own = None, True
     if is_reference(spec.name):
-        raw, own = _own_reward(spec), False
+        raw, own = _make_own_reward(spec), False
     else:
         spec = replace(spec, name=find(spec.name, known, "reward"))
-        domain, raw = _bundled(spec)
+        domain, raw = _make_bundled(spec)
     watched = Watched.of(raw)
     for step in spec.then:
-        watched = watched.transformed(_transform(step, spec.text))
+        watched = watched.transformed(_make_transform(step, spec.text))
     name = raw.name if not spec.then else displayed(spec.text)
     return Component(name, watched, 1.0 if spec.weight is None else spec.weight, domain, own, spec.text)
 
 
-def _own_reward(spec: Spec) -> Reward:
-    found = imported(spec.name)
+def _make_own_reward(spec: Spec) -> Reward:
+    found = import_object(spec.name)
     if isinstance(found, type) or spec.args or spec.options:
-        found = _made(found, spec)
+        found = _make(found, spec)
     try:
         return as_reward(found)
     except TypeError as error:
         raise ConfigError(f"{spec.name}: {error}") from error
 
 
-def _bundled(spec: Spec) -> tuple[str, Reward]:
-    """A reward of the package, and what it is of."""
+def _make_bundled(spec: Spec) -> tuple[str, Reward]:
+    """A reward of the package, and its domain."""
     if spec.name in classifiers():
-        return _of_classifier(spec)
+        return _make_classifier_reward(spec)
     if spec.name in clips():
         from rewards.images import ClipScore
 
         scored = Call("ClipScore", spec.args, {"model": zoo.clip(spec.name), **spec.options})
-        return "images", _made(ClipScore, scored)
+        return "images", _make(ClipScore, scored)
     domain, make = rewards_of()[spec.name]
-    return domain, _made(make, Call(spec.name, spec.args, spec.options))
+    return domain, _make(make, Call(spec.name, spec.args, spec.options))
 
 
-def _of_classifier(spec: Spec) -> tuple[str, Reward]:
-    """log p(class) of an image, or the log-odds of a cell type, by a bundled classifier."""
+def _make_classifier_reward(spec: Spec) -> tuple[str, Reward]:
+    """log p(class) of an image, or the log-odds of a cell type, from a bundled classifier."""
     classes = classifiers()[spec.name]
 
     def reward(label: str | int) -> Reward:
         place = label if isinstance(label, int) else classes.index(find(label, classes, f"class of {spec.name}"))
         if not 0 <= place < len(classes):
-            raise ConfigError(f"{spec.name}:{label}: classes have numbers from 0 to {len(classes) - 1}")
+            raise ConfigError(f"{spec.name}:{label}: classes are numbered from 0 to {len(classes) - 1}")
         if domain_of(spec.name) == "dna":
             return rewards_of()["CellType"][1](classes[place], oracle=spec.name).named(f"{spec.name} {classes[place]}")
         from rewards.images import Classifier
@@ -340,11 +370,11 @@ def _of_classifier(spec: Spec) -> tuple[str, Reward]:
         return Classifier(zoo.network(spec.name), place).named(f"{spec.name} {classes[place]}")
 
     if not spec.args and "label" not in spec.options:
-        raise ConfigError(f"{spec.name} needs a class: {spec.name}:{classes[0]}; there is {', '.join(classes)}")
-    return domain_of(spec.name), _made(reward, spec)
+        raise ConfigError(f"{spec.name} needs a class, like {spec.name}:{classes[0]}; choose from {listed(classes)}")
+    return domain_of(spec.name), _make(reward, spec)
 
 
-def _transform(step: Call, text: str) -> Callable[[Tensor], Tensor]:
+def _make_transform(step: Call, text: str) -> Callable[[Tensor], Tensor]:
     from rewards.molecules import objectives
 
     every = {k: v for k, v in vars(transforms).items() if not k.startswith("_") and callable(v)}
@@ -352,14 +382,14 @@ def _transform(step: Call, text: str) -> Callable[[Tensor], Tensor]:
     shapes = ("Gaussian", "MaxGaussian", "MinGaussian", "Clipped", "Thresholded")
     own |= {k: getattr(objectives, k) for k in shapes}
     name = find(step.name, list(own), f"transform (in {text!r})")
-    return _made(own[name], Call(name, step.args, step.options))
+    return _make(own[name], Call(name, step.args, step.options))
 
 
 def good(component: Component) -> Reward:
-    """The reward in the direction that is good: what guides climb.
+    """The reward in the direction in which larger is better, as guides maximise it.
 
-    One of which less is better counts negatively. SA, which runs from 10 (hard) to 1 (easy), counts as (10 - SA)/9, so
-    that it can be added to others between 0 and 1.
+    A reward of which less is better counts negatively. SA, which runs from 10 (hard) to 1 (easy), counts as
+    (10 - SA)/9, so that it can be added to others between 0 and 1.
     """
     from rewards.molecules import SA, objectives
 
@@ -372,7 +402,7 @@ def good(component: Component) -> Reward:
 
 
 def total(parts: Iterable[Component]) -> Reward | None:
-    """sum_i w_i r_i over the rewards in their good directions; a weight of 0 is for the record only."""
+    """sum_i w_i r_i over the rewards, larger being better; a weight of 0 only reports a reward."""
     counted = [(good(c), c.weight) for c in parts if c.weight != 0]
     if not counted:
         return None

@@ -1,15 +1,15 @@
 r"""Specs: how the command line and run files name a guide, a reward, a solver or a search with its options.
 
-    svdd                       a name; upper and lower case, - and _ do not matter
-    svdd:candidates=4          with options
-    cfg:3  cell_type:HepG2     options by their place
+    svdd                       a name; case, - and _ are ignored
+    svdd:candidates=4          a name with an option
+    cfg:3  cell_type:HepG2     positional options
     sa:0.5                     a reward and its weight
-    cell_type(HepG2):0.5       options and weight; or cell_type:HepG2:0.5
-    sa.reverse_sigmoid(2,5)    a reward through a transform of `rewards.transforms`
-    mine.py:score              a name in a Python file, or in a module: package.module:score
+    cell_type(HepG2):0.5       options and a weight; or cell_type:HepG2:0.5
+    sa.reverse_sigmoid(2,5)    a reward passed through a transform of `rewards.transforms`
+    mine.py:score              an object of a Python file, or of a module: package.module:score
 
-Values are Python literals, or words that stand for themselves; texts with commas, = or : in them go in quotes. Nothing
-is evaluated but literals. Options are checked against the signature of what is called.
+Values are Python literals or plain words; texts that contain commas, = or : are quoted. Only literals are evaluated.
+Options are checked against the signature of what is called.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import os
 import re
 import sys
 import types
@@ -32,19 +33,21 @@ from typing import Any
 LONGEST = 10_000  # characters of a spec
 _WORD = r"[A-Za-z_][\w-]*"
 _FILE = re.compile(r"(?P<name>[^=(,:]+\.py:[A-Za-z_]\w*)")
+_BARE_FILE = re.compile(r"[^=(,:]+\.py(?!\w)")
 _DOTTED = re.compile(rf"{_WORD}(?:\.{_WORD})*")
+_HEAD = re.compile(r"([^=(,:]+\.py)(:[A-Za-z_].*)", re.S)
 _OPTION = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*)", re.S)
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _CONSTANTS = {"true": True, "false": False, "none": None}
 
 
 class ConfigError(ValueError):
-    """A run that was asked for in a way that cannot be: found before the first network call."""
+    """A run that cannot be carried out as it was asked for; raised before the first network call."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A name and the options that stand behind it."""
+    """A name and the options that follow it."""
 
     name: str
     args: tuple[Any, ...] = ()
@@ -53,7 +56,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Spec(Call):
-    """A parsed spec: the call, what its value goes through then, and a weight."""
+    """A parsed spec: the call, the transforms that its value passes through, and a weight."""
 
     then: tuple[Call, ...] = ()
     weight: float | None = None
@@ -61,7 +64,7 @@ class Spec(Call):
 
 
 def plain(name: str) -> str:
-    """What of a name counts.
+    """A name without what is ignored in it.
 
     >>> plain("FK-Steering") == plain("fk_steering")
     True
@@ -70,7 +73,7 @@ def plain(name: str) -> str:
 
 
 def parse(text: str, known: Iterable[str] = (), weights: bool = False) -> Spec:
-    """Read a spec. `known` are the names that there are; without `weights` a number alone is an option.
+    """Read a spec. `known` are the existing names; without `weights` a single number is an option.
 
     >>> parse("svdd:candidates=4,alpha=0.1", ["SVDD"]).options
     {'candidates': 4, 'alpha': 0.1}
@@ -78,33 +81,35 @@ def parse(text: str, known: Iterable[str] = (), weights: bool = False) -> Spec:
     0.5
     """
     if not isinstance(text, str) or not text.strip() or len(text) > LONGEST:
-        raise ConfigError(f"{str(text)[:60]!r}: a name is needed, with options behind it like svdd:candidates=4")
+        raise ConfigError(f"{str(text)[:60]!r}: a name is needed, optionally followed by options: svdd:candidates=4")
     text = text.strip()
-    name, rest = _named(text, {plain(v) for v in known})
-    args, rest = _bracketed(rest, text)
+    name, rest = _split_name(text, {plain(v) for v in known})
+    args, rest = _split_brackets(rest, text)
     then = []
     while rest.startswith("."):
         match = re.match(r"\.([A-Za-z_]\w*)", rest)
         if match is None:
-            raise ConfigError(f"{text!r}: a name is needed behind the dot")
-        more, rest = _bracketed(rest[match.end() :], text)
-        then.append(Call(match[1], *_options(more, text)))
+            raise ConfigError(f"{text!r}: a name must follow the dot")
+        more, rest = _split_brackets(rest[match.end() :], text)
+        then.append(Call(match[1], *_parse_options(more, text)))
     if rest and not rest.startswith(":"):
-        raise ConfigError(f"{text!r}: what is {rest[:30]!r}? Options follow a colon or stand in brackets")
-    tail, weight = _weighed(split(rest[1:], ":", text) if rest else [], weights, text)
+        raise ConfigError(f"{text!r}: cannot read {rest[:30]!r}; options follow a colon or are put in brackets")
+    tail, weight = _split_weight(split(rest[1:], ":", text) if rest else [], weights, text)
     if tail and (args or then):
-        raise ConfigError(f"{text!r}: {tail[:30]!r} is no weight, and the options stand in the brackets already")
+        raise ConfigError(f"{text!r}: {tail[:30]!r} is not a weight, and the options were given in brackets already")
     whole = text[: len(text) - len(rest)] + (f":{tail}" if tail else "")
-    return Spec(name, *_options(args or tail, text), tuple(then), weight, whole)
+    return Spec(name, *_parse_options(args or tail, text), tuple(then), weight, whole)
 
 
-def _named(text: str, known: set[str]) -> tuple[str, str]:
+def _split_name(text: str, known: set[str]) -> tuple[str, str]:
     """The name at the front, and what is left."""
     if file := _FILE.match(text):
         return file["name"], text[file.end() :]
+    if file := _BARE_FILE.match(text):
+        raise ConfigError(f"{text!r}: say what to take from the file, as {file[0]}:NAME{_names_in(Path(file[0]))}")
     dotted = _DOTTED.match(text)
     if dotted is None:
-        raise ConfigError(f"{text!r}: a spec begins with a name")
+        raise ConfigError(f"{text!r}: a name must come first")
     name, rest = dotted[0], text[dotted.end() :]
     if plain(name) in known:
         return name, rest
@@ -117,14 +122,24 @@ def _named(text: str, known: set[str]) -> tuple[str, str]:
     return name, rest
 
 
+def _names_in(file: Path) -> str:
+    """The end of a message: what a Python file defines. The file is read and not run."""
+    try:
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+    except (OSError, ValueError, SyntaxError):
+        return ""
+    names = [v.name for v in body if isinstance(v, (ast.FunctionDef, ast.ClassDef)) and not v.name.startswith("_")]
+    return f" (it defines {', '.join(names[:12])})" if names else ""
+
+
 def _module(name: str) -> bool:
     try:
         return util.find_spec(name) is not None
     except (ImportError, ValueError, AttributeError):
-        return "." in name  # it will be said that there is no such module
+        return "." in name  # importing it will raise an error that says so
 
 
-def _bracketed(rest: str, text: str) -> tuple[str, str]:
+def _split_brackets(rest: str, text: str) -> tuple[str, str]:
     """What is in the brackets at the front, and what follows them."""
     if not rest.startswith("("):
         return "", rest
@@ -140,7 +155,7 @@ def _closing(rest: str, text: str) -> int:
 
 
 def _depths(text: str) -> Iterable[tuple[int, int, bool]]:
-    """Every place with the depth of brackets behind it, and whether it is in quotes."""
+    """Each position with the bracket depth after it, and whether it is inside quotes."""
     depth, quote, skip = 0, "", False
     for i, c in enumerate(text):
         if skip:
@@ -155,7 +170,7 @@ def _depths(text: str) -> Iterable[tuple[int, int, bool]]:
 
 
 def split(part: str, mark: str, text: str) -> list[str]:
-    """At the marks that are in no bracket and no quote.
+    """Split at the marks outside brackets and quotes.
 
     >>> split("a,(b,c),'d,e'", ",", "")
     ['a', '(b,c)', "'d,e'"]
@@ -170,17 +185,17 @@ def split(part: str, mark: str, text: str) -> list[str]:
     return [*found, part[start:]]
 
 
-def _weighed(parts: list[str], weights: bool, text: str) -> tuple[str, float | None]:
-    """Options and weight of what stands behind the name."""
+def _split_weight(parts: list[str], weights: bool, text: str) -> tuple[str, float | None]:
+    """Options and weight of what follows the name."""
     if weights and parts and _NUMBER.fullmatch(parts[-1]):
         *parts, last = parts
         if abs(float(last)) == float("inf"):
-            raise ConfigError(f"{text!r}: the weight is no finite number")
+            raise ConfigError(f"{text!r}: the weight is not a finite number")
         return ":".join(parts), float(last)
     return ":".join(parts), None
 
 
-def _options(part: str, text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _parse_options(part: str, text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args, options = [], {}
     for piece in split(part, ",", text) if part.strip() else []:
         if not piece.strip():
@@ -188,7 +203,7 @@ def _options(part: str, text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         match = _OPTION.fullmatch(piece)
         if match is None:
             if options:
-                raise ConfigError(f"{text!r}: {piece!r} stands behind named options; say which it is: name={piece}")
+                raise ConfigError(f"{text!r}: {piece!r} follows a named option, so it needs a name too: name={piece}")
             args.append(literal(piece))
         elif match[1] in options:
             raise ConfigError(f"{text!r}: {match[1]} is given twice")
@@ -197,11 +212,11 @@ def _options(part: str, text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(args), options
 
 
-def options_of(text: str) -> dict[str, Any]:
+def parse_options(text: str) -> dict[str, Any]:
     """Options alone, like `rows=1000,calls=50`."""
-    args, options = _options(text, text)
+    args, options = _parse_options(text, text)
     if args:
-        raise ConfigError(f"{text!r}: name=value is needed for {args[0]!r}")
+        raise ConfigError(f"{text!r}: write {args[0]!r} as name=value")
     return options
 
 
@@ -223,10 +238,39 @@ def literal(text: str) -> Any:
 
 
 def rooted(text: str, folder: Path) -> str:
-    """A spec whose Python files are looked for in a folder."""
-    if head := re.match(r"([^=(,:]+\.py)(:[A-Za-z_].*)", text, re.S):
-        return f"{folder / head[1]}{head[2]}"
-    return re.sub(r"(?<![\w/\\.~-])(?!/)([\w./~-]+\.py)(?=:[A-Za-z_])", lambda m: str(folder / m[1]), text)
+    """A spec with full paths of its Python files, which are looked up in a folder.
+
+    >>> rooted("svdd:value=../mine.py:value", Path("/home/me"))
+    'svdd:value=/home/mine.py:value'
+    """
+    head, rest = _split_head(text)
+    inner = r"(?<![\w/\\.~-])(?!/)([\w./~-]+\.py)(?=:[A-Za-z_])"
+    rest = re.sub(inner, lambda m: os.path.normpath(folder / m[1]), rest)
+    return (os.path.normpath(folder / head) if head else "") + rest
+
+
+def relative(text: str, folder: Path) -> str:
+    """The inverse: a spec with paths as seen from a folder, so that both can be moved together.
+
+    >>> relative("svdd:value=/home/mine.py:value", Path("/home/me"))
+    'svdd:value=../mine.py:value'
+    """
+    head, rest = _split_head(text)
+    rest = re.sub(r"(?<=[=(,\s])/[^=(,:'\"]*\.py(?=:[A-Za-z_])", lambda m: _seen_from(folder, m[0]), rest)
+    return (_seen_from(folder, head) if os.path.isabs(head) else head) + rest
+
+
+def _split_head(text: str) -> tuple[str, str]:
+    """The Python file at the front of a spec, or "", and the rest."""
+    head = _HEAD.match(text)
+    return (head[1], head[2]) if head else ("", text)
+
+
+def _seen_from(folder: Path, file: str) -> str:
+    try:
+        return os.path.relpath(file, folder).replace(os.sep, "/")
+    except ValueError:  # on another drive
+        return file
 
 
 def displayed(text: str) -> str:
@@ -239,7 +283,7 @@ def displayed(text: str) -> str:
 
 
 def find(name: str, known: Sequence[str], what: str) -> str:
-    """The one of the known names that is meant, or an error with the nearest."""
+    """The known name that is meant, or an error that suggests the nearest."""
     by = {plain(v): v for v in known}
     if plain(name) in by:
         return by[plain(name)]
@@ -247,12 +291,29 @@ def find(name: str, known: Sequence[str], what: str) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of an error message."""
-    by = {plain(v): v for v in known}
-    close = difflib.get_close_matches(plain(name), by, 1, 0.5)
+    """The end of an error message: the names that resemble this one, or else all, or where to find them.
+
+    >>> nearest("fk", ["SVDD", "FKSteering", "FKC.cfg"])
+    "; did you mean 'FKSteering' or 'FKC.cfg'?"
+    """
+    close = _resembling(plain(name), {plain(v): v for v in known})
     if close:
-        return f"; is it {by[close[0]]!r}?"
-    return f"; there is {', '.join(known)}" if len(known) <= 12 else "; guidekit list shows what there is"
+        return f"; did you mean {' or '.join(', '.join(map(repr, close)).rsplit(', ', 1))}?"
+    return f"; choose from {listed(known)}" if len(known) <= 12 else "; `guidekit list` shows all"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a message, quoted where one of them is more than a word."""
+    return ", ".join(names if all(re.fullmatch(r"[\w.-]+", name) for name in names) else map(repr, names))
+
+
+def _resembling(name: str, known: dict[str, str]) -> list[str]:
+    """The most similar name; where none is similar, up to three that begin with this one or contain it."""
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    if len(name) < 2 or close:
+        return [known[v] for v in close]
+    inside = [v for v in known if v.startswith(name)] or [v for v in known if name in v]
+    return [known[v] for v in inside[:3]]
 
 
 # calling ---------------------------------------------------------------------------------------------------------
@@ -265,11 +326,11 @@ def call(
     convert: Callable[[str, Any, str], Any] = lambda name, hint, text: text,
     more: Iterable[str] = (),
 ) -> Any:
-    """make(*args, **options), every option checked against the signature first.
+    """make(*args, **options), after each option has been checked against the signature.
 
-    given     values for required parameters that the spec does not name; None is one that is missing
-    convert   (parameter, its hint, a text) -> what the text stands for, or the text
-    more      names of options that reach make by its **options
+    given     values for required parameters that the spec does not name; None marks a missing one
+    convert   (parameter, its type hint, a text) -> what the text stands for, or the text
+    more      names of options that make accepts through its **options
     """
     return make(**arguments(make, spec, given, convert, more))
 
@@ -286,7 +347,8 @@ def arguments(
     offered = [*(k for k in known if k not in (given or {}) or k == "reward"), *more]
     places = [k for k, p in known.items() if p.kind is p.POSITIONAL_OR_KEYWORD and k not in (given or {})]
     if len(spec.args) > len(places):
-        raise ConfigError(f"{spec.name} takes {_listed(places)} by place, and {len(spec.args)} values are given")
+        taken = f"at most {len(places)} positional values ({', '.join(places)})" if places else "no positional values"
+        raise ConfigError(f"{spec.name} takes {taken}, and {len(spec.args)} were given")
     options = dict(zip(places, spec.args, strict=False))
     for name, value in spec.options.items():
         if name not in known and name not in more:
@@ -305,23 +367,19 @@ def arguments(
 
 
 def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """What may be given by name."""
+    """The parameters that can be given by name."""
     found = inspect.signature(make).parameters
     return {k: p for k, p in found.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def _missing(what: str, name: str, given: dict[str, Any]) -> str:
     if name in given:
-        return f"{what} needs a {name}: give one, like --{name} ..., or in its options"
+        return f"{what} needs a {name}: add one with --{name}, or give it as an option of {what}"
     return f"{what} needs {name}: write {what}:{name}=..."
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "nothing"
-
-
 def hint(make: Any, parameter: inspect.Parameter) -> Any:
-    """The type of a parameter; Any where it cannot be told."""
+    """The type of a parameter; Any where it is unknown."""
     if not isinstance(parameter.annotation, str):
         return Any if parameter.annotation is parameter.empty else parameter.annotation
     owner = next((c for c in getattr(make, "__mro__", ()) if parameter.name in inspect.get_annotations(c)), make)
@@ -338,8 +396,8 @@ def _checked(what: str, name: str, kind: Any, value: Any, convert: Callable[[str
         value = convert(name, kind, value)
     found = [v for k in kinds(kind) if (v := _as(k, value)) is not _NO]
     if not found:
-        shown = " or ".join(dict.fromkeys(_word(k) for k in kinds(kind)))
-        raise ConfigError(f"{what}: {name}={value!r} is {_word(type(value))}, and {shown} is needed")
+        needed = " or ".join(dict.fromkeys(_word(k) for k in kinds(kind)))
+        raise ConfigError(f"{what}: {name}={value!r} must be {needed}")
     return found[0]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def write(
 ) -> None:
     """samples.csv and the files of the domain; `columns` are further numbers of each sample by name."""
     table(folder / "samples.csv", result, domain, columns, conditions)
-    numbers = columns | ({} if result.rewards is None else {"reward": result.rewards.tolist()})
+    scores = {"reward": result.rewards, "holdout": result.holdout}
+    numbers = columns | {name: v.tolist() for name, v in scores.items() if v is not None}
     if domain == "molecules":
         molecules(folder, list(result.samples), numbers)
     elif domain == "dna":
@@ -66,6 +68,10 @@ def texts(samples: Any, domain: str) -> list[str]:
     """What stands for each sample in a table."""
     if domain == "images":
         return [image_name(i) for i in range(len(samples))]
+    if domain == "molecules":
+        from rewards.molecules.descriptors import canonical
+
+        return [canonical(s) or str(s) for s in samples]
     if isinstance(samples, (Tensor,)) or not isinstance(samples, list):
         rows = torch.as_tensor(samples).flatten(1) if len(samples) else torch.zeros(0, 1)
         return [" ".join(f"{v:.6g}" for v in r) if len(r) <= _SMALL else "" for r in rows.tolist()]
@@ -77,13 +83,16 @@ def image_name(row: int) -> str:
 
 
 def molecules(folder: Path, smiles: Sequence[str], numbers: dict[str, list[float]]) -> None:
-    """samples.smi and samples.sdf of those that are molecules, with flat coordinates; titles are the rows."""
+    """samples.smi, with canonical SMILES, and samples.sdf, with flat coordinates; titles are the rows. What is no
+    molecule is left out."""
     from rdkit import Chem
     from rdkit.Chem import rdDepictor
 
-    from rewards.molecules.descriptors import parsed
+    from rewards.molecules.descriptors import canonical, parsed
 
-    found = [(row, text.strip(), mol) for row, text in enumerate(smiles) if (mol := parsed(text)) is not None]
+    found = [
+        (row, canonical(text) or text, mol) for row, text in enumerate(smiles) if (mol := parsed(text)) is not None
+    ]
     (folder / "samples.smi").write_text("".join(f"{t} {row:05d}\n" for row, t, _ in found), encoding="utf-8")
     with Chem.SDWriter(str(folder / "samples.sdf")) as writer:
         for row, text, mol in found:
@@ -144,31 +153,70 @@ def sheet(batch: Tensor, gap: int = 2) -> Tensor:
 
 
 def read(path: Path, domain: str) -> Any:
-    """Samples of a file: SMILES (.smi, .txt), CSV with a column sample, smiles or sequence, FASTA, a folder of PNG.
+    """The samples of a file or folder of any of these kinds.
+
+    .smi, .txt       SMILES (or sequences) at the beginning of each line
+    .sdf, .mol       molecules, as canonical SMILES; a record that cannot be read is an empty text
+    .csv, .tsv       a column sample, or one that is named like smiles or sequence
+    .fasta, .fa...   sequences
+    a folder         of PNG images
 
     The samples are a list of texts, or images (rows, C, H, W).
     """
     if domain == "images":
         return _read_images(path)
     if not path.is_file():
-        raise ValueError(f"{path}: a file of {domain} is needed, and there is none")
-    text = path.read_text(encoding="utf-8", errors="replace")
+        raise ValueError(f"{path}: there is no such file of {domain}")
     kind = path.suffix.lower()
-    if kind == ".csv":
-        return _read_csv(path, text)
+    if kind in (".sdf", ".sd", ".mol"):
+        return _read_sdf(path, domain)
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    if kind in (".csv", ".tsv"):
+        return _read_table(path, text, domain)
     if kind in (".fasta", ".fa", ".fna") or text.lstrip().startswith(">"):
         records = re.split(r"^>.*$", text, flags=re.M)[1:]
         return ["".join(record.split()) for record in records]
-    return [line.split()[0] for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    words = [line.split()[0] for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return words[1:] if words and words[0].lower() in _HEADS else words
 
 
-def _read_csv(path: Path, text: str) -> list[str]:
-    rows = list(csv.DictReader(text.splitlines()))
-    names = list(rows[0]) if rows else []
-    column = next((n for n in names if str(n).lower() in ("sample", "smiles", "sequence")), None)
+_HEADS = ("smiles", "canonical_smiles", "sequence", "sample")  # first words of a file that are no sample
+
+
+def _read_sdf(path: Path, domain: str) -> list[str]:
+    """Canonical SMILES of the records."""
+    if domain != "molecules":
+        raise ValueError(f"{path}: an SDF file holds molecules, not {domain}")
+    from rdkit import Chem
+
+    from rewards.molecules.descriptors import blocked
+
+    with blocked():
+        found = Chem.SDMolSupplier(str(path)) if path.suffix.lower() != ".mol" else [Chem.MolFromMolFile(str(path))]
+        return ["" if mol is None else Chem.MolToSmiles(mol) for mol in found]
+
+
+def _read_table(path: Path, text: str, domain: str) -> list[str]:
+    """The column of the samples. Its name may say that the file is of another domain."""
+    head = text.split("\n", 1)[0]
+    mark = max(",;\t", key=head.count)
+    rows = list(csv.DictReader(io.StringIO(text), delimiter=mark))
+    names = list(rows[0]) if rows else head.strip().split(mark)
+    own, others = ("smiles", "sequence") if domain == "molecules" else ("sequence", "smiles")
+    column = _column(names, own)
+    if column is None and (other := _column(names, others)) is not None:
+        kind = "DNA" if others == "sequence" else "molecules"
+        raise ValueError(f"{path}: its column {other!r} holds {kind}, not {domain}")
     if column is None:
         raise ValueError(f"{path}: a column sample, smiles or sequence is needed; it has {names}")
     return [re.sub(r"^'(?=[=+\-@])", "", row[column] or "") for row in rows]
+
+
+def _column(names: Sequence[str], kind: str) -> str | None:
+    """The column of samples of a kind: named so, or `sample`, or with the kind in its name."""
+    plain = {name: name.strip().lower() for name in names if name}
+    tests: list[Callable[[str], bool]] = [lambda n: n == kind, lambda n: n == "sample", lambda n: kind in n]
+    return next((name for test in tests for name, lower in plain.items() if test(lower)), None)
 
 
 def _read_images(path: Path) -> Tensor:
@@ -187,7 +235,7 @@ def _read_images(path: Path) -> Tensor:
             except Exception as error:
                 raise ValueError(f"{file}: not an image that can be read ({error})") from error
     if not found:
-        raise ValueError(f"{path}: a folder of PNG images is needed, and it has none")
+        raise ValueError(f"{path}: a folder of PNG images is needed, and there are none")
     if len({(i.size, i.mode) for i in found}) > 1:
         raise ValueError(f"{path}: the images have different sizes or modes; they are compared pixel by pixel")
     return image_batch(found)

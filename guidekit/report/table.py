@@ -27,17 +27,18 @@ BETTER = {
 
 
 def columns(domain: str, reward: bool, parts: Sequence[str], holdout: bool) -> list[str]:
-    """Those of a run."""
+    """The columns of a run."""
     found = ["mean", "top 10%"] if reward else []
     found += parts if len(parts) > 1 or not reward else []
-    return [*found, *(["holdout mean"] if holdout else []), *OF_DOMAIN[domain], *COST]
+    return [*found, *(["holdout mean"] if holdout else []), "ESS", *OF_DOMAIN[domain], *COST]
 
 
 def row(name: str, result: Result, domain: str, parts: dict[str, Tensor]) -> dict[str, Any]:
-    """One line of the table: everything that can be told of this result; None where there is no number.
+    """One line of the table: all numbers of this result; None where one is undefined.
 
-    mean, holdout mean and the parts are means under the weights. The rest is of the samples as they are: top 10% is the
-    mean reward of the best tenth, at least one.
+    mean, holdout mean and the parts are means under the weights, which rest on ESS samples (of the condition with the
+    smallest; None where all samples weigh alike). The rest is of the samples without weights: top 10% is the mean
+    reward of the best tenth, at least one.
     """
     found: dict[str, Any] = {"name": name}
     if result.rewards is not None:
@@ -45,6 +46,9 @@ def row(name: str, result: Result, domain: str, parts: dict[str, Tensor]) -> dic
     found |= {part: mean(result, scores) for part, scores in parts.items()}
     if result.holdout is not None:
         found["holdout mean"] = mean(result, result.holdout)
+    size = len(result) // max(result.groups, 1)
+    if bool((result.ess < size * (1 - 1e-9)).any()):
+        found["ESS"] = float(result.ess.min())
     found |= metrics(result.samples, domain)
     cost = result.cost
     found |= dict(zip(COST, (cost.network_rows, cost.reward_calls, round(cost.seconds, 3)), strict=True))
@@ -52,20 +56,20 @@ def row(name: str, result: Result, domain: str, parts: dict[str, Tensor]) -> dic
 
 
 def mean(result: Result, scores: Tensor) -> float:
-    """The mean of what is known, under the weights."""
+    """The mean of the known scores, under the weights."""
     scores, known = scores.double().cpu(), scores.isfinite().cpu()
     weights = result.weights.cpu()[known]
     return float((weights * scores[known]).sum() / weights.sum()) if known.any() else math.nan
 
 
 def top(scores: Tensor) -> float:
-    """The mean of the best tenth of all samples, those without a score being the worst."""
+    """The mean of the best tenth of all samples; samples without a score count as the worst."""
     known = scores[scores.isfinite()]
     return float(known.topk(min(math.ceil(len(scores) / 10), len(known))).values.mean()) if len(known) else math.nan
 
 
 def metrics(samples: Any, domain: str) -> dict[str, float]:
-    """validity, uniqueness and diversity, as far as the domain has them."""
+    """validity, uniqueness and diversity, as far as they are defined for the domain."""
     if domain == "molecules":
         from rewards.molecules import metrics as of
 
@@ -81,7 +85,7 @@ def metrics(samples: Any, domain: str) -> dict[str, float]:
 
 
 def distance(x: Tensor) -> float:
-    """Root mean square difference of two samples, for each number in them: sqrt(2 n/(n - 1) mean of the variances).
+    """Root mean square difference of two samples, per entry: sqrt(2 n/(n - 1) mean of the variances).
 
     >>> round(distance(torch.tensor([[0.0], [1.0]])), 6)
     1.0
@@ -107,12 +111,12 @@ def constant(sets: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
 
 
 def equal_cost(steered: Result, plain: Result) -> int:
-    """N of a best-of-N whose network rows are nearest to those of the steered run."""
+    """The N at which best-of-N comes nearest to the network rows of the steered run."""
     return max(1, round(steered.cost.network_rows / max(plain.cost.network_rows, 1)))
 
 
 def text(rows: Sequence[dict[str, Any]], names: Sequence[str], width: int = 100) -> str:
-    """The table in letters: a line for each row, or a column for each where that is narrower than the lines."""
+    """The table as text: a line for each row, or a column for each row where the lines would be too long."""
     kept = [c for c in names if any(r.get(c) is not None for r in rows)]
     cells = [["", *kept], *([str(r["name"]), *(shown(r.get(c)) for c in kept)] for r in rows)]
     across = _aligned(cells)
@@ -129,7 +133,7 @@ def _aligned(cells: list[list[str]]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A number for people."""
+    """A number, rounded for reading."""
     if value is None:
         return "-"
     if isinstance(value, int):

@@ -240,11 +240,11 @@ class Search:
     @cached_property
     def looks(self) -> list[int]:
         """Network rows of one candidate at each point of the grid but the last, as the guides declare them."""
-        acts, steps, guides = self.run.acts[:-1], self.run.steps[:-1], self.run.guides
-        return [
-            len(at.needs) + sum(guide.further(step) for guide in guides if guide.active(step))
-            for at, step in zip(acts, steps, strict=True)
-        ]
+        looks = []
+        for acts, step in zip(self.run.acts[:-1], self.run.steps[:-1], strict=True):
+            own = {seat.place: seat.guide for seat in (*acts.tilt, *acts.late, *acts.finish)}
+            looks.append(len(acts.needs) + sum(guide.further(step) for guide in own.values()))
+        return looks
 
     @property
     def per_row(self) -> int:

@@ -154,4 +154,5 @@ def _label(condition: Any, classes: list[str]) -> int:
         return classes.index(condition)
     if isinstance(condition, int) and not isinstance(condition, bool) and 0 <= condition < len(classes):
         return condition
-    raise ValueError(f"the condition {condition!r} is none of {', '.join(classes)}, nor a number below {len(classes)}")
+    known = ", ".join(map(repr, classes))  # names may hold commas
+    raise ValueError(f"the condition {condition!r} is none of {known}, nor a number below {len(classes)}")

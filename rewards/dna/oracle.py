@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base import Reward, evaluating, needs
+from ..base import Reward, RewardWarning, evaluating, needs
 from .sequence import ALPHABET, as_batch, codes_of_tensor, counted, encode, one_hot, present, warn_failures
 
 
@@ -40,6 +41,7 @@ class Network(Reward):
                      class) or a function of it, like `LogOdds(2)` or your mean over the bins of Enformer
     strand_average   the mean of f(x) and f(reverse complement of x)
     batch            rows in one call of the module
+    length           bases that it was trained on: other lengths are scored, and told in a `RewardWarning`
 
     It runs in evaluation mode, on the device and in the precision of its parameters, and is left as it was. Gradients
     reach one-hot samples, never its parameters. Strings of one length go together, so none is padded. Strings of a
@@ -52,6 +54,7 @@ class Network(Reward):
     batch: int = 256
     _: KW_ONLY
     channels_last: bool = False
+    length: int | None = None
 
     differentiable = True
 
@@ -70,9 +73,19 @@ class Network(Reward):
 
     def score(self, samples: Any) -> Tensor:
         batch = as_batch(samples)
+        self._check_length({batch.shape[1]} if isinstance(batch, Tensor) else {len(s) for s in batch})
         if not isinstance(batch, Tensor):
             return self._of_strings(batch)
         return self._of_rows(batch if batch.dim() == 3 else one_hot(codes_of_tensor(batch), torch.float32))
+
+    def _check_length(self, lengths: set[int]) -> None:
+        """Tell of sequences that are longer or shorter than those the network knows."""
+        other = max(lengths - {self.length, 0}, default=0)
+        if self.length is not None and other:
+            text = (
+                f"reward {self.name!r} was trained on {self.length} bases; its score of {other} bases may mean little"
+            )
+            warnings.warn(text, RewardWarning, stacklevel=4)
 
     def _of_strings(self, samples: list[str]) -> Tensor:
         scores, errors, groups = torch.full((len(samples),), math.nan, dtype=torch.float64), [], {}
@@ -127,6 +140,6 @@ def CellType(name: str, oracle: str = "dna-oracle") -> Network:
     classes: list[str] = zoo.card(oracle)["classes"]
     if name not in classes:
         raise ValueError(f"CellType({name!r}): the oracle knows {', '.join(classes)}")
-    reward = Network(zoo.network(oracle), LogOdds(classes.index(name)), strand_average=True)
+    reward = Network(zoo.network(oracle), LogOdds(classes.index(name)), strand_average=True, length=200)
     object.__setattr__(reward, "name", f"{name} log-odds")
     return reward

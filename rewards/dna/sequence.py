@@ -211,6 +211,8 @@ class GC(OfBases):
                 f"GC(window={self.window!r}, low={self.low}, high={self.high}): the worst window needs a whole number "
                 "of bases, and low or high to say what is bad"
             )
+        if (low, high) != (0.0, 1.0):
+            object.__setattr__(self, "name", f"GC within {low:g} to {high:g}")
 
     def of(self, x: Tensor) -> Tensor:
         gc, bases = present(x, "GC"), present(x, ALPHABET)

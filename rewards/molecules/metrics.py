@@ -207,4 +207,4 @@ def _or_zero(value: float) -> float:
 
 @lru_cache(2)
 def _chemnet(batch_size: int, device: str) -> Any:
-    return needs("fcd_torch", "test", "the FCD").FCD(device=device, batch_size=batch_size)
+    return needs("fcd_torch", "molecules", "the Frechet ChemNet distance").FCD(device=device, batch_size=batch_size)
