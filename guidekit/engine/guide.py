@@ -73,7 +73,7 @@ class Guide:
             cls.__repr__ = cls.__repr__  # or the dataclass would make one that writes tensors out
 
     def __repr__(self) -> str:
-        """Its settings, as far as they differ from the defaults."""
+        """Its settings, where they differ from the defaults."""
         return settings(self)
 
     @property
@@ -91,18 +91,19 @@ class Guide:
         """Raise ValueError if the guide cannot work with this model. Called before the first network call."""
 
     def further(self, step: Step) -> int:
-        """Network rows that it evaluates by itself for a particle at this step, at most, besides `needs`: searches keep
-        to their budget by it."""
+        """The most network rows per particle that it evaluates itself at this step, besides `needs`. Searches keep to
+        their budget by it."""
         return 0
 
     def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
-        """This guide in a run whose g-th condition is number groups[g] of the `of` conditions that it was made for, as
-        searches have them: what it holds for each condition follows. Of itself that is a `rewards.ByGroup`."""
+        """The same guide for a run whose g-th condition is number groups[g] of the `of` conditions that it was made for,
+        as searches make them: whatever it holds per condition is selected accordingly. By default that is every field
+        with a `rewards.ByGroup`."""
         own = {k: v for k, v in vars(self).items() if isinstance(v, ByGroup) and len(v.rewards) == of}
         return self.having(**{k: _regrouped(v, tuple(groups)) for k, v in own.items()})
 
     def having(self, **fields: Any) -> Self:
-        """The same guide with other values of these fields."""
+        """A copy of the guide with other values of these fields."""
         other = copy.copy(self) if fields else self
         for name, value in fields.items():
             object.__setattr__(other, name, value)

@@ -13,7 +13,8 @@ from .view import View
 
 
 class Apart(NamedTuple):
-    """A tilt of what particles move with, and another of what guides and rewards are shown as the estimate of x_0."""
+    """Two tilts: of the prediction that particles move with, and of the one that guides and rewards see as the estimate
+    of x_0."""
 
     moved: Tensor
     shown: Tensor

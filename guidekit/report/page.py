@@ -129,7 +129,7 @@ def _tiles(out: Output) -> list[tuple[str, str, str]]:
     tiles.append(("effective samples", number(float(result.ess.mean())), f"of {size}{_each(result)}"))
     tiles.append(("starting particles", number(figures.ancestors(result)), "with descendants"))
     if result.log_weights.unique().numel() > 1 or bool(result.log_z.abs().max() > 0):
-        error = float(result.log_z_error.mean())
+        error = float(result.log_z_error.nanmean())
         tiles.append(("log Z", number(float(result.log_z.mean())), f"standard error {number(error, 2)}{_each(result)}"))
     return tiles
 
