@@ -96,8 +96,8 @@ class Guide:
         return 0
 
     def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
-        """The same guide for a run whose g-th condition is number groups[g] of the `of` conditions that it was made for,
-        as searches make them: whatever it holds per condition is selected accordingly. By default that is every field
+        """The same guide for a run whose g-th condition is number groups[g] of the `of` conditions it was made for, as
+        searches make them: whatever it holds per condition is selected accordingly. By default that is every field
         with a `rewards.ByGroup`."""
         own = {k: v for k, v in vars(self).items() if isinstance(v, ByGroup) and len(v.rewards) == of}
         return self.having(**{k: _regrouped(v, tuple(groups)) for k, v in own.items()})
