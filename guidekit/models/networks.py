@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewards.base import Reward
+
 _lent: dict[int, list[Any]] = {}  # of every module and parameter that is lent: how often, the object, how it was
 _lending = Lock()
 
 
 def networks_in(*holders: Any) -> list[nn.Module]:
-    """The modules that some callables hold: in their variables, their object or that object's attributes."""
+    """The modules that some callables hold: in their variables, their object or that object's attributes, also several
+    in a list or dict, and in the rewards of which a reward is made."""
     return list(dict.fromkeys(m for holder in holders for m in _found(holder, 4)))
 
 
@@ -72,11 +75,16 @@ def _found(holder: Any, depth: int) -> Iterator[nn.Module]:
     if isinstance(holder, nn.Module):
         yield holder
     elif depth and holder is not None:
+        deeper = depth if isinstance(holder, Reward) else depth - 1  # rewards are made of rewards to any depth
         for part in _parts(holder):
-            yield from _found(part, depth - 1)
+            yield from _found(part, deeper)
 
 
 def _parts(holder: Any) -> list[Any]:
+    if isinstance(holder, Reward):
+        return [part for value in vars(holder).values() for part in _several(value) or [value]]
+    if isinstance(holder, (list, tuple, dict)):
+        return _several(holder)
     if isinstance(holder, MethodType):
         return [holder.__self__, holder.__func__]
     if isinstance(holder, FunctionType):
@@ -86,6 +94,14 @@ def _parts(holder: Any) -> list[Any]:
     if isinstance(holder, partial):
         return [holder.func, *holder.args, *holder.keywords.values()]
     return list(vars(holder).values()) if hasattr(holder, "__dict__") and not isinstance(holder, type) else []
+
+
+def _several(value: Any) -> list[Any]:
+    """The modules or rewards in a list, tuple or dict of them."""
+    if not isinstance(value, (list, tuple, dict)):
+        return []
+    items = list(value.values() if isinstance(value, dict) else value)
+    return items if items and isinstance(items[0], (Reward, nn.Module)) else []
 
 
 def is_empty(cell: CellType) -> bool:
