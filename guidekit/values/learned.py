@@ -125,7 +125,7 @@ class Learned:
         object.__setattr__(self, "digest", weights(self.modules()))
 
     def modules(self) -> list[nn.Module]:
-        """The networks whose mode a run must leave as it found it."""
+        """The networks that a run puts into evaluation mode and restores afterwards."""
         return networks_in(self.net)
 
     def __call__(self, view: View) -> Tensor:
