@@ -17,8 +17,9 @@ _LN10 = math.log(10)
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """Rises from 0 to 1 between low and high: 1/(1 + 10^(-10 k (x - (low + high)/2)/(high - low))), steeper for larger
-    k.
+    """Rises from 0 to 1 between low and high, the steeper the larger k.
+
+    1/(1 + 10^(-10 k (x - (low + high)/2)/(high - low))), which is 1/2 in the middle.
 
     >>> Sigmoid(0.0, 1.0, k=0.5)(torch.tensor([0.0, 0.5, 1.0]))
     tensor([0.0032, 0.5000, 0.9968])
