@@ -37,144 +37,8 @@ RESAMPLERS = ("multinomial", "stratified", "systematic", "residual", "ssp")
 resamplers = pytest.mark.parametrize("resampler", RESAMPLERS)
 
 
-def runs(name: str, groups: int, n: int, alpha: float, ess: float, resampler: str, **options) -> gk.Result:
-    """Independent runs of Feynman-Kac steering, as groups."""
-    problem = PROBLEMS[name]
-    guide = gk.FKSteering(problem.reward, alpha, ess=ess, resampler=resampler)
-    return populations(problem, groups, n, [guide], **options)
-
-
-def coverage(result: gk.Result) -> tuple[float, float]:
-    """How many of the intervals log Z +- 1.96 errors hold the log of the mean of all Z, and their number."""
-    known = result.log_z_error.isfinite()
-    off = (result.log_z - result.log_z.exp().mean().log()).abs()[known]
-    return float((off <= 1.96 * result.log_z_error[known]).double().mean()), float(known.sum())
-
-
-def check_coverage(result: gk.Result, low: float = 0.90, high: float = 0.98) -> None:
-    """Intervals of 95 % hold the truth in so many runs; 3.5 binomial errors for chance."""
-    share, number = coverage(result)
-    assert share >= low - 3.5 * math.sqrt(low * (1 - low) / number)
-    assert share <= high + 3.5 * math.sqrt(high * (1 - high) / number)
-
-
-def check_size(result: gk.Result, bias: float) -> None:
-    """The mean of Z^2 error^2 is the variance of Z, within 4.5 standard errors and a relative bias."""
-    z = result.log_z.exp() / result.log_z.exp().mean()
-    said, real = (z * result.log_z_error) ** 2, (z - 1) ** 2
-    assert abs(said.mean() - real.mean()) < 4.5 * (said - real).std() / math.sqrt(len(z)) + bias * real.mean()
-
-
-@resamplers
-def test_intervals_of_log_z_cover_whatever_the_resampler(resampler: str):
-    result = runs("vp-1d", 400, 60, 0.5, 1.0, resampler)
-    assert result.log_z_error.isfinite().double().mean() > 0.97
-    check_coverage(result)
-    check_size(result, 0.1)
-
-
-def test_intervals_of_log_z_cover_for_tokens_resampled_now_and_then():
-    result = runs("masked", 400, 60, 0.4, 0.6, "systematic")
-    resampled = result.trace["resampled"].double().mean()
-    assert 0.1 < resampled < 0.9
-    check_coverage(result)
-    check_size(result, 0.1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n", [50, 300, 1000])
-@pytest.mark.parametrize("ess", [1.0, 0.5])
-@pytest.mark.parametrize("name, alpha", [("vp-1d", 0.7), ("vp-1d", 0.3), ("masked", 0.7), ("masked", 0.3)])
-@resamplers
-def test_intervals_of_log_z_cover_everywhere(name: str, alpha: float, resampler: str, ess: float, n: int):
-    result = runs(name, 500, n, alpha, ess, resampler, steps=12)
-    distinct = torch.tensor(result.trace[-2]["distinct"], dtype=torch.float64)
-    check_coverage(result, 0.90 if distinct.mean() >= 10 else 0.80)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("guides", [
-    lambda r: [gk.SVDD(r, 0.5, 4)], lambda r: [gk.SVDD(r, 0.5, 4), gk.Resample(1.0)],
-    lambda r: [gk.FKSteering(r, 0.3, every=3, ess=1.0)],
-    lambda r: [gk.FKSteering(r, 0.3, every=[4, 9], ess=0.7, resampler="stratified")],
-], ids=["SVDD", "SVDD and Resample", "every third", "a list"])  # fmt: skip
-@pytest.mark.parametrize("name", ["vp-1d", "uniform"])
-def test_intervals_of_log_z_cover_for_other_selections(name: str, guides):
-    result = populations(PROBLEMS[name], 500, 100, guides(PROBLEMS[name].reward), steps=12)
-    check_coverage(result)
-    check_size(result, 0.1)
-
-
 RESAMPLERS = ("multinomial", "stratified", "systematic", "residual", "ssp")
 resamplers = pytest.mark.parametrize("resampler", RESAMPLERS)
-
-
-def runs(name: str, groups: int, n: int, alpha: float, ess: float, resampler: str, **options) -> gk.Result:
-    """Independent runs of Feynman-Kac steering, as groups."""
-    problem = PROBLEMS[name]
-    guide = gk.FKSteering(problem.reward, alpha, ess=ess, resampler=resampler)
-    return populations(problem, groups, n, [guide], **options)
-
-
-def coverage(result: gk.Result) -> tuple[float, float]:
-    """How many of the intervals log Z +- 1.96 errors hold the log of the mean of all Z, and their number."""
-    known = result.log_z_error.isfinite()
-    off = (result.log_z - result.log_z.exp().mean().log()).abs()[known]
-    return float((off <= 1.96 * result.log_z_error[known]).double().mean()), float(known.sum())
-
-
-def check_coverage(result: gk.Result, low: float = 0.90, high: float = 0.98) -> None:
-    """Intervals of 95 % hold the truth in so many runs; 3.5 binomial errors for chance."""
-    share, number = coverage(result)
-    assert share >= low - 3.5 * math.sqrt(low * (1 - low) / number)
-    assert share <= high + 3.5 * math.sqrt(high * (1 - high) / number)
-
-
-def check_size(result: gk.Result, bias: float) -> None:
-    """The mean of Z^2 error^2 is the variance of Z, within 4.5 standard errors and a relative bias."""
-    z = result.log_z.exp() / result.log_z.exp().mean()
-    said, real = (z * result.log_z_error) ** 2, (z - 1) ** 2
-    assert abs(said.mean() - real.mean()) < 4.5 * (said - real).std() / math.sqrt(len(z)) + bias * real.mean()
-
-
-@resamplers
-def test_intervals_of_log_z_cover_whatever_the_resampler(resampler: str):
-    result = runs("vp-1d", 400, 60, 0.5, 1.0, resampler)
-    assert result.log_z_error.isfinite().double().mean() > 0.97
-    check_coverage(result)
-    check_size(result, 0.1)
-
-
-def test_intervals_of_log_z_cover_for_tokens_resampled_now_and_then():
-    result = runs("masked", 400, 60, 0.4, 0.6, "systematic")
-    resampled = result.trace["resampled"].double().mean()
-    assert 0.1 < resampled < 0.9
-    check_coverage(result)
-    check_size(result, 0.1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n", [50, 300, 1000])
-@pytest.mark.parametrize("ess", [1.0, 0.5])
-@pytest.mark.parametrize("name, alpha", [("vp-1d", 0.7), ("vp-1d", 0.3), ("masked", 0.7), ("masked", 0.3)])
-@resamplers
-def test_intervals_of_log_z_cover_everywhere(name: str, alpha: float, resampler: str, ess: float, n: int):
-    result = runs(name, 500, n, alpha, ess, resampler, steps=12)
-    distinct = torch.tensor(result.trace[-2]["distinct"], dtype=torch.float64)
-    check_coverage(result, 0.90 if distinct.mean() >= 10 else 0.80)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("guides", [
-    lambda r: [gk.SVDD(r, 0.5, 4)], lambda r: [gk.SVDD(r, 0.5, 4), gk.Resample(1.0)],
-    lambda r: [gk.FKSteering(r, 0.3, every=3, ess=1.0)],
-    lambda r: [gk.FKSteering(r, 0.3, every=[4, 9], ess=0.7, resampler="stratified")],
-], ids=["SVDD", "SVDD and Resample", "every third", "a list"])  # fmt: skip
-@pytest.mark.parametrize("name", ["vp-1d", "uniform"])
-def test_intervals_of_log_z_cover_for_other_selections(name: str, guides):
-    result = populations(PROBLEMS[name], 500, 100, guides(PROBLEMS[name].reward), steps=12)
-    check_coverage(result)
-    check_size(result, 0.1)
 
 
 RESAMPLERS = ("multinomial", "stratified", "systematic", "residual", "ssp")
@@ -272,20 +136,6 @@ def lineages(ancestors: list[list[int]], log_weights: list[float], resampled: li
         group=torch.zeros(n, dtype=torch.long), log_weights=torch.tensor(log_weights, dtype=torch.float64),
         ancestors=torch.tensor(ancestors), trace=trace, cost=None, row=torch.arange(n),
     )  # fmt: skip
-
-
-def record(log_w: list[float], parent: list[int], left: list[float] | None = None) -> Record:
-    """A step: weights before the selection, and survivors that weigh alike or as told."""
-    w = torch.tensor(left or [1.0] * len(parent), dtype=torch.float64).log()
-    none = torch.full((len(parent),), torch.nan)
-    return Record(0.0, 0.0, torch.tensor(log_w, dtype=torch.float64).log(), w, torch.tensor(parent), none, {})
-
-
-def record(log_w: list[float], parent: list[int], left: list[float] | None = None) -> Record:
-    """A step: weights before the selection, and survivors that weigh alike or as told."""
-    w = torch.tensor(left or [1.0] * len(parent), dtype=torch.float64).log()
-    none = torch.full((len(parent),), torch.nan)
-    return Record(0.0, 0.0, torch.tensor(log_w, dtype=torch.float64).log(), w, torch.tensor(parent), none, {})
 
 
 def record(log_w: list[float], parent: list[int], left: list[float] | None = None) -> Record:
@@ -448,7 +298,7 @@ def test_the_summary_by_hand(problem: Problem):
         assert abs(row["entropy"] + (p * np.log(p)).sum()) < 1e-9
         assert row["ancestors"] == len(set(roots[mine])) < 40
         assert row["distinct"] == len({tuple(v) for v in x})
-        assert row["log_z_error"] == result.log_z_error[g]
+        assert row["log_z_error"] == pytest.approx(float(result.log_z_error[g]), nan_ok=True)
         assert abs(row["reward"] - p @ problem.reward(result.x[mine]).double().numpy()) < 1e-9
         assert abs(row["holdout"] - p @ second(result.x[mine]).numpy()) < 1e-9
         assert not {"reward_gain", "holdout_gain"} & set(row)

@@ -57,7 +57,8 @@ def trace(records: Sequence[Record], groups: int, start: int) -> Trace:
     rows: list[dict[str, Any]] = []
     steps = zip(records, _roots(records), errors(records, groups, start), strict=True)
     for _, some in groupby(steps, key=lambda step: (len(step[0].log_w), len(step[1]))):
-        rows += _rows(*zip(*some, strict=True), groups)
+        these, roots, error = zip(*some, strict=True)
+        rows += _rows(these, roots, error, groups)
     return Trace(rows)
 
 
