@@ -204,7 +204,7 @@ def page(found: dict[str, Any]) -> str:
         seeds = "1 seed" if own["seeds"] == 1 else f"means of {own['seeds']} seeds"
         lines += ["", f"## {own['title']}", ""]
         lines += [f"{own['n']} samples, {own['steps']} steps, alpha = {own['alpha']:g}, {seeds}.", ""]
-        lines += ["| " + " | ".join(_NAMES.get(c, c) for c in columns) + " |", "|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join(str(_NAMES.get(c, c)) for c in columns) + " |", "|" + "---|" * len(columns)]
         lines += [
             "| " + " | ".join(f"{row[c]:g}" if c != "method" else str(row[c]) for c in columns) + " |"
             for row in own["rows"]

@@ -1,10 +1,10 @@
 """Design molecules with several objectives at once: drug-likeness, ease of synthesis, a logP near 2.5, no alerts.
 
     python examples/molecules.py --n 64 --out out/molecules
-    python examples/molecules.py --dock 2ITO --top 8        # and dock the best with AutoDock Vina: guidekit[docking]
+    python examples/molecules.py --dock EGFR --top 8        # and dock the best with AutoDock Vina: guidekit[docking]
 
-The objectives are brought to (0, 1) and multiplied, so that none is bought with another. Steered samples stand beside
-the best of as many candidates.
+The objectives are brought to (0, 1) and multiplied, so that a gain in one cannot make up for the loss of another. The
+steered samples are compared with the best of as many candidates.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import guidekit as gk
 from rewards import Cached, Reward, geometric_mean
 from rewards.molecules import QED, SA, Alerts, Docking, LogP, metrics
+from rewards.molecules.descriptors import canonical
 from rewards.transforms import DoubleSigmoid, ReverseSigmoid
 
 
@@ -25,11 +26,21 @@ def objectives() -> Reward:
     return geometric_mean([QED(), easy, soluble, harmless], [2.0, 1.0, 1.0, 0.5])
 
 
+def docking(target: str) -> Docking:
+    """The docking score of a target; a wrong name or a missing package is an error now, and not after the sampling."""
+    try:
+        found = Docking(target)
+        found([])
+    except (ValueError, ImportError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return found
+
+
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=64)
     parser.add_argument("--candidates", type=int, default=8)
-    parser.add_argument("--dock", help="a protein of rewards.molecules.docking.targets()")
+    parser.add_argument("--dock", type=docking, help="a target like EGFR; all are in docking.targets()")
     parser.add_argument("--top", type=int, default=8, help="molecules to dock")
     parser.add_argument("--out", type=Path, default=Path("out/molecules"))
     args = parser.parse_args(arguments)
@@ -47,14 +58,12 @@ def main(arguments=None) -> None:
             "diversity": metrics.internal_diversity(result.samples),
             "rows": result.cost.network_rows,
         }
-        print(
-            f"{name:10s}",
-            *(f"{k} {own[k]:.3f}" for k in ("reward", "QED", "SA", "logP", "uniqueness", "diversity", "rows")),
-        )
+        shown = ("reward", "QED", "SA", "logP", "uniqueness", "diversity", "rows")
+        print(f"{name:10s}", *(f"{k} {own[k]:.3f}" for k in shown))
     scores = reward(result.samples)
     order = scores.nan_to_num(-1.0).argsort(descending=True)[: args.top].tolist()
-    best = [result.samples[i] for i in order]
-    energies = Docking(args.dock)(best).tolist() if args.dock else [None] * len(best)
+    best = [canonical(result.samples[i]) or result.samples[i] for i in order]
+    energies = args.dock(best).tolist() if args.dock else [None] * len(best)
     with open(args.out / "best.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["smiles", "reward", "docking energy"])

@@ -87,7 +87,7 @@ def assert_same(a: gk.Result, b: gk.Result) -> None:
         assert one.dtype == two.dtype
         assert one.numpy().tobytes() == two.numpy().tobytes(), name
     assert a.config == b.config
-    for name in ("t", "ess", "resampled", "distinct", "mean_reward", "max_reward"):
+    for name in ("t", "ess", "resampled", "distinct", "mean_reward", "max_reward", "log_z_error"):
         assert torch.equal(a.trace[name].nan_to_num(7.5), b.trace[name].nan_to_num(7.5)), name
     assert a.cost.network_rows == b.cost.network_rows
     if a.x.is_floating_point():  # tokens that were scored before an interruption may be scored again

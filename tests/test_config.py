@@ -33,6 +33,9 @@ class Above:
     def __call__(self, samples):
         return (samples[:, 0] > self.edge).double()
 
+def labelled():
+    return gk.analytic.GaussianMixture([0.7, 0.3], [[-1.0, 0.0], [2.0, 1.0]], [0.5, 0.4], labels=[0, 1])
+
 def chains():
     letters = lambda x: ["".join("CNOF"[v] for v in row) for row in x.tolist()]
     return gk.MaskedModel(lambda x, t, c: torch.zeros(*x.shape, 4), vocab_size=4, length=4, decode=letters)
@@ -185,6 +188,48 @@ def test_transforms_come_behind_a_dot_and_say_themselves_what_is_good():
     assert part.weight == 3
     with pytest.raises(ConfigError, match="did you mean 'Sigmoid'"):
         sources.make_components(["sa.sigmod(2,5)"])
+
+
+def test_a_file_without_a_name_is_told_what_is_in_it(mine):
+    for text in ("mine.py", "mine.py:0.5", "mine.py(3)"):
+        with pytest.raises(ConfigError, match=r"as mine\.py:NAME \(it defines load, score, Above, labelled, chains\)"):
+            sources.make_components([text])
+    with pytest.raises(ConfigError, match=r"as none\.py:NAME$"):
+        sources.make_model("none.py")
+    with pytest.raises(ConfigError, match=r"there is no 'scor' in mine\.py; did you mean 'score'"):
+        sources.make_components(["mine.py:scor"])
+
+
+def test_a_neighbour_that_our_packages_hide_is_named(mine):
+    mine.with_name("rewards.py").write_text("def mine(samples):\n    return samples\n")
+    mine.with_name("uses.py").write_text("from rewards import mine\n")
+    with pytest.raises(ConfigError, match=r"rewards\.py has the name of a package of guidekit, so rename it"):
+        sources.make_components(["uses.py:mine"])
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "said"),
+    [
+        (
+            "fk",
+            ["SVDD", "FKSteering", "FKC.cfg", "FKC.tilt", "FKC.anneal"],
+            "did you mean 'FKSteering', 'FKC.cfg' or 'FKC.tilt'?",
+        ),
+        ("steering", ["SVDD", "FKSteering"], "did you mean 'FKSteering'?"),
+        ("x", ["SVDD", "CFG"], "choose from SVDD, CFG"),
+        ("x", ["low, low", "high"], "choose from 'low, low', 'high'"),
+        ("zzzz", [f"n{i}" for i in range(20)], "`guidekit list` shows all"),
+    ],
+)
+def test_what_may_be_meant_is_suggested(name, known, said):
+    with pytest.raises(ConfigError) as caught:
+        find(name, known, "thing")
+    assert str(caught.value) == f"there is no thing {name!r}; {said}"
+
+
+def test_names_of_conditions_are_quoted_for_they_hold_commas():
+    with pytest.raises(ConfigError, match="none of 'low QED, low logP', 'low QED, middle logP', "):
+        job.prepare(Config("molecules", cond=("drug",)))
 
 
 def test_equal_names_of_columns_are_made_to_differ():
@@ -344,6 +389,67 @@ def test_best_of_n_costs_about_what_the_run_costs(mine):
     assert means[1] == pytest.approx(float(outcome.best_of_n.x[:, 0].mean()))
 
 
+def test_a_best_of_one_is_the_unguided_run_and_left_out(mine):
+    """Feynman-Kac steering has as many network rows as the unguided model."""
+    outcome = Config("mine.py:load", ("mine.py:score",), ("fk_steering:alpha=1",), n=4, steps=4, compare=True).run()
+    assert [row["name"] for row in outcome.summary["rows"]] == ["unguided", "steered"]
+    assert outcome.best_of_n is None and outcome.summary["best_of"] is None
+
+
+def test_comparisons_keep_the_guides_that_only_bend_the_prediction(mine):
+    config = Config(
+        "mine.py:labelled", ("mine.py:score",), ("cfg:2", "svdd:candidates=3"), n=6, steps=5, cond=(1,), compare=True
+    )
+    outcome = config.run()
+    model = sources.make_model("mine.py:labelled")[0]
+    options = {"steps": 5, "cond": 1, "reward": lambda x: x[:, 0]}
+    base = gk.sample(model, 6, guides=[gk.CFG(2)], **options)
+    assert outcome.base is not None and outcome.best_of_n is not None
+    assert torch.equal(outcome.base.x, base.x)
+    assert not torch.equal(base.x, gk.sample(model, 6, **options).x)
+    best = gk.sample(model, 6, guides=[gk.CFG(2), gk.BestOfN(options["reward"], 3)], **options)
+    assert torch.equal(outcome.best_of_n.x, best.x)
+    assert [row["name"] for row in outcome.summary["rows"]] == ["CFG only", "best of N", "steered"]
+
+
+def test_a_run_of_bending_guides_alone_is_compared_with_the_model(mine):
+    outcome = Config("mine.py:labelled", (), ("cfg:2", "apg:2"), n=4, steps=4, cond=(1,), compare=True).run()
+    assert [row["name"] for row in outcome.summary["rows"]] == ["unguided", "steered"]
+    assert outcome.base is not None and outcome.base.cost.network_rows == 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("guides", "kept"),
+    [
+        (("cfg:2", "cads", "svdd"), ["CFG", "CADS"]),
+        (("cfg:scale=2,steer=true", "svdd"), []),
+        (("start_from:x=mine.py:x", "svdd"), ["StartFrom"]),
+        (("apg:2", "hallucination:alpha=1", "svdd"), ["APG"]),
+        (("resample", "fkc.anneal:beta=1.5", "dps", "best_of_n:n=2"), []),
+    ],
+)
+def test_what_comparisons_keep(mine, guides, kept):
+    mine.write_text(MODEL + "\nx = torch.zeros(2)\n")
+    reward = sources.total(sources.make_components(["mine.py:score"]))
+    made = [sources.make_guide(text, reward) for text in guides]
+    found = job.Job(Config("x"), None, None, [], reward, None, made, None, None)  # type: ignore[arg-type]
+    assert [type(guide).__name__ for guide in found.kept] == kept
+
+
+def test_guidance_without_a_condition_is_told_before_the_run(mine):
+    told = []
+    outcome = Config("mine.py:labelled", (), ("cfg:2",), n=4, steps=4).run(tell=told.append)
+    assert len(told) == 1 and "CFG compares the model at its condition with the model without one" in told[0]
+    assert outcome.summary["warnings"] == told
+    plain = Config("mine.py:labelled", (), (), n=4, steps=4).run()
+    assert torch.equal(outcome.result.x, plain.result.x)  # it says that nothing is changed
+    assert outcome.result.cost.network_rows == 2 * plain.result.cost.network_rows
+    for more in ({"cond": (1,)}, {"guides": ("cfg:1",)}, {"guides": ("compose:experts=1",)}):
+        told.clear()
+        Config("mine.py:labelled", **({"guides": ("cfg:2",), "n": 2, "steps": 3} | more)).run(tell=told.append)
+        assert told == []
+
+
 def test_a_search_of_a_config_is_that_of_python(mine):
     config = Config("mine.py:load", ("mine.py:score",), n=3, steps=5, search="random:candidates=4", budget="rounds=2")
     found = config.run().result
@@ -437,6 +543,109 @@ def test_a_finished_run_is_not_done_again_and_another_is_not_written_over(mine, 
     assert gk.load_result(out / "result").config["moves"] != first.result.config["moves"]
 
 
+def _bytes(out: Path, *names: str) -> list[bytes]:
+    return [(out / name / "tensors.safetensors").read_bytes() for name in names]
+
+
+@pytest.mark.parametrize("first, then", [({"search": 1}, {"search": 3}), ({"budget": 40}, {"budget": 120})])
+def test_a_search_goes_on_where_it_is_given_more_rounds_or_budget(mine, tmp_path, first, then):
+    def config(search=None, budget=None) -> Config:
+        strategy = "random:candidates=3" + (f",rounds={search}" if search else "")
+        more = {"search": strategy, "budget": f"calls={budget}" if budget else None}
+        return Config("mine.py:load", ("mine.py:score",), n=3, steps=4, compare=True, **more)
+
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    short = config(**first).run(out)
+    lines = (out / "search" / "evaluations.jsonl").read_text()
+    long, fresh = config(**then).run(out), config(**then).run(whole)
+    assert long.new
+    assert (out / "search" / "evaluations.jsonl").read_text().startswith(lines)
+    assert len((out / "search" / "evaluations.jsonl").read_text()) > len(lines)
+    assert _bytes(out, "result", "base", "best_of_n") == _bytes(whole, "result", "base", "best_of_n")
+    assert long.result.cost.network_rows == fresh.result.cost.network_rows > short.result.cost.network_rows
+    assert long.summary["best_of"] == fresh.summary["best_of"] > short.summary["best_of"]
+    assert (out / "run.toml").read_text() == (whole / "run.toml").read_text()
+    assert not config(**then).run(out).new
+    with pytest.raises(ConfigError, match="search was 'random"):
+        replace(config(**then), search="random:candidates=4,rounds=9").run(out)
+
+
+def test_the_folder_of_another_process_is_refused_at_once_and_a_dead_one_holds_nothing(mine, tmp_path, monkeypatch):
+    import subprocess
+    import sys
+
+    monkeypatch.setattr(running, "sample", lambda *a, **k: pytest.fail("sampled"))
+    out = tmp_path / "out"
+    hold = (
+        "import sys, time\nfrom pathlib import Path\nfrom guidekit.jobs.folder import owned\n"
+        "with owned(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
+    )
+    root = str(Path(__file__).parent.parent)
+    command = [sys.executable, "-c", hold, str(out)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=rf"out is in use by process {holder.pid} on .*another folder"):
+            _config().run(out, overwrite=overwrite)
+    holder.kill()
+    holder.communicate()
+    assert (out / ".lock").exists()  # it was left behind
+    monkeypatch.undo()
+    monkeypatch.chdir(mine.parent)
+    assert _config().run(out).new
+    assert not (out / ".lock").exists()
+
+
+def test_two_runs_of_one_process_do_not_share_a_folder_either(tmp_path):
+    with folder.owned(tmp_path / "a" / "b"):
+        with pytest.raises(ConfigError, match="in use by process"), folder.owned(tmp_path / "a" / "b"):
+            pass
+        with folder.owned(tmp_path / "other"):
+            pass
+    assert not (tmp_path / "a").exists()  # made for nothing
+    assert tmp_path.exists()
+
+
+def test_run_toml_names_files_as_seen_from_the_folder_so_that_both_can_be_moved(mine, tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    project.mkdir()
+    mine.rename(project / "mine.py")
+    monkeypatch.chdir(project)
+    first = _config().run(project / "out" / "one")
+    text = (project / "out" / "one" / "run.toml").read_text()
+    assert 'model = "../../mine.py:load"' in text and 'rewards = ["../../mine.py:score"]' in text
+    assert str(tmp_path) not in text
+    project.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    again = Config.load(tmp_path / "moved" / "out" / "one" / "run.toml").run(tmp_path / "two")
+    assert torch.equal(again.result.x, first.result.x)
+    assert not _rerun(tmp_path / "moved").new
+
+
+def _rerun(project: Path):
+    """The same command in the project, from its own folder."""
+    import os
+
+    here = Path.cwd()
+    os.chdir(project)
+    try:
+        return _config().run(project / "out" / "one")
+    finally:
+        os.chdir(here)
+
+
+def test_all_files_have_the_permissions_that_new_files_have(mine, tmp_path):
+    config = Config(
+        "mine.py:load", ("mine.py:score",), n=3, steps=4, search="random:candidates=3,rounds=1", compare=True
+    )
+    config.run(tmp_path / "out")
+    new = tmp_path / "new"
+    new.touch()
+    modes = {f.name: f.stat().st_mode for f in (tmp_path / "out").rglob("*") if f.is_file()}
+    assert {"best.safetensors", "tensors.safetensors", "summary.json"} <= set(modes)
+    assert set(modes.values()) == {new.stat().st_mode}
+
+
 def test_overwrite_with_a_wrong_config_deletes_nothing(mine, tmp_path):
     out = tmp_path / "out"
     _config().run(out)
@@ -466,7 +675,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_run(mine, monkeypatch):
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(mine, tmp_path, monkeypatch):
-    config = _config(steps=8, compare=True)
+    config = _config(steps=8, compare=True, guides=("svdd:candidates=2,alpha=1",))
     whole = config.run(tmp_path / "whole")
     out, seen = tmp_path / "out", []
 
@@ -566,7 +775,13 @@ def test_tensors_of_a_guide_come_from_a_file(mine):
     config = Config("mine.py:load", guides=("start_from:x=mine.py:x",), n=4, steps=4)
     model = sources.make_model("mine.py:load")[0]
     expected = gk.sample(model, 4, steps=4, guides=[gk.StartFrom(torch.full((4, 2), 7.0))])
-    assert torch.equal(config.run().result.x, expected.x)
+    found = config.run().result
+    assert torch.equal(found.x, expected.x)
+    assert found.memos[0].tolist() == [0, 1, 2, 3]
+    assert found.cost.network_rows == 4 * 2  # it begins half of the way, where the start still counts
+    near = replace(config, guides=("start_from:x=mine.py:x,level=0.25",)).run().result
+    assert not torch.equal(near.x, gk.sample(model, 4, steps=[0.25, 0.0]).x)
+    assert near.x.mean() > gk.sample(model, 4, steps=4).x.mean() + 1
 
 
 def test_pictures_and_arrays_are_described_by_all_their_values():

@@ -13,7 +13,8 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ import rewards
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOMAINS = ("molecules", "dna", "images")
 MODULES = [m.name for package in (gk, rewards) for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
 
 
@@ -123,6 +125,52 @@ def test_the_table_beside_diffusers_is_that_of_the_stored_run():
     assert "\n".join(lines) in (ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8")
 
 
+def public(module: ModuleType) -> dict[str, Any]:
+    """The public names of a module: those of `__all__`, or else what it defines itself; those of public modules too."""
+    own = [name for name, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__]
+    found: dict[str, Any] = {}
+    for name in getattr(module, "__all__", own):
+        value = getattr(module, name)
+        if isinstance(value, ModuleType):
+            found |= public(value)
+        elif not name.startswith("_"):
+            found[f"{module.__name__}.{name}"] = value
+    return found
+
+
+def described(name: str, value: Any) -> bool:
+    """Whether a member of a class is a public method or property with a docstring."""
+    method = isinstance(value, (FunctionType, property, staticmethod, classmethod))
+    return method and not name.startswith("_") and bool(value.__doc__)
+
+
+def path(value: Any) -> str:
+    """Where a class or function is defined."""
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+PUBLIC = {
+    name: value
+    for module in ("guidekit", "guidekit.report", "rewards", *(f"rewards.{part}" for part in ("transforms", *DOMAINS)))
+    for name, value in public(importlib.import_module(module)).items()
+    if isinstance(value, type) or callable(value)
+}
+HOOKED = (gk.Guide, gk.Run, gk.Population, gk.View, gk.Step, gk.Result)
+
+
+def test_the_reference_has_every_public_name():
+    shown = set(re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), re.M))
+    assert {path(owner) for owner in HOOKED} <= shown
+    missing = [name for name, value in PUBLIC.items() if not {path(value), value.__module__} & shown]
+    assert not missing, f"docs/reference.md lacks {', '.join(missing)}"
+
+
+def test_the_reference_shows_nothing_that_is_not_there():
+    for name in re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), re.M):
+        module, _, last = name.rpartition(".")
+        assert name in MODULES or hasattr(importlib.import_module(module), last), name
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
@@ -130,3 +178,10 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "best of 4" in (tmp_path / "site" / "results.html").read_text(encoding="utf-8")
+    reference = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
+    shown = set(re.findall(r'id="([\w.]+)"', reference))
+    helpers = ("check_", "blocked")  # of rewards.molecules.descriptors, which the page leaves out
+    names = {path(v) for v in PUBLIC.values() if not v.__name__.startswith(helpers)}
+    hooks = {f"{path(owner)}.{name}" for owner in HOOKED for name, v in vars(owner).items() if described(name, v)}
+    missing = sorted((names | hooks) - shown)
+    assert not missing, f"without a docstring, or not on the page: {', '.join(missing)}"

@@ -51,6 +51,16 @@ def test_an_example_runs(name: str, tmp_path, monkeypatch, capsys):
         assert line in out
 
 
+def test_a_target_that_cannot_be_docked_is_told_before_the_sampling(monkeypatch, capsys):
+    pytest.importorskip("dockstring")
+    monkeypatch.setattr(gk.zoo, "load", lambda *a: pytest.fail("a model was loaded"))
+    with pytest.raises(SystemExit) as caught:
+        ran("molecules", ["--dock", "2ITO"], monkeypatch, capsys)
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert "'2ITO'" in told and "EGFR" in told and "Traceback" not in told
+
+
 def test_examples_are_short():
     long = {p.name: n for p in EXAMPLES.glob("*.py") if (n := len(p.read_text(encoding="utf-8").splitlines())) > 80}
     assert not long

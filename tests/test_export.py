@@ -17,6 +17,7 @@ from guidekit.jobs.specs import ConfigError
 from guidekit.report import export
 from rewards import dna
 from rewards.molecules import metrics
+from rewards.molecules.descriptors import canonical
 
 
 def result(samples, rewards=None):
@@ -72,6 +73,23 @@ def test_molecules_are_written_so_that_rdkit_reads_them_back(tmp_path):
     assert mols[1].GetConformer().GetPositions().std() > 0.5
 
 
+def test_molecules_have_their_canonical_smiles_in_all_files(tmp_path):
+    from rdkit import Chem
+
+    export.write(tmp_path, result(["OCC", "C1=CC=CC=C1", "C1CC"]), "molecules", {}, [None])
+    assert (tmp_path / "samples.smi").read_text() == "CCO 00000\nc1ccccc1 00001\n"
+    assert [row["sample"] for row in read(tmp_path / "samples.csv")] == ["CCO", "c1ccccc1", "C1CC"]
+    mols = list(Chem.SDMolSupplier(str(tmp_path / "samples.sdf")))
+    assert [m.GetProp("SMILES") for m in mols] == ["CCO", "c1ccccc1"]
+
+
+def test_what_held_out_rewards_say_is_in_the_files_of_the_domain(tmp_path):
+    found = replace(result(["ACGT", "GGGG"], [1.0, 2.0]), holdout=torch.tensor([0.25, math.nan]).double())
+    export.write(tmp_path, found, "dna", {"GC": [0.5, 1.0]}, [None])
+    heads = [line for line in (tmp_path / "samples.fasta").read_text().splitlines() if line.startswith(">")]
+    assert heads == [">00000 GC=0.5 reward=1 holdout=0.25", ">00001 GC=1 reward=2"]
+
+
 def test_sequences_are_written_so_that_they_are_read_back(tmp_path):
     samples = ["ACGT" * 50, "AC>\nGT"]
     export.fasta(tmp_path / "s.fasta", samples, {"GC": [0.5, math.nan]}, ["a\n>b", None])
@@ -112,6 +130,70 @@ def test_files_of_every_kind_are_read(tmp_path):
     (tmp_path / "c.csv").write_text("x,y\n1,2\n")
     with pytest.raises(ValueError, match="a column sample"):
         export.read(tmp_path / "c.csv", "dna")
+
+
+def test_molecules_of_an_sdf_are_read_as_they_were_written(tmp_path):
+    smiles = ["CCO", "c1ccccc1O", "CC(=O)Nc1ccc(O)cc1"]
+    export.molecules(tmp_path, smiles, {})
+    assert export.read(tmp_path / "samples.sdf", "molecules") == [canonical(s) for s in smiles]
+    found, same = (evaluation.metrics(tmp_path / f"samples.{v}", "molecules", None, ["qed"]) for v in ("sdf", "smi"))
+    assert found == same and found["samples"] == 3 and found["validity"] == 1.0
+    text = (tmp_path / "samples.sdf").read_text()
+    broken = text.replace(" O   0", " Xx  0", 1)  # an atom that is none
+    (tmp_path / "broken.sdf").write_text(broken)
+    assert export.read(tmp_path / "broken.sdf", "molecules") == ["", *(canonical(s) for s in smiles[1:])]
+    (tmp_path / "one.mol").write_text(text.split("M  END")[0] + "M  END\n")
+    assert export.read(tmp_path / "one.mol", "molecules") == ["CCO"]
+    with pytest.raises(ConfigError, match="an SDF file holds molecules, not dna"):
+        evaluation.metrics(tmp_path / "samples.sdf", "dna", None, [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id,SMILES\n1,CCO\n2,c1ccccc1\n",
+        "\ufeffsmiles\nCCO\nc1ccccc1\n",
+        "name;Canonical_SMILES;x\n'a;b';CCO;1\nb;c1ccccc1;2\n",
+        "name\tsmiles\na\tCCO\nb\tc1ccccc1\n",
+        'name,smiles\n"two\nlines",CCO\nb,c1ccccc1\n',
+        "sequence,smiles\nACGT,CCO\nACGT,c1ccccc1\n",
+    ],
+    ids=["upper case", "byte order mark", "semicolons", "tabs", "quoted lines", "both"],
+)
+def test_a_table_is_read_by_its_column_of_smiles(tmp_path, text):
+    if text.startswith("name;"):
+        text = text.replace("'a;b'", '"a;b"')
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    assert export.read(tmp_path / "a.csv", "molecules") == ["CCO", "c1ccccc1"]
+
+
+def test_a_line_that_names_the_column_is_no_molecule(tmp_path):
+    (tmp_path / "a.smi").write_text("smiles name\nCCO ethanol\n")
+    assert export.read(tmp_path / "a.smi", "molecules") == ["CCO"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "domain", "said"),
+    [
+        ("a.csv", "smiles\nCCO\nCCN\n", "dna", "its column 'smiles' holds molecules, not dna"),
+        ("a.csv", "sequence\nACGT\n", "molecules", "its column 'sequence' holds DNA, not molecules"),
+        ("a.csv", "sample\nCCO\nc1ccccc1\n", "dna", "'CCO' is no DNA; for molecules give --domain molecules"),
+        ("a.smi", "CC(=O)O\nCCO\nCCN\n", "dna", r"'CC\(=O\)O' is no DNA"),
+        ("a.fa", ">x\nMKVLAAGIVE\n", "dna", "'MKVLAAGIVE' is no DNA"),
+        ("a.fa", ">x\nACGTACGT\n>y\nGGCATT\n", "molecules", "'ACGTACGT' is DNA: give --domain dna"),
+    ],
+)
+def test_a_file_of_another_domain_is_refused(tmp_path, name, text, domain, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        evaluation.metrics(tmp_path / name, domain, None, [])
+
+
+def test_molecules_that_could_be_letters_of_dna_and_ambiguous_dna_are_evaluated(tmp_path):
+    (tmp_path / "a.smi").write_text("CCN\nCNC\nCCCCCC\nCS\n")
+    assert evaluation.metrics(tmp_path / "a.smi", "molecules", None, [])["validity"] == 1.0
+    (tmp_path / "a.fa").write_text(">x\nACGTNRYK\n>y\nacgu-acgu\n")
+    assert evaluation.metrics(tmp_path / "a.fa", "dna", None, [])["samples"] == 2
 
 
 def test_metrics_of_a_file_are_those_of_the_rewards(tmp_path):

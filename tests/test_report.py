@@ -750,7 +750,10 @@ def test_a_reward_that_is_the_same_for_all_samples_is_flagged(own, tmp_path):
     found = config(own, "right", "nothing:0.5", "clipped:0").run(tmp_path / "out", report=True)
     assert found.summary["constant"] == ["nothing", "clipped"]
     hints = [w for w in found.summary["warnings"] if "for all" in w]
-    assert hints == ["the reward 'nothing' is 0.25 for all 36 samples, unguided ones included, so it steers nothing"]
+    count = 12 * len(found.summary["rows"])
+    assert count >= 24 and hints == [
+        f"the reward 'nothing' is 0.25 for all {count} samples, unguided ones included, so it steers nothing"
+    ]
     page = parsed((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert hints[0] in page.text and [a.get("class") for _, a in page.elements].count("tag") == 2
     flagged = [a for tag, a in page.elements if tag == "th" and (a.get("title") or "").startswith("constant")]

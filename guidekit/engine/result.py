@@ -48,8 +48,8 @@ class Result:
     ancestors    (steps, rows of the run): for each step and row, the row of the step before from which it descends
     row          the row of the run that each sample is, for ancestors and noise; see `lineage`
     trace        one dict per step with t, ess, entropy (of the weights, in nats), resampled, distinct, mean_reward,
-                 max_reward (a list with one entry per group) and seconds; distinct counts the starting particles that
-                 still have descendants
+                 max_reward, log_z_error (a list with one entry per group) and seconds; distinct counts the starting
+                 particles that still have descendants, log_z_error is of the mean weight up to there
     cost         .network_rows, .network_calls, .reward_calls (distinct samples scored), .unscored, .seconds
     noise        the starting noise of each sample
     holdout      what a reward that took no part in the run says of the samples, or None
@@ -104,22 +104,19 @@ class Result:
 
     @property
     def log_z_error(self) -> Tensor:
-        """Standard error of log_z for each group, from this one run.
+        """Standard error of log_z for each group by this one run, whatever the resampler, local selections included.
 
-        Lee and Whiteley (2018), https://arxiv.org/abs/1509.00394: with W_e the weight of all that descends from the
-        starting particle e and R the times that the group was resampled, Var(Z^)/Z^2 is estimated by
-        1 - (N/(N-1))^(R+1) (1 - sum_e W_e^2). Where one ancestor is left it says 1 or more: not to be trusted then.
-        Exact in the mean for multinomial resampling; local selections (SVDD) are not counted as resampling.
+        A family is what descends from one starting particle, and dM_b what its share of the weight changes by in a
+        move. Var(Z^)/Z^2 is estimated by the sum over families of (sum over moves of sqrt(c) dM_b)^2: the jumps that
+        resampling makes are left out, and c is N/(N - 1), and more after each resampling. The derivation is in
+        `guidekit.engine.variance`, after Lee and Whiteley (2018), https://arxiv.org/abs/1509.00394.
+
+        NaN where fewer than five families are left, and for one particle. Like log_z it is too small where the run met
+        too few of the rare particles that make up most of Z. That of the whole run, also after `best` and `resample`.
         """
-        n, root = len(self) // self.groups, self._by_group(self.lineage()[0])
-        if n < 2:
-            return torch.full((self.groups,), torch.nan, dtype=torch.float64)
-        same = (root[:, :, None] == root[:, None, :]).double()
-        w = self._by_group(self.weights)
-        together = torch.einsum("gi,gij,gj->g", w, same, w)
-        resampled = self.trace["resampled"].double().sum(0).to(w)
-        relative = 1 - (n / (n - 1)) ** (resampled + 1) * (1 - together)
-        return relative.clamp(min=0).sqrt()
+        found = self.trace[-1].get("log_z_error") if self.trace else None
+        found = [torch.nan] * self.groups if found is None else found
+        return torch.tensor(found, dtype=torch.float64, device=self.log_weights.device)
 
     def summary(self, base: Result | None = None) -> list[dict[str, float]]:
         """One row of diagnostics for each group; against an unguided result also the gains, in its standard deviations.

@@ -210,7 +210,7 @@ class Run:
             )
         traced = [seat.guide.traced(pop, step.own(seat.name, seat.place)) for seat in acts.traced]
         more = {k: pop.by_group(v).nanmean(1) for found in traced for k, v in found.items()}
-        self.records.append(Record(step.t, self.seconds, log_w, pop.parent, pop.rewards, more))
+        self.records.append(Record(step.t, self.seconds, log_w, pop.log_w, pop.parent, pop.rewards, more))
         self.score.forget()
         return pop
 
@@ -357,7 +357,7 @@ class Run:
             group=pop.group,
             log_weights=pop.log_w,
             ancestors=ancestors(self.records),
-            trace=trace(self.records, self.groups),
+            trace=trace(self.records, self.groups, self.steps[0].n),
             cost=self.cost,
             row=torch.arange(len(pop), device=pop.x.device),
             noise=self.start_noise(pop.root),

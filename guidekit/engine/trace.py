@@ -13,6 +13,7 @@ from ..errors import NetworkError
 from ..solvers import Move
 from .population import effective_size, entropy
 from .result import Trace
+from .variance import errors
 from .view import View
 
 
@@ -22,6 +23,7 @@ class Record(NamedTuple):
     t: float
     seconds: float
     log_w: Tensor
+    left: Tensor  # log-weights of the survivors
     parent: Tensor
     rewards: Tensor
     more: dict[str, Tensor]  # what guides want to have traced, (groups,)
@@ -49,17 +51,20 @@ class Fault(NamedTuple):
         )
 
 
-def trace(records: Sequence[Record], groups: int) -> Trace:
-    """The records as plain rows. Only here the device is waited for."""
+def trace(records: Sequence[Record], groups: int, start: int) -> Trace:
+    """The records as plain rows, of a run that began with `start` particles in each group. Only here the device is
+    waited for."""
     rows: list[dict[str, Any]] = []
-    alike = groupby(zip(records, _roots(records), strict=True), key=lambda r: (len(r[0].log_w), len(r[1])))
-    for _, some in alike:
-        these, roots = zip(*some, strict=True)
-        rows += _rows(these, roots, groups)
+    steps = zip(records, _roots(records), errors(records, groups, start), strict=True)
+    for _, some in groupby(steps, key=lambda step: (len(step[0].log_w), len(step[1]))):
+        these, roots, error = zip(*some, strict=True)
+        rows += _rows(these, roots, error, groups)
     return Trace(rows)
 
 
-def _rows(records: Sequence[Record], roots: Sequence[Tensor], groups: int) -> list[dict[str, Any]]:
+def _rows(
+    records: Sequence[Record], roots: Sequence[Tensor], error: Sequence[Tensor], groups: int
+) -> list[dict[str, Any]]:
     """Rows of records of one size."""
     log_w, parent, rewards, origin = (
         torch.stack(v).view(len(records), groups, -1)
@@ -73,6 +78,7 @@ def _rows(records: Sequence[Record], roots: Sequence[Tensor], groups: int) -> li
         "distinct": 1 + origin.sort(-1).values.diff().ne(0).sum(-1),
         "mean_reward": rewards.nanmean(-1),
         "max_reward": torch.where(rewards.isnan().all(-1), torch.nan, best),
+        "log_z_error": torch.stack(list(error)),
         **{k: torch.stack([r.more[k] for r in records]) for k in records[0].more},
     }
     values = zip(*(v.tolist() for v in columns.values()), strict=True)

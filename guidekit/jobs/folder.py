@@ -134,9 +134,8 @@ def check_folder(out: Path, config: Config, overwrite: bool) -> None:
 
 def _difference(was: Config, now: Config) -> str | None:
     """A key in which two runs differ, apart from their titles, micro-batches and the length of a search."""
-    apart = {"title": None, "batch_size": None, "budget": None, "search": None}
-    a, b = (vars(replace(c, **apart)) | {"search": _endless(c)} for c in (was, now))
-    return next((k for k in a if a[k] != b[k]), None)
+    a, b = (vars(c) | {"search": _endless(c)} for c in (was, now))
+    return next((k for k in a if k not in ("title", "batch_size", "budget") and a[k] != b[k]), None)
 
 
 def _endless(config: Config) -> Any:

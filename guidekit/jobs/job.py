@@ -84,8 +84,7 @@ class Job:
 def _only_bends(guide: Guide) -> bool:
     """Whether a guide acts on predictions, conditions or starts alone, without a reward, weights or selections."""
     selects = any(map(guide.has, ("plan", "noise", "weigh", "select")))
-    weighs = guide.has("log_weight") and not guide.has("begin")  # one that begins remembers from where
-    return guide.judge is None and not (guide.steer or selects or weighs)
+    return guide.judge is None and not (guide.steer or selects or "weights" in guide.card.changes)
 
 
 def prepare(config: Config) -> Job:

@@ -1,7 +1,7 @@
 """Networks: finding the torch modules inside any callable, and lending them to a run.
 
 A user's network may be a module, a closure over one, a method or a partial. A run needs the modules behind it, to put
-them into evaluation mode while it lasts and to give them back as they were.
+them into evaluation mode and to restore them afterwards.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _lending = Lock()
 
 
 def networks_in(*holders: Any) -> list[nn.Module]:
-    """The modules that some callables hold: in their variables, their object or that object's attributes, also several
-    in a list or dict, and in the rewards of which a reward is made."""
+    """The modules that callables hold: in their variables, their object, or the attributes of that object; also several
+    in a list or dict, and those in the rewards of which a reward is made."""
     return list(dict.fromkeys(m for holder in holders for m in _found(holder, 4)))
 
 
 def kind_of(networks: Sequence[nn.Module]) -> tuple[torch.dtype | None, torch.device]:
-    """Floating dtype and device of networks: those of the first floating parameter or buffer."""
+    """Floating-point dtype and device of networks: those of the first floating-point parameter or buffer."""
     for v in (v for m in networks for v in [*m.parameters(), *m.buffers()]):
         if v.is_floating_point():
             return v.dtype, v.device
@@ -38,9 +38,9 @@ def kind_of(networks: Sequence[nn.Module]) -> tuple[torch.dtype | None, torch.de
 
 @contextmanager
 def lent(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Put networks into evaluation mode without parameter gradients, and afterwards back as they were.
+    """A context with networks in evaluation mode and without parameter gradients; restores them afterwards.
 
-    Runs in several threads may share one network; the last one to end gives it back.
+    Runs in several threads may share a network; the last one to end restores it.
     """
     modules = dict.fromkeys(m for net in networks for m in net.modules())
     things = [*modules, *dict.fromkeys(p for m in modules for p in m.parameters(recurse=False))]

@@ -1,7 +1,7 @@
 r"""Noise schedules: x_t = alpha(t) x_0 + sigma(t) z, with t = 1 noise and t = 0 data.
 
-A schedule is a callable t -> (alpha, sigma). At t = 0 it gives exactly (1, 0), whatever its smallest noise
-level is: that is where samples come out. One class of process, `guidekit.process.Gaussian`, serves them all.
+A schedule is a callable t -> (alpha, sigma). At t = 0 it returns exactly (1, 0), whatever its smallest noise level is,
+so that samples are free of noise. One class of process, `guidekit.process.Gaussian`, serves all schedules.
 
 | schedule | alpha(t) | sigma(t) | kind |
 |---|---|---|---|
@@ -11,7 +11,7 @@ level is: that is where samples come out. One class of process, `guidekit.proces
 | VE | 1 | sigma_min (sigma_max/sigma_min)^t | variance exploding (Song et al., 2021) |
 | EDM | 1 | (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho | Karras et al., 2022 |
 
-Networks receive t in [0, 1]; one that was trained on sigma or on step numbers is wrapped in a line, e.g.
+Networks receive t in [0, 1]. Wrap one that was trained on sigma or on step numbers, for example as
 `lambda x, t, c: net(x, gk.schedules.EDM()(t)[1], c)`.
 """
 
@@ -28,13 +28,15 @@ from torch import Tensor
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Anything that maps times to (alpha, sigma), with the signal-to-noise ratio falling in t."""
+    """Any callable from times to (alpha, sigma) whose signal-to-noise ratio decreases in t."""
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Cosine:
+    """Variance preserving, alpha = cos(pi t/2): the default."""
+
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = torch.as_tensor(t)
         return ((1 - t) * (math.pi / 2)).sin(), (t * (math.pi / 2)).sin()  # exact at both ends
@@ -42,6 +44,8 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Linear:
+    """Variance preserving, with beta rising linearly in t, as in DDPM and its SDE."""
+
     beta_min: float = 0.1
     beta_max: float = 20.0
 
@@ -53,6 +57,8 @@ class Linear:
 
 @dataclass(frozen=True)
 class Flow:
+    """Rectified flow, alpha = 1 - t and sigma = t."""
+
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = torch.as_tensor(t)
         return 1 - t, t
@@ -60,6 +66,8 @@ class Flow:
 
 @dataclass(frozen=True)
 class VE:
+    """Variance exploding: alpha = 1, and sigma rises geometrically from sigma_min to sigma_max."""
+
     sigma_min: float = 0.01
     sigma_max: float = 50.0
 
@@ -71,6 +79,8 @@ class VE:
 
 @dataclass(frozen=True)
 class EDM:
+    """The noise levels of EDM: alpha = 1, and sigma^(1/rho) is linear in t."""
+
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0

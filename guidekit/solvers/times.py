@@ -1,13 +1,13 @@
-r"""Time grids: where the steps of a run lie. Each takes a schedule and a number of steps and returns steps + 1
-times from t_max down to 0.
+r"""Time grids: where the steps of a run lie. A grid maps a schedule and a number of steps to steps + 1 times, from
+t_max down to 0.
 
     uniform    t_i = t_max (1 - i/N)
-    cosine     t_i = t_max cos(pi i / 2N): dense near noise; for masked tokens few are unmasked at first
+    cosine     t_i = t_max cos(pi i / 2N): dense near noise, so that few masked tokens are unmasked in the first steps
     log_snr    log(alpha/sigma) evenly spaced (Lu et al., 2022), then a last step to 0
     karras     (sigma/alpha)^(1/rho) evenly spaced, rho = 7 (Karras et al., 2022), then a last step to 0
 
-The last two need a schedule. Where its sigma/alpha begins at infinity they take 200, where it ends at zero 0.002.
-`restart` makes times that go up again, for any process.
+The last two need a schedule. If its sigma/alpha starts at infinity they start at 200 instead, and if it ends at zero
+they space the levels down to 0.002. `restart` makes times that go up again, for any process.
 """
 
 from __future__ import annotations
@@ -27,18 +27,23 @@ _LOW, _HIGH = 0.002, 200.0
 
 
 def uniform(schedule: Schedule | None, steps: int, t_max: float = 1.0) -> list[float]:
+    """Evenly spaced times: the default."""
     return [t_max * (1 - i / steps) for i in range(steps)] + [0.0]
 
 
 def cosine(schedule: Schedule | None, steps: int, t_max: float = 1.0) -> list[float]:
+    """Times that are dense near noise, for any process."""
     return [t_max * math.cos(math.pi * i / (2 * steps)) for i in range(steps)] + [0.0]
 
 
 def log_snr(schedule: Schedule | None, steps: int, t_max: float = 1.0) -> list[float]:
+    """Times evenly spaced in the logarithm of the signal-to-noise ratio; it suits second-order solvers."""
     return _spaced(schedule, steps, t_max, "log_snr", lambda low, high, u: high ** (1 - u) * low**u)
 
 
 def karras(schedule: Schedule | None, steps: int, t_max: float = 1.0, rho: float = 7.0) -> list[float]:
+    """The noise levels of EDM: evenly spaced in (sigma/alpha)^(1/rho)."""
+
     def between(low: float, high: float, u: Tensor) -> Tensor:
         return (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
@@ -48,10 +53,10 @@ def karras(schedule: Schedule | None, steps: int, t_max: float = 1.0, rho: float
 def restart(
     steps: int, low: float = 0.1, high: float = 0.4, count: int = 2, inner: int | None = None, t_max: float = 1.0
 ) -> list[float]:
-    """Times that go up again (Restart sampling, Xu et al., 2023, https://arxiv.org/abs/2306.14878), for `steps=`.
+    """Times that go up again, for `steps=`: Restart sampling (Xu et al., 2023, https://arxiv.org/abs/2306.14878).
 
-    From t_max to low, then `count` times up to high by noising and down again in `inner` steps, then from low to 0.
-    A deterministic solver so forgets the errors that it made above `low`, at the small cost of some more steps.
+    They go from t_max to low, then `count` times up to high by noising and down again in `inner` steps, then from low
+    to 0. A deterministic solver thus forgets the errors it made above `low`, at the small cost of a few more steps.
 
     >>> restart(4, low=0.25, high=0.5, count=1, inner=2)
     [1.0, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.0]
