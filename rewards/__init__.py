@@ -1,4 +1,4 @@
-"""Rewards for generated images, molecules and DNA: callables from samples to one float each."""
+"""Rewards of generated molecules, DNA and images: callables from a batch of samples to one float per sample."""
 
 from .base import Each, Reward, RewardError, RewardWarning, as_reward
 from .cached import Cached

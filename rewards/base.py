@@ -1,8 +1,8 @@
-"""A reward: samples in, one float each out, in order, NaN where a sample could not be scored.
+"""Rewards: a batch of samples in, one float per sample out, in order, with NaN for a sample that cannot be scored.
 
 Plain functions are rewards too; `as_reward` wraps them. Whatever the user's code returns is checked once, here. A plain
-function that raises for a batch is asked again sample by sample: what raises then costs its own sample only.
-Rewards are added, multiplied and transformed, and hold nothing that cannot be sent to another process.
+function that raises on a batch is called again sample by sample, and only the samples on which it raises are lost.
+Rewards can be added, multiplied and transformed, and sent to other processes.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class RewardError(RuntimeError):
 
 
 class RewardWarning(UserWarning):
-    """A reward could not score some samples for a reason that it did not expect."""
+    """A reward failed on some samples for an unexpected reason; their scores are NaN."""
 
 
 class Reward:
-    """Base of all rewards: a subclass says how to `score`.
+    """Base of all rewards: a subclass implements `score`.
 
-    name               what tables and errors call it
-    differentiable     whether gradients flow from the scores to the samples; None where nobody has said
-    higher_is_better   what reports take for good; guides always climb, so steer by -reward where it is False
+    name               its name in tables and errors
+    differentiable     whether gradients flow from the scores to the samples; None if unknown
+    higher_is_better   which direction reports take for good; guides always climb, so steer by -reward if it is False
     unit               of the scores, or ""
 
     >>> length = as_reward(lambda samples: [len(s) for s in samples])
@@ -50,11 +50,11 @@ class Reward:
     unit: str = ""
 
     def score(self, samples: Any) -> Any:
-        """One number for each sample, in order; NaN where it cannot be scored."""
+        """One number per sample, in order; NaN for a sample that cannot be scored."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to score")
 
     def inside(self) -> tuple[Reward, ...]:
-        """The rewards that it is made of; none where it scores by itself."""
+        """The rewards that it is made of; none if it scores by itself."""
         return ()
 
     def __call__(self, samples: Any) -> Tensor:
@@ -79,7 +79,7 @@ class Reward:
         return other
 
     def transformed(self, transform: Callable[[Tensor], Tensor], name: str | None = None) -> Reward:
-        """transform(score), as of `rewards.transforms`; NaN stays NaN."""
+        """transform(score), for example one of `rewards.transforms`; NaN stays NaN."""
         return Transformed(self, transform, name)
 
     def __add__(self, other: Any) -> Reward:
@@ -112,11 +112,12 @@ strict = threading.local()  # strict.on: in this thread an Each raises what a sa
 
 @dataclass
 class Listener:
-    """What somebody who calls a reward many times hears of its failures.
+    """Collects the failures of rewards that are called many times, as in a run.
 
-    told       names of rewards whose failures were warned of: once is enough
+    told       names of rewards whose failures have been warned of: once is enough
     answered   whether a plain function has scored anything
-    error      of a plain function that raised on every sample of a call, the first; without a listener it is raised
+    error      the first error of a plain function that raised on every sample of a call; without a listener it is
+               raised
     """
 
     told: set[str] = field(default_factory=set)
@@ -124,7 +125,7 @@ class Listener:
     error: RewardError | None = None
 
     def settle(self) -> None:
-        """Raise the error of one that has scored nothing so far, or warn of it."""
+        """Raise the error of a function that has scored nothing so far, or warn about it."""
         error, self.error = self.error, None
         if error is not None and not self.answered:
             raise error
@@ -138,7 +139,7 @@ _listening = threading.local()
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Within it, plain functions of this thread report their failures to the listener."""
+    """A context in which plain functions of this thread report their failures to the listener."""
     before, _listening.now = getattr(_listening, "now", None), listener
     try:
         yield
@@ -147,7 +148,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def _warn(name: str, text: str) -> None:
-    """Say that samples were lost, to one who listens only the first time."""
+    """Warn that samples were lost; with a listener only the first time."""
     listener = getattr(_listening, "now", None)
     if listener is not None and name in listener.told:
         return
@@ -161,11 +162,11 @@ def _text(error: BaseException | None) -> str:
 
 
 class Each(Reward):
-    """A reward of samples one by one: a subclass says how to score `one`. What raises costs its own sample only, is
-    NaN and is told in one `RewardWarning`."""
+    """A reward that scores samples one by one: a subclass implements `one`. A sample on which it raises is NaN, and one
+    `RewardWarning` tells how many there were."""
 
     def one(self, sample: Any) -> float:
-        """The score of one sample, NaN where it has none."""
+        """The score of one sample, or NaN."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to score one sample")
 
     def score(self, samples: Any) -> list[float]:
@@ -188,8 +189,8 @@ class Each(Reward):
 
 
 class Function(Reward):
-    """A plain function of samples as a reward. Where it raises for a batch it is asked again sample by sample, and a
-    sample that it raises on is NaN, which is told in a `RewardWarning`; where it raises on all of them so does this."""
+    """A plain function of samples as a reward. If it raises on a batch it is called again sample by sample; the samples
+    on which it raises are NaN, with a `RewardWarning`. If it raises on all of them, the error is raised."""
 
     def __init__(self, function: Callable[[Any], Any], name: str | None = None, differentiable: bool | None = None):
         self.function = function
@@ -224,7 +225,7 @@ class Function(Reward):
             raise
 
     def _one_by_one(self, samples: Any, error: Exception, listener: Listener | None) -> Tensor:
-        """The scores of the samples on their own, given what the function raised for all of them together."""
+        """The scores of the samples one by one, given the error that the function raised for all of them together."""
         count = len(samples)
         found = [self._alone(samples, i) for i in range(count)] if count > 1 else [error]
         errors = [v for v in found if isinstance(v, Exception)]
@@ -342,7 +343,7 @@ _lending = threading.Lock()
 
 @contextmanager
 def evaluating(network: Any) -> Iterator[None]:
-    """A network in evaluation mode with constant parameters; once no thread evaluates it any more, as it was."""
+    """A context with a network in evaluation mode and constant parameters; restored when no thread uses it any more."""
     if not isinstance(network, nn.Module):
         yield
         return
@@ -365,7 +366,7 @@ def evaluating(network: Any) -> Iterator[None]:
 
 
 def needs(module: str, extra: str, why: str) -> Any:
-    """Import an optional package on first use, or say which extra of guidekit brings it."""
+    """Import an optional package on first use, or raise an error that says which extra of guidekit installs it."""
     import importlib
 
     try:
@@ -375,7 +376,7 @@ def needs(module: str, extra: str, why: str) -> Any:
 
 
 def _checked(scores: Any, count: int, name: str) -> Tensor:
-    """The scores as a float tensor, or an error that says what came instead."""
+    """The scores as a float tensor, or an error that says what was returned instead."""
     if not isinstance(scores, Tensor):
         try:
             if isinstance(scores, (Mapping, Set, str)):

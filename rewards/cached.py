@@ -1,8 +1,8 @@
-r"""Scores that are remembered, in memory or in a file that several processes may share.
+r"""Cached scores, in memory or in a file that several processes may share.
 
-Samples are told apart by their content: molecules by canonical SMILES, sequences in upper case, images by their eight
-bits a channel, everything else as it is. Equal samples cost one call. Scores are written as they come (in one
-transaction for each chunk), so that a kill loses none that was returned; samples without a score are asked for again.
+Samples are compared by their content: molecules by canonical SMILES, sequences in upper case, images at eight bits per
+channel, everything else as it is. Equal samples cost one call. Scores are written as they arrive (in one transaction
+per chunk), so an interruption loses none that was returned; samples without a score are tried again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def caches(reward: Reward) -> list[Cached] | None:
 
 
 def canonical_smiles(sample: Any) -> str:
-    """Canonical SMILES; of what is no molecule the text itself."""
+    """Canonical SMILES, or the text itself if it is not a molecule."""
     from .molecules.descriptors import canonical
 
     found = canonical(sample)
@@ -43,12 +43,12 @@ def canonical_smiles(sample: Any) -> str:
 
 
 def sequence(sample: Any) -> str:
-    """In upper case, with T for U."""
+    """The sequence in upper case, with T for U."""
     return str(sample).strip().upper().replace("U", "T") if isinstance(sample, str) else content(sample)
 
 
 def image(sample: Any) -> str:
-    """The hash of a picture in eight bits a channel; numbers are read as of [0, 1]."""
+    """The hash of an image at eight bits per channel; floats are taken to be in [0, 1]."""
     if not isinstance(sample, Tensor):
         return content(sample)
     eight = sample if sample.dtype == torch.uint8 else (sample.detach().clamp(0, 1) * 255).round().to(torch.uint8)
@@ -56,7 +56,7 @@ def image(sample: Any) -> str:
 
 
 def content(sample: Any) -> str:
-    """A text as it is, and the hash of anything with bytes."""
+    """A text as it is, or the hash of anything that has bytes."""
     if isinstance(sample, str):
         return sample
     if isinstance(sample, Tensor):
@@ -71,15 +71,15 @@ KEYS: dict[str, Key] = {"smiles": canonical_smiles, "sequence": sequence, "image
 
 
 class Cached(Reward):
-    """A reward that is asked once for each distinct sample.
+    """A reward that is called once for each distinct sample.
 
-    path    a file (SQLite) to keep the scores in; several processes may use it at once. None: memory
-    key     "smiles" | "sequence" | "image" | "content" or a function sample -> text; None: what the reward says of its
-            samples (its attribute `content`), else "content"
-    name    under which the file knows the reward: give another one where the reward has changed
-    chunk   samples that are sent to the reward, and written, at a time
+    path    a file (SQLite) that keeps the scores; several processes may use it at once. None keeps them in memory
+    key     how samples are compared: "smiles" | "sequence" | "image" | "content" or a function sample -> text. None is
+            what the reward says of its samples (its attribute `content`), otherwise "content"
+    name    the reward's name in the file: use another one when the reward has changed
+    chunk   number of samples that are sent to the reward, and written, at a time
 
-    `calls` counts distinct samples that were sent, `hits` those that were not. Scores come without gradients.
+    `calls` counts distinct samples that were sent, `hits` those that were not. Scores have no gradients.
 
     >>> calls = []
     >>> cached = Cached(lambda texts: [calls.append(t) or len(t) for t in texts])
@@ -113,7 +113,7 @@ class Cached(Reward):
                 file.execute("CREATE TABLE IF NOT EXISTS scores (reward, sample, score, PRIMARY KEY (reward, sample))")
 
     def identity(self) -> Any:
-        """What decides its scores, and not what it has seen so far."""
+        """What decides its scores, as opposed to what it has seen so far."""
         return self.reward
 
     def score(self, samples: Any) -> list[float]:
@@ -143,7 +143,7 @@ class Cached(Reward):
             yield part, self.reward(pick(part)).tolist()
 
     def _recall(self, names: list[str]) -> None:
-        """What the file knows of these."""
+        """Read the scores that the file has for these samples."""
         if self.path is None:
             return
         asked = [n for n in names if n not in self._memory]

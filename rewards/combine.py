@@ -1,7 +1,7 @@
-r"""Several rewards in one: means that leave out what is unknown, hard filters, Pareto ranks.
+r"""Combinations of rewards: means that leave out unknown endpoints, hard filters, Pareto ranks.
 
-Where some endpoints of a sample are NaN the others count alone, with their weights grown to make up for it; a sample
-is NaN where all of them are.
+If some endpoints of a sample are NaN, the others count alone, with renormalised weights; a sample is NaN if all of its
+endpoints are.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Weighted(Reward):
 
 
 def weighted_sum(rewards: Sequence[Any], weights: Sequence[float] | None = None) -> Reward:
-    """sum_i w_i r_i; of the known endpoints alone times sum w / sum of their w.
+    """sum_i w_i r_i; if endpoints are unknown, the sum over the others times sum w / (sum of their w).
 
     >>> weighted_sum([len, len], [2.0, 1.0]).name
     'weighted_sum(len, len)'
@@ -70,7 +70,7 @@ def geometric_mean(rewards: Sequence[Any], weights: Sequence[float] | None = Non
 
 
 class Filtered(Reward):
-    """A reward of those samples that pass; see `filtered`."""
+    """A reward of the samples that pass filters; see `filtered`."""
 
     def __init__(self, reward: Any, filters: Sequence[Callable[[Any], Any]], otherwise: float):
         self.reward, self.filters, self.otherwise = as_reward(reward), [as_reward(f) for f in filters], float(otherwise)
@@ -94,9 +94,10 @@ class Filtered(Reward):
 
 
 def filtered(reward: Any, *filters: Any, otherwise: float = 0.0) -> Reward:
-    """The reward where every filter is positive, `otherwise` elsewhere; those who fail are not sent to the reward.
+    """The reward of samples for which every filter is positive, and `otherwise` for the rest.
 
-    Where a filter itself is NaN so is the score. A filter is a reward, like `Alerts().transformed(LeftStep(0))`.
+    Samples that fail are not sent to the reward. If a filter itself is NaN, so is the score. A filter is a reward, like
+    `Alerts().transformed(LeftStep(0))`.
 
     >>> short = lambda texts: [len(s) < 4 for s in texts]
     >>> filtered(lambda texts: [len(s) for s in texts], short)(["CC", "CCCCC"])
@@ -106,8 +107,9 @@ def filtered(reward: Any, *filters: Any, otherwise: float = 0.0) -> Reward:
 
 
 def standardised(reward: Any, reference: Any) -> Reward:
-    """(r - mean)/std with the mean and standard deviation of a reference's known scores, so that rewards of different
-    units can be added."""
+    """(r - mean)/std, with the mean and standard deviation of the known scores of a reference set.
+
+    Rewards in different units can then be added."""
     own = as_reward(reward)
     known = own(reference).double()
     known = known[known.isfinite()]
@@ -117,9 +119,10 @@ def standardised(reward: Any, reference: Any) -> Reward:
 
 
 def pareto_rank(scores: Tensor) -> Tensor:
-    """The front of each row of (n, objectives), more being better in all: 0 for those that no other dominates, 1 for
-    those that only front 0 dominates... A row dominates where it is nowhere worse and somewhere better. Rows with NaN
-    have rank -1.
+    """The Pareto front of each row of scores (n, objectives), where higher is better.
+
+    Front 0 holds the rows that no other dominates, front 1 those that only front 0 dominates, and so on. A row
+    dominates another if it is nowhere worse and somewhere better. Rows with NaN have rank -1.
 
     >>> pareto_rank(torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 1.0], [0.0, 0.0]])).tolist()
     [0, 0, 1, 2]
@@ -138,10 +141,10 @@ def pareto_rank(scores: Tensor) -> Tensor:
 
 
 class ParetoRank(Reward):
-    """-(front of the sample), among the samples of the call and a reference: the more samples, the more fronts.
+    """Minus the Pareto front of each sample, among the samples of the call and a reference.
 
-    With a reference and one sample at a time it is a function of the sample; in a guide give it whole populations
-    (no batch_size), for it compares those that it is called with.
+    It compares the samples that it is called with, so in a guide give it whole populations (no batch_size). With a
+    reference and one sample at a time it is a function of the sample.
     """
 
     def __init__(self, rewards: Sequence[Any], reference: Tensor | None = None):

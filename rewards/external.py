@@ -1,8 +1,8 @@
-r"""Rewards from what the user has: a function, a program, a network.
+r"""Rewards from a function, a program or a network of yours.
 
-A program reads one sample a line on standard input and writes JSON to standard output: a list of numbers in order, or
-{"scores": [...]}, or REINVENT's {"version": 1, "payload": {name: [...]}}. null, NaN and texts are samples without a
-score. Programs are started without a shell.
+A program reads one sample per line from standard input and writes JSON to standard output: a list of numbers in order,
+or {"scores": [...]}, or REINVENT's {"version": 1, "payload": {name: [...]}}. null, NaN and texts stand for samples
+without a score. Programs are started without a shell.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def from_callable(
     higher_is_better: bool = True,
     unit: str = "",
 ) -> Reward:
-    """A function of a list or batch of samples, or with each=True of one sample, as a reward.
+    """A function of a batch of samples, or with each=True of one sample, as a reward.
 
     >>> from_callable(len, each=True)(["CC", "CCO"])
     tensor([2., 3.], dtype=torch.float64)
@@ -100,10 +100,11 @@ class Command(Reward):
 def from_command(
     command: Sequence[str], name: str | None = None, *, endpoint: str | None = None, timeout: float | None = None
 ) -> Reward:
-    """A program that reads samples and writes scores. It is started once for each call: put a `Cached` around it, and
-    a `Pooled` around that where it is slow.
+    """A program that reads samples and writes scores, as a reward.
 
-    endpoint   which of several scores is meant; the first one otherwise
+    It is started once per call: wrap it in `Cached`, and in `Pooled` if it is slow.
+
+    endpoint   which of several scores to use; the first one by default
     timeout    seconds for one call
     """
     return Command(command, name, endpoint, timeout)
@@ -149,10 +150,11 @@ def from_module(
     batch: int = 256,
     differentiable: bool = True,
 ) -> Reward:
-    """A torch network that gives one number for each row. It runs in evaluation mode, on its own device and in its own
-    precision, and is left as it was.
+    """A torch network that returns one number per row, as a reward.
+
+    It runs in evaluation mode, on its own device and in its own precision, and is left as it was.
 
     prepare   samples -> the tensor that the network takes
-    output    a column of what it returns, or a function of that; None where it is (rows,) or (rows, 1)
+    output    a column of what it returns, or a function of that; None if it returns (rows,) or (rows, 1)
     """
     return Module(module, name, prepare, output, batch, differentiable)

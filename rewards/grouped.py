@@ -12,12 +12,12 @@ from .base import Reward, as_reward
 
 
 class ByGroup(Reward):
-    """Each group of samples by a reward of its own, like a prompt for each condition:
+    """One reward per condition, for example a prompt of its own for each:
 
         gk.sample(model, 16, cond=prompts, guides=[gk.FKSteering(ByGroup([ClipScore(p, ...) for p in prompts]), 0.1)])
 
-    In a run the samples of condition i are scored by reward i, whatever the micro-batch. Called by itself it takes the
-    groups one after the other and of one size, as results have them.
+    In a run, samples of condition i are scored by reward i, whatever the micro-batch. Called directly, it expects
+    groups of equal size one after the other, as in results.
 
     >>> ByGroup([lambda s: [1.0] * len(s), lambda s: [2.0] * len(s)])(["a", "b", "c", "d"]).tolist()
     [1.0, 1.0, 2.0, 2.0]

@@ -1,14 +1,14 @@
-r"""Scores from a pool of workers: any `concurrent.futures.Executor`, that of dask, loky or MPI included.
+r"""Scores from a pool of workers: any `concurrent.futures.Executor`, including those of dask, loky and MPI.
 
-Samples go out in chunks and come back in order. What goes wrong costs its own sample only, which is NaN:
+Samples are sent in chunks and return in order. A failure costs its own sample only, which becomes NaN:
 
     an exception        the chunk is scored again one by one, in the worker
-    no answer in time   by an alarm in the worker, where that has one; otherwise the worker is stopped from outside
-    a worker that dies  (killed, out of memory, a crash in C) the pool is made anew; what was in work is tried again,
-                        with nothing beside it, and a sample alone with which a worker dies is given up
+    no answer in time   stopped by an alarm in the worker if possible, otherwise the worker is killed from outside
+    a worker that dies  (killed, out of memory, a crash in C) the pool is rebuilt, and what was in work is tried again,
+                        chunk by chunk, then sample by sample; a sample that kills its worker alone is given up
 
-Processes are the default, for RDKit and other rewards of Python and C hold the interpreter's lock: threads make them
-slower. An executor is borrowed and stays open; a pool of one's own is closed by `close()` or at the end of a `with`.
+Processes are the default because RDKit and other rewards in Python and C hold the interpreter's lock: threads make them
+slower. An executor that you pass in stays open; a pool created here is closed by `close()` or at the end of a `with`.
 
 ray has no executor. Six lines make one:
 
@@ -103,7 +103,7 @@ def _told(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _alarm(seconds: float | None) -> Iterator[None]:
-    """Raise TimeoutError after so many seconds, where this thread can have alarms."""
+    """Raise TimeoutError after this many seconds, if this thread can have alarms."""
     able = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
     if seconds is None or not able:
         yield
@@ -122,17 +122,17 @@ def _alarm(seconds: float | None) -> Iterator[None]:
 
 
 class Pooled(Reward):
-    """A reward that is scored by workers. Scores come without gradients.
+    """A reward whose samples are scored by a pool of workers. Scores have no gradients.
 
-    executor     an Executor, a function that makes one (called again where a pool broke), or a number of processes;
-                 None: as many as there are cores
-    chunk_size   samples that a worker gets at a time
+    executor     an Executor, a function that makes one (called again if a pool breaks), or a number of processes; None
+                 is one process per core
+    chunk_size   number of samples sent to a worker at a time
     timeout      seconds for one sample
-    retries      further tries of a sample that raised or took too long
+    retries      how often a sample that raised or took too long is tried again
     initializer  a function that every worker calls once before it scores
-    progress     show a bar
+    progress     show a progress bar
 
-    `failed` counts samples that were given up.
+    `failed` counts the samples that were given up.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Pooled(Reward):
         self._payload, self._name = self._packed(isinstance(executor, ThreadPoolExecutor))
 
     def _packed(self, threads: bool) -> tuple[Any, str]:
-        """What workers get, and a name for it: threads the reward itself, others its pickle."""
+        """What workers are sent, and a name for it: threads get the reward itself, processes its pickle."""
         if threads:
             return (self.reward, self.initializer), uuid.uuid4().hex
         try:
@@ -182,7 +182,7 @@ class Pooled(Reward):
         return scores
 
     def stream(self, samples: Any) -> Iterator[tuple[list[int], Scores]]:
-        """Places and their scores, chunk by chunk as they come."""
+        """Indices and their scores, chunk by chunk as they arrive."""
         if isinstance(samples, Tensor):
             samples = samples.detach().cpu()
         errors: list[str] = []
@@ -203,7 +203,7 @@ class Pooled(Reward):
             warnings.warn(text, RewardWarning, stacklevel=3)
 
     def close(self) -> None:
-        """End the workers of a pool of one's own."""
+        """Shut down the workers, unless the executor was passed in."""
         if self._own and self._executor is not None:
             self._executor.shutdown(wait=True)
             self._executor = None
@@ -218,7 +218,7 @@ class Pooled(Reward):
         raise TypeError("a Pooled reward belongs to its process; send the reward inside it")
 
     def identity(self) -> Any:
-        """What decides its scores, and not who works for it."""
+        """What decides its scores, as opposed to who computes them."""
         return self.reward
 
     # chunks -------------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ class Pooled(Reward):
     def _together(
         self, samples: Any, errors: list[str], suspects: list[list[int]]
     ) -> Iterator[tuple[list[int], Scores]]:
-        """All chunks at once; those that were in work when a worker died, and those too late, become suspects."""
+        """All chunks in parallel; those in work when a worker died, and those that are late, become suspects."""
         size = self.chunk_size
         left = [list(range(i, min(i + size, len(samples)))) for i in range(0, len(samples), size)][::-1]
         running: dict[Future, tuple[list[int], float]] = {}
@@ -261,7 +261,7 @@ class Pooled(Reward):
                 self._anew()
 
     def _carefully(self, samples: Any, part: list[int], errors: list[str]) -> Iterator[tuple[list[int], Scores]]:
-        """A chunk with nothing beside it, and where that ends badly its samples one by one."""
+        """One chunk on its own, and if that fails its samples one by one."""
         try:
             allowed = None if self.timeout is None else self._allowed(len(part))
             found, wrong = self._submit(samples, part).result(timeout=allowed)
@@ -278,11 +278,11 @@ class Pooled(Reward):
         yield part, found
 
     def _allowed(self, count: int) -> float:
-        """Seconds that a chunk may take: all at once, one by one, and retries."""
+        """Seconds that a chunk may take, for a first attempt, one by one, and retries."""
         return (self.timeout or math.inf) * count * (2 + self.retries) + _GRACE
 
     def _deadline(self, count: int) -> float:
-        """When a chunk is late that has one of the same size before it."""
+        """When a chunk is late that had to wait for another one of the same size."""
         return time.monotonic() + 2 * self._allowed(count)
 
     def _submit(self, samples: Any, part: Sequence[int]) -> Future:
@@ -296,7 +296,7 @@ class Pooled(Reward):
         return self._executor
 
     def _anew(self) -> None:
-        """Stop the workers, and begin with fresh ones."""
+        """Stop the workers and start new ones."""
         old, self._executor = self._executor, None
         if old is None:
             return
@@ -315,7 +315,7 @@ def _submits(executor: Any) -> bool:
 
 
 def _maker(executor: Any) -> Callable[[], Any]:
-    """What makes a pool like this one."""
+    """A function that creates a pool like this one."""
     if executor is None or (type(executor) is int and executor > 0):
         count = executor or len(
             os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -343,6 +343,6 @@ def _workers(executor: Any) -> int:
 
 
 def _is_broken(error: BaseException) -> bool:
-    """Whether a pool says that it lost a worker."""
+    """Whether the error says that the pool lost a worker."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"BrokenExecutor", "BrokenProcessPool", "TerminatedWorkerError", "ShutdownExecutorError"})

@@ -1,6 +1,6 @@
-r"""Transforms of scores, with the names and formulas that REINVENT has made usual (Loeffler et al., 2024,
-https://doi.org/10.1186/s13321-024-00812-5). All of them keep NaN, give gradients where they have any, and map to [0, 1]
-unless said otherwise. Use them as `reward.transformed(Sigmoid(0.3, 0.8))`.
+r"""Transforms of scores, with the names and formulas of REINVENT (Loeffler et al., 2024,
+https://doi.org/10.1186/s13321-024-00812-5). They keep NaN, let gradients through, and map to [0, 1] unless stated
+otherwise. Use them as `reward.transformed(Sigmoid(0.3, 0.8))`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ _LN10 = math.log(10)
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """1/(1 + 10^(-10 k (x - (low + high)/2)/(high - low))): 1/2 in the middle of low and high, steeper with k.
+    """Rises from 0 to 1 between low and high, the steeper the larger k.
+
+    1/(1 + 10^(-10 k (x - (low + high)/2)/(high - low))), which is 1/2 in the middle.
 
     >>> Sigmoid(0.0, 1.0, k=0.5)(torch.tensor([0.0, 0.5, 1.0]))
     tensor([0.0032, 0.5000, 0.9968])
@@ -36,7 +38,7 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class ReverseSigmoid:
-    """1 - Sigmoid: for scores of which less is better."""
+    """1 - Sigmoid, for scores where less is better."""
 
     low: float
     high: float
@@ -51,7 +53,7 @@ class ReverseSigmoid:
 
 @dataclass(frozen=True)
 class DoubleSigmoid:
-    """High between low and high: 1/(1 + 10^(-se (x - low)/div)) - 1/(1 + 10^(-si (x - high)/div))."""
+    """Close to 1 between low and high: 1/(1 + 10^(-se (x - low)/div)) - 1/(1 + 10^(-si (x - high)/div))."""
 
     low: float
     high: float
@@ -74,7 +76,7 @@ class DoubleSigmoid:
 
 @dataclass(frozen=True)
 class Step:
-    """1 where low <= x <= high, else 0. No gradient."""
+    """1 for low <= x <= high, otherwise 0. No gradient."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -88,18 +90,18 @@ class Step:
 
 
 def LeftStep(high: float) -> Step:
-    """1 up to `high`."""
+    """1 up to `high`, 0 above."""
     return Step(high=high)
 
 
 def RightStep(low: float) -> Step:
-    """1 from `low` on."""
+    """1 from `low` on, 0 below."""
     return Step(low=low)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """x between low and high; with scale=True (x - low)/(high - low) clipped to [0, 1]."""
+    """x clipped to [low, high]; with scale=True, (x - low)/(high - low) clipped to [0, 1]."""
 
     low: float = 0.0
     high: float = 1.0
@@ -115,7 +117,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class ExponentialDecay:
-    """exp(-k x) for x > 0, and 1 up to 0."""
+    """exp(-k x) for x > 0, and 1 for x <= 0."""
 
     k: float = 1.0
 
@@ -128,7 +130,7 @@ class ExponentialDecay:
 
 
 class ValueMapping:
-    """A score for each value that occurs, like {0: 1.0, 1: 0.3}; `otherwise` (NaN by default) for others."""
+    """Maps values to scores, like {0: 1.0, 1: 0.3}; other values get `otherwise`, NaN by default."""
 
     def __init__(self, mapping: Mapping[float, float], otherwise: float = math.nan):
         if not mapping:
@@ -144,7 +146,7 @@ class ValueMapping:
 
 @dataclass(frozen=True)
 class ZScore:
-    """(x - mean)/std, with those of a reference; see `rewards.standardised`. Not bounded."""
+    """(x - mean)/std, with those of a reference set; see `rewards.standardised`. Not bounded."""
 
     mean: float
     std: float

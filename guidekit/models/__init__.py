@@ -1,4 +1,4 @@
-"""Base models: a process with somebody's network."""
+"""Base models: a noising process with a trained network."""
 
 from . import analytic
 from .base import Model

@@ -1,4 +1,4 @@
-r"""Base models with closed forms: the ground truth of the test suite, and a first thing to try a method on.
+r"""Base models with closed forms: the ground truth of the test suite, and good first models to try a method on.
 
 **GaussianMixture**: p(x_0) = sum_k pi_k N(m_k, s_k^2 I) in d dimensions. With x_t = alpha x_0 + sigma z,
 
@@ -8,10 +8,10 @@ r"""Base models with closed forms: the ground truth of the test suite, and a fir
     quadratic tilt   exp(-k|x - c|^2/2a):  pi_k N(c; m_k, s_k^2 + a/k) (2 pi a/k)^(d/2),
                                            variance v = 1/(1/s_k^2 + k/a), mean v (m_k/s_k^2 + c k/a)
 
-The sums of the new weights are Z. `exact()` is the same mixture with its true reverse kernels, without an error of
-discretisation at any number of steps: given component k, x_s | x_t is Gaussian, and k is drawn from rho.
+The sums of the new weights are Z. `exact()` is the same mixture with its true reverse kernels, which have no
+discretisation error for any number of steps: given component k, x_s | x_t is Gaussian, and k is drawn from rho.
 
-**TokenTable**: any law over V^L, enumerated, with the exact posterior marginals under masking or uniform noise.
+**TokenTable**: any distribution over V^L, enumerated, with the exact posterior marginals under masked or uniform noise.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class GaussianMixture(Model):
     weights   (K,), positive; normalised here
     means     (K, d), or (K,) in one dimension
     stds      (K,), one for each component
-    labels    (K,) ints: cond=c is then the mixture of the components labelled c, and null all of them
+    labels    (K,) ints: cond=c is then the mixture of the components with label c, and the null condition all of them
 
     >>> base = GaussianMixture([0.5, 0.3, 0.2], [-2.0, 0.5, 2.5], [0.5, 0.4, 0.6])
     >>> round(float(base.log_z(linear=1.0, alpha=0.5)), 4)
@@ -102,7 +102,7 @@ class GaussianMixture(Model):
         return log_p.softmax(-1)
 
     def exact(self) -> GaussianMixture:
-        """The same mixture with its true reverse kernels; it has no guidance, for there is no prediction to bend."""
+        """The same mixture with its true reverse kernels. Guidance has no effect on it: no prediction is used."""
         if self.labels is not None:
             raise ValueError(
                 "exact() kernels see no condition: build the mixture of one label instead of giving labels"
@@ -124,7 +124,8 @@ class GaussianMixture(Model):
         return self.means[k] + self.stds[k, None] * z
 
     def tilted(self, *, linear: Any = None, quadratic: Any = None, alpha: float = 1.0) -> GaussianMixture:
-        """The law p exp(r/alpha)/Z for r = linear.x, or r = -kappa/2 |x - center|^2 with quadratic=(center, kappa)."""
+        """The tilted distribution p exp(r/alpha)/Z for r = linear.x, or r = -kappa/2 |x - center|^2 with
+        quadratic=(center, kappa)."""
         log_w, means, stds = self._tilt(linear, quadratic, alpha)
         weights = log_w.softmax(-1).clamp(min=torch.finfo(self.dtype).tiny)
         return GaussianMixture(weights, means, stds, self.schedule, self.labels)
@@ -171,7 +172,7 @@ def _log_normal(x: Tensor, means: Tensor, var: Tensor) -> Tensor:
 
 
 def _component(p: Tensor, u: Tensor) -> Tensor:
-    """The component at which the cumulative probabilities pass u."""
+    """The component at which the cumulative probability exceeds u."""
     return (p.double().cumsum(-1) < u[:, None]).sum(-1).clamp(max=p.shape[-1] - 1)
 
 
@@ -198,7 +199,7 @@ class MixtureKernel:
 
 @dataclass(frozen=True)
 class ExactReverse(Gaussian):
-    """The true reverse process of a mixture. It reads x_t and not the prediction, so tilts do not bend it."""
+    """The true reverse process of a mixture. It uses x_t and not the prediction, so tilts have no effect on it."""
 
     mixture: GaussianMixture | None = None
 
@@ -238,11 +239,11 @@ class ExactReverse(Gaussian):
 
 
 class TokenTable(Model):
-    """An enumerated law over V^L as a base model with the exact posterior marginals.
+    """An enumerated distribution over V^L as a base model with the exact posterior marginals.
 
     log_probs   shape (V,)*L; normalised here
     noising     "masked", "ordered" (masked, one position after the other) or "uniform"
-    classes     (C, V, ..., V): log-laws given a class; cond=c is then that law, and null is log_probs
+    classes     (C, V, ..., V): log-probabilities given each class; cond=c samples those, and null is log_probs
 
     >>> import torch, guidekit as gk
     >>> table = TokenTable(torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0)))
@@ -294,7 +295,7 @@ class TokenTable(Model):
         return (prior + fits.double()).log_softmax(-1)
 
     def _marginals(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
-        """log p(x_0^i = v | x_t); a state of probability zero has even ones."""
+        """log p(x_0^i = v | x_t); uniform where x_t has probability zero."""
         p = self.posterior(x, t, cond).exp().nan_to_num(1.0)
         hot = torch.nn.functional.one_hot(self.states, self.vocab_size).to(p)
         marginal = (p @ hot.flatten(1)).view(len(x), self.length, self.vocab_size)

@@ -1,24 +1,24 @@
-"""Perturb some rows of one batched forward, inside chosen layers of a network, and leave everything else as it is.
+"""Perturb some rows of a batched forward pass inside chosen layers of a network, and leave everything else alone.
 
     with Perturbed.of(by, layers).during(model, rows):
         out = model(x, t, cond)                  # those rows are the perturbed branch, the others are untouched
 
-`Perturbed` is an evaluation like `Null`: equal ones of several guides are made once, in the one forward of the step.
-How a layer is perturbed is a `Perturbation`: it replaces what attention returns (`guidekit.guides.pag`, `seg`) or what
-a whole module returns (`slg`).
+`Perturbed` is an evaluation like `Null`: equal ones of several guides are made once, in the forward pass of the step.
+How a layer is perturbed is said by a `Perturbation`, which replaces the output of attention (`guidekit.guides.pag`,
+`seg`) or of a whole module (`slg`).
 
-Inside the chosen layers every call of torch.nn.functional.scaled_dot_product_attention is seen, however it was
-imported, and that of torch.nn.MultiheadAttention. Its leading axis is the network's rows, perhaps with heads or frames
-folded in row by row: (rows, heads, tokens, dim), (rows*heads, tokens, dim), (rows*frames, heads, tokens, dim). Only
-self-attention is perturbed. Cross-attention is known by other numbers of queries and keys, by a module that says
-`is_cross_attention`, or by keys from an argument like `encoder_hidden_states`; queries joined with those (SD3, Flux)
-are self-attention.
+Inside the chosen layers, every call of torch.nn.functional.scaled_dot_product_attention is intercepted, however it was
+imported, and so is that of torch.nn.MultiheadAttention. Its leading axis is the network's rows, perhaps with heads or
+frames folded in row by row: (rows, heads, tokens, dim), (rows*heads, tokens, dim), (rows*frames, heads, tokens, dim).
+Only self-attention is perturbed. Cross-attention is recognised by different numbers of queries and keys, by a module
+with `is_cross_attention`, or by keys from an argument like `encoder_hidden_states`; attention whose queries are joined
+with those (SD3, Flux) is self-attention.
 
-The network must see the rows of x as the leading axis of its first tensor. Meanwhile compiled modules run uncompiled,
-and torch.nn.MultiheadAttention leaves its fast path, which changes roundings. Other kernels (flash-attn, xformers,
-explicit softmax) cannot be seen: that is a `NetworkError` which says what to do.
+The network must get the rows of x as the leading axis of its first tensor. During such a forward pass, compiled modules
+run uncompiled, and torch.nn.MultiheadAttention leaves its fast path, which changes rounding. Other kernels (flash-attn,
+xformers, explicit softmax) cannot be intercepted: a `NetworkError` says what to do.
 
-Where gradients go back through the forward, it is perturbed once more wherever gradient checkpointing recomputes it.
+If gradient checkpointing recomputes parts of the forward pass, these are perturbed again.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _MIDDLES = ("mid_block", "middle_block", "mid", "middle")  # of a U-Net
 
 
 class Attention(NamedTuple):
-    """A call of scaled_dot_product_attention, cut to the rows that are perturbed; calling it attends again."""
+    """A call of scaled_dot_product_attention, restricted to the rows that are perturbed; calling it attends again."""
 
     query: Tensor
     key: Tensor
@@ -65,7 +65,7 @@ class Attention(NamedTuple):
     options: dict[str, Any]
 
     def __call__(self, query: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
-        """The attention with other queries, or only where `allowed`, (tokens, tokens) of bool."""
+        """The attention with other queries, or restricted to `allowed`, a Boolean mask (tokens, tokens)."""
         options = dict(self.options)
         if allowed is not None:
             mask = options.pop("attn_mask", None)
@@ -81,12 +81,12 @@ class Attention(NamedTuple):
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What is done to the chosen rows of a layer. Subclasses override `attention`, or `module` with whole = True."""
+    """What is done to the chosen rows of a layer. Subclasses override `attention`, or `module` if whole = True."""
 
     whole = False  # it replaces what the chosen module returns, and not its attention
 
     def check(self) -> None:
-        """Raise ValueError for options that cannot be."""
+        """Raise ValueError for invalid options."""
 
     def attention(self, call: Attention, out: Tensor) -> Tensor:
         """What the attention returns instead of `out`, for the perturbed rows."""
@@ -99,11 +99,11 @@ class Perturbation:
 
 @dataclass(frozen=True)
 class Perturbed(Cond):
-    """The model at the user's condition with some layers perturbed; `Perturbed.of` takes them as users give them.
+    """The model at the user's condition with some layers perturbed; `Perturbed.of` accepts layers as users give them.
 
-    layers   dotted names: "blocks.1" is that module and all inside it, never blocks.10. None is the middle of the
-             network: mid_block of a U-Net, else the middle one of its modules with self-attention. Of `Stitched` models
-             each is perturbed in the layers that it has
+    layers   dotted names: "blocks.1" is that module and everything inside it, never blocks.10. None is the middle of
+             the network: mid_block of a U-Net, otherwise the middle one of its modules with self-attention. Of a
+             `Stitched` model, each part is perturbed in the layers that it has
     heads    None (all), indices, or (layer, indices) for each layer
     """
 
@@ -144,7 +144,7 @@ def _indices(heads: Sequence[int]) -> tuple[int, ...]:
 
 @contextmanager
 def counting(model: Model, layers: Sequence[str]) -> Iterator[dict[str, int]]:
-    """Counts the heads of these layers during a forward of one row; layers that do not attend are left out."""
+    """Count the heads of these layers during a forward pass of one row; layers without attention are left out."""
     patch = _Patch(Perturbed(Perturbation()), _choose(model, tuple(layers), False), slice(0, 1))
     with patch:
         yield patch.heads
@@ -154,8 +154,8 @@ def counting(model: Model, layers: Sequence[str]) -> Iterator[dict[str, int]]:
 
 
 class Chosen(NamedTuple):
-    """The modules to watch: networks as they are called with the layers that they have, and with each module the layers
-    to which it belongs."""
+    """The modules to watch: the networks that are called, with their layers, and for each module the layers to which
+    it belongs."""
 
     roots: dict[nn.Module, tuple[str, ...]]
     layers: dict[nn.Module, tuple[str, ...]]  # the innermost layer first

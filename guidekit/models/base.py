@@ -1,4 +1,4 @@
-"""A base model: a process, somebody's network, and how to encode a condition and decode a sample.
+"""A base model: a noising process, a trained network, and how to encode conditions and decode samples.
 
 The engine calls a model as `model(x, t, cond)` and receives predictions in the coordinates in which guidance is linear
 (see `guidekit.process`).
@@ -23,7 +23,7 @@ Encoded = Any  # None, a tensor, or a dict of tensors
 
 
 class Model:
-    """What every base model has. Subclasses say how a network's output becomes a prediction, in `__call__`."""
+    """Base of all base models. Subclasses say in `__call__` how a network's output becomes a prediction."""
 
     process: Process
     shape: tuple[int, ...]
@@ -51,11 +51,11 @@ class Model:
         return f"{type(self).__name__}({', '.join([*self.facts(), *_usual_facts(self)])})"
 
     def facts(self) -> list[str]:
-        """What a repr says first: what a sample is, and how it is noised."""
+        """What a repr says first: what a sample is, and which noise it gets."""
         return [f"shape={self.shape}", f"{type(self.process).__name__} process"]
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
-        """The prediction at x_t; one forward of the network. cond has one entry per row, or is None."""
+        """The prediction at x_t, by one forward pass of the network. cond has one entry per row, or is None."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its network predicts")
 
     def encode(self, cond: Condition) -> Encoded:
@@ -78,21 +78,21 @@ class Model:
 
     @property
     def bar(self) -> dict[str, Any]:
-        """What a progress bar of its runs is told, besides what it is told anyway."""
+        """Further numbers to show in the progress bar of a run."""
         return {}
 
     def lent(self) -> AbstractContextManager:
-        """What holds while a run uses the model."""
+        """A context manager that is entered while a run uses the model."""
         return nullcontext()
 
     @property
     def encodes(self) -> bool:
-        """Whether conditions are something else than what the network takes."""
+        """Whether conditions have to be encoded for the network."""
         return self._encode is not None
 
     @property
     def decodes(self) -> bool:
-        """Whether samples are something else than states."""
+        """Whether samples differ from states, and so have to be decoded."""
         return self._decode is not None
 
     def decode(self, x: Tensor) -> Any:
@@ -105,7 +105,7 @@ class Model:
         return samples
 
     def modules(self) -> list[nn.Module]:
-        """The networks whose mode a run must leave as it found it."""
+        """The networks that a run puts into evaluation mode and restores afterwards."""
         return networks_in(self.net, self._decode, self._encode)
 
     def _forward(self, x: Tensor, t: float, cond: Encoded, shape: tuple[int, ...]) -> Tensor:
@@ -151,7 +151,7 @@ def _count(n: int) -> str:
 
 
 def stack(encoded: Sequence[Encoded]) -> Encoded:
-    """The groups' conditions in one, with a group axis."""
+    """The conditions of all groups, stacked along a group axis."""
     if encoded[0] is None:
         return None
     if isinstance(encoded[0], dict):
@@ -170,7 +170,7 @@ def map_cond(f: Callable[[Tensor, Tensor], Tensor], encoded: Encoded, like: Enco
 
 
 def as_encoded(value: Any, device: torch.device) -> Encoded:
-    """A tensor or a dict of tensors from what encode_cond returned."""
+    """What encode_cond returned, as a tensor or a dict of tensors."""
     if isinstance(value, dict):
         return {k: torch.as_tensor(v, device=device) for k, v in value.items()}
     try:

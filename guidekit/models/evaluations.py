@@ -1,7 +1,7 @@
 r"""Evaluations: what a step asks of the networks, as small hashable descriptions.
 
-A guide says which evaluations it reads, `needs = (Null(),)`; equal ones of several guides are evaluated once, all of
-them in one forward for each network (`evaluate`).
+A guide says which evaluations it needs, `needs = (Null(),)`. Equal ones of several guides are evaluated once, and all
+evaluations of one network go through one forward pass (`evaluate`).
 
     Cond()       the model at the user's condition; every run has it
     Null()       the model without its condition
@@ -28,14 +28,14 @@ _encodings: WeakKeyDictionary[Model, dict[Hashable, tuple[Condition, Encoded]]] 
 
 @dataclass(frozen=True)
 class Cond:
-    """The model at the user's condition; every run evaluates it. Other evaluations change one of these methods."""
+    """The model at the user's condition, which every run evaluates. Other evaluations override these methods."""
 
     def model(self, base: Model) -> Model:
-        """Whose network."""
+        """The model whose network is evaluated."""
         return base
 
     def cond(self, model: Model, cond: Encoded) -> Encoded:
-        """The condition of the rows, given the user's."""
+        """The condition of the rows, given the user's condition."""
         return cond
 
     def during(self, model: Model, rows: slice) -> AbstractContextManager:
@@ -44,7 +44,7 @@ class Cond:
         return nullcontext()
 
     def check(self, model: Model) -> None:
-        """Raise if the model cannot offer this evaluation."""
+        """Raise if this evaluation is not possible with the model."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Null(Cond):
 
 @dataclass(frozen=True)
 class Other(Cond):
-    """Another base model of the same noising law, at the user's condition."""
+    """Another base model with the same noising process, at the user's condition."""
 
     network: Model
 
@@ -90,10 +90,10 @@ class Other(Cond):
 
 @dataclass(frozen=True, eq=False)
 class At(Cond):
-    """The model, or another one, at a condition of its own: the same for all rows and groups.
+    """The model, or another one, at a fixed condition: the same for all rows and groups.
 
-    Two are one evaluation where their conditions are equal; of tensors, arrays, lists and dicts that means the same
-    object. A null condition is `Null()`, or of another model At(None, network).
+    Two are the same evaluation if their conditions are equal; for tensors, arrays, lists and dicts that means the same
+    object. The null condition is `Null()`, or At(None, network) for another model.
 
     >>> At("a cat") == At("a cat"), At(1) == At(2)
     (True, False)
@@ -144,7 +144,7 @@ class At(Cond):
 
 
 def evaluation(expert: Any) -> Cond:
-    """An expert as an evaluation: it may be one, a base model (at the run's condition), or a condition.
+    """An expert as an evaluation. It may be one already, a base model (at the run's condition), or a condition.
 
     >>> evaluation(None), evaluation(3)
     (Null(), At(condition=3, network=None))
@@ -157,7 +157,7 @@ def evaluation(expert: Any) -> Cond:
 
 
 def listed(experts: Any) -> list[Any]:
-    """One or several."""
+    """One or several, as a list."""
     return list(experts) if isinstance(experts, (list, tuple)) else [experts]
 
 
@@ -184,9 +184,9 @@ def evaluate(
     count: Callable[[int], None],
     limit: int | None = None,
 ) -> dict[Cond, Tensor]:
-    """All evaluations at (x, t), in one forward for each distinct network (more where `limit` rows are exceeded).
+    """All evaluations at (x, t), in one forward pass per network (in more if there are over `limit` rows).
 
-    `count` is told the rows of each forward.
+    `count` is called with the number of rows of each forward pass.
     """
     found: dict[Cond, Tensor] = {}
     rows = len(x)
@@ -209,7 +209,7 @@ def evaluate(
 
 
 def rows_of(encoded: Encoded, group: Tensor) -> Encoded:
-    """The condition of every row from the stacked ones of the groups."""
+    """The condition of every row, from the stacked conditions of the groups."""
     if isinstance(encoded, dict):
         return {k: v[group] for k, v in encoded.items()}
     return None if encoded is None else encoded[group]

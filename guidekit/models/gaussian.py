@@ -1,6 +1,6 @@
 r"""A Gaussian base model around any network.
 
-What the network predicts becomes the clean mean d = E[x_0 | x_t] (alpha, sigma at t, x_t = alpha x_0 + sigma z):
+The network's output is converted to the clean mean d = E[x_0 | x_t] (alpha, sigma at t, x_t = alpha x_0 + sigma z):
 
     clean      d = out
     noise      d = (x_t - sigma out) / alpha
@@ -37,18 +37,18 @@ ALIASES = {"epsilon": "noise", "v_prediction": "velocity", "sample": "clean", "f
 class GaussianModel(Model):
     """`net(x, t, cond) -> tensor like x` as a base model.
 
-    net           any callable; t is a float tensor with one entry per row, in [0, 1] with t = 1 noise; cond a tensor
-                  (or dict of tensors) with one entry per row, or None where neither cond nor null is given
+    net           any callable. t is a float tensor with one entry per row, in [0, 1], where t = 1 is noise; cond is a
+                  tensor (or dict of tensors) with one entry per row, or None if neither cond nor null is given
     shape         shape of one sample, without the row axis
     schedule      alpha(t), sigma(t); see `guidekit.schedules`
     predicts      "clean" | "noise" | "velocity" | "score" | "flow"; the names of diffusers are understood too:
                   "sample", "epsilon", "v_prediction" and "flow_prediction"
     decode        final states (rows, *shape) -> samples; the default returns the tensor
     encode_cond   the user's condition -> tensor (or dict), without a row axis
-    null          the encoded "no condition", for guides that need it
+    null          the encoded "no condition", for guides that need it, such as CFG
 
-    Noise and score say nothing about x_0 where alpha = 0, so their runs start at t = 0.999 on schedules that reach it.
-    A network in half precision sees x in half precision; the state and t stay float32.
+    Noise and score say nothing about x_0 at alpha = 0, so their runs start at t = 0.999 on schedules that reach it. A
+    network in half precision gets x in half precision; the state and t stay float32.
 
     >>> import torch, guidekit as gk
     >>> model = gk.GaussianModel(lambda x, t, cond: torch.zeros_like(x), shape=(2,), predicts="clean")

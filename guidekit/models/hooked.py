@@ -1,17 +1,17 @@
-"""What hooks on somebody's modules need, to hold for one forward and nothing else, and for all of that forward.
+"""Hooks on a user's modules that act in one forward pass and nowhere else, and in all of that forward pass.
 
-Another thread may be using the same modules: hooks ask `Where` they are. Code of torch.compile knows nothing of hooks
-that come later: meanwhile it runs `uncompiled`. And gradient checkpointing throws activations away and runs parts of
-the forward once more in the backward pass, when hooks that held during the forward are gone. Then the gradient is that
-of another function, or torch sees that the activations are others. So what held is `held_again`:
+Another thread may be using the same modules, so hooks ask `Where` they are. Code of torch.compile does not see hooks
+that are set later, so it runs `uncompiled` meanwhile. And gradient checkpointing discards activations and runs parts of
+the forward pass again in the backward pass, when the hooks of the forward pass are gone: the gradient would be that of
+another function, or torch would notice that activations differ. So what was in force is `held_again`:
 
     since = made()
     with hooks(in_this_thread()):
         out = network(x)
     held_again(out, since, hooks)
 
-That does not depend on who takes the gradient, how often and in which thread. Nodes of a graph are numbered as they are
-made, so the node for which something is recomputed tells to which forward it belongs.
+This works whoever takes the gradient, however often and in whichever thread. Nodes of a graph are numbered as they are
+created, so the node for which something is recomputed identifies its forward pass.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ Where = Callable[[], bool]
 
 
 def named(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules with their dotted names, without what torch.compile puts in."""
+    """All modules with their dotted names, without the parts that torch.compile inserts."""
     every = network.named_modules(remove_duplicate=False)
     return [(".".join(p for p in name.split(".") if p != "_orig_mod"), module) for name, module in every]
 
 
 def in_this_thread() -> Where:
-    """Whether the caller is in the thread that is in here now."""
+    """Returns a test whether a caller runs in the current thread."""
     thread = threading.get_ident()
     return lambda: threading.get_ident() == thread
 
@@ -46,7 +46,7 @@ def in_this_thread() -> Where:
 
 
 def made() -> int:
-    """How many nodes of graphs this thread has made."""
+    """How many graph nodes this thread has created."""
     return torch.autograd._get_sequence_nr()  # type: ignore[reportPrivateImportUsage]
 
 
@@ -87,7 +87,7 @@ _standing = threading.Lock()
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Compiled code, which knows nothing of hooks added later, runs as the modules that it was made from."""
+    """A context in which compiled modules run uncompiled, because they do not see hooks that are set later."""
     if "torch._dynamo" not in sys.modules:  # nothing can be compiled
         yield
         return

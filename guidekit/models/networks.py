@@ -1,7 +1,7 @@
 """Networks: finding the torch modules inside any callable, and lending them to a run.
 
 A user's network may be a module, a closure over one, a method or a partial. A run needs the modules behind it, to put
-them into evaluation mode while it lasts and to give them back as they were.
+them into evaluation mode and to restore them afterwards.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewards.base import Reward
+
 _lent: dict[int, list[Any]] = {}  # of every module and parameter that is lent: how often, the object, how it was
 _lending = Lock()
 
 
 def networks_in(*holders: Any) -> list[nn.Module]:
-    """The modules that some callables hold: in their variables, their object or that object's attributes."""
+    """The modules that callables hold: in their variables, their object, or the attributes of that object; also several
+    in a list or dict, and those in the rewards of which a reward is made."""
     return list(dict.fromkeys(m for holder in holders for m in _found(holder, 4)))
 
 
 def kind_of(networks: Sequence[nn.Module]) -> tuple[torch.dtype | None, torch.device]:
-    """Floating dtype and device of networks: those of the first floating parameter or buffer."""
+    """Floating-point dtype and device of networks: those of the first floating-point parameter or buffer."""
     for v in (v for m in networks for v in [*m.parameters(), *m.buffers()]):
         if v.is_floating_point():
             return v.dtype, v.device
@@ -35,9 +38,9 @@ def kind_of(networks: Sequence[nn.Module]) -> tuple[torch.dtype | None, torch.de
 
 @contextmanager
 def lent(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Put networks into evaluation mode without parameter gradients, and afterwards back as they were.
+    """A context with networks in evaluation mode and without parameter gradients; restores them afterwards.
 
-    Runs in several threads may share one network; the last one to end gives it back.
+    Runs in several threads may share a network; the last one to end restores it.
     """
     modules = dict.fromkeys(m for net in networks for m in net.modules())
     things = [*modules, *dict.fromkeys(p for m in modules for p in m.parameters(recurse=False))]
@@ -72,11 +75,16 @@ def _found(holder: Any, depth: int) -> Iterator[nn.Module]:
     if isinstance(holder, nn.Module):
         yield holder
     elif depth and holder is not None:
+        deeper = depth if isinstance(holder, Reward) else depth - 1  # rewards are made of rewards to any depth
         for part in _parts(holder):
-            yield from _found(part, depth - 1)
+            yield from _found(part, deeper)
 
 
 def _parts(holder: Any) -> list[Any]:
+    if isinstance(holder, Reward):
+        return [part for value in vars(holder).values() for part in _several(value) or [value]]
+    if isinstance(holder, (list, tuple, dict)):
+        return _several(holder)
     if isinstance(holder, MethodType):
         return [holder.__self__, holder.__func__]
     if isinstance(holder, FunctionType):
@@ -86,6 +94,14 @@ def _parts(holder: Any) -> list[Any]:
     if isinstance(holder, partial):
         return [holder.func, *holder.args, *holder.keywords.values()]
     return list(vars(holder).values()) if hasattr(holder, "__dict__") and not isinstance(holder, type) else []
+
+
+def _several(value: Any) -> list[Any]:
+    """The modules or rewards in a list, tuple or dict of them."""
+    if not isinstance(value, (list, tuple, dict)):
+        return []
+    items = list(value.values() if isinstance(value, dict) else value)
+    return items if items and isinstance(items[0], (Reward, nn.Module)) else []
 
 
 def is_empty(cell: CellType) -> bool:

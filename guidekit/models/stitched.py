@@ -1,10 +1,10 @@
 r"""Trajectory stitching, T-Stitch (Pan et al., 2024), https://arxiv.org/abs/2402.14167: a small model for the early
-steps, a large one for the rest,
+steps and a large one for the rest,
 
     d(x_t) = d_early(x_t) for t > at,      d_late(x_t) for t <= at.
 
-Models trained on the same data agree where little but noise is left, so the early part can be cheap: the paper replaces
-40 % of the steps of DiT-XL by a network ten times smaller. The two share one noising law.
+Models trained on the same data agree at high noise levels, so the early part can be cheap: the paper replaces 40 % of
+the steps of DiT-XL by a network ten times smaller. The two models share one noising process.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .base import Condition, Encoded, Model
 class Stitched(Model):
     """Two base models as one: `early` is called at times above `at`, `late` at and below.
 
-    early, late   base models of the same shape, noising law and precision; samples are decoded by `late`
-    at            a time in [0, 1]: with even steps 0.6 gives the first 40 % to `early`
+    early, late   base models with the same shape, noising process and precision; samples are decoded by `late`
+    at            a time in [0, 1]: with even steps, 0.6 gives the first 40 % to `early`
 
-    Each sees the condition as it encodes it itself. Where they share encode_cond and null, as models that both take the
-    class as a number do, the encoded condition is that of either, and guides with further models can read it too.
+    Each model encodes the condition itself. If they share encode_cond and null, as models that both take the class as a
+    number do, the encoded condition is the same for both, and guides with further models can use it too.
 
     >>> import guidekit as gk
     >>> small, large = (gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 1.0], [s, s]) for s in (0.5, 0.4))
@@ -80,7 +80,7 @@ class Stitched(Model):
 
 
 def parts(model: Model) -> list[Model]:
-    """The models of which one is called at each time: those that are stitched, or itself."""
+    """The models of which one is called at each time: the stitched ones, or the model itself."""
     if isinstance(model, Stitched):
         return [*parts(model.early), *parts(model.late)]
     inner = getattr(model, "base", None)  # of one that changes another
@@ -88,7 +88,7 @@ def parts(model: Model) -> list[Model]:
 
 
 def part_at(model: Model, t: float) -> Model:
-    """The one of them that is called at time t."""
+    """The part that is called at time t."""
     if isinstance(model, Stitched):
         return part_at(model.at_time(t)[1], t)
     inner = getattr(model, "base", None)
@@ -96,7 +96,7 @@ def part_at(model: Model, t: float) -> Model:
 
 
 def _process(early: Model, late: Model) -> Process:
-    """The noising law of both; runs start where both can."""
+    """The noising process of both; runs start where both models can."""
     a, b = early.process, late.process
     if isinstance(a, Gaussian) and isinstance(b, Gaussian):
         a, b = (replace(p, t_max=min(a.t_max, b.t_max)) for p in (a, b))
@@ -128,7 +128,7 @@ def _merged(early: Encoded, late: Encoded) -> Encoded:
 
 
 def _part(cond: Encoded, name: str) -> Encoded:
-    """One model's encoding out of both."""
+    """The encoding of one model, out of both."""
     if cond is None:
         return None
     own = {k[len(name) + 1 :]: v for k, v in cond.items() if k.startswith(f"{name}.")}

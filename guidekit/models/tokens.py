@@ -1,4 +1,4 @@
-"""Discrete base models around any network that returns logits of the clean tokens."""
+"""Discrete base models around any network that returns logits of clean tokens."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class MaskedModel(_TokenModel):
     The mask has the id vocab_size. t, cond, decode, encode_cond and null are as in `GaussianModel`; a network that
     takes no time ignores t. Predictions are log p(x_0^i = v | x_t).
 
-    ordered   positions are unmasked one after the other, from the left, as by an autoregressive model: for networks
-              that were trained so. At least `length` steps draw from exactly that model.
+    ordered   positions are unmasked one after the other, from the left, as in an autoregressive model: for networks
+              trained that way. With at least `length` steps, samples follow exactly that model.
 
     >>> import torch, guidekit as gk
     >>> model = gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 4), vocab_size=4, length=6)

@@ -1,9 +1,8 @@
-r"""A weaker version of a model, made of the model itself, for autoguidance (Karras et al., 2024),
-https://arxiv.org/abs/2406.02507: with modules skipped or with channels dropped. The latter is the dropout of the
-paper's synthetic corruptions, but with one mask for all rows and steps.
+r"""A weaker version of a model, made from the model itself, for autoguidance (Karras et al., 2024),
+https://arxiv.org/abs/2406.02507: with modules skipped or channels dropped. The latter is the dropout of the paper's
+synthetic corruptions, but with one mask for all rows and steps.
 
-Compiled networks run uncompiled while they are weak. Of a `Stitched` model each part is weakened in the modules that it
-has.
+Compiled networks run uncompiled when weakened. Of a `Stitched` model, each part is weakened in the modules it has.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ def weakened(
 ) -> Weakened:
     """A weaker version of a base model, which shares its weights and leaves it as it is.
 
-    drop    modules by their full names, as in `network.named_modules()` before torch.compile: of the output of each
-            the same `share` of the channels, chosen by `seed`, is zero and the others grow to make up for it, for all
-            rows and at all times
-    skip    modules whose input takes the place of their output (they are computed all the same)
-    axis    of the channels in the outputs; None is 1 for convolutions, their norms and outputs of four and more axes,
-            and the last one otherwise, as of linear layers and transformer blocks
+    drop    modules by their full names, as in `network.named_modules()` before torch.compile. A fraction `share` of the
+            channels of each output, chosen by `seed`, is set to zero and the others are scaled up to compensate, for
+            all rows and at all times
+    skip    modules whose output is replaced by their input (they are computed all the same)
+    axis    of the channels in the outputs. None is 1 for convolutions, their norms and outputs of four or more axes,
+            and the last axis otherwise, as for linear layers and transformer blocks
 
     >>> import torch, guidekit as gk
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2))
@@ -58,7 +57,7 @@ def weakened(
 
 
 class Weakened(Model):
-    """See `weakened`. Two of one model with equal settings are equal, so that they are evaluated once."""
+    """See `weakened`. Two of one model with equal settings are equal, so they are evaluated once."""
 
     def __init__(
         self, base: Model, drop: tuple[str, ...], share: float, skip: tuple[str, ...], seed: int, axis: int | None

@@ -1,4 +1,5 @@
-"""Noising laws. A process knows its schedule, prior, reverse kernel and clean estimate, and no network or reward."""
+"""Noising processes. A process knows its schedule, prior, reverse kernel and clean estimate, but no network or
+reward."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ from .tokens import Categorical, Masked, Uniform
 
 
 class Kernel(Protocol):
-    """q(x_s | x_t). `push` is its reparametrised draw, so the noise can be searched over; one that is not `random`
-    takes no noise and has no log-probability. `history` is what the next move may read of earlier ones, newest first:
-    predictions, or what else the solver remembers; it is complete after `push`."""
+    """The reverse kernel q(x_s | x_t) of one move. `push` is its reparametrised sample, a function of the noise, so
+    that the noise can be searched over. A kernel that is not `random` takes no noise and has no log-probability.
+    `history` is what the next move may use of earlier ones, newest first: predictions, or whatever the solver
+    remembers; it is complete after `push`."""
 
     @property
     def random(self) -> bool: ...
@@ -27,17 +29,17 @@ class Kernel(Protocol):
 
 
 class Process(Protocol):
-    """What the engine asks of a noising law."""
+    """What the engine asks of a noising process."""
 
     @property
     def t_max(self) -> float: ...
 
     def moves(self, steps: int | Sequence[float], solver: Solver | None) -> list[Move]:
-        """The table of a run."""
+        """The moves of a run."""
         ...
 
     def scales(self, t: float) -> tuple[float, float]:
-        """alpha and sigma at t; for tokens the shares kept and noised."""
+        """alpha and sigma at t; for tokens the fractions kept and noised."""
         ...
 
     def noise_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -45,15 +47,15 @@ class Process(Protocol):
         ...
 
     def noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Noise of these keys, shape (rows, \\*shape)."""
+        """The noise that belongs to these keys, shape (rows, \\*shape)."""
         ...
 
     def prior(self, noise: Tensor, t: float) -> Tensor:
-        """x_t at the first time from its noise."""
+        """x_t at the first time t, from its noise."""
         ...
 
     def clean(self, prediction: Tensor, x: Tensor) -> Tensor:
-        """The estimate of x_0 in a prediction."""
+        """The estimate of x_0 that a prediction contains."""
         ...
 
     def noised(self, clean: Tensor, noise: Tensor, t: float) -> Tensor:
@@ -65,7 +67,7 @@ class Process(Protocol):
         ...
 
     def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Kernel:
-        """The reverse kernel, from the predictions with the newest first."""
+        """The reverse kernel of a move, given the predictions, newest first."""
         ...
 
 

@@ -39,7 +39,7 @@ class Normal:
         return self._add(self.x * self.move.a)
 
     def push(self, noise: Tensor | None) -> Tensor:
-        """a x_t + sum_i b_i d_i + c z; the noise is used up (its memory becomes x_s)."""
+        """a x_t + sum_i b_i d_i + c z; overwrites the noise, whose memory becomes x_s."""
         if noise is None:
             return self.mean
         return self._add(noise.mul_(self.move.c).add_(self.x, alpha=self.move.a))
@@ -61,7 +61,7 @@ class Normal:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """The process of a schedule; runs start at t_max."""
+    """Gaussian diffusion with this schedule; runs start at t_max."""
 
     schedule: Schedule
     t_max: float = field(default=1.0, compare=False)

@@ -1,17 +1,17 @@
-r"""Discrete diffusion over tokens: absorbing (masked) and uniform noise, with alpha(t) = 1 - t the share kept.
+r"""Discrete diffusion over tokens: absorbing (masked) and uniform noise, with alpha(t) = 1 - t the fraction kept.
 
 A prediction is log p(x_0^i = v | x_t), shape (rows, length, V), normalised over v. The reverse kernels factorise over
 positions i; with p_i(v) the prediction, u = s/t and from t down to s:
 
     Masked    a masked position stays masked with probability u and becomes v with (1 - u) p_i(v); others stay.
-              In order, position i of L is masked with probability m_i(t) = min(1, max(0, L t - (L - 1 - i))), so
-              that one is unmasked after the other, from the left, and u_i = m_i(s)/m_i(t).
+              If ordered, position i of L is masked with probability m_i(t) = min(1, max(0, L t - (L - 1 - i))), so
+              that positions are unmasked one after the other, from the left, and u_i = m_i(s)/m_i(t).
     Uniform   q(x_s = v | x_t) = q(x_t | x_s = v) sum_w p_i(w) q(x_s = v | x_0 = w) / q(x_t | x_0 = w),
               q(x_s | x_0) = alpha_s [x_s = x_0] + (1 - alpha_s)/V,
               q(x_t | x_s) = g [x_t = x_s] + (1 - g)/V,      g = alpha_t/alpha_s.
 
-The second is the posterior averaged over x_0, which is exact when p_i is the exact marginal. A move up in time is the
-forward process. Draws add float64 Gumbel noise to float64 log-probabilities. The clean estimate is the mode.
+The uniform kernel is the posterior averaged over x_0, which is exact if p_i is the exact marginal. A move up in time is
+the forward process. Sampling adds float64 Gumbel noise to float64 log-probabilities. The clean estimate is the mode.
 
 References: Austin et al. (2021), https://arxiv.org/abs/2107.03006; Sahoo et al. (2024), https://arxiv.org/abs/2406.07524;
 Schiff et al. (2025), https://arxiv.org/abs/2412.10193; on float64, Zheng et al. (2025), https://arxiv.org/abs/2409.02908.
@@ -55,7 +55,7 @@ def _fixed(x: Tensor, states: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """What both kinds of noise share; `states` is the number of values that a position of x_t can take."""
+    """What both kinds of noise have in common. `states` is the number of values that a position of x_t can take."""
 
     V: int
     t_max = 1.0
@@ -65,7 +65,7 @@ class _Tokens:
         return self.V
 
     def moves(self, steps: int | Sequence[float], solver: Solver | None) -> list[Move]:
-        """Rows without coefficients."""
+        """Moves without coefficients."""
         if not isinstance(solver, DDPM | None):
             raise ValueError(
                 f"solver={solver!r} is for Gaussian processes; token processes move by their own "
@@ -76,7 +76,7 @@ class _Tokens:
         return [Move(t, s) for t, s in pairwise(self.fitted(grid) if isinstance(steps, int) else grid)]
 
     def fitted(self, grid: list[float]) -> list[float]:
-        """A grid made from a number of steps, as it suits the process."""
+        """A time grid made from a number of steps, adapted to the process."""
         return grid
 
     def scales(self, t: float) -> tuple[float, float]:
@@ -102,8 +102,8 @@ class _Tokens:
 class Masked(_Tokens):
     """Absorbing noise: a token is replaced by the mask (id V) with probability t.
 
-    places   where it is the length L: positions are masked in order, from the last to the first, and the model is
-             autoregressive. Of a grid of at least L steps, the times next to k/L are moved there, so that no step
+    places   0, or the length L: then positions are masked in order, from the last to the first, and the model is
+             autoregressive. In a grid of at least L steps, the times nearest to k/L are moved there, so that no step
              draws two tokens
     """
 
@@ -151,7 +151,7 @@ class Masked(_Tokens):
 
 @dataclass(frozen=True)
 class Uniform(_Tokens):
-    """Uniform noise: a token is drawn anew from all V with probability t."""
+    """Uniform noise: with probability t, a token is replaced by one drawn uniformly from all V."""
 
     def prior(self, noise: Tensor, t: float) -> Tensor:
         return noise.argmax(-1)

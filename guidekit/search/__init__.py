@@ -1,6 +1,6 @@
-"""Search over the noise of a sampler: the network stays as it is, and better noise makes better samples.
+"""Search over the noise of a sampler: the sampler stays as it is, and better noise makes better samples.
 
-Strategies ask for noises and are told what their samples are worth; `run` drives any of them, also your own.
+A strategy proposes noise and receives the rewards of its samples; `run` drives any strategy, including your own.
 """
 
 from .bank import Bank, bank

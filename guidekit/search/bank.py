@@ -1,10 +1,10 @@
 r"""A bank of seeds: noise that does well under several conditions is likely to do well under others, so keep it.
 
-Seed s has the value q_s = E_c[r(x(z_s), c)], the mean over conditions c, and an evaluation of one pair (s, c) is a
-noisy look at it. To find the best of S seeds with B looks:
+Seed s has the value q_s = E_c[r(x(z_s), c)], the mean over conditions c, and evaluating one pair (s, c), a "look", is a
+noisy measurement of it. To find the best of S seeds with B looks:
 
     equal      every seed under B/S conditions;
-    halving    log2 S rounds with B / log2 S looks each; the better half goes on, under conditions that are new to it
+    halving    log2 S rounds with B / log2 S looks each; the better half continues, under conditions that are new to it
                (sequential halving, Karnin et al., 2013, https://proceedings.mlr.press/v28/karnin13.html).
 
 All seeds that are compared have seen the same conditions, so a hard condition is hard for all of them.
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bank:
-    """Seeds in their order, best first.
+    """Ranked seeds, best first.
 
     seeds    numbers: seed s is row s of gk.sample(model, n, ...) with the same seed
-    values   mean reward over the conditions that each has seen
-    looks    how many these were
+    values   mean reward over the conditions that each seed has seen
+    looks    the number of these conditions
     holdout  mean of the held-out reward over all conditions that the best seed has seen, or None
     asked    every look, as in `gk.search.Found`: `condition` is the place in conds and `candidate` the seed
     noise    (seeds, *shape), or (moves + 1, seeds, *shape), as gk.sample(model, len(bank), noise=...) takes it for one
@@ -58,7 +58,7 @@ class Bank:
         return len(self.seeds)
 
     def rows(self, n: int, groups: int = 1) -> Tensor:
-        """The noise of the n best seeds, for each of so many conditions."""
+        """The noise of the n best seeds, repeated for each of the groups."""
         at_least(n, 1, "n", "seeds")
         if n > len(self):
             raise ValueError(f"rows({n}): the bank has {len(self)} seeds")
@@ -80,12 +80,12 @@ def bank(
     """Rank the first `seeds` noises of a seed over several conditions.
 
     conds        conditions to try them under
-    looks        pairs of a seed and a condition to evaluate, at most
-    keep         seeds to return; None returns all, by the rounds that they lived and then by their values
+    looks        the largest number of pairs of a seed and a condition to evaluate
+    keep         number of seeds to return; None returns all, ordered by the rounds they survived and then by value
     allocation   of the looks, "halving" or "equal"
     folder       every round's scores are logged there (`condition` is the place in conds and `candidate` the seed), and
-                 the same call goes on from it
-    holdout      a second reward, of the seeds that are returned; they are sampled again for it, under all conditions
+                 the same call resumes from it
+    holdout      a second reward, for the seeds that are returned; they are sampled again for it, under all conditions
                  that the best one has seen
 
     >>> import guidekit as gk
@@ -136,7 +136,7 @@ def _ranked(search: Search, seeds: int, looks: int, keep: int, rounds: int) -> B
 
 
 def _looked(search: Search, places: Sequence[int], seeds: list[int]) -> Tensor:
-    """What seeds are worth under the conditions at these places, (conditions, seeds), as sampled or from the folder."""
+    """The rewards of seeds under the conditions at these places, (conditions, seeds), sampled or from the folder."""
     search.alive = list(places)
     scores, samples = search.known(), None
     if new := scores is None:
@@ -150,7 +150,7 @@ def _looked(search: Search, places: Sequence[int], seeds: list[int]) -> Tensor:
 
 
 def _judged(search: Search, places: Sequence[int], seeds: list[int]) -> list[float] | None:
-    """What the held-out reward says of the seeds, in the mean over these conditions."""
+    """Mean held-out reward of the seeds over these conditions."""
     if search.holdout is None:
         return None
     search.alive = list(places)
@@ -160,7 +160,7 @@ def _judged(search: Search, places: Sequence[int], seeds: list[int]) -> list[flo
 
 
 def _known(worth: Tensor) -> Tensor:
-    """A seed that could not be scored counts as the worst under this condition."""
+    """Rewards in which a seed that could not be scored counts as the worst under that condition."""
     finite = worth.masked_fill(worth.isinf(), torch.inf)
     worst = finite.amin(1, keepdim=True).nan_to_num(posinf=0.0)
     return torch.where(worth.isinf(), worst, worth)

@@ -1,4 +1,4 @@
-"""When a search ends."""
+"""Budgets: when a search ends."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from ..engine.scoring import Cost
 
 @dataclass(frozen=True)
 class Budget:
-    """The search ends before the round that might pass a limit, or when every sample has reached the target; the result
-    says which it was, `Found.ended`. A round may take fewer calls than it has candidates: equal samples are asked once.
+    """Limits of a search, which ends before the round that might exceed one, or when every sample reaches the target.
 
-    rounds    of ask and tell
-    rows      network rows, the last run of the winners included
-    calls     of rewards, for samples that were not known. Where nothing else limits it, a search that has met no new
+    rounds    number of rounds
+    rows      network evaluations (rows), including the final run of the winners
+    calls     reward calls, for samples that are not known yet. If nothing else limits it, a search that has met no new
               text or row of tokens in 10 rounds ends too
-    seconds   of this search, all its sittings together; looked at between rounds
-    target    a reward
+    seconds   of this search, over all its sittings; checked between rounds
+    target    a reward that every sample should reach
+
+    `Found.ended` says why the search ended. A round may need fewer calls than it has candidates, because equal samples
+    are scored once.
     """
 
     rounds: int | None = None
@@ -36,15 +38,15 @@ class Budget:
 
     @property
     def by_calls_alone(self) -> bool:
-        """Whether rounds that bring nothing new could go on for ever."""
+        """Whether rounds without new samples could go on for ever."""
         return self.rounds is None and self.rows is None and self.seconds is None
 
     def allows(self, done: int, cost: Cost, rows: int, calls: int) -> bool:
-        """Whether a round of so many rows and calls still fits."""
+        """Whether a round with this many rows and calls still fits."""
         return self.short(done, cost, rows, calls) is None
 
     def short(self, done: int, cost: Cost, rows: int, calls: int) -> str | None:
-        """Why no further round of so many rows and calls, at most, fits; None where it does."""
+        """Why no further round with at most this many rows and calls fits, or None if it does."""
         if self.rounds is not None and done + 1 > self.rounds:
             return f"rounds={self.rounds} are done"
         if self.seconds is not None and cost.seconds >= self.seconds:
@@ -57,6 +59,6 @@ class Budget:
         return None
 
     def left(self, done: int, cost: Cost) -> dict[str, str]:
-        """What is left of each limit, for the bar."""
+        """What is left of each limit, for the progress bar."""
         spent = {"rounds": done, "rows": cost.network_rows, "calls": cost.reward_calls, "seconds": cost.seconds}
         return {f"{k} left": f"{most - v:.6g}" for k, v in spent.items() if (most := getattr(self, k)) is not None}

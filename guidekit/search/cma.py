@@ -1,8 +1,9 @@
 r"""CMA-ES with a diagonal covariance (Ros and Hansen, 2008, https://doi.org/10.1007/978-3-540-87700-4_30), on noise.
 
-Candidates are z = m + sigma sqrt(C) w, and m, sigma and C follow the better half of them; the first round is the
-prior, m = 0, sigma = C = 1. A mean that has moved would make noise too large, and a small sigma noise too small. So a
-candidate is brought to the norm of its own w, which has the chi law of noise: what is learned is the direction.
+Candidates are z = m + sigma sqrt(C) w, and m, sigma and C are updated from the better half of them. The first round is
+the prior, m = 0, sigma = C = 1. A mean away from 0 would make the noise too large, and a small sigma too small. So
+every candidate is rescaled to the norm of its own w, which is chi distributed as for noise: what is learned is the
+direction.
 
 For dimension d, weights w_i of the best mu of k candidates and mu_eff = 1/sum w_i^2:
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class CMA:
-    """`candidates` for each sample in a round; with project=False candidates keep the norm that they come with."""
+    """CMA-ES with `candidates` per sample and round; with project=False, candidates are not rescaled."""
 
     def __init__(self, candidates: int = 8, project: bool = True):
         at_least(candidates, 4, "candidates", "of which the better half is learned from")
@@ -90,5 +91,5 @@ def cma(
     project: bool = True,
     **options: Unpack[Options],
 ) -> Found:
-    """Diagonal CMA-ES on the noise of every one of n samples; 8 rounds unless they or a budget are given."""
+    """Diagonal CMA-ES on the noise of each of n samples; 8 rounds unless rounds or a budget are given."""
     return drive(model, n, reward, CMA(candidates, project), limits(rounds, options, 8), options)

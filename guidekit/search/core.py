@@ -1,13 +1,14 @@
-r"""One driver for all searches: ask for noises, sample from them, tell what they are worth, until the budget is spent.
+r"""One driver for all searches: ask for noise, sample from it, tell the rewards, until the budget is spent.
 
     strategy.begin(space);      while the budget lasts:   z = strategy.ask();   strategy.tell(z, R(sample(z)))
 
-This is the convention of Optuna, nevergrad and cma; optimisers like these plug in by `Each`. The best candidate ever
-seen of every sample is kept, so no reward falls as the budget grows. In the end the winners are sampled once more in
-one run: what is returned is a run of `gk.sample` with noise=result.noise, to the bit. Where a strategy does not need to
-be told one round to ask for the next, a round is scored while the next one is sampled; see `background`.
+This is the convention of Optuna, nevergrad and cma; optimisers like these are wrapped by `Each`. The best candidate
+seen so far is kept for every sample, so rewards never decrease as the budget grows. In the end the winners are sampled
+once more in one run: the result equals that of `gk.sample` with noise=result.noise, bit for bit. If a strategy can
+propose a round without knowing the rewards of the last one, one round is scored while the next is sampled; see
+`background`.
 
-Texts and rows of tokens are scored once in a search, however often they come back, and all that was asked is kept.
+Texts and rows of tokens are scored once per search, however often they occur, and everything that was asked is kept.
 
 Reference: Ma et al. (2025), Inference-time scaling beyond denoising steps, https://arxiv.org/abs/2501.09732.
 """
@@ -58,32 +59,33 @@ STALE = 10  # rounds without a new sample, after which a search ends that calls 
 
 
 class Strategy(Protocol):
-    """What proposes noises. It is told the past again when a search goes on, so it must ask the same after the same
-    tells: randomness comes from the space.
+    """Proposes noise and receives rewards. When a search is resumed it is told the past again, so it must ask the same
+    after the same tells: take random numbers from the space.
 
-    One that asks the same whatever it is told may have an attribute `independent = True`. It is then asked for a round
-    before it is told the last, which is scored in the background.
+    A strategy whose proposals do not depend on rewards may have an attribute `independent = True`. It is then asked for
+    a round before it is told the last one, which is scored in the background.
     """
 
     def begin(self, space: Space) -> None:
-        """Forget everything; these are the samples to search for."""
+        """Start afresh, for the samples of this space."""
         ...
 
     def ask(self) -> Tensor | None:
-        """Candidates in normal coordinates, (cells, k, *space.shape); None where there is nothing more to ask."""
+        """Candidates in standard normal coordinates, (cells, k, *space.shape), or None to end the search."""
         ...
 
     def tell(self, noises: Tensor, rewards: Tensor) -> None:
-        """What they are worth, float64 (cells, k), -inf where a candidate could not be scored."""
+        """Receive the rewards of the candidates, float64 (cells, k), -inf where one could not be scored."""
         ...
 
 
 class Options(TypedDict, total=False):
-    """What every search takes besides its own options.
+    """Options of every search, besides its own.
 
-    budget       a `Budget`, beside rounds or in its place
-    over         "start" or "chain": which noise is searched; None is the start's where the solver is deterministic
-    folder       every evaluation is logged there; the same call goes on from it, with the same end
+    budget       a `Budget`, in addition to rounds or instead of them
+    over         "start" or "chain": which noise is searched. None is the starting noise if the solver is deterministic,
+                 and otherwise that of the whole chain
+    folder       every evaluation is logged there; the same call resumes from it and ends in the same result
     holdout, steps, guides, cond, solver, seed, batch_size   as in gk.sample; progress shows a bar
     """
 
@@ -102,14 +104,14 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, repr=False)
 class Found(Result):
-    """The result of a search: a run of the winners, with what the search was told of them as rewards.
+    """The result of a search: a run of the winners, with their rewards in the search as rewards.
 
-    noise    as gk.sample takes it: (rows, *shape), or the whole chain's (moves + 1, rows, *shape)
-    rounds   one dict for each round: of every condition best_reward (the mean over its samples of the best so far),
-             max_reward and mean_reward (of the round's candidates; NaN where there were none); network_rows and
+    noise    as gk.sample takes it: (rows, *shape), or (moves + 1, rows, *shape) for the whole chain
+    rounds   one dict per round, with for every condition best_reward (the mean over its samples of the best so far),
+             max_reward, and mean_reward (of the round's candidates; NaN if there were none); and with network_rows and
              reward_calls so far
-    asked    every candidate of every round: a dict with round, condition, sample, candidate, worth, scores and, where
-             text or tokens were scored, text or tokens. A saved result leaves it to the folder of the search
+    asked    every candidate of every round: a dict with round, condition, sample, candidate, worth, scores and, if text
+             or tokens were scored, text or tokens. It is not part of a saved result, but of the folder of the search
     times    of the run that gives these samples, as steps= takes them
     ended    why the search ended, in words
     """
@@ -135,7 +137,7 @@ class Found(Result):
 
 @dataclass
 class Best:
-    """The best candidate of every cell so far; `seen` is where its x is known."""
+    """The best candidate of every cell so far; `seen` says where its x is known."""
 
     z: Tensor | None = None
     x: Tensor | None = None
@@ -143,7 +145,7 @@ class Best:
     seen: Tensor | None = None
 
     def update(self, z: Tensor, worth: Tensor, x: Tensor | None, cells: Tensor) -> None:
-        """Take over what is strictly better; the first time for all cells."""
+        """Take candidates that are strictly better; the first time those of all cells."""
         top, place = worth.max(1)
         row = torch.arange(len(z), device=z.device)
         if self.z is None or self.worth is None or self.seen is None:
@@ -160,7 +162,7 @@ class Best:
             self.x = own.index_put(taken, x[row, place][better])
 
     def recall(self, x: Tensor, worth: Tensor) -> None:
-        """The x of those that have this worth."""
+        """Restore the x of the candidates that have this worth."""
         if self.worth is not None:
             self.x, self.seen = x, worth == self.worth
 
@@ -176,7 +178,7 @@ class Best:
 
 
 class Search:
-    """A prepared search: its arguments are checked, and no network is called yet."""
+    """A prepared search: its arguments are checked, and no network has been called."""
 
     def __init__(self, model: Model, n: int, reward: Any, options: Options, name: str, setting: Any):
         known = {"budget", "over", "folder", "progress"}
@@ -212,7 +214,7 @@ class Search:
         self._before, self._began = 0.0, time.perf_counter()
 
     def open(self, budget: Budget) -> None:
-        """The folder, and how long the search may last."""
+        """Open the folder and set the budget."""
         if all(limit is None for limit in (budget.rounds, budget.rows, budget.calls, budget.seconds)):
             raise ValueError("the search might never end: give it rounds, or a Budget with rows, calls or seconds")
         self.budget = budget
@@ -226,12 +228,12 @@ class Search:
 
     @property
     def seconds(self) -> float:
-        """Of all sittings."""
+        """Seconds spent, over all sittings."""
         return self._before + time.perf_counter() - self._began
 
     @property
     def separable(self) -> bool:
-        """Whether rewards and sampler may run at once: no, where they share a network, which runs put into modes."""
+        """Whether rewards and sampler may run at the same time: not if they share a network, whose mode a run sets."""
         own = {id(m) for model in self.run.models for m in model.modules()}
         return not any(id(m) in own for r in self.verifier.rewards for m in networks_in(r))
 
@@ -239,7 +241,7 @@ class Search:
 
     @cached_property
     def looks(self) -> list[int]:
-        """Network rows of one candidate at each point of the grid but the last, as the guides declare them."""
+        """Network rows of one candidate at each point of the time grid but the last, as the guides declare them."""
         looks = []
         for acts, step in zip(self.run.acts[:-1], self.run.steps[:-1], strict=True):
             own = {seat.place: seat.guide for seat in (*acts.tilt, *acts.late, *acts.finish)}
@@ -262,12 +264,12 @@ class Search:
 
     @property
     def cells(self) -> Tensor:
-        """Their places among all cells."""
+        """Their indices among all cells."""
         alive = torch.tensor(self.alive, device=self.space.keys.device)
         return (alive[:, None] * self.n + torch.arange(self.n, device=alive.device)).flatten()
 
     def runs(self, k: int, noise: Tensor | None, cost: Cost | None = None) -> Run:
-        """A run of k candidates for each cell; the g-th condition alive, candidate c is its group g k + c."""
+        """A run of k candidates for each cell; candidate c of the g-th condition alive is group g k + c."""
         seed = self.given.get("seed", 0)
         seeds = list(seed) if isinstance(seed, Sequence) else [seed] * self.space.groups
         given = self.given | {
@@ -280,7 +282,7 @@ class Search:
         return run
 
     def _guides(self, k: int) -> list[Guide]:
-        """The guides in a run of k candidates, each with what it holds for the condition of a group."""
+        """The guides in a run of k candidates, each with what it holds for the condition of its group."""
         key = tuple(self.alive), k
         if key not in self._regrouped:
             groups = [g for g in self.alive for _ in range(k)]
@@ -301,16 +303,16 @@ class Search:
         return pop.x
 
     def decoded(self, x: Tensor) -> Any:
-        """Samples of rows, with the networks as in a run."""
+        """Decoded samples of rows, with the networks in evaluation mode."""
         with torch.no_grad(), self.run.borrowed():
             return self.run.decode(x)
 
     def scored(self, x: Tensor, k: int) -> tuple[Tensor, Any]:
-        """Scores (cells, k, V) of rows, and what was scored, cell by cell, where that is text or tokens."""
+        """Scores (cells, k, V) of rows, and what was scored, cell by cell, if that is text or tokens."""
         return self.judged(self.decoded(x), k, self.cost)
 
     def judged(self, samples: Any, k: int, cost: Cost) -> tuple[Tensor, Any]:
-        """The same of samples."""
+        """The same for decoded samples."""
         alive = torch.tensor(self.alive, device=self.space.keys.device)
         scores = self.part.by_cell(self.verifier.score(samples, alive.repeat_interleave(k * self.n), cost))
         order = self.part.by_cell(torch.arange(len(samples))).flatten()
@@ -328,12 +330,12 @@ class Search:
         return found.scores.to(self.space.keys.device)
 
     def resume(self, cost: Cost) -> None:
-        """Go on from this cost."""
+        """Continue counting from this cost."""
         vars(self.cost).update(vars(cost))
         self._before, self._began = cost.seconds, time.perf_counter()
 
     def fits(self, rows: int, calls: int, last: int) -> bool:
-        """Whether the budget has room for a round, with `last` rows for the run of the winners behind it."""
+        """Whether the budget has room for a round, and for `last` rows for the final run of the winners."""
         self.cost.seconds = self.seconds
         done, worth, target = len(self.rounds), self.best.worth, self.budget.target
         known = done < len(self.record.rounds)
@@ -352,11 +354,11 @@ class Search:
         return short is None
 
     def goes_stale(self, more: int) -> bool:
-        """Whether it would be time to end after so many more rounds without a new sample."""
+        """Whether this many more rounds without a new sample would end the search."""
         return self.budget.by_calls_alone and self.stale + more >= STALE
 
     def _meet(self, samples: Any) -> None:
-        """Count the rounds that bring nothing new, where samples can be told apart."""
+        """Count rounds without new samples, if samples can be compared."""
         if not self.budget.by_calls_alone:
             return
         before = len(self._met)
@@ -372,8 +374,8 @@ class Search:
         final: bool = True,
         before: Callable[[Best, list[dict[str, Any]]], None] | None = None,
     ) -> Tensor:
-        """Book a round: what its candidates are worth. Estimates of unfinished samples are not `final`; `before` is
-        called before the round is in the folder."""
+        """Record a round and return what its candidates are worth. Estimates of unfinished samples are not `final`;
+        `before` is called before the round is written to the folder."""
         worth = self.verifier.worth(scores, self.space.group[self.cells])
         if final:
             self.best.update(z, worth, x, self.cells)
@@ -390,19 +392,19 @@ class Search:
         return worth
 
     def keep(self, scores: Tensor, worth: Tensor, samples: Any, numbers: Sequence[int]) -> None:
-        """Note what was asked in a round, with the numbers of the candidates."""
+        """Record what was asked in a round, with the numbers of the candidates."""
         cost, alive = self.cost, list(self.alive)
         self.record.add(Evaluations(scores.cpu(), worth.cpu(), samples, cost, alive, list(numbers)))
 
     def _recall(self) -> None:
-        """The samples of the winners that the folder has, once all its rounds have been gone through."""
+        """Restore the samples of the winners from the folder, once all its rounds have been replayed."""
         if self.best.x is None and self.record.has("best"):
             kept, device = self.record.kept("best")[0], self.space.keys.device
             if "x" in kept:
                 self.best.recall(kept["x"].to(device), kept["rewards"].to(device))
 
     def _row(self, worth: Tensor, best: Tensor) -> dict[str, Any]:
-        """A line of `Found.rounds`, and of the bar."""
+        """A row of `Found.rounds`, and of the progress bar."""
         top, by = best.masked_fill(best.isinf(), torch.nan), worth.masked_fill(worth.isinf(), torch.nan)
         mean = best.new_full((self.space.groups,), torch.nan)
         mean[self.alive] = by.view(len(self.alive), -1).nanmean(1)
@@ -426,14 +428,14 @@ class Search:
             self.record.keep("best", {"noise": self.noise(), "rewards": best.worth} | extra)
 
     def noise(self) -> Tensor:
-        """That of the winners, as gk.sample takes it."""
+        """The noise of the winners, as gk.sample takes it."""
         assert self.best.z is not None
         return self.space.rows(self.best.z[:, None])
 
     # the end ---------------------------------------------------------------------------------------------------------
 
     def finish(self) -> Found:
-        """A run of the winners."""
+        """The final run of the winners."""
         self.bar.close()
         best = self.best.worth
         if best is None:
@@ -450,7 +452,7 @@ class Search:
         return Found(**given)
 
     def _check_scored(self, best: Tensor) -> None:
-        """There are scores: of one condition at least."""
+        """Check that at least one condition has scores."""
         names = ", ".join(as_reward(r).name for r in self.verifier.rewards)
         lost = [g for g, worth in enumerate(best.view(self.space.groups, -1)) if worth.isinf().all()]
         told = f"reward {names!r} scored none of the candidates of condition {', '.join(map(str, lost))}"
@@ -463,7 +465,7 @@ class Search:
             warnings.warn(f"{single} of {len(best)} samples have no candidate with a score", stacklevel=5)
 
     def _check_winners(self, result: Result) -> None:
-        """The last run has made the samples that were scored, within the budget."""
+        """Check that the final run made the samples that were scored, within the budget."""
         rows, most = self.cost.network_rows + result.cost.network_rows, self.budget.rows
         if most is not None and rows > most:
             warnings.warn(
@@ -485,11 +487,11 @@ class Search:
 def run(
     model: Model, n: int, reward: Any, strategy: Strategy, *, rounds: int | None = None, **options: Unpack[Options]
 ) -> Found:
-    """Search for n samples of each condition with any strategy, also your own.
+    """Search for n samples of each condition with any strategy, including your own.
 
-    reward     a Reward or function of samples, or a list of them that rank candidates together
-    strategy   `Strategy`: an object with begin, ask and tell
-    rounds     of ask and tell; `budget=` has other limits
+    reward     a Reward or function of samples, or a list of them that rank candidates jointly
+    strategy   a `Strategy`: an object with begin, ask and tell
+    rounds     number of rounds; `budget=` sets other limits
     options    see `Options`
 
     >>> import guidekit as gk
@@ -516,7 +518,7 @@ def drive(model: Model, n: int, reward: Any, strategy: Strategy, budget: Budget,
 
 
 def limits(rounds: int | None, options: Options, usual: int | None = None) -> Budget:
-    """The budget of the options with these rounds; the usual number of them where nothing is given."""
+    """The budget of the options with these rounds; with the usual number of rounds if nothing is given."""
     budget = options.get("budget")
     if budget is None:
         return Budget(rounds=usual if rounds is None else rounds)
@@ -524,7 +526,7 @@ def limits(rounds: int | None, options: Options, usual: int | None = None) -> Bu
 
 
 def rounds_of(search: Search, strategy: Strategy) -> None:
-    """All rounds. Of an independent strategy one is scored in the background while the next is sampled."""
+    """All rounds. With an independent strategy, one is scored in the background while the next is sampled."""
     waiting: list[Round] = []  # at most one
     overlaps = getattr(strategy, "independent", False) and search.separable
     try:
@@ -550,7 +552,7 @@ def rounds_of(search: Search, strategy: Strategy) -> None:
 
 
 class Round:
-    """Candidates that have been sampled; `begin` scores them in the background, `end` tells what they are worth."""
+    """Candidates that have been sampled; `begin` scores them in the background, `end` tells their rewards."""
 
     def __init__(self, search: Search, strategy: Any, z: Tensor):
         self.search, self.strategy, self.z, self.cost = search, strategy, z, Cost()
@@ -589,7 +591,7 @@ class Round:
 
 
 def total(a: Cost, b: Cost) -> Cost:
-    """Both together."""
+    """The sum of two costs."""
     return Cost(**{k: v + getattr(b, k) for k, v in asdict(a).items()})
 
 
@@ -623,7 +625,7 @@ def _check_guides(guides: Sequence[Guide]) -> None:
 
 
 def _times(run: Run) -> list[float]:
-    """The grid: a move from a time to itself is a correction."""
+    """The time grid; a move from a time to itself is a corrector step."""
     return [move.t for move in run.moves if move.t != move.s] + [0.0]
 
 
@@ -632,15 +634,15 @@ def _plain(v: Tensor) -> list[float | None]:
 
 
 def _numbers(value: Any) -> Any:
-    """NaN for what has no value."""
+    """Numbers with NaN for missing values."""
     return [float("nan") if v is None else v for v in value] if isinstance(value, list) else value
 
 
 class Each:
-    """An optimiser of its own for each sample: make(size, seed) -> an object with `ask` and `tell`, as of cma.
+    """One optimiser per sample: make(size, seed) -> an object with `ask` and `tell`, as in the package cma.
 
-    ask() returns a list of k vectors of `size` numbers (normal coordinates), the same k for all; tell(vectors, losses)
-    is told losses to be made small, inf where a candidate could not be scored.
+    ask() returns a list of k vectors of `size` numbers (standard normal coordinates), with the same k for all samples;
+    tell(vectors, losses) receives losses to minimise, inf where a candidate could not be scored.
     """
 
     def __init__(self, make: Callable[[int, int], Any]):

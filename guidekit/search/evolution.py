@@ -1,10 +1,10 @@
-r"""An evolution strategy on the sphere of noise, for every sample on its own.
+r"""An evolution strategy on the sphere of noise, for each sample separately.
 
     child = turned(between(a, b, u), w, mutation),      u uniform in [0, 1],  w a random direction,
 
-of two parents a, b drawn from the better half of the population; of parents and children the best live. A child lies on
-the great circle through its parents, so that it is noise of the right norm, where the mean of two noises would be too
-small by sqrt(2).
+with parents a, b drawn from the better half of the population; the best of parents and children survive. A child lies
+on the great circle through its parents, so its norm is that of noise; the mean of two noise vectors would be too small
+by sqrt(2).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Evolution:
-    """`population` noises for each sample and as many children in a round; mutation is an angle in radians."""
+    """A `population` of noise vectors per sample, with as many children in a round; mutation is an angle in radians."""
 
     def __init__(self, population: int = 8, mutation: float = 0.2):
         at_least(population, 2, "population", "noises that live")
@@ -70,5 +70,5 @@ def evolution(
     mutation: float = 0.2,
     **options: Unpack[Options],
 ) -> Found:
-    """Evolve a population of noises for every one of n samples; 8 rounds unless they or a budget are given."""
+    """Evolve a population of noise vectors for each of n samples; 8 rounds unless rounds or a budget are given."""
     return drive(model, n, reward, Evolution(population, mutation), limits(rounds, options, 8), options)

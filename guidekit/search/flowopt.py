@@ -1,27 +1,27 @@
-r"""FlowOpt (Ronen et al., 2025, https://arxiv.org/abs/2510.22010): noise whose sample is a given one, by runs alone.
+r"""FlowOpt (Ronen et al., 2025, https://arxiv.org/abs/2510.22010): the noise of a given sample, without gradients.
 
 A deterministic sampler is a function f from noise z to samples. For a target y,
 
     z <- z - rate (f(z) - y),
 
-each round being one run. *Inversion* finds the noise of y under its own condition. *Editing* goes on from there under
-another condition: the first iterate is the edit as plain inversion makes it, and each round draws it back towards y.
+with one run per round. *Inversion* finds the noise of y under its own condition. *Editing* starts from that noise under
+another condition: the first iterate is the edit that plain inversion gives, and each round pulls it back towards y.
 
-Of a linear flow f(z) = m + A z, with a symmetric positive A of eigenvalues a_i, the noise is z* = A^-1 (y - m), and
+For a linear flow f(z) = m + A z, with a symmetric positive A with eigenvalues a_i, the noise is z* = A^-1 (y - m), and
 
     z - z* <- (1 - rate A)(z - z*),
 
 which shrinks by max_i |1 - rate a_i| or better: it converges for rate < 2 / max_i a_i.
 
-Without a rate it is chosen for every row and round by the method of Barzilai and Borwein (1988,
-https://doi.org/10.1093/imanum/8.1.141). With s = z_k - z_j and g = f(z_k) - f(z_j) of two evaluations, g = A s for a
-linear flow; so a step of rate g should be s, and the rate that brings |rate g - s| nearest to it is
+Without a rate, one is chosen for every row and round by the method of Barzilai and Borwein (1988,
+https://doi.org/10.1093/imanum/8.1.141). With s = z_k - z_j and g = f(z_k) - f(z_j) from two evaluations, g = A s for a
+linear flow; so rate g should equal s, and the rate that minimises |rate g - s| is
 
     rate = <s, g> / <g, g>,    between 1/max a and 1/min a.
 
-Safeguards: the first rate is at most 1, and the first step no longer than z; where <s, g> is not positive the rate is
-halved; it is at most 10 times the last; and where the error is more than twice that of the best iterate, the next one
-starts from that, by what the pair has taught or half the last rate. The best iterate is returned.
+Safeguards: the first rate is at most 1, and the first step no longer than z; if <s, g> is not positive the rate is
+halved; it is at most 10 times the last one; and if the error is more than twice that of the best iterate, the next one
+starts from there, with the rate from the pair or half the last rate. The best iterate is returned.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 
 class State(NamedTuple):
-    """Where every row stands, float64 (rows, d): the next iterate and its rate (rows,); the last one and the best one
-    with their samples' distances f(z) - y. Rates are NaN before the first round."""
+    """The state of every row, float64 (rows, d): the next iterate and its rate (rows,); the last one and the best one
+    with the distances f(z) - y of their samples. Rates are NaN before the first round."""
 
     z: Tensor
     rate: Tensor
@@ -61,12 +61,12 @@ def flowopt(
     start: Tensor | None = None,
     **options: Unpack[Options],
 ) -> Found:
-    """Noise whose samples are the target, or near it. Rewards are minus the root mean square of f(z) - y.
+    """Find noise whose samples are the target, or close to it. Rewards are minus the root mean square of f(z) - y.
 
-    target   final states (rows, *shape): one for each sample, of every condition in turn
-    rounds   evaluations of all samples; 30 unless they or a budget are given
-    rate     of the steps; None chooses it
-    start    noise (rows, *shape) to begin with; None is the plain sampler's own
+    target   final states (rows, *shape): one per sample, condition by condition
+    rounds   number of rounds, each a run of all samples; 30 unless rounds or a budget are given
+    rate     step size; None chooses it automatically
+    start    noise (rows, *shape) to start from; None is the plain sampler's own
 
     `rounds["error"]` holds the error of every sample in each round.
 
@@ -154,7 +154,7 @@ def _rows(model: Model, value: Any, name: str, groups: int) -> int:
 
 
 def _distance(samples: Any) -> Any:
-    """Stands for the reward: rounds are booked with the distances of the states, and no sample is scored."""
+    """Takes the place of a reward; rounds are recorded with distances of states, and no sample is scored."""
     raise AssertionError("flowopt asks no reward")
 
 
@@ -165,7 +165,7 @@ def _within(z: Tensor, rate: float | None) -> Tensor:
 
 
 def _resumed(search: Search, start: Tensor | None) -> State:
-    """Where the rows stand: at the start, or where the folder says."""
+    """The state of the rows: at the start, or as saved in the folder."""
     done, device = len(search.record.rounds), search.space.keys.device
     if not done:
         z = search.space.draw([0])[:, 0] if start is None else start.to(device)

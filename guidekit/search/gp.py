@@ -21,7 +21,7 @@ LENGTHS, NOISES = (0.25, 0.5, 1.0, 2.0, 4.0), (1e-4, 1e-2, 0.3)  # l and g
 
 
 class Process(NamedTuple):
-    """A Gaussian process for each of some cells, fitted to w (cells, m, D) with a mask of those that have a score."""
+    """One Gaussian process per cell, fitted to w (cells, m, D), with a mask of those that have a score."""
 
     w: Tensor
     seen: Tensor

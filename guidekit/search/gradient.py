@@ -1,4 +1,4 @@
-r"""Gradient search: climb the reward's gradient with respect to the noise, through the sampler.
+r"""Gradient search: gradient ascent of the reward with respect to the noise, through the sampler.
 
     maximise  r(x(z)) + weight log p_chi(|z|),      log p_chi(|z|) = (d - 1) log|z| - |z|^2/2 + const,
 
@@ -10,9 +10,9 @@ largest at |z| = sqrt(d - 1). As in ReNO the step is
 
 row by row, and the best iterate is kept.
 
-`gradients` goes forward without a graph, keeping the states x_t alone, and then backward move by move, each evaluated
-again with a graph. So the graph is that of one move, however many there are, and a gradient takes twice the network
-rows of a run.
+`gradients` runs forward without a graph, keeping only the states x_t, and then backward move by move, each evaluated
+again with a graph. So there is never more than the graph of one move, and a gradient costs twice the network
+evaluations of a run.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def gradient(
     weight: float = 0.01,
     **options: Unpack[Options],
 ) -> Found:
-    """Climb from the plain sampler's own noise, every one of n samples on its own; defaults are those of ReNO.
+    """Gradient ascent from the plain sampler's own noise, for each of n samples; the defaults are those of ReNO.
 
-    rounds                 steps of the ascent; 50 unless they or a budget are given
+    rounds                 number of steps; 50 unless rounds or a budget are given
     rate, momentum, clip   of the ascent; clip bounds the norm of each row's gradient
-    weight                 of the log-density of the noise's norm
+    weight                 of the log-density of the noise's norm; penalises noise with an atypical norm
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
@@ -134,7 +134,7 @@ def _moved(run: Run, index: int, state: State, noise: Tensor, rows: Tensor) -> S
 
 
 def _pulled(run: Run, index: int, state: State, noise: Tensor, rows: Tensor, back: State) -> tuple[State, Tensor]:
-    """The gradient with respect to a move's state and noise, from that with respect to what it led to."""
+    """The gradient with respect to the state and noise of a move, from that with respect to its outcome."""
     with torch.enable_grad():
         inputs = [v.detach().requires_grad_() for v in (*state, noise)]
         out = _moved(run, index, tuple(inputs[:-1]), inputs[-1], rows)
@@ -161,7 +161,7 @@ def _rewarded(run: Run, x: Tensor, reward: Any, rows: Tensor) -> tuple[Tensor, T
 
 
 def _check(search: Search) -> None:
-    """What can be seen before the first network call."""
+    """Checks before the first network call."""
     if not isinstance(search.model.process, Gaussian):
         raise ValueError("gradient search needs a Gaussian process: no gradient passes through a draw of tokens")
     if len(search.verifier.rewards) > 1:
@@ -177,7 +177,7 @@ def _check(search: Search) -> None:
 
 
 def _resumed(search: Search) -> tuple[Tensor, Tensor]:
-    """Where the ascent stands: at the plain sampler's noise, or where the folder says."""
+    """The state of the ascent: the plain sampler's noise, or what the folder has."""
     z = search.space.draw([0])[:, 0]
     done = len(search.record.rounds)
     if not done:

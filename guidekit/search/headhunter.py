@@ -4,8 +4,8 @@
     each round:   for every head h not in S    r_h = mean reward of samples guided by PAG on S and h
                   S <- S and the `top` heads with the highest r_h
 
-All trials use the same noise, so that two heads differ by what they do. A round costs one run for each head left, and
-one more for S; heads that are weak alone may help others, which is what further rounds find.
+All trials use the same noise, so differences between heads are due to the heads. A round costs one run for each
+remaining head, and one more for S. Heads that are weak alone may help others; further rounds find these.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Head = tuple[str, int]
 
 
 class Row(NamedTuple):
-    """A head on its own: the mean reward with its standard error, and its gain over no guidance from the same noise."""
+    """One head: the mean reward with its standard error, and its gain over no guidance from the same noise."""
 
     layer: str
     head: int
@@ -53,7 +53,7 @@ class Hunt:
     """What `headhunter` found.
 
     ranking    a row for every head, the best on its own first
-    selected   the heads in the order in which the rounds chose them
+    selected   the heads in the order in which they were selected
     rounds     the reward without guidance (0 heads) and after every round
     """
 
@@ -62,9 +62,9 @@ class Hunt:
     rounds: tuple[Selection, ...]
 
     def best(self, k: int | None = None) -> dict[str, tuple[int, ...]]:
-        """The first k heads, as PAG takes them: those selected, then those next in the ranking.
+        """The first k heads, as PAG takes them: the selected ones, then the next in the ranking.
 
-        Without k as many as were best together.
+        Without k, as many as were best together.
         """
         if k is None:
             k = max(self.rounds[1:], key=lambda r: -math.inf if math.isnan(r.reward) else r.reward).heads
@@ -106,13 +106,13 @@ def headhunter(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Hunt:
-    """Rank attention heads by the reward of samples that PAG on them gives, and select some that are good together.
+    """Rank attention heads by the reward of samples guided by PAG on them, and select heads that work well together.
 
     layers           names of modules; None is every layer with self-attention
-    n, cond, seed    samples of each trial: n for every condition, from the same noise in all trials
-    scale, strength, tokens   of PAG; a head is best found at full strength, which may be lowered afterwards
-    top, rounds      heads that each round adds; the paper takes 24 in 1 for quality, 3 in each of 5 for styles
-    guides           others in the list, such as CFG
+    n, cond, seed    samples of each trial: n per condition, from the same noise in all trials
+    scale, strength, tokens   of PAG; search at full strength, and lower it afterwards
+    top, rounds      heads added per round; the paper uses 24 in one round for quality, 3 in each of 5 for styles
+    guides           other guides in the list, such as CFG
 
     >>> hunt = headhunter(model, reward, layers="blocks", cond="HepG2")             # doctest: +SKIP
     >>> gk.sample(model, 64, guides=[gk.PAG(3.0, heads=hunt.best(4), strength=0.5)])  # doctest: +SKIP
@@ -147,7 +147,7 @@ def headhunter(
 
 
 def _heads(model: Model, layers: Layers, cond: Any) -> list[Head]:
-    """Every head of these layers, from one forward that is only watched."""
+    """Every head of these layers, found in one forward pass that is only observed."""
     known = attention_layers(model)
     asked = known if layers is None else [layers] if isinstance(layers, str) else list(layers)
     names = [n for p in asked for n in ([m for m in known if m == p or m.startswith(p + ".")] or [p])]

@@ -2,12 +2,12 @@ r"""Search over paths (Ma et al., 2025, https://arxiv.org/abs/2501.09732): branc
 
     level 0:  width * branch noises for every sample;      level l:  the best `width`, each with `branch` continuations.
 
-Candidates of a level run to the next branching point and `ahead` moves further, where the reward of their clean
-estimate (of the sample itself at the end) decides who lives; the survivors go back to the branching point. The first
-continuation keeps the noise that its parent had, the others draw it anew. So width 1 without branching is plain
-sampling, and a schedule like width=(16, 8, 4, 2), branch=1 is successive halving of 16 candidates on the way.
+The candidates of a level run to the next branching point and `ahead` moves further, where they are ranked by the reward
+of their clean estimate (at the end, of the sample itself); the survivors return to the branching point. The first
+continuation keeps its parent's noise, the others draw new noise. So width 1 without branching is plain sampling, and a
+schedule like width=(16, 8, 4, 2), branch=1 is successive halving of 16 candidates on the way.
 
-A deterministic solver draws nothing on the way. There the path first goes `back` steps up by the forward process, as in
+A deterministic solver draws no noise on the way. The path then first goes `back` steps up by the forward process, as in
 the paper (its Delta_f), and down again (its Delta_b, which is back + the steps to the next point + ahead).
 """
 
@@ -44,13 +44,13 @@ def paths(
     back: int | None = None,
     **options: Unpack[Options],
 ) -> Found:
-    """Search over the paths of every one of n samples; with steps=result.times and its noise, gk.sample follows them.
+    """Search over the paths of each of n samples. With steps=result.times and its noise, gk.sample reproduces them.
 
-    levels   branching points, the start among them, spread evenly over the moves
-    width    candidates that live from one level to the next, or one number for each level
-    branch   continuations of each, or one number for each level
-    ahead    moves beyond the next branching point before the verifier looks
-    back     steps up at each branching point; None is 0 where the sampler draws noise anyway, else half a level
+    levels   number of branching points, including the start, spread evenly over the moves
+    width    candidates that survive a level, or one number per level
+    branch   continuations of each candidate, or one number per level
+    ahead    moves beyond the next branching point before candidates are scored
+    back     steps up at each branching point; None is 0 if the sampler draws noise anyway, otherwise half a level
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
@@ -77,7 +77,7 @@ def paths(
 
 
 def _check_spent(search: Search, budget: Budget) -> None:
-    """Say where less than half of a budget was of use."""
+    """Warn if less than half of a budget could be used."""
     cost, last = search.cost, search.space.cells * search.per_row
     spent = {"rows": cost.network_rows + last, "calls": cost.reward_calls}
     left = {k: f"{v} of {k}={most}" for k, v in spent.items() if (most := getattr(budget, k)) is not None}
@@ -98,7 +98,7 @@ class _Levels:
     branch: list[int]
 
     def go(self) -> None:
-        """All levels. One that goes on from a folder runs them again, with the scores that are known."""
+        """All levels. A resumed search runs them again, with the scores that are known."""
         z, parents, kept, space = None, None, None, self.search.space
         self.search.fits(*self._cost(), space.cells * self.search.per_row)
         for level, end in enumerate(self.ends):
@@ -115,7 +115,7 @@ class _Levels:
                 z = z.gather(1, parents.view(*parents.shape, *[1] * len(space.shape)).expand(-1, -1, *space.shape))
 
     def _cost(self) -> tuple[int, int]:
-        """Network rows and reward calls of all levels, at most."""
+        """An upper bound of the network rows and reward calls of all levels."""
         search, sizes = self.search, [w * b for w, b in zip(self.width, self.branch, strict=True)]
         rows = sum(k * self._rows(level) for level, k in enumerate(sizes))
         return search.space.cells * rows, search.space.cells * sum(sizes) * len(search.verifier.rewards)
@@ -126,7 +126,7 @@ class _Levels:
         return sum(self.search.looks[first + (first > 0) : end + 1])
 
     def _children(self, z: Tensor, level: int) -> Tensor:
-        """Continuations of the survivors (cells, width, ...): the first with its parent's noise."""
+        """Continuations of the survivors (cells, width, ...), the first with its parent's noise."""
         branch, drawn = self.branch[level], sum(w * b for w, b in zip(self.width[:level], self.branch, strict=False))
         z = z.repeat_interleave(branch, 1)
         new = self.search.space.draw(range(drawn, drawn + z.shape[1]))

@@ -1,8 +1,8 @@
-r"""Random search: fresh noise, and the best sample is kept.
+r"""Random search: draw fresh noise and keep the best sample.
 
-With m candidates in all, independent of each other, a sample has the law m p(x) F(r(x))^(m-1) for rewards without
-ties: that of `gk.BestOfN`. It is the baseline of Ma et al. (2025), https://arxiv.org/abs/2501.09732; a code for it,
-tt-scale-flux, keeps the best of each round alone.
+With m independent candidates in all, a sample has the density m p(x) F(r(x))^(m-1) for rewards without ties, that of
+`gk.BestOfN`. It is the baseline of Ma et al. (2025), https://arxiv.org/abs/2501.09732; an implementation of theirs,
+tt-scale-flux, keeps only the best of each round.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def at_least(value: Any, least: int, name: str, what: str) -> None:
 
 
 class Random:
-    """`candidates` fresh noises for each sample in a round. They do not depend on what was told, so a round is scored
-    while the next one is sampled; a subclass that learns sets `independent = False`."""
+    """`candidates` fresh noises per sample and round. They do not depend on rewards, so one round is scored while the
+    next is sampled; a subclass that learns sets `independent = False`."""
 
     independent = True
 
@@ -49,7 +49,7 @@ class Random:
 def random(
     model: Model, n: int, reward: Any, *, rounds: int | None = None, candidates: int = 8, **options: Unpack[Options]
 ) -> Found:
-    """Best of rounds * candidates, for every one of n samples; 4 rounds unless they or a budget are given.
+    """Best of rounds * candidates, for each of n samples; 4 rounds unless rounds or a budget are given.
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])

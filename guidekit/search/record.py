@@ -6,8 +6,8 @@
     best.safetensors    noise, x and rewards of the best candidate of every sample so far
     state*.safetensors  of a gradient search, which cannot be told its past again
 
-A search that was killed goes on after its last whole round: the strategy is asked and told again what it was told, and
-texts and tokens that the log has are not scored again.
+An interrupted search resumes after its last complete round: the strategy is asked and told the past again, and texts
+and tokens that are in the log are not scored again.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ..errors import CheckpointError
 
 
 class Evaluations(NamedTuple):
-    """A round: what was asked, candidate by candidate of each cell in turn, and what was found.
+    """A round: what was asked, cell by cell and candidate by candidate, and what was found.
 
     scores, worth   (cells, k, V) and (cells, k)
-    samples         what was scored: texts, or rows of tokens; None for what is neither
+    samples         what was scored: texts, or rows of tokens; None for anything else
     cost            of the search so far
-    conditions      the places of those that took part, each with as many cells as the others
+    conditions      the indices of those that took part, each with equally many cells
     numbers         of the candidates of each cell
     """
 
@@ -68,7 +68,7 @@ class Evaluations(NamedTuple):
 
 @dataclass
 class Record:
-    """The rounds of a search, in a folder or nowhere."""
+    """The rounds of a search, in a folder or in memory only."""
 
     folder: Path | None
     rounds: list[Evaluations] = field(default_factory=list)
@@ -106,7 +106,7 @@ class Record:
         return [line for number, found in enumerate(self.rounds) for line in found.lines(number)]
 
     def keep(self, name: str, tensors: dict[str, Tensor], meta: Any = None) -> None:
-        """Write tensors and plain values beside the log, whole or not at all."""
+        """Write tensors and plain values next to the log, atomically."""
         if self.folder is not None:
             part = self.file(f"{name}.part")
             save_file(
@@ -137,7 +137,7 @@ class Record:
             )
 
     def _read(self) -> None:
-        """Whole rounds; a round that was being written is cut off."""
+        """Read complete rounds; a partly written one is cut off."""
         log, whole, rows = self.file("evaluations.jsonl"), 0, []
         text = log.read_text(encoding="utf-8") if log.exists() else ""
         lines = text.splitlines(keepends=True)
@@ -178,7 +178,7 @@ def _number(v: float | None) -> float:
 
 
 def _plain(v: Any) -> Any:
-    """null for numbers that JSON has not."""
+    """null for numbers that JSON does not have."""
     if isinstance(v, list):
         return [_plain(x) for x in v]
     return None if isinstance(v, float) and not math.isfinite(v) else v

@@ -1,17 +1,17 @@
-r"""Refinement of finished samples: noise them back part of the way, denoise again under the same guides, keep what is
-better (Uehara et al., 2025, Reward-guided iterative refinement, https://arxiv.org/abs/2502.14944).
+r"""Refinement of finished samples: noise them part of the way back, denoise them again under the same guides, and keep
+what is better (Uehara et al., 2025, Reward-guided iterative refinement, https://arxiv.org/abs/2502.14944).
 
     x_t ~ q(x_t | x_0) for t = level,      x_0' ~ the guided sampler from t to 0,
 
-    refine   row by row: x_0' takes the place of the sample it descends from if its reward is higher (keep="better"), or
-             always. Samples stay apart.
-    evolve   group by group: of the n old samples and offspring n new ones the n best different ones live, so that good
-             ones take over. Mutation is the noising, and selection is elitist.
+    refine   row by row: x_0' replaces the sample it descends from if its reward is higher (keep="better"), or always.
+             Samples never replace each other.
+    evolve   group by group: the n best distinct ones among the n old samples and offspring n new ones survive, so good
+             ones take over. Noising is the mutation, and selection is elitist.
 
 Both are greedy. No reward falls with keep="better", nor does the best one in `evolve` (copies give way to others). Any
-guides may steer the way down, for any process: `gk.SVDD`, `gk.FKSteering`, `gk.TDS`... Each round has randomness of its
-own, addressed by seed and round; with a folder as checkpoint a killed search continues after its last whole round, with
-the same result.
+guides may steer the denoising, for any process: `gk.SVDD`, `gk.FKSteering`, `gk.TDS`... Random numbers are addressed by
+seed and round; with a folder as checkpoint, an interrupted search resumes after its last complete round and ends in the
+same result.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def refine(
     progress: bool = False,
     checkpoint: str | Path | None = None,
 ) -> Result:
-    """Refine samples, each on its own.
+    """Refine samples, each on its own: noise it part of the way, denoise it, and keep what is better.
 
-    start    a result, final states (groups*n, *shape), or n: that many samples for each condition are drawn first
+    start    a result, final states (groups*n, *shape), or n: then n samples per condition are drawn first
     level    the time in (0, 1) up to which samples are noised
-    steps    from there to 0
-    keep     "better": only what raises the reward; "always"
+    steps    number of steps from there to 0
+    keep     "better" keeps only what raises the reward; or "always"
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
@@ -97,10 +97,10 @@ def evolve(
     progress: bool = False,
     checkpoint: str | Path | None = None,
 ) -> Result:
-    """Evolve samples together: every one has `offspring` children in a round, and the n best of a group live.
+    """Evolve samples together: each has `offspring` children per round, and the n best of a group survive.
 
-    Arguments are as in `refine`. Equal samples count once, so that no sample can fill the group with its copies, unless
-    there are fewer than n different ones.
+    Arguments are as in `refine`. Equal samples count once, so no sample can fill a group with its copies unless there
+    are fewer than n distinct ones.
     """
     if isinstance(offspring, bool) or not isinstance(offspring, int) or offspring < 1:
         raise ValueError(f"offspring={offspring!r}: children of each sample in a round, at least 1")
@@ -138,7 +138,7 @@ class _Search:
             raise ValueError("guides holds a StartFrom: refinement sets where its rounds start")
 
     def run(self, start: Any, checkpoint: str | Path | None, kind: tuple[str, Any], merge: Merge) -> Result:
-        """Rounds of noising, denoising and choice."""
+        """Rounds of noising, denoising and selection."""
         folder = None if checkpoint is None else Path(checkpoint)
         config = json.loads(json.dumps(self.described(start, kind)))
         state = _resumed(folder, config) if folder and folder.exists() else self.first(start, config)
@@ -165,7 +165,7 @@ class _Search:
         return sample(self.model, n, steps=steps, guides=guides, seed=int(key), **options)
 
     def first(self, start: Any, config: dict[str, Any]) -> Result:
-        """The samples to begin with, scored."""
+        """The initial samples, scored."""
         if isinstance(start, int):
             drawn = self.sample(start, round(self.steps / self.level), self.guides, 0)
             return _state(drawn.x, drawn.samples, _scores(drawn), drawn.groups, drawn.cost, config)
@@ -184,7 +184,7 @@ class _Search:
         return _state(x, samples, rewards, groups, cost, config)
 
     def described(self, start: Any, kind: tuple[str, Any]) -> dict[str, Any]:
-        """What decides the outcome, but for the number of rounds."""
+        """What decides the outcome, apart from the number of rounds."""
         names = ("model", "reward", "level", "steps", "guides", "cond", "solver", "seed")
         return {"search": list(kind), "start": describe(start.x if isinstance(start, Result) else start)} | {
             name: describe(getattr(self, name)) for name in names
@@ -192,7 +192,7 @@ class _Search:
 
 
 def _state(x: Tensor, samples: Any, rewards: Tensor, groups: int, cost: Cost, config: dict[str, Any]) -> Result:
-    """Samples as a result without rounds behind it."""
+    """Samples as a result without rounds."""
     row = torch.arange(len(x), device=x.device)
     return Result(
         x=x,
@@ -240,7 +240,7 @@ def _merged(old: Result, new: Result, chosen: Tensor, parent: Tensor, seconds: f
 
 
 def _replaced(old: Result, new: Result, always: bool) -> tuple[Tensor, Tensor]:
-    """Every row, or where that is better the best of its descendants."""
+    """Every row, or the best of its descendants if that is better."""
     root, was, now = new.memos[0], *(_scores(r).nan_to_num(-torch.inf) for r in (old, new))
     best = torch.full_like(was, -torch.inf).scatter_reduce(0, root, now, "amax")
     wins = (now == best[root]).nonzero()[:, 0]
@@ -283,7 +283,7 @@ def _joined(a: Any, b: Any) -> Any:
 
 
 def _save(state: Result, folder: Path) -> None:
-    """Whole or not at all: written beside the old folder and moved over it."""
+    """Save atomically: written next to the old folder and moved over it."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     state.save(part)

@@ -1,15 +1,15 @@
-r"""Many conditions and one budget: fresh noise goes where the reward still rises.
+r"""Many conditions and one budget: more candidates go where best-of-N still gains.
 
 For every sample, best-of-N gains little once N is large, and more where rewards are widely spread. Of N rewards
 r_(1) <= ... <= r_(N) a random m have the expected maximum
 
     E[max of m] = sum_i r_(i) C(i - 1, m - 1) / C(N, m),
 
-for i is the largest of the m if the others are among the i - 1 below. So what the last doubling of N has brought is
-estimated from the N seen, without noise of its own, by max - E[max of N/2]; its mean over the samples of a condition
-stands for what the next doubling would bring. The better half of the conditions goes on after each of log2 C rounds,
-and each round has an equal part of the budget: sequential halving (Karnin et al., 2013,
-https://proceedings.mlr.press/v28/karnin13.html), which looks for one best arm, while here all keep what they have.
+because i is the largest of the m if the others are among the i - 1 below. So the gain of the last doubling of N is
+estimated from the N rewards seen, without further noise, by max - E[max of N/2]; its mean over the samples of a
+condition stands for the gain of the next doubling. The better half of the conditions continues after each of log2 C
+rounds, and each round has an equal part of the budget: sequential halving (Karnin et al., 2013,
+https://proceedings.mlr.press/v28/karnin13.html), except that all conditions keep what they have.
 """
 
 from __future__ import annotations
@@ -40,16 +40,15 @@ def share(
     allocation: str = "halving",
     **options: Unpack[Options],
 ) -> Found:
-    """Best-of-N for n samples of every condition, with N as large as it is worth there.
+    """Best-of-N for n samples of every condition, with larger N for conditions that gain from it.
 
-    conds        conditions; `cond` is not taken besides
-    candidates   of each sample in the mean: the budget is n * candidates * len(conds) runs, and n * len(conds) for the
-                 winners. What does not divide among the conditions of the last round is left: less than one candidate
-                 for each of these
-    allocation   "halving", or "equal": as many for all, which is `gk.search.random`
+    conds        conditions; `cond` is not accepted as well
+    candidates   mean number per sample: the budget is n * candidates * len(conds) runs, and n * len(conds) for the
+                 winners. A remainder of less than one candidate per condition of the last round is not used
+    allocation   "halving", or "equal" for equally many, which is `gk.search.random`
 
-    A condition's candidates are those of its own `gk.search.random`, so they do not depend on the other conditions; how
-    many it gets does. Each line of `rounds` has the `conditions` that were in it.
+    The candidates of a condition are those of its own `gk.search.random`, so they do not depend on the other
+    conditions; only their number does. Each row of `rounds` has the `conditions` that took part.
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.2, 2.0], labels=[0, 1])
@@ -78,7 +77,7 @@ def share(
 
 
 def plan(conditions: int, candidates: int, halving: bool) -> list[tuple[int, int]]:
-    """For each round the conditions in it, and the candidates for each of their samples."""
+    """For each round, the number of conditions, and of candidates per sample."""
     rounds = min(conditions, max(2, math.ceil(math.log2(conditions))))
     if candidates < 2 * rounds:
         raise ValueError(
@@ -100,9 +99,9 @@ def expected_max(rewards: Tensor, m: int) -> Tensor:
 
 
 def gain(rewards: Tensor) -> Tensor:
-    """What the last doubling has brought, in the mean over samples: (conditions, n, N) -> (conditions,).
+    """The mean gain of the last doubling over samples: (conditions, n, N) -> (conditions,).
 
-    What could not be scored counts as the worst of its sample.
+    A candidate that could not be scored counts as the worst of its sample.
     """
     finite = rewards.isfinite()
     worst = rewards.masked_fill(~finite, torch.inf).amin(-1, keepdim=True).nan_to_num(posinf=0.0)
@@ -112,13 +111,13 @@ def gain(rewards: Tensor) -> Tensor:
 
 @dataclass
 class _Shared:
-    """The conditions that are alive, and what all their candidates are worth (conditions, n, N)."""
+    """The conditions that are alive, and the rewards of all their candidates (conditions, n, N)."""
 
     search: Search
     seen: Tensor | None = None
 
     def keep(self, alive: int) -> None:
-        """The conditions that have the most to gain, in their order."""
+        """Keep the conditions that have the most to gain, in their order."""
         if self.seen is not None and alive < len(self.seen):
             best = gain(self.seen).sort(descending=True, stable=True).indices[:alive].sort().values
             self.search.alive, self.seen = [self.search.alive[i] for i in best.tolist()], self.seen[best]

@@ -1,9 +1,9 @@
-"""What is searched: the noise of a sampler, in normal coordinates.
+"""What is searched: the noise of a sampler, in standard normal coordinates.
 
-A **cell** is one sample that is to be returned, (condition, place); it is searched for on its own. A **candidate** is a
-noise for it. Noises are tensors (cells, candidates, *shape), where shape is that of the starting noise, or of the whole
-chain's: (moves + 1, ...). Candidate number j of place i is the noise of row j n + i of `gk.sample`, so that candidate 0
-is the plain sampler's own, and best-of-N chooses among the samples that `gk.BestOfN` would draw.
+A **cell** is one sample to be returned, (condition, place); each is searched for separately. A **candidate** is a noise
+for it. Noises are tensors (cells, candidates, *shape), where shape is that of the starting noise, or (moves + 1, ...)
+for the whole chain. Candidate j of place i is the noise of row j n + i of `gk.sample`, so candidate 0 is the plain
+sampler's own, and best-of-N chooses among the samples that `gk.BestOfN` would draw.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .sphere import gumbel_to_normal, normal_to_gumbel
 class Space:
     """The noise of `n` samples for every condition.
 
-    moves    of the sampler's table; None where the starting noise alone is searched
+    moves    number of moves of the sampler; None if only the starting noise is searched
     each     shape of the noise of one move
     keys     the key of each condition
     """
@@ -38,7 +38,7 @@ class Space:
 
     @staticmethod
     def of(run: Run, over: str | None) -> Space:
-        """The starting noise where the rest of the run is deterministic, the chain's where it is not."""
+        """The starting noise if the rest of the run is deterministic, otherwise that of the chain."""
         if over not in (None, "start", "chain"):
             raise ValueError(f"over={over!r}: there is 'start', 'chain', or None for what the solver draws")
         process, random_moves = run.model.process, any(map(run.model.process.draws, run.moves))
@@ -69,7 +69,7 @@ class Space:
         return torch.arange(self.groups, device=self.keys.device).repeat_interleave(self.n)
 
     def draw(self, numbers: Sequence[int]) -> Tensor:
-        """The candidates of these numbers, (cells, candidates, *shape)."""
+        """The candidates with these numbers, (cells, candidates, *shape)."""
         device = self.keys.device
         place = torch.arange(self.n, device=device).repeat(self.groups)
         slot = place[:, None] + self.n * torch.as_tensor(numbers, device=device)
@@ -79,29 +79,29 @@ class Space:
         return self.normal(noise[:, :, 0] if self.moves is None else noise)
 
     def key(self, name: str, number: int) -> Tensor:
-        """A key for each cell, for a strategy's own random numbers in round `number`."""
+        """One key per cell, for random numbers of a strategy in round `number`."""
         keys = random.fold(random.fold(random.fold(self.keys, f"search.{name}"), number)[self.group], 0)
         return random.fold(keys, torch.arange(self.n, device=keys.device).repeat(self.groups))
 
     def directions(self, name: str, number: int, candidates: int) -> Tensor:
-        """Normal numbers of a strategy's own, float64 (cells, candidates, size of a candidate)."""
+        """Standard normal numbers of a strategy, float64 (cells, candidates, size of a candidate)."""
         keys = random.fold(self.key(name, number)[:, None], torch.arange(candidates, device=self.keys.device))
         return random.normal(keys, (torch.Size(self.shape).numel(),), torch.float64)
 
     def flat(self, z: Tensor) -> Tensor:
-        """float64 (cells, candidates, size)."""
+        """The noises as float64 (cells, candidates, size)."""
         return z.double().flatten(2)
 
     def shaped(self, z: Tensor) -> Tensor:
-        """The inverse, as the sampler takes it."""
+        """The inverse of `flat`, as the sampler takes it."""
         return z.unflatten(2, self.shape).to(torch.float64 if self._gumbel else self.dtype)
 
     def normal(self, noise: Tensor) -> Tensor:
-        """Normal coordinates of the process's noise."""
+        """Standard normal coordinates of the process's noise."""
         return gumbel_to_normal(noise) if self._gumbel else noise
 
     def noise(self, z: Tensor) -> Tensor:
-        """The process's noise at normal coordinates."""
+        """The process's noise at standard normal coordinates."""
         return normal_to_gumbel(z) if self._gumbel else z
 
     def rows(self, z: Tensor) -> Tensor:

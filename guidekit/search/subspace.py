@@ -1,20 +1,20 @@
-r"""Search in a subspace of noise with a Gaussian process, for a few dozen evaluations of each sample.
+r"""Bayesian optimisation in a subspace of noise, for a few dozen evaluations per sample.
 
-A unit combination of independent normal noises b_1, ..., b_D is normal noise again, for any fixed w (Bodin et al.,
-2024, Linear combinations of Gaussian latents in generative models, https://arxiv.org/abs/2408.08558):
+A combination of independent Gaussian noises b_1, ..., b_D with a unit vector w of weights is Gaussian noise again
+(Bodin et al., 2024, Linear combinations of Gaussian latents in generative models, https://arxiv.org/abs/2408.08558):
 
     z = sum_i w_i b_i,    |w| = 1,    z ~ N(0, 1).
 
-So the noise is searched on a sphere of few dimensions. The first round asks the b_i themselves, of which the first is
-the plain sampler's own. Then the rewards on the sphere are a Gaussian process (`guidekit.search.gp`), for every sample
-on its own, with mean mu and standard deviation sd at w. Asked is where the expected improvement on the best reward y*
-so far is largest,
+So the noise is searched on a low-dimensional sphere. The first round evaluates the b_i themselves, of which the first
+is the plain sampler's own. Then a Gaussian process (`guidekit.search.gp`) models the rewards on the sphere, for each
+sample separately, with mean mu and standard deviation sd at w. The next points maximise the expected improvement over
+the best reward y* so far,
 
     EI(w) = (mu - y*) Phi(u) + sd phi(u),    u = (mu - y*)/sd,
 
-among random directions, and the best w turned by small and large angles. Several are asked at a time by believing: what
-has been chosen counts as seen, with y = mu, when the next is chosen (Ginsbourger et al., 2010, kriging believer,
-https://doi.org/10.1007/978-3-642-10701-6_6). Candidates without a score are left out.
+among random directions and rotations of the best w by small and large angles. Several points per round are chosen by
+the kriging believer (Ginsbourger et al., 2010, https://doi.org/10.1007/978-3-642-10701-6_6): a chosen point counts as
+seen, with y = mu, when the next is chosen. Candidates without a score are left out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ POOL = 256  # directions that are compared, and as many near the best
 
 
 class Subspace:
-    """`dims` noises for each sample in the first round, then `candidates` combinations of them in a round."""
+    """`dims` noises per sample in the first round, then `candidates` combinations of them per round."""
 
     def __init__(self, candidates: int = 4, dims: int = 8):
         at_least(candidates, 1, "candidates", "combinations in a round")
@@ -64,7 +64,7 @@ class Subspace:
         self.round += 1
 
     def _pool(self) -> Tensor:
-        """Unit vectors (cells, 2 POOL, D): random ones, and the best so far turned by angles of 1 to 60 degrees."""
+        """Unit vectors (cells, 2 POOL, D): random ones, and the best so far rotated by angles of 1 to 60 degrees."""
         key = self.space.key("subspace", self.round)
         u = random.normal(key, (2 * POOL, self.dims), torch.float64)
         best = self.w[torch.arange(len(self.w)), self.y.argmax(1), None].expand(-1, POOL, -1)
@@ -72,7 +72,7 @@ class Subspace:
         return torch.cat([u[:, :POOL] / u[:, :POOL].norm(dim=-1, keepdim=True), turned(best, u[:, POOL:], angle)], 1)
 
     def _chosen(self, pool: Tensor) -> Tensor:
-        """The next w's, one after the other, each seen with its mean when the next is chosen."""
+        """The next w's, one after the other, each counted as seen with its mean when the next is chosen."""
         w, y, cell = self.w, self.y, torch.arange(len(pool), device=pool.device)
         process = Process.fitted(w, y)
         for _ in range(self.candidates):
@@ -94,10 +94,10 @@ def subspace(
     dims: int = 8,
     **options: Unpack[Options],
 ) -> Found:
-    """Combine `dims` noises of every one of n samples; 6 rounds unless they or a budget are given.
+    """Combine `dims` noises for each of n samples; 6 rounds unless rounds or a budget are given.
 
-    Of noise of d numbers the norm of a combination is that of noise times 1 -+ sqrt(dims/d), about; so d should be many
-    times dims.
+    For noise with d dimensions, the norm of a combination is that of noise times about 1 -+ sqrt(dims/d), so d should
+    be many times dims.
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [[-2.0] * 64, [2.0] * 64], [0.5, 0.5])

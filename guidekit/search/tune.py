@@ -1,13 +1,13 @@
 r"""gk.tune: strengths of a guide by a beam search on a small budget, as for TFG (Ye et al., 2024,
 https://arxiv.org/abs/2409.15761).
 
-From the first setting on, a sweep takes each setting of the beam and moves one strength of it up, a number by a factor
-of 2 and a list of values to its next one; what is new is run, and the best `beam` settings of all so far go on. It ends
-after `sweeps` of them, or when one leaves the beam as it was. The authors begin at (rho, mu, sigma) = (.5, .5, .01),
+Starting from the first setting, a sweep takes each setting of the beam and raises one of its strengths, a number by a
+factor of 2 and a list of values to the next one. New settings are run, and the best `beam` settings so far continue. It
+ends after `sweeps` sweeps, or when one does not change the beam. The authors start at (rho, mu, sigma) = (.5, .5, .01),
 with a beam of 3 and 8 sweeps.
 
-All settings are run from the same noise, so that they differ by the strengths alone. The best of many measured values
-looks better than it is: measure the chosen setting again, with another seed and more samples.
+All settings are run from the same noise, so they differ by the strengths alone. The best of many measurements looks
+better than it is: measure the chosen setting again, with another seed and more samples.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _MEASURED = ("metric", "error", "scored", "network_rows", "reward_calls", "secon
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found.
+    """What `tune` found.
 
-    best     the settings of highest metric
-    guides   the guides at these settings, those given beside them included, as gk.sample takes them
-    table    one dict for each setting tried, in their order: the settings, metric, error (the standard error of the
-             metric), scored (samples that it could score), network_rows, reward_calls, seconds, and failed (why there
-             is no metric, or None)
+    best     the settings with the highest metric
+    guides   the guides at these settings, including those given beside them, as gk.sample takes them
+    table    one dict per setting tried, in their order: the settings, metric, error (its standard error), scored (the
+             number of samples that were scored), network_rows, reward_calls, seconds, and failed (why there is no
+             metric, or None)
     """
 
     best: dict[str, Any]
@@ -82,20 +82,21 @@ def tune(
     progress: bool = False,
     checkpoint: str | Path | None = None,
 ) -> Tuned:
-    """Search the strengths of a guide, by a metric of which more is better.
+    """Search for the strengths of a guide that maximise a metric.
 
-    guide        a guide, whose fields of these names are replaced; or a function of them that makes one, or a list
-    metric       a Reward of the samples, or a function of the Result: one number, or one for each sample. Means are
-                 weighted where samples are; functions of samples become rewards by `rewards.as_reward`
-    space        for each strength the number to begin with, or a list of values in their order
-    n            samples of each condition and setting
-    beam         settings that go on from a sweep
-    factor       by which numbers grow
-    repeats      runs of each setting, with seeds of their own; a metric of one number has no error without them
-    guides       that act beside it, and come before it in the list
-    checkpoint   a JSON file to which every row is added, and from which the same call goes on
+    guide        a guide, whose fields with these names are replaced; or a function of them that returns one, or a list
+    metric       a Reward of the samples, or a function of the Result that returns one number, or one per sample. Means
+                 use the weights of the samples; functions of samples become rewards by `rewards.as_reward`
+    space        for each strength, the number to start from, or a list of values in their order
+    n            samples per condition and setting
+    beam         number of settings that continue after a sweep
+    factor       by which numbers are raised
+    repeats      runs of each setting, with different seeds; a metric of one number has no error without them
+    guides       further guides, which come before it in the list
+    checkpoint   a JSON file to which every row is added, and from which the same call resumes
 
-    The other arguments are those of gk.sample. A setting whose network or reward fails has no metric and comes last.
+    The other arguments are those of gk.sample. A setting for which the network or reward fails has no metric and comes
+    last.
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
@@ -250,14 +251,14 @@ class _Search:
         return rows
 
     def save(self, rows: dict[Levels, dict[str, Any]]) -> None:
-        """Whole or not at all: written beside the file and moved over it."""
+        """Save atomically: written next to the file and moved over it."""
         if self.file is not None:
             part = self.file.with_name(self.file.name + ".part")
             part.write_text(json.dumps({"config": self.config, "rows": list(rows.items())}), encoding="utf-8")
             part.replace(self.file)
 
     def _described(self) -> dict[str, Any]:
-        """What decides the numbers, as the call gave it."""
+        """What decides the numbers, as given in the call."""
         run = {k: v for k, v in self.run.items() if k != "batch_size"}
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("file", "config", "run")} | run
         return json.loads(json.dumps({k: describe(v) for k, v in given.items()}))

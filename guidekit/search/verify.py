@@ -1,12 +1,13 @@
-r"""Verifiers: any reward, or several of which each ranks the candidates.
+r"""Verifiers: one reward, or several that rank the candidates jointly.
 
-Of several rewards r_v a candidate's worth is the mean of its ranks,
+With several rewards r_v, a candidate's worth is the mean of its ranks,
 
     R(x) = 1/V sum_v F_v(r_v(x)),
 
-with F_v the share of the first round's candidates (of the same condition) that it beats, linear between them and going
-on linearly outside, in units of their standard deviation. So scales do not matter, all rounds are ranked alike, and
-what beats all the first ones still climbs. Ma et al. (2025), https://arxiv.org/abs/2501.09732, average ranks as well.
+with F_v the fraction of the first round's candidates (of the same condition) that it beats, interpolated linearly
+between them and extrapolated linearly outside, in units of their standard deviation. So scales do not matter, all
+rounds are ranked in the same way, and candidates better than all of the first round are still told apart. Ma et al.
+(2025), https://arxiv.org/abs/2501.09732, average ranks as well.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from ..errors import RewardError
 
 @dataclass
 class Verifier:
-    """Scores samples (rows, V), and makes one number of the V scores of a candidate. Samples that can be told apart,
-    strings and rows of tokens, are scored once in its life."""
+    """Scores samples (rows, V), and combines the V scores of a candidate into one number. Samples that can be compared,
+    strings and rows of tokens, are scored once in its lifetime."""
 
     rewards: list[Any]
     reference: dict[int, list[np.ndarray]] = field(default_factory=dict)  # of each condition and reward, sorted
@@ -76,7 +77,7 @@ class Verifier:
 
 
 def _robust(scorer: Scorer, reward: Any, samples: Any, group: Tensor) -> Tensor:
-    """The scores; where the reward raises, those of the samples one by one, NaN for each that it raises on."""
+    """The scores; if the reward raises, those of the samples one by one, with NaN for each on which it raises."""
     try:
         return scorer(reward, samples, group)
     except RewardError:
@@ -106,7 +107,7 @@ def _sorted(scores: Tensor) -> np.ndarray:
 
 
 def _rank(scores: np.ndarray, reference: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The share of the reference below, interpolated and continued."""
+    """The fraction of the reference below, interpolated and extrapolated."""
     if len(reference) < 2 or np.std(reference) == 0:
         return np.where(np.isnan(scores), np.nan, 0.0)
     inside = np.interp(scores, reference, np.linspace(0, 1, len(reference)))

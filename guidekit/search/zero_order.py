@@ -2,9 +2,10 @@ r"""Zero-order search (Ma et al., 2025, https://arxiv.org/abs/2501.09732): climb
 
     z' = cos(radius) z + sin(radius) |z| w,      w a random unit vector perpendicular to z,
 
-for `neighbours` of them in a round; the best one is the next pivot if it beats the pivot. Norms stay, so the noise
-stays where the network knows it. The radius has the cosine 0.95, as in tt-scale-flux; that code throws the pivot away
-where no neighbour is better and begins anew from another. Here it stays, and with shrink < 1 its radius is reduced.
+with `neighbours` of them per round; the best one becomes the pivot if it is better. Norms do not change, so the noise
+stays typical for a Gaussian. The radius has the cosine 0.95, as in tt-scale-flux; that implementation discards the
+pivot if no neighbour is better and starts again from another. Here it is kept, and with shrink < 1 its radius is
+reduced.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ RADIUS = math.acos(0.95)
 
 
 class ZeroOrder:
-    """A pivot for each sample, the plain sampler's own noise at first; radius is an angle in radians."""
+    """One pivot per sample, at first the plain sampler's own noise; radius is an angle in radians."""
 
     def __init__(self, neighbours: int = 4, radius: float = RADIUS, shrink: float = 1.0):
         at_least(neighbours, 1, "neighbours", "of the pivot in a round")
@@ -72,7 +73,7 @@ def zero_order(
     shrink: float = 1.0,
     **options: Unpack[Options],
 ) -> Found:
-    """Climb on the sphere of noise, every one of n samples on its own; 16 rounds unless they or a budget are given.
+    """Hill climbing on the sphere of noise, for each of n samples; 16 rounds unless rounds or a budget are given.
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])

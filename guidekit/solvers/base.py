@@ -4,13 +4,13 @@ Every exponential-integrator or multistep method moves a particle by
 
     x_s = a x_t + sum_i b_i d_i + c z,        z ~ N(0, 1),
 
-with d_0 the clean prediction E[x_0|x_t] and d_1, d_2... those before it. A solver therefore is a rule that turns a
-time grid into rows (t, s, a, b, c), computed on the host in float64 before the loop; the loop applies them and knows
-nothing else. c > 0 makes a Gaussian kernel with a log-probability; c = 0 a deterministic map. A method with two
-evaluations a step is two rows.
+with d_0 the clean prediction E[x_0|x_t] and d_1, d_2... those of earlier steps. A solver is therefore a rule that turns
+a time grid into rows (t, s, a, b, c), computed on the host in float64 before the loop; the loop applies them and knows
+nothing else. c > 0 makes a Gaussian kernel with a log-probability, c = 0 a deterministic map. A method with two
+evaluations per step is two rows.
 
-Coordinates: at a time t the data and noise parts are alpha and sigma. A step up in time (a restart) is the forward
-process itself, x_s = (alpha_s/alpha_t) x_t + noise, for every solver; it forgets the history.
+A step up in time (a restart) is the forward process itself for every solver, x_s = (alpha_s/alpha_t) x_t + noise, and
+the history of predictions is not used across it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Solver:
-    """A rule for one step. `last` is the point before t, or None where the method must start anew."""
+    """A rule for one step. `last` is the point before t, or None if a multistep method has to start afresh."""
 
     _: KW_ONLY
     times: str | Grid = "uniform"
@@ -67,7 +67,7 @@ class Solver:
 
 
 def starting_at(table: Sequence[Move], row: int) -> list[Move]:
-    """The table from this row on; a multistep solver starts anew there, without a history."""
+    """The table from this row on; a multistep solver starts afresh there, without a history."""
     first, *rest = table[row:]
     return [first._replace(b=(sum(first.b),)) if len(first.b) > 1 else first, *rest]
 

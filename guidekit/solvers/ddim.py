@@ -3,8 +3,8 @@ r"""DDIM and DDPM: the posterior of the forward process given the clean predicti
     x_s = alpha_s d + sqrt(sigma_s^2 - c^2) (x_t - alpha_t d) / sigma_t + c z
     c   = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2)
 
-eta = 1 is ancestral sampling (DDPM: the true reverse kernel if d were x_0), eta = 0 the deterministic DDIM. Both hold
-on every schedule; on a flow, eta = 1 is the stochastic process with the flow's marginals.
+eta = 1 is ancestral sampling (DDPM, the true reverse kernel if d were x_0), and eta = 0 the deterministic DDIM. Both
+work on every schedule; on a flow, eta = 1 is the stochastic process with the flow's marginals.
 
 References: Ho et al. (2020), https://arxiv.org/abs/2006.11239; Song et al. (2020), https://arxiv.org/abs/2010.02502.
 """
@@ -26,7 +26,7 @@ def posterior(t: Point, s: Point, eta: float) -> Move:
 
 @dataclass(frozen=True)
 class DDPM(Solver):
-    """Ancestral sampling; the default, and for tokens the only one."""
+    """Ancestral sampling: the default, and the only solver for tokens."""
 
     stochastic = True
 
@@ -36,7 +36,7 @@ class DDPM(Solver):
 
 @dataclass(frozen=True)
 class DDIM(Solver):
-    """DDIM with noise level eta in [0, 1]; stochastic where eta > 0."""
+    """DDIM with noise level eta in [0, 1]; stochastic if eta > 0."""
 
     eta: float = 0.0
     _: KW_ONLY

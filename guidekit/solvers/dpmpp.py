@@ -7,9 +7,9 @@ With lambda = log(alpha/sigma), h = lambda_s - lambda_t and h' the step before,
     D = d_0                                  order 1
     D = d_0 + h/(2 h') (d_0 - d_1)           order 2, from the second step on
 
-The first and the last step are of order 1: at the first there is no d_1, and at the last h is infinite. Order 1 is
-DDIM(eta=0) and DDPM. The second order shows on grids that are even in lambda (times="log_snr"); on even times the last
-steps, in which lambda runs off, bring it down to about 1.75.
+The first and the last step have order 1: in the first there is no d_1, and in the last h is infinite. Order 1 is the
+same as DDIM(eta=0) and DDPM. The second order is reached on grids that are even in lambda (times="log_snr"); on evenly
+spaced times, the last steps, in which lambda diverges, reduce it to about 1.75.
 
 References: Lu et al. (2022), https://arxiv.org/abs/2211.01095, equations 13 and 18 of its appendix on the SDE.
 """
@@ -39,7 +39,7 @@ def _ratio(t: Point, s: Point, last: Point | None) -> float:
 
 @dataclass(frozen=True)
 class DPMpp(Solver):
-    """DPM-Solver++(1) or (2M): the usual choice for few steps without rewards."""
+    """DPM-Solver++(1) or (2M), deterministic: the usual choice for few steps without rewards."""
 
     order: int = 2
     _: KW_ONLY
@@ -55,7 +55,7 @@ class DPMpp(Solver):
 
 @dataclass(frozen=True)
 class SDEDPMpp(Solver):
-    """SDE-DPM-Solver++(1) or (2M): stochastic, so it serves rewards and resampling."""
+    """SDE-DPM-Solver++(1) or (2M): stochastic, for few steps with rewards and resampling."""
 
     order: int = 1
     _: KW_ONLY

@@ -1,16 +1,17 @@
 r"""Euler's and Heun's methods for the probability-flow ODE.
 
-Divided by a scale r(t), every path x_t = alpha x_0 + sigma z becomes a straight one. With r = alpha + sigma it is the
-rectified flow y = (1 - w) x_0 + w z, w = sigma/r, which has no singularity where alpha = 0; where alpha is constant
-(VE, EDM) r = alpha and w = sigma, the coordinates of Karras et al. In them
+Divided by a suitable scale r(t), the path x_t = alpha x_0 + sigma z becomes straight. With r = alpha + sigma it is the
+rectified flow y = (1 - w) x_0 + w z, w = sigma/r, which has no singularity at alpha = 0. If alpha is constant (VE,
+EDM), r = alpha and w = sigma, the coordinates of Karras et al. In these coordinates
 
     dy/dw = (y - d) / w,      Euler: y_s = y + (w_s - w_t) (y - d)/w_t,
     Heun: the same, then y_s = y' + (w_s - w_t)/(2 w_s) (d_t - d'_s) with d' predicted at the Euler point.
 
 Euler's step does not depend on r: it is DDIM(eta=0), under the name that users of flows and of EDM look for. Heun's
-correction is a second row of the table, with a second evaluation; the last step, to w = 0, is Euler's.
+correction is a second row of the table, with a second evaluation; the last step, to w = 0, is an Euler step.
 
-References: Karras et al. (2022), https://arxiv.org/abs/2206.00364; Lipman et al. (2023), https://arxiv.org/abs/2210.02747.
+References: Karras et al. (2022), https://arxiv.org/abs/2206.00364; Lipman et al. (2023),
+https://arxiv.org/abs/2210.02747.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .ddim import posterior
 
 @dataclass(frozen=True)
 class Euler(Solver):
-    """First order, one evaluation a step."""
+    """Euler's method: first order, one evaluation per step. The same as DDIM()."""
 
     def step(self, t: Point, s: Point, last: Point | None) -> list[Move]:
         return [posterior(t, s, 0.0)]
@@ -31,7 +32,7 @@ class Euler(Solver):
 
 @dataclass(frozen=True)
 class Heun(Solver):
-    """Second order, two evaluations a step and one in the last."""
+    """Heun's method: second order, two evaluations per step and one in the last."""
 
     def step(self, t: Point, s: Point, last: Point | None) -> list[Move]:
         predict = posterior(t, s, 0.0)

@@ -1,5 +1,5 @@
-"""Values: how a reward is looked ahead from x_t. A value is a callable view -> one float64 per row, in the reward's
-own units (not divided by alpha), NaN where it is not known."""
+"""Values: look-aheads, which estimate at x_t the reward that the finished sample will get. A value is a callable
+view -> one float64 per row, in the reward's own units (not divided by alpha), NaN where it is unknown."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from .tweedie import Tweedie
 
 
 class Value(Protocol):
-    """`sees_prediction = False` says that it reads x_t alone, which saves evaluations; `at(alpha)` gives the value for
-    the temperature of the guide that asks. Both may be left out."""
+    """A look-ahead: a callable view -> float64 (rows,). It may have an attribute `sees_prediction = False`, which says
+    that it reads x_t alone and saves network evaluations, and a method `at(alpha)`, which returns the value at the
+    temperature of the guide that asks."""
 
     def __call__(self, view: View) -> Tensor: ...
 
 
 def lookahead(value: Value | None, reward: Any, alpha: float) -> Value:
-    """The value that a guide uses: the one given, for its temperature, or the reward of the clean estimate."""
+    """The value that a guide uses: the given one at its temperature, or by default the reward of the clean estimate."""
     value = Tweedie(reward) if value is None else value
     return value.at(alpha) if hasattr(value, "at") else value  # type: ignore[attr-defined]
 

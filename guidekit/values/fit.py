@@ -1,6 +1,7 @@
 r"""Learn the value of a reward from rollouts of a model: `gk.values.fit(model, reward)`.
 
-Rollouts are drawn, each final sample is scored with r, and a network V(x_t, t) is trained on states x_t of the paths:
+Rollouts are drawn from the model, each final sample is scored with r, and a network V(x_t, t) is trained on states x_t
+of the paths. There are three targets:
 
     soft      V = alpha log E[exp(r/alpha) | x_t], the optimal twist of p exp(r/alpha)/Z
     bellman   the same value, with V at the next recorded state of the path in place of r
@@ -10,25 +11,26 @@ Rollouts are drawn, each final sample is scored with r, and a network V(x_t, t) 
 
     dL/dV = (1 - exp(z))/alpha,     E[dL/dV | x_t] = 0   <=>   exp(V/alpha) = E[exp(r/alpha) | x_t]
 
-so its minimiser is the soft value itself, not a bound of it. It is the LINEX loss, or the Itakura-Saito divergence of
-exp(V/alpha) from exp(r/alpha): of the Bregman divergences, whose minimiser always is the conditional mean, the one in
-which only ratios count, so that states of low value weigh as much as those of high value. V starts from the constant
-alpha log mean exp(r/alpha), where exp(z) has mean 1, and the network learns (V - constant)/std(r).
+so its minimiser is the soft value itself, not a bound on it. It is the LINEX loss, or the Itakura-Saito divergence of
+exp(V/alpha) from exp(r/alpha). All Bregman divergences are minimised by the conditional mean; in this one only ratios
+count, so states of low value matter as much as those of high value. V starts from the constant
+alpha log mean exp(r/alpha), at which exp(z) has mean 1, and the network learns (V - constant)/std(r).
 
-With N rollouts to train on, exp is continued beyond z = 1 + log N by its tangent, so that no sample pulls more than e N
-times as hard as another. The minimum stays where it is: if one x_t has come with n <= N rewards, the best V there has
-sum exp(z) = n, and so no z above log N. (A rollout of weight w counts w times, and its bound is 1 + log(N/w).)
+With N rollouts to train on, exp is continued beyond z = 1 + log N by its tangent, so that the gradient of no sample is
+more than e N times that of another. The minimum does not move: if one x_t has been seen with n <= N rewards, the best V
+there has sum exp(z) = n, and so no z above log N. (A rollout of weight w counts w times, and its bound is 1 +
+log(N/w).)
 
-**The Bellman target.** For s < t on a path exp(V(x_t)/alpha) = E[exp(V(x_s)/alpha) | x_t], so r <- V'(x_s) leaves the
-solution as it is, and V' varies less about it than r does: with a small alpha much less. V' is a moving average of V;
-after the last recorded state it is r itself. What V' gets wrong is handed on to earlier states, so that it may take
-more epochs.
+**The Bellman target.** For s < t on a path exp(V(x_t)/alpha) = E[exp(V(x_s)/alpha) | x_t], so replacing r by V'(x_s)
+does not change the solution, and V' varies less around it than r does, for a small alpha much less. V' is a moving
+average of V; after the last recorded state it is r itself. Errors of V' are passed on to earlier states, so training
+may take more epochs.
 
-**Guides.** With guides the value is that of the guided sampler. Where they resample or weigh, every state goes with the
-sample that descends from it, and counts with that sample's weight.
+**Guides.** With guides, the value is that of the guided sampler. If they resample or weight, every state is paired with
+the sample that descends from it, and counts with that sample's weight.
 
 References: Li et al. (2024), https://arxiv.org/abs/2408.08252; Banerjee et al. (2005), "Clustering with Bregman
-divergences", JMLR 6. The DNA code published with SVDD leaves out the time; here V always sees it.
+divergences", JMLR 6. The DNA code published with SVDD does not give the time to the value; here V always sees it.
 """
 
 from __future__ import annotations
@@ -148,27 +150,28 @@ def fit(
 ) -> Learned:
     """Train the value of a reward on rollouts of a model.
 
-    model         a base model. steps, cond, guides and solver are as in `gk.sample` and should be those that the value
-                  is to serve; of a list of conditions each has so many rollouts
-    reward        a Reward or a function of decoded samples. Samples that it cannot score are left out: the value is
+    model         a base model. steps, cond, guides and solver are as in `gk.sample`, and should be those that the value
+                  will be used with; `rollouts` is the number per condition
+    reward        a Reward or a function of decoded samples. Samples that it cannot score are left out, so the value is
                   that of samples which can be scored
-    net           a torch module net(x, t, cond) -> (rows,); a copy is trained, and net stays as it was. None takes a
-                  small one: residual layers for vectors, convolutions for images (C, H, W), attention for tokens (with
-                  one more for the mask, whose id is vocab_size). For graphs and the like give your own; what it reads
-                  beside x comes in cond, as a dict. It is trained at t > 0: at t = 0 the value is the reward
+    net           a torch module net(x, t, cond) -> (rows,); a copy is trained, and net stays as it was. None builds a
+                  small one: residual layers for vectors, convolutions for images (C, H, W), attention for tokens (the
+                  mask is one more token, with the id vocab_size). For graphs and the like, give your own; whatever it
+                  reads besides x comes in cond, as a dict. It is trained at t > 0, because at t = 0 the value is the
+                  reward
     alpha         temperature of the soft value: that of the guide which will use it
-    target        "soft" | "bellman" | "mean", see the module
+    target        "soft" | "bellman" | "mean", explained in the module's docstring
     per_rollout   states kept of each path, at random steps; memory grows with rollouts * per_rollout
-    batch_size    most rows in one forward, of the model and of the net
-    epochs        at most so many; training stops after `patience` epochs without progress on held-out rollouts
-    holdout       share of the rollouts that is held out, for stopping and for `calibration`
-    folder        keeps the rollouts and the training: the same call goes on where it was stopped, to the same weights,
-                  and one that was finished returns them
-    seed          decides everything; the global generators are left as they were
-    progress      show bars
+    batch_size    the largest number of rows in one forward pass, of the model and of the net
+    epochs        the largest number; training stops after `patience` epochs without progress on held-out rollouts
+    holdout       fraction of the rollouts that is held out, for early stopping and for `calibration`
+    folder        keeps the rollouts and the state of training: the same call resumes an interrupted fit and ends with
+                  the same weights, and returns those of a finished one
+    seed          decides everything; the global random generators are left as they were
+    progress      show progress bars
     trainer       further options of pytorch_lightning.Trainer, like {"logger": CSVLogger("logs"), "callbacks": [...]}
 
-    Returns the weights that were best on held-out rollouts, with how well they predict as `.calibration`.
+    Returns the weights that were best on held-out rollouts; `.calibration` says how well they predict.
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 2.0], [0.5, 0.5])
@@ -271,7 +274,7 @@ class Rollouts:
 
 
 def _kept(path: Path, config: str, run: Run, drawn: Callable[[Path], Rollouts]) -> Rollouts:
-    """The rollouts in the folder, or new ones that are then stored there."""
+    """The rollouts in the folder, or new ones, which are then stored there."""
     file, sampling = path / "rollouts.safetensors", path / "sampling.safetensors"
     if file.exists():
         return _read(file, config, run.model.device)
@@ -285,7 +288,7 @@ def _kept(path: Path, config: str, run: Run, drawn: Callable[[Path], Rollouts]) 
 
 
 def _draw(run: Run, steps: Any, options: Options, progress: bool, file: Path | None) -> Rollouts:
-    """Sample with a recorder in the list of guides. `file` carries the run on where it is killed."""
+    """Sample with a recorder in the list of guides. `file` is a checkpoint, from which an interrupted run resumes."""
     from ..engine.sample import sample
     from .nets import Record
 
@@ -343,7 +346,7 @@ def _split(data: Rollouts, options: Options) -> tuple[Rollouts, Rollouts]:
 
 
 class Batches:
-    """States of rollouts in batches; shuffled anew in each epoch, by address."""
+    """States of rollouts in batches, shuffled in each epoch by addressed random numbers."""
 
     def __init__(self, data: Rollouts, conds: Encoded, options: Options, shuffled: bool):
         self.data, self.conds, self.size, self.shuffled = data, conds, options.batch_size, shuffled
@@ -378,7 +381,8 @@ class Batches:
 
 
 def soft_loss(value: Tensor, target: Tensor, weight: Tensor, alpha: float, count: int) -> Tensor:
-    """w (exp(z) - z - 1) with z = (target - value)/alpha; beyond z = 1 + log(count/w) exp goes on as its tangent."""
+    """w (exp(z) - z - 1) with z = (target - value)/alpha; beyond z = 1 + log(count/w), exp is replaced by its
+    tangent."""
     z = (target - value) / alpha
     near = torch.minimum(z, 1 + math.log(count) - weight.log())
     return weight * (near.exp() * (1 + z - near) - z - 1)
@@ -419,7 +423,7 @@ def _train(
     device: torch.device,
     extra: dict[str, Any],
 ) -> int:
-    """Run Lightning's Trainer, from the folder's last checkpoint on if there is one; the number of epochs done."""
+    """Run Lightning's Trainer, from the last checkpoint in the folder if there is one. Returns the epochs done."""
     import pytorch_lightning as pl
 
     from .nets import Last, Patience
@@ -496,7 +500,7 @@ def _variance(v: Tensor, w: Tensor) -> float:
 
 
 def _config(run: Run, net: Any, options: Options, trainer: dict[str, Any]) -> str:
-    """What decides the weights, as JSON: to know the folder of another call."""
+    """What decides the weights, as JSON, to recognise the folder of another call."""
     plain = {k: v for k, v in trainer.items() if isinstance(v, (bool, int, float, str))}
     own = {"format": _FORMAT, "net": describe(net), "trainer": plain, "options": asdict(options)}
     return json.dumps(run.describe() | own | {"weights": weights(run.modules())})
@@ -544,7 +548,7 @@ def _check_checkpoint(file: Path, config: str) -> None:
 
 @contextmanager
 def _isolated() -> Iterator[None]:
-    """Python's, numpy's and torch's random generators are afterwards as they were."""
+    """A context that restores the random generators of Python, numpy and torch."""
     python, numpy = python_random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices):
@@ -557,7 +561,7 @@ def _isolated() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What Lightning says of few workers, missing loggers or devices that are not used is not for the user."""
+    """A context without Lightning's advice about workers, loggers and unused devices."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|lightning_utilities)\b")

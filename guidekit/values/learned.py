@@ -1,9 +1,10 @@
-r"""A value that a network has learned: V(x_t) = net(x_t, t, cond), in the reward's own units.
+r"""Learned values: V(x_t) = net(x_t, t, cond), in the reward's own units.
 
-`gk.values.fit` trains one on rollouts of a model; any network trained elsewhere serves as well. It reads x_t alone, not
-the model's prediction, so that guides which weigh by it need no evaluation of the model for candidates that die.
+`gk.values.fit` trains one on rollouts of a model, and any network trained elsewhere can be used too. A learned value
+reads x_t alone, not the model's prediction, so guides that weight by it need no network evaluation for candidates that
+are not selected.
 
-Reference: Li et al. (2024), https://arxiv.org/abs/2408.08252 (there the value is learned "by Monte Carlo").
+Reference: Li et al. (2024), https://arxiv.org/abs/2408.08252 (where the value is learned "by Monte Carlo").
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ Network = Callable[[Tensor, Tensor, Encoded], Tensor]
 
 
 class Bin(NamedTuple):
-    """Held-out states with times in [t_low, t_high] whose values are near each other.
+    """Held-out states with times in [t_low, t_high] and similar predicted values.
 
-    predicted, realised   means over the bin, of the values and of the rewards that came: soft means for a soft value
+    predicted, realised   means over the bin, of the values and of the rewards obtained: soft means for a soft value
     noise                 standard error of `realised`
     count                 states in the bin
     """
@@ -44,16 +45,16 @@ class Bin(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `fit` measured on rollouts that it did not train on; they did choose when to stop.
+    """What `fit` measured on held-out rollouts, which it used for early stopping but not for training.
 
-    target, alpha        as given to fit; means are alpha log mean exp(v/alpha), plain ones for target "mean"
-    rollouts, held_out   rollouts trained on and measured on
-    unscored             rollouts left out, for their sample could not be scored
+    target, alpha        as given to fit; means are alpha log mean exp(v/alpha), or plain means for target "mean"
+    rollouts, held_out   numbers of rollouts trained on and measured on
+    unscored             rollouts left out because their sample could not be scored
     epochs               epochs of training
-    error, noise         root mean square over the bins, weighted by count: of predicted - realised, and of what
-                         that is by chance alone
+    error, noise         root mean square over the bins, weighted by count: of predicted - realised, and of the part
+                         of it that is expected by chance
     explained_variance   1 - Var(r - V)/Var(r)
-    loss, constant       mean loss of the value, and of the best constant: learning has paid where the first is less
+    loss, constant       mean loss of the value and of the best constant; the value is of use if its loss is lower
     rows                 the bins
     """
 
@@ -95,14 +96,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Learned:
-    """The value net(x, t, cond) -> (rows,).
+    """A trained network net(x, t, cond) -> (rows,) as a look-ahead.
 
-    net           x, t and cond as the networks of base models get them: t a float tensor with one entry per row, cond a
+    net           gets x, t and cond as networks of base models do: t a float tensor with one entry per row, cond a
                   tensor or dict of tensors with one entry per row, or None. It is called in evaluation mode, on its own
-                  device and in its own precision, and with gradients where a guide takes them in x. NaN means unknown
+                  device and in its own precision, with gradients if a guide needs those in x. NaN means unknown
     calibration   what `fit` measured, or None
 
-    A Learned stands for the weights that the network has when it is made: build another after further training.
+    A Learned stands for the weights that the network has when it is created: create another after further training.
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 2.0], [0.5, 0.5])
@@ -124,7 +125,7 @@ class Learned:
         object.__setattr__(self, "digest", weights(self.modules()))
 
     def modules(self) -> list[nn.Module]:
-        """The networks whose mode a run must leave as it found it."""
+        """The networks that a run puts into evaluation mode and restores afterwards."""
         return networks_in(self.net)
 
     def __call__(self, view: View) -> Tensor:
@@ -135,7 +136,7 @@ class Learned:
 
 
 def call(net: Network, x: Tensor, t: Tensor, cond: Encoded) -> Tensor:
-    """The network in its own precision and on its own device; float64 (rows,) on x's device."""
+    """Call the network in its own precision and on its own device; returns float64 (rows,) on the device of x."""
     modules = networks_in(net)
     dtype, device = kind_of(modules) if modules else (None, x.device)
     given = x.to(device, dtype if x.is_floating_point() else None)

@@ -1,6 +1,6 @@
 """What `fit` works with: the recorder of rollouts, the default networks, and the Lightning module that trains them.
 
-`fit` imports this file when it is called, for Lightning is slow to import and guides build on values.
+`fit` imports this file only when it is called, because Lightning is slow to import.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _DECAY = 0.99  # of the moving average of the weights, a step
 
 @dataclass(frozen=True)
 class Record(Guide):
-    """Does nothing but remember: `count` states of every particle's path, at steps drawn for each, the last excepted.
+    """Records `count` states of every particle's path, at random steps other than the last, and does nothing else.
 
-    The memo is (steps (rows, count), states (rows, count, *shape)), which follow the particle through selections.
+    The memo is (steps (rows, count), states (rows, count, *shape)), and follows the particle through selections.
     """
 
     count: int
@@ -52,8 +52,8 @@ class Record(Guide):
 def default(model: Model, clean: Tensor, conds: Encoded) -> nn.Module:
     """A network for the model's states: residual layers for vectors, convolutions for images, attention for tokens.
 
-    clean   final states of rollouts, to whose mean and deviation the inputs are brought
-    conds   encoded conditions with a row for each, the ones that the network is to know
+    clean   final states of rollouts, whose mean and standard deviation standardise the inputs
+    conds   encoded conditions, one row each, that the network will know
     """
     if isinstance(model.process, Gaussian) and len(model.shape) in (1, 3):
         inputs = Standard(model.process.schedule, clean)
@@ -70,7 +70,7 @@ def default(model: Model, clean: Tensor, conds: Encoded) -> nn.Module:
 
 
 class Standard(nn.Module):
-    """(x_t - alpha m) / sqrt(alpha^2 s^2 + sigma^2), with m and s of the clean data: of each feature or channel."""
+    """(x_t - alpha m) / sqrt(alpha^2 s^2 + sigma^2), with m and s of each feature or channel of the clean data."""
 
     mean: Tensor
     std: Tensor
@@ -90,8 +90,8 @@ class Standard(nn.Module):
 class Context(nn.Module):
     """A vector for each row from its time and condition.
 
-    A condition in floating point enters as it is. One in integers (labels) enters as whether each of its entries
-    equals each of those known from `conds`, so that a label which was never seen is like none at all.
+    A floating-point condition enters as it is. Integer conditions (labels) are one-hot encoded over those known from
+    `conds`, so an unknown label looks like no label.
     """
 
     frequencies: Tensor
@@ -138,7 +138,7 @@ class Vectors(nn.Module):
 
 
 class Images(nn.Module):
-    """Convolutions for x of shape (rows, C, H, W), each halving the size as long as it is above 4."""
+    """Convolutions for x of shape (rows, C, H, W), each of which halves the size as long as it is above 4."""
 
     def __init__(self, inputs: Standard, channels: int, context: Context, width: int = 32):
         super().__init__()
@@ -186,7 +186,7 @@ class Tokens(nn.Module):
 
 
 def _head(width: int) -> nn.Sequential:
-    """The last layers, which begin at zero: training starts from the best constant."""
+    """The last layers, initialised at zero, so that training starts from the best constant."""
     last = nn.Linear(width, 1)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -205,9 +205,9 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (value, target, weight) -> 
 
 
 class Regression(pl.LightningModule):
-    """Trains `net`; `slow` follows it by an exponential moving average, is what is measured, and `best` its best state.
+    """Trains `net`. `slow` is its exponential moving average, which is what is measured, and `best` its best state.
 
-    All three are in the checkpoint, which therefore is all that a run needs to go on.
+    All three are in the checkpoint, which is all that is needed to resume.
     """
 
     best_loss: Tensor
@@ -223,7 +223,7 @@ class Regression(pl.LightningModule):
         return torch.optim.Adam([p for p in self.net.parameters() if p.requires_grad], lr=self.lr)
 
     def on_train_epoch_start(self) -> None:
-        """Dropout and the like depend on the epoch alone, so that training may stop and go on after any of them."""
+        """Seed dropout and the like by the epoch, so that training can be interrupted after any of them."""
         seed_all((self.seed, self.current_epoch), self.device)
         self.trainer.train_dataloader.epoch = self.current_epoch  # type: ignore[union-attr]
 
@@ -239,7 +239,7 @@ class Regression(pl.LightningModule):
         return loss
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """slow <- decay slow + (1 - decay) net; at first the copy follows faster."""
+        """slow <- decay slow + (1 - decay) net, with a smaller decay at first."""
         decay = min(_DECAY, self.global_step / (self.global_step + 10))
         with torch.no_grad():
             for mine, theirs in zip(self.slow.parameters(), self.net.parameters(), strict=True):
@@ -267,14 +267,14 @@ class Regression(pl.LightningModule):
 
 
 class Patience(EarlyStopping):
-    """Early stopping that has also stopped when it is taken up again."""
+    """Early stopping that stays stopped when a finished fit is resumed."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.should_stop = self.wait_count >= self.patience
 
 
 class Last(ModelCheckpoint):
-    """The state after every epoch, in one file."""
+    """Keeps the state after the latest epoch, in one file."""
 
 
 def seed_all(address: tuple[int, ...], device: torch.device) -> None:

@@ -3,9 +3,9 @@ r"""The reward of samples drawn from x_t by the model itself: with k of them, x_
     V(x_t) = alpha log 1/k sum_j exp(r(x_0^j)/alpha)        at temperature alpha,
     V(x_t) = 1/k sum_j r(x_0^j)                             at alpha = 0, the value of the SVDD paper.
 
-Of tokens one step already draws: x_0 from prod_i p(x_0^i | x_t), with the prediction at hand and no network rows, as in
-the text experiments of Feynman-Kac steering. Of a Gaussian process the last step is deterministic, so that one step is
-the clean mean; more steps cost k (steps - 1) rows a particle.
+For tokens, a single step already draws x_0 from prod_i p(x_0^i | x_t), with the prediction at hand and no further
+network evaluation, as in the text experiments of Feynman-Kac steering. For a Gaussian process the last step is
+deterministic, so a single step returns the clean mean; more steps cost k (steps - 1) network evaluations per particle.
 
 References: Singhal et al. (2025), https://arxiv.org/abs/2501.06848; Li et al. (2024), https://arxiv.org/abs/2408.08252.
 """
@@ -28,10 +28,10 @@ from ..engine.view import View
 class Rollout:
     """The soft mean of the reward over k samples drawn in `steps` steps each, evenly spaced from t to 0.
 
-    alpha   its temperature; None takes that of the guide it serves
+    alpha   the temperature; None takes that of the guide
 
-    The first step moves by the guided prediction, the others by the model at the user's condition. A sample that cannot
-    be scored counts exp(r/alpha) = 0, which is what it will weigh at the end, and is left out of the mean.
+    The first step uses the guided prediction, the others the model at the user's condition. A sample that cannot be
+    scored counts as exp(r/alpha) = 0, the weight that it will have at the end; the plain mean leaves it out.
     """
 
     reward: Any

@@ -1,7 +1,7 @@
 r"""The reward of the clean estimate: V(x_t) = r(E[x_0 | x_t]), for tokens r(mode of p(x_0 | x_t)).
 
-It takes any reward and no training. It is a look-ahead, not the optimal twist alpha log E[exp(r(x_0)/alpha) | x_t]:
-methods that correct with the true reward at the end stay exact with it, others inherit its error.
+It works with any reward, without training. It is not the optimal twist alpha log E[exp(r(x_0)/alpha) | x_t]: methods
+that correct with the true reward at the end stay exact with it, others inherit its error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..engine.view import View
 
 @dataclass(frozen=True)
 class Tweedie:
-    """The posterior-mean value of a reward."""
+    """The reward of the clean estimate: the default look-ahead of all guides."""
 
     reward: Any
 

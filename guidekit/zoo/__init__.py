@@ -1,7 +1,7 @@
-"""Trained models in the box: `gk.zoo.load("fashion")` works offline, at once, on CPU and GPU.
+"""Bundled models: `gk.zoo.load("fashion")` works offline, at once, on CPU and GPU.
 
-Every entry is a pair of files in guidekit/zoo/weights: NAME.safetensors, and NAME.json, its card: what it is, how it
-was trained, on what, and what it reaches. Loading checks the SHA-256 of the weights and unpickles nothing.
+Every entry is a pair of files in guidekit/zoo/weights: NAME.safetensors, and NAME.json, its card, which says what it
+is, how and on what it was trained, and how good it is. Loading checks the SHA-256 of the weights and unpickles nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def names() -> list[str]:
-    """The base models, which `load` loads.
+    """The names of the base models, for `load`.
 
     >>> set(names()) >= {"dna", "fashion", "molecules"}
     True
@@ -33,7 +33,7 @@ def names() -> list[str]:
 
 
 def entries() -> list[str]:
-    """All that is in the box: base models, classifiers, a CLIP and learned values.
+    """The names of all entries: base models, classifiers, a CLIP and learned values.
 
     >>> "fashion-clip" in entries()
     True
@@ -42,7 +42,7 @@ def entries() -> list[str]:
 
 
 def card(name: str) -> dict[str, Any]:
-    """The card of an entry."""
+    """The card of an entry: what it is, how it was trained, and how good it is."""
     file = WEIGHTS / f"{name}.json"
     if name not in entries():
         raise ValueError(f"zoo: there is no {name!r}; there is {', '.join(entries())}")
@@ -50,7 +50,7 @@ def card(name: str) -> dict[str, Any]:
 
 
 def network(name: str, device: torch.device | str | None = None) -> nn.Module:
-    """The network of an entry, in evaluation mode, float32."""
+    """The network of an entry, in evaluation mode and float32."""
     own = card(name)
     if own["kind"] == "value":
         raise ValueError(f"zoo: {name!r} is a value, which gk.zoo.value() loads")
@@ -60,7 +60,7 @@ def network(name: str, device: torch.device | str | None = None) -> nn.Module:
 
 
 def state(name: str) -> dict[str, Tensor]:
-    """The weights of an entry, if they are those that its card was written for."""
+    """The weights of an entry, after checking that they belong to its card."""
     file = WEIGHTS / f"{name}.safetensors"
     data = file.read_bytes() if file.exists() else b""
     if hashlib.sha256(data).hexdigest() != card(name)["sha256"]:
@@ -69,7 +69,7 @@ def state(name: str) -> dict[str, Tensor]:
 
 
 def written(name: str, net: nn.Module, about: dict[str, Any], folder: Path = WEIGHTS) -> None:
-    """Write the weights, in half precision, and their card, which keeps what was measured after less training."""
+    """Write weights in half precision and their card, which keeps measurements made after less training."""
     file = folder / f"{name}.json"
     old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     earlier = old.get("earlier", [])
@@ -88,7 +88,7 @@ def written(name: str, net: nn.Module, about: dict[str, Any], folder: Path = WEI
 
 
 def value(name: str, device: torch.device | str | None = None) -> Any:
-    """A learned value for look-aheads, like gk.SVDD(reward, value=gk.zoo.value("dna-value"))."""
+    """A learned value for look-aheads, as in gk.SVDD(reward, value=gk.zoo.value("dna-value"))."""
     from .values import load_value
 
     return load_value(name, device)
@@ -149,7 +149,7 @@ def _sequences(x: Tensor) -> list[str]:
 
 
 def _label(condition: Any, classes: list[str]) -> int:
-    """A class by its name or number."""
+    """The number of a class, given by name or number."""
     if isinstance(condition, str) and condition in classes:
         return classes.index(condition)
     if isinstance(condition, int) and not isinstance(condition, bool) and 0 <= condition < len(classes):

@@ -18,7 +18,7 @@ def frequencies(t: Tensor, count: int = 16) -> Tensor:
 
 
 class Context(nn.Module):
-    """What time and class say to every block: (rows, width). The last class is none at all."""
+    """Embedding of time and class for every block, (rows, width). The last class stands for no class."""
 
     def __init__(self, classes: int, width: int):
         super().__init__()
@@ -46,7 +46,7 @@ class Attention(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two convolutions, with scale and shift by the context between them."""
+    """Two convolutions, with scale and shift from the context in between."""
 
     def __init__(self, before: int, after: int, width: int):
         super().__init__()
@@ -62,7 +62,7 @@ class Residual(nn.Module):
 
 
 class Looking(nn.Module):
-    """Self-attention of pixels, beside them."""
+    """Self-attention of pixels, with a residual connection."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -74,7 +74,7 @@ class Looking(nn.Module):
 
 
 class UNet(nn.Module):
-    """Velocity of images (rows, channels, side, side), side being divisible by 4."""
+    """U-Net that predicts the velocity of images (rows, channels, side, side), with side divisible by 4."""
 
     def __init__(self, channels: int = 1, classes: int = 10, widths: Sequence[int] = (32, 64, 128), heads: int = 2):
         super().__init__()
@@ -106,7 +106,7 @@ class UNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a perceptron over (rows, tokens, width), with scale and shift by the context."""
+    """Attention and a perceptron over (rows, tokens, width), with scale and shift from the context."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -122,7 +122,7 @@ class Block(nn.Module):
 
 
 class Local(nn.Module):
-    """A convolution over (rows, places, letters), with scale and shift by the context."""
+    """A convolution over (rows, places, letters), with scale and shift from the context."""
 
     def __init__(self, letters: int, wide: int, width: int, kernel: int = 11):
         super().__init__()
@@ -135,11 +135,11 @@ class Local(nn.Module):
 
 
 class Grams(nn.Module):
-    r"""What the letters around a place say of it, by tables, (rows, length, vocab):
+    r"""Logits of each place from tables of the n-grams around it, (rows, length, vocab):
 
         logits_i = sum over n and o of  S_no[w] + C_no[w, class],    w the other letters of the n-gram whose o-th is x_i
 
-    with S shared by all classes and C of each class, none for no class. A mask is one letter more.
+    with S shared by all classes and C for each class, none for no class. The mask is one more letter.
     """
 
     def __init__(self, vocab: int, classes: int, sizes: Sequence[int], scale: float = 3.0):
@@ -172,8 +172,8 @@ class TokenNet(nn.Module):
     """Logits (rows, length, vocab) of clean tokens. The mask has the id vocab.
 
     patch     letters in one token of the transformer; convolutions before and after it see each letter
-    letters   width of a letter, and `wide` that inside a convolution
-    grams     sizes of the n-grams that have tables
+    letters   width of a letter; `wide` is that inside a convolution
+    grams     sizes of the n-grams with tables
     """
 
     def __init__(
@@ -205,11 +205,12 @@ class TokenNet(nn.Module):
 
 
 class OrderedNet(nn.Module):
-    """Logits (rows, length, vocab) of clean tokens, for masks that end one after the other. The mask has the id vocab.
+    """Logits (rows, length, vocab) of clean tokens, for positions that are unmasked in order. The mask has the id
+    vocab.
 
-    A token sees itself and the tokens before it, and a mask also itself: what is said of position i, given the first
-    k tokens, is p(x_i | x_1..k), whatever the other masks. So one pass over the tokens and as many masks, each with a
-    k of its own (`taught`), trains all positions of a sequence at once. Token 0 is the end, and only it follows.
+    A token sees itself and the tokens before it, and a mask sees itself too: the prediction at position i, given the
+    first k tokens, is p(x_i | x_1..k), whatever the other masks. So one pass over the tokens and as many masks, each
+    with its own k (`taught`), trains all positions of a sequence at once. Token 0 ends a sequence; only it may follow.
     """
 
     def __init__(self, vocab: int, length: int, classes: int, width: int = 256, depth: int = 4):
@@ -305,7 +306,7 @@ class ImageClassifier(nn.Module):
 
 
 class ImagePerceptron(nn.Module):
-    """Logits of images in [0, 1], without convolutions: another kind of network, for an independent opinion."""
+    """Logits of images in [0, 1], without convolutions: a different kind of network, as an independent judge."""
 
     def __init__(self, pixels: int = 784, classes: int = 10, width: int = 512):
         super().__init__()
@@ -324,7 +325,7 @@ class ImagePerceptron(nn.Module):
 
 
 class DNAClassifier(nn.Module):
-    """Logits of one-hot sequences (rows, 4, length): convolutions, then the maxima and means over places."""
+    """Logits of one-hot sequences (rows, 4, length): convolutions, then maxima and means over positions."""
 
     def __init__(self, classes: int = 4, width: int = 96, kernels: Sequence[int] = (11, 7, 7), dilated: bool = False):
         super().__init__()
@@ -350,7 +351,8 @@ class DNAClassifier(nn.Module):
 
 
 class NoisyClassifier(nn.Module):
-    """Logits (rows, classes) of noised images at their times: a convolution, then blocks as of the U-Net's way down."""
+    """Logits (rows, classes) of noised images at their times: a convolution, then blocks as in the encoder of the
+    U-Net."""
 
     def __init__(self, channels: int = 1, classes: int = 20, widths: Sequence[int] = (24, 48, 96)):
         super().__init__()

@@ -1,9 +1,9 @@
-"""Values that are learned for the bundled models, so that look-aheads cost no evaluation: `gk.zoo.value("dna-value")`.
+"""Learned values of the bundled models, for look-aheads without evaluations: `gk.zoo.value("dna-value")`.
 
     python -m guidekit.zoo.values dna-value
 
 draws rollouts of the model, trains the soft value alpha log E[exp(r/alpha) | x_t] of one reward (`gk.values.fit`), and
-writes the weights with their card. It goes on where it was stopped, from --folder.
+writes the weights with their card. It resumes from --folder if it was interrupted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .data import CLASSES
 
 @dataclass(frozen=True)
 class Task:
-    """The model, the reward with its words on the card, and the temperature."""
+    """The model, the reward with its description for the card, and the temperature."""
 
     model: str
     reward: Callable[[], Any]
@@ -72,7 +72,7 @@ def blank(model: Model) -> nn.Module:
 
 
 def load_value(name: str, device: torch.device | str | None = None) -> values.Learned:
-    """A value of the box."""
+    """A bundled value."""
     from . import state
 
     own = card(name)

@@ -5,7 +5,7 @@ Nearest neighbours, SantaLucia (1998), https://doi.org/10.1073/pnas.95.4.1460 (u
     dH = sum over steps dH_{b_i b_i+1} + ends,      dS likewise, with 0.368 (L - 1) ln[Na+] for salt,
     T_m = 1000 dH / (dS + R ln(C_T/4)) - 273.15,    R = 1.987 cal/(mol K),
 
-dH in kcal/mol, dS in cal/(mol K). A strand that is its own complement has C_T for C_T/4, and -1.4 more entropy.
+dH in kcal/mol, dS in cal/(mol K). For a self-complementary strand, C_T/4 is replaced by C_T and dS has a term of -1.4.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ _TABLES = (_DH, _DS, [2.3, 0.1, 0.1, 2.3, 0.0], [4.1, -2.8, -2.8, 4.1, 0.0])
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MeltingTemperature(OfBases):
-    """T_m in degrees Celsius of the DNA duplex of a strand and its complement; the formula heads this module.
+    """Melting temperature in degrees Celsius of the DNA duplex of a strand and its complement.
 
     sodium    [Na+] in mmol/l, or all monovalent cations
     strands   C_T in nmol/l: both strands together, in equal parts
 
-    It is a law of two states, for oligonucleotides: beyond some 60 bases a duplex melts in parts. Less than two bases,
-    or a letter inside that is no base, give NaN; those at the ends are left out.
+    The formula is in the module's docstring. It is a two-state model for oligonucleotides: beyond about 60 bases a
+    duplex melts in parts. Fewer than two bases, or a letter inside that is not a base, give NaN; such letters at the
+    ends are dropped.
 
     >>> MeltingTemperature()(["GTCTACTTACGTAGCTAGCC", "A"]).round(decimals=1)
     tensor([48.9000,     nan], dtype=torch.float64)
@@ -93,7 +94,7 @@ def _sums(x: Tensor, base: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor,
 
 
 def _own_complement(x: Tensor, base: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """Whether a strand is its own reverse complement, (rows,)."""
+    """Whether each strand is its own reverse complement, (rows,)."""
     mirrored = (first + last)[:, None] - torch.arange(x.shape[1], device=x.device)
     other = x.gather(1, mirrored.clamp(0, x.shape[1] - 1))
     return ((x + other == 3) | ~base).all(1)
@@ -101,15 +102,15 @@ def _own_complement(x: Tensor, base: Tensor, first: Tensor, last: Tensor) -> Ten
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FoldingEnergy(Reward):
-    """dG in kcal/mol of the best fold of a single strand; 0 is the open chain, and the higher the less it folds.
+    """Free energy in kcal/mol of the best fold of a single strand; 0 is the open chain, and higher means less folded.
 
-    molecule      "dna" or "rna": which energies count, whatever letters are given
+    molecule      "dna" or "rna": which energies to use, whatever letters are given
     temperature   in degrees Celsius
     backend       "seqfold" (Zuker and Stiegler (1981), https://doi.org/10.1093/nar/9.1.133), or, for RNA, "vienna"
-                  where ViennaRNA is installed (Lorenz et al. (2011), https://doi.org/10.1186/1748-7188-6-26)
-    longest       longer sequences are NaN and told in a `RewardWarning`: time grows as the cube of the length
+                  if ViennaRNA is installed (Lorenz et al. (2011), https://doi.org/10.1186/1748-7188-6-26)
+    longest       longer sequences are NaN, with a `RewardWarning`: the time is cubic in the length
 
-    A letter inside that is no base gives NaN; those at the ends are left out. Equal samples are folded once.
+    A letter inside that is not a base gives NaN; such letters at the ends are dropped. Equal samples are folded once.
 
     >>> FoldingEnergy("rna")(["GGGGAAAACCCCU", "AAAAAAAA"])
     tensor([-6.6000,  0.0000], dtype=torch.float64)
@@ -160,7 +161,7 @@ class FoldingEnergy(Reward):
 
 
 def _seqfold(s: str, molecule: str, temperature: float) -> float:
-    """It is infinite where seqfold finds no pair, and that is the open chain."""
+    """The energy by seqfold, which is infinite if it finds no pair; that is the open chain."""
     if molecule == "dna" and "T" not in s and {"C", "G"} <= set(s):
         raise ValueError("seqfold takes a strand without T for RNA, so its DNA energy cannot be had")
     energy = needs("seqfold", "dna", "FoldingEnergy").dg(s.replace("T", "U") if molecule == "rna" else s, temperature)

@@ -1,7 +1,7 @@
-"""Numbers for a set of sequences: how like a reference it is, and how varied. Sets are whatever the rewards take.
+"""Metrics of sets of sequences: similarity to a reference, and diversity. Sets are whatever the rewards accept.
 
-Sequences are compared in the letters ACGT, with N for any other inside them; one without a base is left out. What
-cannot be computed is NaN.
+Sequences are compared in the letters ACGT, with N for any other letter inside them; sequences without a base are left
+out. A metric that cannot be computed is NaN.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .sequence import ALPHABET, GC, OTHER, as_batch, blocks, counted, encode, pr
 
 
 def kmer_counts(samples: Any, k: int = 3) -> Tensor:
-    """How often each word of k bases occurs in each sample, overlaps counted: float64 (samples, 4^k), AAA first.
+    """Counts of each k-mer in each sample, overlaps included: float64 (samples, 4^k), in alphabetical order.
 
     >>> kmer_counts(["ACAC"], k=2)[0, [1, 4]]  # AC, CA
     tensor([2., 1.], dtype=torch.float64)
@@ -37,7 +37,7 @@ def kmer_counts(samples: Any, k: int = 3) -> Tensor:
 
 
 def _words(codes: np.ndarray, k: int) -> Tensor:
-    """Counts (rows, 4^k): a word is the number that its letters are to the base 4."""
+    """Counts (rows, 4^k); a k-mer is the number that its letters form to the base 4."""
     places = max(codes.shape[1] - k + 1, 0)
     word, whole = np.zeros((len(codes), places), np.int64), np.ones((len(codes), places), bool)
     for i in range(k if places else 0):
@@ -49,8 +49,9 @@ def _words(codes: np.ndarray, k: int) -> Tensor:
 
 
 def kmer_correlation(samples: Any, reference: Any, k: int = 3) -> float:
-    """Pearson correlation of the shares of the 4^k words in the two sets, as in DRAKES, Wang et al. (2024),
-    https://arxiv.org/abs/2410.13643. 1 is best.
+    """Pearson correlation of the k-mer frequencies of two sets; 1 is best.
+
+    As in DRAKES, Wang et al. (2024), https://arxiv.org/abs/2410.13643.
 
     >>> round(kmer_correlation(["AAC"], ["AACG"], k=1), 3)  # counts 2, 1, 0, 0 and 2, 1, 1, 0
     0.853
@@ -59,7 +60,7 @@ def kmer_correlation(samples: Any, reference: Any, k: int = 3) -> float:
 
 
 def motif_correlation(samples: Any, reference: Any, motifs: MotifScan | Sequence[str] | Mapping[str, Any]) -> float:
-    """Spearman correlation, over motifs, of the mean number of sites in a sequence of each set. 1 is best.
+    """Spearman correlation over motifs of the mean number of sites per sequence in two sets; 1 is best.
 
     motifs   a `MotifScan`, or what it takes: JASPAR names or ids, or a mapping of names to counts
     """
@@ -71,8 +72,9 @@ def motif_correlation(samples: Any, reference: Any, motifs: MotifScan | Sequence
 
 
 def edit_distance_diversity(samples: Any, pairs: int = 2000, seed: int = 0, longest: int = 5000) -> float:
-    """Mean over random pairs of different samples of (Levenshtein distance) / (length of the longer): 0 where all are
-    equal. Sequences beyond `longest` are left out, with a `RewardWarning`.
+    """Mean Levenshtein distance of random pairs of samples, divided by the length of the longer.
+
+    0 if all samples are equal. Sequences longer than `longest` are left out, with a `RewardWarning`.
 
     >>> round(edit_distance_diversity(["ACGT", "ACGA"]), 6)
     0.25
@@ -90,8 +92,9 @@ def edit_distance_diversity(samples: Any, pairs: int = 2000, seed: int = 0, long
 
 
 def nearest_edit_distance(samples: Any, reference: Any, longest: int = 5000) -> Tensor:
-    """Levenshtein distance of each sample to the nearest of the reference, float64 (samples,), in edits. All pairs are
-    computed, so take a part of a large reference.
+    """Levenshtein distance of each sample to the nearest sequence of the reference, float64 (samples,).
+
+    All pairs are computed, so use a part of a large reference.
 
     >>> nearest_edit_distance(["ACGT", "", "AAAA"], ["ACG", "AATA"])
     tensor([1., nan, 1.], dtype=torch.float64)
@@ -104,7 +107,7 @@ def nearest_edit_distance(samples: Any, reference: Any, longest: int = 5000) -> 
 
 
 def uniqueness(samples: Any) -> float:
-    """Share of different ones among the sequences.
+    """Fraction of distinct sequences.
 
     >>> uniqueness(["ACGT", "acgt", "A", ""])  # 2 of 3
     0.6666666666666666
@@ -114,7 +117,7 @@ def uniqueness(samples: Any) -> float:
 
 
 def novelty(samples: Any, reference: Any) -> float:
-    """Share of the sequences that are not in the reference.
+    """Fraction of the sequences that are not in the reference.
 
     >>> novelty(["ACGT", "A"], ["acgt"])
     0.5
@@ -124,7 +127,7 @@ def novelty(samples: Any, reference: Any) -> float:
 
 
 def gc_distribution(samples: Any) -> dict[str, float]:
-    """Of the share of G and C in each sequence: mean, sd (of the population), min, median and max.
+    """Mean, population sd, min, median and max of the GC content of the sequences.
 
     >>> gc_distribution(["GGCC", "AATT"])
     {'mean': 0.5, 'sd': 0.5, 'min': 0.0, 'median': 0.5, 'max': 1.0}
@@ -138,10 +141,10 @@ def gc_distribution(samples: Any) -> dict[str, float]:
 
 
 def levenshtein(a: Sequence[str], b: Sequence[str], rows: int = 4096) -> np.ndarray:
-    """Edit distance of each pair (a_i, b_i): insertions, deletions and substitutions, one each; int64 (pairs,).
+    """Edit distance of each pair (a_i, b_i), with insertions, deletions and substitutions at cost 1; int64 (pairs,).
 
-    Myers (1999), https://doi.org/10.1145/316542.316550, in words of 64 bits as Hyyro (2003) chains them, for many
-    pairs at once: a column of the table of distances is kept as the bits where it goes up and those where it goes down.
+    Myers (1999), https://doi.org/10.1145/316542.316550, in words of 64 bits chained as by Hyyro (2003), for many pairs
+    at once: a column of the distance table is stored as the bits where it increases and those where it decreases.
 
     >>> levenshtein(["ACGT", "AAA", ""], ["AGT", "TTT", "AC"]).tolist()
     [1, 3, 2]
@@ -171,7 +174,7 @@ def _distances(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
 
 
 def _bits(codes: np.ndarray) -> np.ndarray:
-    """Of each letter, the positions at which a pattern has it: uint64 (letters, words, pairs)."""
+    """For each letter, the positions at which each pattern has it: uint64 (letters, words, pairs)."""
     words = max(1, -(-codes.shape[1] // 64))
     codes = np.pad(codes, ((0, 0), (0, 64 * words - codes.shape[1])), constant_values=OTHER)
     here = codes == np.arange(OTHER + 1, dtype=np.uint8)[:, None, None]
@@ -180,7 +183,7 @@ def _bits(codes: np.ndarray) -> np.ndarray:
 
 
 def _column(equal: np.ndarray, up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The next column, in place, and the bits where it is above and below the column before, words first."""
+    """Compute the next column in place; returns the bits where it is above and below the one before, words first."""
     rise, fall = np.empty_like(up), np.empty_like(up)
     carry_up, carry_down = np.full(up.shape[1], _ONE), np.zeros(up.shape[1], np.uint64)
     for w in range(len(up)):
@@ -195,7 +198,7 @@ def _column(equal: np.ndarray, up: np.ndarray, down: np.ndarray) -> tuple[np.nda
 
 
 def _comparable(samples: Any, longest: int) -> list[str]:
-    """The sequences, "" for those without a base and those beyond `longest`."""
+    """The sequences, with "" for those without a base and those longer than `longest`."""
     found = texts(samples)
     beyond = sum(len(s) > longest for s in found)
     if beyond:
@@ -205,7 +208,7 @@ def _comparable(samples: Any, longest: int) -> list[str]:
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """NaN where one of them is constant, or nothing at all."""
+    """Pearson correlation, NaN if one of the two is constant or empty."""
     a, b = a - a.mean(), b - b.mean()
     size = math.sqrt(float((a @ a) * (b @ b)))
     return float(a @ b) / size if size > 0 else math.nan

@@ -1,12 +1,12 @@
-r"""Motifs: how well a sequence holds the sites that a transcription factor binds.
+r"""Motifs: how well a sequence contains binding sites of transcription factors.
 
 A motif has counts n_ib of base b at position i. With pseudocounts s and a background q, in bits,
 
     p_ib = (n_ib + s q_b) / (sum_b n_ib + s),      w_ib = log2(p_ib / q_b),      score of a site = sum_i w_{i, b_i},
 
 see Stormo (2000), https://doi.org/10.1093/bioinformatics/16.1.16. The other strand is scanned with w reversed and
-complemented. A stretch with a letter that is no base is no site. Names and ids are looked up in JASPAR, Rauluseviciute
-et al. (2024), https://doi.org/10.1093/nar/gkad1059, in the copy that pyjaspar brings.
+complemented. A stretch with a letter that is not a base is not a site. Names and ids are looked up in JASPAR,
+Rauluseviciute et al. (2024), https://doi.org/10.1093/nar/gkad1059, in the copy contained in pyjaspar.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HOW = ("max", "sum", "logsumexp")
 
 
 def log_odds(counts: Any, pseudocount: float = 1.0, background: Sequence[float] = UNIFORM) -> Tensor:
-    """w in bits, float64 (4, width), of counts (4, width) in the order ACGT; see the head of this module.
+    """Log-odds w in bits, float64 (4, width), of counts (4, width) in the order ACGT; see the module's docstring.
 
     >>> log_odds([[7], [1], [0], [0]], pseudocount=4)
     tensor([[ 1.4150],
@@ -49,21 +49,21 @@ def log_odds(counts: Any, pseudocount: float = 1.0, background: Sequence[float] 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Motif(OfBases):
-    """The sites of one motif, in bits; s_j is the score of the site at place and strand j:
+    """Score of the sites of one motif, in bits. With s_j the score of the site at position and strand j:
 
         max         max_j s_j                       or max(max_j s_j - threshold, 0)
         sum         sum_j max(s_j - threshold, 0)   threshold 0 if none is given
         logsumexp   log2 sum_j 2^s_j                the log of the expected occupancy of a weak binder
 
-    motif         a JASPAR id ("MA0035.4"; "MA0035" is its latest version), a name ("GATA1") if one profile of the
-                  release has it, or counts (4, width) in the order ACGT
-    release       of JASPAR, like 2024; None is the latest that pyjaspar has
+    motif         a JASPAR id ("MA0035.4"; "MA0035" is its latest version), a name ("GATA1") if exactly one profile of
+                  the release has it, or counts (4, width) in the order ACGT
+    release       of JASPAR, like 2024; None is the latest in pyjaspar
     threshold     in bits
-    both_strands  False scans the strand that is given
-    tax_group     which profiles names are looked for in; None is all
-    pseudocount, background   s and q above; s counts sites, so take it small where a matrix has frequencies
+    both_strands  False scans the given strand only
+    tax_group     of the profiles among which names are looked up; None is all
+    pseudocount, background   s and q above; s counts sites, so choose it small if a matrix contains frequencies
 
-    A sequence in which the motif has no place is NaN.
+    A sequence that is too short for the motif is NaN.
 
     >>> reward = Motif([[9, 0, 9], [0, 0, 0], [0, 9, 0], [0, 0, 0]], pseudocount=1)
     >>> reward(["TTAGA", "TCT", "AG"])
@@ -98,7 +98,8 @@ class Motif(OfBases):
         object.__setattr__(self, "weights", torch.stack([w, w.flip(0, 1)] if self.both_strands else [w]))
 
     def sites(self, x: Any) -> Tensor:
-        """s_j of codes or one-hot rows, (rows, strands, places); -inf where a stretch has a letter that is no base."""
+        """s_j of codes or one-hot rows, (rows, strands, positions); -inf where a stretch has a letter that is not a
+        base."""
         w: Tensor = self.weights  # type: ignore[attr-defined]
         bases = present(x, ALPHABET)
         x = one_hot(x) if x.dim() == 2 else x
@@ -126,14 +127,15 @@ class Motif(OfBases):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MotifScan(OfBases):
-    """How many sites of a whole collection of motifs there are: those whose log-odds have a p-value below `threshold`
-    under random sequence of equal bases, on each strand (a palindrome is two). For one or few motifs see `Motif`.
+    """Number of sites of a whole collection of motifs.
 
-    FIMO, Grant, Bailey and Noble (2011), https://doi.org/10.1093/bioinformatics/btr064, as memelite has it.
+    A site is a stretch whose log-odds have a p-value below `threshold` under random sequence with uniform bases, on
+    each strand (a palindrome counts twice). FIMO, Grant, Bailey and Noble (2011),
+    https://doi.org/10.1093/bioinformatics/btr064, as implemented in memelite. For one or a few motifs see `Motif`.
 
     motifs      JASPAR names or ids, a mapping of names to counts (4, width), or None: all CORE profiles of `tax_group`
     threshold   p-value of one site
-    pseudocount as in `Motif`; the background is uniform, for FIMO's is
+    pseudocount as in `Motif`; the background is uniform, because FIMO's is
 
     The first call compiles memelite's code, which takes seconds.
     """
@@ -170,8 +172,8 @@ class MotifScan(OfBases):
         return {f"{i} {name}": n for i, name, n in found}
 
     def counts(self, samples: Any) -> Tensor:
-        """Sites of each motif in each sample, float64 (samples, motifs), in the order of `matrices`; NaN rows where a
-        sample has no base."""
+        """Number of sites of each motif in each sample, float64 (samples, motifs), in the order of `matrices`; NaN for
+        samples without a base."""
         batch = as_batch(samples)
         found = torch.full((len(batch), len(self._matrices)), math.nan, dtype=torch.float64)
         for rows, codes in blocks(batch):
@@ -186,7 +188,7 @@ class MotifScan(OfBases):
         return self.matrices  # type: ignore[attr-defined]
 
     def _hits(self, codes: Tensor) -> Tensor:
-        """(rows, motifs) of codes; hits with a letter that is no base in them are none, though FIMO has them."""
+        """(rows, motifs) of codes, without the hits of FIMO that contain a letter that is not a base."""
         fimo = needs("memelite", "dna", "MotifScan").fimo
         widest = max(m.shape[1] for m in self._matrices.values())
         padded = F.pad(codes, (0, max(0, widest - codes.shape[1])), value=OTHER)
@@ -203,7 +205,7 @@ class MotifScan(OfBases):
 
 
 def jaspar(motif: str, release: str | int | None = None, tax_group: str | None = None) -> tuple[str, str, np.ndarray]:
-    """Id, name and counts (4, width) of a JASPAR profile, by its id or by its name."""
+    """Id, name and counts (4, width) of a JASPAR profile, given its id or name."""
     if not _ID.fullmatch(motif):
         return _by_name(motif, release, tax_group)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Networks that predict what a sequence does, as rewards of strings, tokens and one-hot tensors."""
+"""Networks that predict the function of sequences, as rewards of strings, tokens and one-hot tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sequence import ALPHABET, as_batch, codes_of_tensor, counted, encode, one_
 
 @dataclass(frozen=True)
 class LogOdds:
-    """log p_c / (1 - p_c) = l_c - log sum_{b != c} exp(l_b) of logits l (rows, classes): an `output` of `Network`.
+    """Log-odds of class c, l_c - log sum_{b != c} exp(l_b), of logits l (rows, classes): an `output` of `Network`.
 
     >>> LogOdds(0)(torch.tensor([[1.0, 0.0]]))
     tensor([1.])
@@ -34,18 +34,18 @@ class LogOdds:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Network(Reward):
-    """What a network of yours says about one-hot sequences.
+    """A network of yours that scores one-hot sequences.
 
     module           takes (rows, 4, length), or (rows, length, 4) with channels_last; other letters are zeros
-    output           of what it returns: None if that is one number for each row, an index of dimension 1 (a task, a
-                     class) or a function of it, like `LogOdds(2)` or your mean over the bins of Enformer
-    strand_average   the mean of f(x) and f(reverse complement of x)
-    batch            rows in one call of the module
-    length           bases that it was trained on: other lengths are scored, and told in a `RewardWarning`
+    output           None if the module returns one number per row, an index along dimension 1 (a task, a class), or a
+                     function of what it returns, like `LogOdds(2)` or a mean over the bins of Enformer
+    strand_average   use the mean of f(x) and f(reverse complement of x)
+    batch            number of rows in one call of the module
+    length           number of bases that it was trained on: other lengths are scored with a `RewardWarning`
 
     It runs in evaluation mode, on the device and in the precision of its parameters, and is left as it was. Gradients
-    reach one-hot samples, never its parameters. Strings of one length go together, so none is padded. Strings of a
-    length at which it raises are NaN and told in a `RewardWarning`.
+    reach one-hot samples, never its parameters. Strings of equal length are batched, so none is padded. Strings of a
+    length for which it raises are NaN, with a `RewardWarning`.
     """
 
     module: nn.Module
@@ -79,7 +79,7 @@ class Network(Reward):
         return self._of_rows(batch if batch.dim() == 3 else one_hot(codes_of_tensor(batch), torch.float32))
 
     def _check_length(self, lengths: set[int]) -> None:
-        """Tell of sequences that are longer or shorter than those the network knows."""
+        """Warn about sequences of other lengths than the network was trained on."""
         other = max(lengths - {self.length, 0}, default=0)
         if self.length is not None and other:
             text = (
@@ -103,7 +103,7 @@ class Network(Reward):
         return scores
 
     def _of_rows(self, x: Tensor) -> Tensor:
-        """Of one-hot rows, on their device."""
+        """Scores of one-hot rows, on their device."""
         if not len(x):
             return torch.zeros(0, device=x.device)
         with evaluating(self.module), torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
@@ -130,11 +130,10 @@ class Network(Reward):
 
 
 def CellType(name: str, oracle: str = "dna-oracle") -> Network:
-    """Log-odds that a sequence of 200 bp is open in a cell type, by the oracle that guidekit brings; the mean of both
-    strands.
+    """Log-odds that a sequence of 200 bp is accessible in a cell type, by a bundled oracle; the mean of both strands.
 
     name     GM12878, HepG2, K562 or hESCT0
-    oracle   of guidekit.zoo; "dna-judge" is another one, to look at what the first was used for
+    oracle   of guidekit.zoo; "dna-judge" is a second one, to judge samples that the first has guided
     """
     zoo = needs("guidekit.zoo", "dna", f"CellType({name!r})")
     classes: list[str] = zoo.card(oracle)["classes"]

@@ -1,11 +1,11 @@
-"""Rewards of DNA and RNA sequences that follow from their letters: composition, runs, k-mers, forbidden sites.
+"""Rewards of DNA and RNA sequences computed from their letters: composition, runs, k-mers, forbidden sites.
 
 Samples are a list of strings (lower case is fine, U is read as T), an integer tensor (rows, length) with A=0, C=1, G=2,
-T=3, or a one-hot tensor (rows, length, 4) in that order. Any other letter, number or a row of zeros is no base: it is
-not counted, and no window or k-mer goes across it. A sample without any base, or one that is no string, is NaN.
+T=3, or a one-hot tensor (rows, length, 4) in that order. Any other letter or number, or a row of zeros, is not a base:
+it is not counted, and no window or k-mer spans it. A sample without any base, or one that is not a string, is NaN.
 
-On a one-hot tensor x, "position j is one of the letters S" is the number sum_{b in S} x_jb, and "and" is a product:
-the same count as for strings, and a polynomial in x, so gradients flow.
+On a one-hot tensor x, "position j is one of the letters S" is the number sum_{b in S} x_jb, and "and" is a product. The
+counts equal those of strings and are polynomials in x, so gradients flow.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ for _code, _letters in enumerate(("Aa", "Cc", "Gg", "TtUu")):
 
 
 def encode(samples: Any) -> Tensor:
-    """Codes uint8 (rows, longest): A=0, C=1, G=2, T=3, and 4 for what is no base and after the end.
+    """Codes uint8 (rows, longest): A=0, C=1, G=2, T=3, and 4 for other letters and after the end.
 
     >>> encode(["ACgu", "N", None])
     tensor([[0, 1, 2, 3],
@@ -55,7 +55,7 @@ def encode(samples: Any) -> Tensor:
 
 
 def as_batch(samples: Any) -> Tensor | list[str]:
-    """The samples as a tensor of codes or one-hot rows, or as a list of strings, "" for what is no string."""
+    """The samples as a tensor of codes or one-hot rows, or as a list of strings, with "" for items that are not."""
     if isinstance(samples, str):
         raise TypeError(f"a list of sequences is needed, not the text {samples[:40]!r}")
     if isinstance(samples, np.ndarray) and samples.dtype.kind in "iuf":
@@ -72,7 +72,7 @@ def as_batch(samples: Any) -> Tensor | list[str]:
 
 
 def codes_of_tensor(x: Tensor) -> Tensor:
-    """Codes uint8 (rows, length); a one-hot row is the letter with more than half, no base where there is none."""
+    """Codes uint8 (rows, length); a one-hot row is the letter with more than one half, or not a base."""
     if x.dim() == 3:
         most, code = x.detach().max(-1)
         return code.where(most > 0.5, OTHER).to(torch.uint8)
@@ -81,8 +81,8 @@ def codes_of_tensor(x: Tensor) -> Tensor:
 
 
 def blocks(samples: Tensor | list[str], cells: int = 2**22) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch in parts: which rows, and their codes. Rows of like length go together, so that one long sequence
-    costs no memory in the others."""
+    """The batch in parts, as row indices and codes. Rows of similar length go together, so one long sequence does not
+    cost memory in all the others."""
     if isinstance(samples, Tensor):
         rows = torch.arange(len(samples), device=samples.device)
         size = max(1, cells // max(1, samples.shape[1]))
@@ -97,7 +97,7 @@ def blocks(samples: Tensor | list[str], cells: int = 2**22) -> Iterator[tuple[Te
 
 
 def texts(samples: Any) -> list[str]:
-    """Each sample in the letters ACGTN; N at the ends are dropped, for tensors are padded so. "" has no base.
+    """Each sample in the letters ACGTN. N at the ends, the padding of tensors, is dropped; "" has no base.
 
     >>> texts(["NacguN", "A-C", 3])
     ['ACGT', 'ANC', '']
@@ -111,12 +111,12 @@ def texts(samples: Any) -> list[str]:
 
 
 def one_hot(codes: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """(rows, length, 4), zero where there is no base."""
+    """One-hot rows (rows, length, 4), zero where there is no base."""
     return F.one_hot(codes.long(), 5)[..., :4].to(dtype)
 
 
 def reverse_complement(pattern: str) -> str:
-    """Of IUPAC letters.
+    """Reverse complement of IUPAC letters.
 
     >>> reverse_complement("GGTNR")
     'YNACC'
@@ -125,7 +125,7 @@ def reverse_complement(pattern: str) -> str:
 
 
 def present(x: Tensor, letters: str) -> Tensor:
-    """Whether a position is one of the letters, (rows, length): bool for codes, a number for a one-hot tensor."""
+    """Whether each position is one of the letters, (rows, length): bool for codes, a number for a one-hot tensor."""
     if x.dim() == 3:
         return x[..., [ALPHABET.index(v) for v in letters]].sum(-1)
     if letters == ALPHABET:
@@ -134,12 +134,12 @@ def present(x: Tensor, letters: str) -> Tensor:
 
 
 def counted(found: Tensor) -> Tensor:
-    """How many positions of each row, as floats (rows,)."""
+    """The number of positions in each row, as floats (rows,)."""
     return found.sum(1) if found.is_floating_point() else found.sum(1, dtype=torch.int32).double()
 
 
 def starts(x: Tensor, pattern: str) -> Tensor:
-    """Whether an IUPAC pattern starts at a position, (rows, length - len(pattern) + 1)."""
+    """Whether an IUPAC pattern starts at each position, (rows, length - len(pattern) + 1)."""
     places = x.shape[1] - len(pattern) + 1
     found = torch.ones(len(x), max(places, 0), device=x.device, dtype=torch.bool if x.dim() == 2 else x.dtype)
     at = {letter: present(x, IUPAC[letter]) for letter in set(pattern)}
@@ -149,7 +149,7 @@ def starts(x: Tensor, pattern: str) -> Tensor:
 
 
 def sites(x: Tensor, pattern: str, both_strands: bool) -> Tensor:
-    """At how many places the pattern starts, on either strand: a + b - a b, so that a palindrome is one site."""
+    """At how many positions the pattern starts, on either strand: a + b - a b, so a palindrome is one site."""
     forward, reverse = starts(x, pattern), reverse_complement(pattern)
     if not both_strands or reverse == pattern:
         return counted(forward)
@@ -158,8 +158,8 @@ def sites(x: Tensor, pattern: str, both_strands: bool) -> Tensor:
 
 
 class OfBases(Reward):
-    """Base of the rewards here: a subclass says what the score is `of` codes uint8 (rows, length) and, where it is
-    differentiable, of one-hot rows (rows, length, 4). Rows without a base are NaN whatever it says."""
+    """Base of these rewards: a subclass implements `of`, the score of codes uint8 (rows, length) and, if it is
+    differentiable, of one-hot rows (rows, length, 4). Rows without a base are NaN."""
 
     content = "sequence"  # by which `rewards.Cached` tells samples apart
 
@@ -185,11 +185,11 @@ class OfBases(Reward):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GC(OfBases):
-    """The share f of G and C among the bases, or how well it keeps to [low, high]:
+    """GC content f, or with `low` or `high` how well it lies in [low, high]:
 
-        1 inside, f/low below and (1 - f)/(1 - high) above: falling off to 0 at f = 0 and f = 1.
+        1 inside, f/low below and (1 - f)/(1 - high) above, falling to 0 at f = 0 and f = 1.
 
-    window   score every stretch of so many bases and take the worst; a sequence without such a stretch is one stretch
+    window   score every stretch of this many bases and take the worst; a shorter sequence is one stretch
 
     >>> GC()(["GGCA", "acgu", "NNN"])
     tensor([0.7500, 0.5000,    nan], dtype=torch.float64)
@@ -237,7 +237,7 @@ class GC(OfBases):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Homopolymer(OfBases):
-    """The longest run of one base.
+    """Length of the longest run of one base.
 
     >>> Homopolymer()(["ACCCT", "AANAA"])
     tensor([3., 2.], dtype=torch.float64)
@@ -256,10 +256,11 @@ class Homopolymer(OfBases):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Kmer(OfBases):
-    """sum_k w_k (sites of k) / (places of k): a place is any stretch of len(k) bases; without one the term is 0.
+    """Weighted frequency of k-mers: sum_k w_k (sites of k) / (stretches of len(k) bases).
 
-    kmers          one word, several, or a mapping of words to weights w; IUPAC letters are fine; sites may overlap
-    both_strands   a site on either strand counts; one that is on both, as of a palindrome, counts once
+    kmers          one k-mer, several, or a mapping of k-mers to weights w; IUPAC letters are fine, and sites may
+                   overlap
+    both_strands   count sites on either strand; a site on both strands, as of a palindrome, counts once
 
     >>> Kmer("TA")(["TATAA", "GGGG", "T"])
     tensor([0.5000, 0.0000, 0.0000], dtype=torch.float64)
@@ -291,7 +292,7 @@ class Kmer(OfBases):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Forbidden(OfBases):
-    """How many sites of IUPAC patterns there are, as those where restriction enzymes cut, on both strands.
+    """Number of sites of IUPAC patterns on both strands, such as the sites of restriction enzymes.
 
     >>> Forbidden(["GAATTC", "GGTCTC"])(["TGAATTCC", "GAGACC", "ACGT"])  # EcoRI; BsaI on the other strand
     tensor([1., 1., 0.], dtype=torch.float64)
@@ -332,8 +333,8 @@ class Length(OfBases):
 class CpG(OfBases):
     """Observed over expected CpG: n_CG L / (n_C n_G), with L bases; NaN without C or without G.
 
-    Gardiner-Garden and Frommer (1987), https://doi.org/10.1016/0022-2836(87)90689-9, call islands the stretches of 200
-    bases or more in which it is over 0.6 and GC over one half.
+    Gardiner-Garden and Frommer (1987), https://doi.org/10.1016/0022-2836(87)90689-9, call stretches of 200 bases or
+    more CpG islands if it exceeds 0.6 and the GC content one half.
 
     >>> CpG()(["CGCG", "GGCC", "CCCC"])
     tensor([2., 0., nan], dtype=torch.float64)
@@ -349,7 +350,7 @@ class CpG(OfBases):
 
 
 def warn_failures(name: str, errors: Sequence[Exception], count: int) -> None:
-    """One warning for all samples that an error cost."""
+    """One warning for all samples that were lost to errors."""
     if errors:
         first = f"{type(errors[0]).__name__}: {errors[0]}"
         message = f"reward {name!r} raised on {len(errors)} of {count} samples, first {first:.300}"
@@ -357,7 +358,7 @@ def warn_failures(name: str, errors: Sequence[Exception], count: int) -> None:
 
 
 def _sums(v: Tensor, window: int) -> Tensor:
-    """Of every stretch of so many positions, (rows, length - window + 1)."""
+    """Sums over every stretch of this many positions, (rows, length - window + 1)."""
     total = F.pad((v if v.is_floating_point() else v.double()).cumsum(1), (1, 0))
     return total[:, window:] - total[:, :-window]
 
@@ -371,7 +372,7 @@ def _words(words: Any) -> list[str]:
 
 
 def _patterns(words: Any, name: str) -> tuple[str, ...]:
-    """IUPAC patterns in capitals, U as T."""
+    """IUPAC patterns in upper case, with T for U."""
     found = tuple(w.upper().replace("U", "T") if isinstance(w, str) else "" for w in words)
     bad = [w for w, p in zip(words, found, strict=True) if not p or set(p) - set(IUPAC)]
     if bad or not found:

@@ -1,4 +1,4 @@
-"""Rewards of images, and measures of sets of them. Heavy packages are imported when first used."""
+"""Rewards of images, and metrics of sets of images. Heavy packages are imported on first use."""
 
 from .adapters import HPS, ImageReward, PickScore, Statistics
 from .basic import (

@@ -1,7 +1,7 @@
-"""Rewards of other packages, which you install and whose weights you have: thin adapters.
+"""Thin adapters to rewards of other packages, which you install and whose weights you provide.
 
-The packages are imported, and weights loaded, on first use, once a process. Weights are paths, and the adapters fetch
-nothing; what a package downloads by itself is its own affair, and HF_HUB_OFFLINE=1 keeps most of them from it.
+Packages are imported and weights loaded on first use, once per process. Weights are given as paths, and the adapters
+download nothing. A package may download files by itself; HF_HUB_OFFLINE=1 prevents most of that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .basic import ImageScore, check_count, check_prompt, of_rows, pil_images
 
 
 class _Prompted(ImageScore):
-    """A reward of PIL images and prompts: a subclass says how to score the images of one prompt."""
+    """A reward of PIL images and prompts: a subclass implements the score of images for one prompt."""
 
     differentiable = False
     prompt: str | Sequence[str]
@@ -53,12 +53,13 @@ class _Prompted(ImageScore):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PickScore(_Prompted):
-    """PickScore, Kirstain et al. 2023, https://arxiv.org/abs/2305.01569, with the package transformers: scale
-    cos(image, prompt) of a CLIP model trained on people's choices, scale its own (about 100).
+    """PickScore (Kirstain et al., 2023), https://arxiv.org/abs/2305.01569, with the package transformers.
 
-    model, processor   folders with yuvalkirstain/PickScore_v1 and laion/CLIP-ViT-H-14-laion2B-s32B-b79K; None: the
-                       processor is in the model's folder
-    batch              images a pass
+    scale cos(image, prompt) of a CLIP model trained on human preferences, with its own scale (about 100).
+
+    model, processor   folders with yuvalkirstain/PickScore_v1 and laion/CLIP-ViT-H-14-laion2B-s32B-b79K; None means
+                       that the processor is in the model's folder
+    batch              number of images per pass
     """
 
     prompt: str | Sequence[str]
@@ -89,12 +90,13 @@ class PickScore(_Prompted):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HPS(_Prompted):
-    """Human Preference Score v2, Wu et al. 2023, https://arxiv.org/abs/2306.09341, with the package hpsv2: the cosine
-    of image and prompt in a CLIP model (ViT-H-14) trained on people's choices.
+    """Human Preference Score v2 (Wu et al., 2023), https://arxiv.org/abs/2306.09341, with the package hpsv2.
+
+    The cosine of image and prompt in a CLIP model (ViT-H-14) trained on human preferences.
 
     checkpoint   path of the weights, HPS_v2.1_compressed.pt or HPS_v2_compressed.pt
 
-    The package reads its file at each call, so there is one call for each prompt and size of images.
+    The package reads its file at each call, so there is one call per prompt and image size.
     """
 
     prompt: str | Sequence[str]
@@ -113,8 +115,9 @@ class HPS(_Prompted):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageReward(_Prompted):
-    """ImageReward, Xu et al. 2023, https://arxiv.org/abs/2304.05977, with the package image-reward: a BLIP model
-    trained on people's rankings, about 0 on average with a spread of about 1.
+    """ImageReward (Xu et al., 2023), https://arxiv.org/abs/2304.05977, with the package image-reward.
+
+    A BLIP model trained on human rankings; scores are about 0 on average with a standard deviation of about 1.
 
     checkpoint, config   paths of ImageReward.pt and med_config.json
     """
@@ -140,7 +143,7 @@ STATISTICS = ("total_variation", "gradient")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Statistics(ImageScore):
-    """What torchmetrics measures of single images without weights and without a reference.
+    """Statistics of torchmetrics for single images that need no weights and no reference.
 
     total_variation   sum of the absolute differences of neighbours (`TotalVariation` times C H W)
     gradient          mean over pixels and channels of sqrt(dy^2 + dx^2), the differences to the next pixel
@@ -165,7 +168,7 @@ class Statistics(ImageScore):
 
 
 def package(module: str, install: str, who: str) -> Any:
-    """Import what another package brings, or say how to install it."""
+    """Import something from another package, or raise an error that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

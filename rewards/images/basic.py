@@ -1,11 +1,11 @@
-r"""Rewards of pixels alone, and what all rewards of images share.
+r"""Rewards computed from pixels alone, and what all rewards of images have in common.
 
 Samples are a float tensor (rows, C, H, W) with C = 1 or 3, a NumPy array (rows, H, W) or (rows, H, W, C), or a list of
-PIL images, arrays (H, W[, C]) and tensors (C, H, W), of any sizes. Floats lie in [0, 1] and are clamped to it, for
-models overshoot; integers of 8 bits are divided by 255. What is transparent lies on white. A sample with a pixel that
-is not finite has the score NaN, and so has an item of a list that is no image.
+PIL images, arrays (H, W[, C]) and tensors (C, H, W), of any sizes. Floats are clamped to [0, 1], because models
+overshoot; 8-bit integers are divided by 255. Transparent images are put on white. A sample with a pixel that is not
+finite is NaN, and so is a list item that is not an image.
 
-Y = 0.299 R + 0.587 G + 0.114 B is the luma of ITU-R BT.601, and the image itself where C = 1.
+Y = 0.299 R + 0.587 G + 0.114 B is the luma of ITU-R BT.601, and the image itself if C = 1.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from ..base import Reward, RewardWarning, needs
 
 
 class ImageScore(Reward):
-    """Base of all rewards of images: a subclass says how to `measure` images of one size."""
+    """Base of all rewards of images: a subclass implements `measure`, the score of images of one size."""
 
     differentiable = True
     content = "image"  # by which `rewards.Cached` tells samples apart
 
     def measure(self, x: Tensor, rows: list[int]) -> Tensor:
-        """The scores (n,) of x (n, C, H, W) in [0, 1]; `rows` are their places among the samples."""
+        """The scores (n,) of x (n, C, H, W) in [0, 1]; `rows` are their indices among the samples."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to measure images")
 
     def check(self, count: int) -> None:
-        """Raise where the reward cannot score that many samples."""
+        """Raise if the reward cannot score this many samples."""
 
     def score(self, samples: Any) -> Tensor:
         self.check(len(samples))
@@ -51,7 +51,7 @@ class ImageScore(Reward):
 
 
 def image_batch(samples: Any) -> Tensor:
-    """Samples of one size as a float tensor (rows, C, H, W) in [0, 1], C = 1 or 3, on the device where they are.
+    """Samples of one size as a float tensor (rows, C, H, W) in [0, 1], C = 1 or 3, on their device.
 
     >>> image_batch(np.full((2, 4, 5, 3), 255, dtype=np.uint8)).shape
     torch.Size([2, 3, 4, 5])
@@ -68,8 +68,7 @@ def image_batch(samples: Any) -> Tensor:
 
 
 def pil_images(samples: Any) -> list[Any]:
-    """The samples as PIL images of 8 bits, values rounded: mode L where C = 1, otherwise RGB. NaN is
-    black."""
+    """The samples as 8-bit PIL images, values rounded: mode L if C = 1, otherwise RGB. NaN becomes black."""
     Image = needs("PIL.Image", "images", "a PIL image")
     batches = samples if isinstance(samples, (list, tuple)) else image_batch(samples)
     arrays = [(_one(x).detach().nan_to_num() * 255).round().to(torch.uint8).cpu().numpy() for x in batches]
@@ -77,7 +76,7 @@ def pil_images(samples: Any) -> list[Any]:
 
 
 def by_size(samples: Any, name: str) -> Iterator[tuple[list[int], Tensor]]:
-    """The samples in batches of one size, with their places. Items of a list that are no images are left out, with a
+    """The samples in batches of one size, with their indices. List items that are not images are left out, with a
     warning."""
     if not isinstance(samples, (list, tuple)):
         if not isinstance(samples, (Tensor, np.ndarray)):
@@ -101,14 +100,14 @@ def by_size(samples: Any, name: str) -> Iterator[tuple[list[int], Tensor]]:
 
 
 def without_nan(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Which images (n, C, H, W) have no NaN, (n,); and the images, those with one grey, so that networks and gradients
-    of the others see none."""
+    """Which images (n, C, H, W) have no NaN, (n,), and the images with the others replaced by grey, so that networks
+    and gradients of the others see no NaN."""
     good = x.detach().flatten(1).sum(1).isfinite()
     return good, x if good.all() else torch.where(good[:, None, None, None], x, 0.5)
 
 
 def device_of(network: Any, default: torch.device) -> torch.device:
-    """Where the network is."""
+    """The device of the network."""
     tensors = [*network.parameters(), *network.buffers()] if isinstance(network, nn.Module) else []
     return tensors[0].device if tensors else default
 
@@ -120,11 +119,12 @@ def luma(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class JPEGSize(ImageScore):
-    """Size of the image as a JPEG file, in kB = 1000 bytes, a reward of DDPO, https://arxiv.org/abs/2305.13301. NaN
-    beyond 65500 pixels a side, which no JPEG file can hold.
+    """Size of the image as a JPEG file, in kB = 1000 bytes: a reward of DDPO, https://arxiv.org/abs/2305.13301.
+
+    NaN beyond 65500 pixels per side, which no JPEG file can hold.
 
     quality   of the file, 1 to 100
-    sign      +1: the size, for images that are hard to compress; -1: minus the size, for images that are easy to
+    sign      +1 rewards images that are hard to compress, -1 images that are easy to compress
     """
 
     quality: int = 95
@@ -154,7 +154,7 @@ class JPEGSize(ImageScore):
 
 
 class Brightness(ImageScore):
-    """Mean of Y."""
+    """Mean luma Y."""
 
     name = "brightness"
 
@@ -163,8 +163,10 @@ class Brightness(ImageScore):
 
 
 class Contrast(ImageScore):
-    """Root mean square contrast: the standard deviation of Y over the pixels, Peli 1990,
-    https://doi.org/10.1364/JOSAA.7.002032."""
+    """Root mean square contrast: the standard deviation of Y over the pixels.
+
+    Peli (1990), https://doi.org/10.1364/JOSAA.7.002032.
+    """
 
     name = "contrast"
 
@@ -175,7 +177,7 @@ class Contrast(ImageScore):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Color(ImageScore):
-    """-mean (x - rgb)^2 over pixels and channels: 0 for an image of that colour, -1 at worst."""
+    """-mean (x - rgb)^2 over pixels and channels: 0 for an image of that colour, at worst -1."""
 
     rgb: Sequence[float]
 
@@ -192,7 +194,7 @@ class Color(ImageScore):
 
 
 class Saturation(ImageScore):
-    """Mean saturation of HSV, (max - min)/max over the channels of a pixel; 0 where it is black."""
+    """Mean HSV saturation, (max - min)/max over the channels of a pixel; 0 for black."""
 
     name = "saturation"
 
@@ -202,12 +204,14 @@ class Saturation(ImageScore):
 
 
 class Sharpness(ImageScore):
-    """Variance over the inner pixels of the Laplacian of Y, Pech-Pacheco et al. 2000,
-    https://doi.org/10.1109/ICPR.2000.903548. On a scale of 0 to 255 it is 255^2 as large.
+    """Variance of the Laplacian of Y over the inner pixels.
+
+    Pech-Pacheco et al. (2000), https://doi.org/10.1109/ICPR.2000.903548. On a scale of 0 to 255 it is 255^2 times as
+    large.
 
         L_ij = Y_i-1,j + Y_i+1,j + Y_i,j-1 + Y_i,j+1 - 4 Y_ij
 
-    NaN for images of less than 3 x 3 pixels.
+    NaN for images smaller than 3 x 3 pixels.
     """
 
     name = "sharpness"
@@ -221,8 +225,11 @@ class Sharpness(ImageScore):
 
 
 class TotalVariation(ImageScore):
-    """Anisotropic total variation for each value: sum (|x_i+1,j - x_ij| + |x_i,j+1 - x_ij|) / (C H W), Rudin et al.
-    1992, https://doi.org/10.1016/0167-2789(92)90242-F. High where an image is noisy."""
+    """Anisotropic total variation per value; high for noisy images.
+
+    sum (|x_i+1,j - x_ij| + |x_i,j+1 - x_ij|) / (C H W), Rudin et al. (1992),
+    https://doi.org/10.1016/0167-2789(92)90242-F.
+    """
 
     name = "total variation"
     higher_is_better = False
@@ -233,7 +240,7 @@ class TotalVariation(ImageScore):
 
 
 def check_prompt(prompt: Any, who: str) -> str | tuple[str, ...]:
-    """A prompt for all samples, or one for each as a tuple."""
+    """One prompt for all samples, or a tuple with one per sample."""
     if isinstance(prompt, str):
         return prompt
     if not isinstance(prompt, Sequence) or not prompt or not all(isinstance(p, str) for p in prompt):
@@ -242,7 +249,7 @@ def check_prompt(prompt: Any, who: str) -> str | tuple[str, ...]:
 
 
 def check_count(given: Any, count: int, what: str) -> None:
-    """Raise where there is one of `what` for each sample, and another number of samples."""
+    """Raise if `what` is given per sample, for another number of samples."""
     if isinstance(given, tuple) and len(given) != count:
         raise ValueError(
             f"{len(given)} {what}s for {count} samples: give one for all, or a list with one for each sample"
@@ -250,7 +257,7 @@ def check_count(given: Any, count: int, what: str) -> None:
 
 
 def of_rows(given: Any, rows: list[int]) -> list[Any]:
-    """What belongs to each of the rows: its own, or the one of all."""
+    """What belongs to each of the rows: its own value, or the one for all."""
     return [given[row] for row in rows] if isinstance(given, tuple) else [given] * len(rows)
 
 
@@ -263,7 +270,7 @@ def _one(sample: Any) -> Tensor:
 
 
 def _array(image: Any) -> np.ndarray:
-    """A PIL image as 8 bits, grey or RGB, on white."""
+    """A PIL image with 8 bits, grey or RGB, on white."""
     Image = needs("PIL.Image", "images", "a PIL image")
     if not isinstance(image, Image.Image):
         raise TypeError(f"{type(image).__name__} is no image: a PIL image, an array or a tensor is needed")
@@ -288,7 +295,7 @@ def _channels_first(x: Any, dims: int) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """8 bits or floats as floats in [0, 1], of single precision at least; not a number where not finite."""
+    """8-bit integers or floats as floats in [0, 1], in at least single precision; NaN where not finite."""
     if x.dtype == torch.uint8:
         return x.float() / 255
     if not x.is_floating_point():

@@ -23,13 +23,14 @@ MODES = ("log_prob", "logit", "margin")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Classifier(ImageScore):
-    """What a network says of a label.
+    """Log-probability, logit or margin of a label, by a network of yours.
 
-    network      images (n, C, H, W) in [0, 1] -> logits (n, classes); run in eval mode where it is, left as it was
-    label        one for all samples, or a list with one for each; from 0
+    network      images (n, C, H, W) in [0, 1] -> logits (n, classes); runs in evaluation mode on its own device and is
+                 left as it was
+    label        one for all samples, or a list with one per sample; counted from 0
     mode         "log_prob", "logit" or "margin"
-    preprocess   images -> what the network takes, with gradients; None: the images as they are
-    batch        images a pass
+    preprocess   images -> what the network takes, with gradients; None passes the images unchanged
+    batch        number of images per pass
 
     >>> from rewards.images import Classifier
     >>> first = Classifier(lambda x: x.mean((2, 3)), label=0, mode="logit")

@@ -1,12 +1,12 @@
-r"""Rewards of CLIP, with an open_clip model and weights from a file of yours. Nothing is downloaded.
+r"""Rewards by CLIP, with an open_clip model and weights from a file of yours. Nothing is downloaded.
 
     score = scale cos(f(image), g(prompt)),        f, g the towers of the model
 
-Radford et al. 2021, https://arxiv.org/abs/2103.00020; as a score of images Hessel et al. 2021 (CLIPScore, scale 2.5 and
-no negative values), https://arxiv.org/abs/2104.08718.
+Radford et al. (2021), https://arxiv.org/abs/2103.00020; as a score of images Hessel et al. (2021) (CLIPScore, scale 2.5
+and no negative values), https://arxiv.org/abs/2104.08718.
 
-Pixels are resized and normalised by torch, with gradients, as open_clip does it with PIL: the shorter side resized and
-the centre cropped, or both sides resized, as the model needs.
+Pixels are resized and normalised by torch, with gradients, in the way open_clip does it with PIL: the shorter side is
+resized and the centre cropped, or both sides are resized, depending on the model.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ LONGEST = 2000  # characters of a prompt that are read; a tokenizer keeps less t
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """An open_clip model: its architecture, and its weights in a local file. Loaded when first used, once a process.
+    """An open_clip model with weights from a local file. Loaded on first use, once per process.
 
     model        a name of open_clip.list_models(), a configuration like those in open_clip/model_configs as a dict,
-                 or the path of a JSON file with one (an `open_clip_config.json` brings its preprocessing too)
-    checkpoint   path of the weights, a safetensors file or a state dict of torch; no code in a file is run
+                 or the path of a JSON file with one (an `open_clip_config.json` also sets the preprocessing)
+    checkpoint   path of the weights, a safetensors file or a state dict of torch; no code in the file is run
     preprocess   {"mean": ..., "std": ..., "size": ..., "interpolation": ..., "resize_mode": ...}, as far as it differs,
-                 or a tag of open_clip.list_pretrained() whose settings to take, like "openai"; None: those that all
+                 or a tag of open_clip.list_pretrained() whose settings to use, like "openai"; None uses those that all
                  tags of the model have in common
     tokenizer    texts -> token tensor, for models whose tokenizer is not open_clip's own
-    device       None: that of the images
-    half         half precision on CUDA where the images need no gradients
-    batch        images a pass
+    device       None is that of the images
+    half         use half precision on CUDA when the images need no gradients
+    batch        number of images per pass
     """
 
     model: str | Mapping[str, Any] | Path = "ViT-B-32"
@@ -85,7 +85,7 @@ class Clip:
         return torch.stack([_text(key, self.tokenizer, prompt) for prompt in prompts])
 
     def _key(self, device: torch.device) -> tuple:
-        """What says which network this is: configuration, weights, their time stamp, preprocessing, device."""
+        """What identifies the network: configuration, weights, their time stamp, preprocessing, device."""
         model = self.model if isinstance(self.model, (str, Path)) else json.dumps(dict(self.model), sort_keys=True)
         given = self.preprocess
         settings = given if given is None or isinstance(given, str) else json.dumps(dict(given), sort_keys=True)
@@ -99,11 +99,11 @@ class Clip:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ClipScore(ImageScore):
-    """scale cos(image, prompt) in the features of CLIP.
+    """Similarity of an image to a prompt: scale cos(image, prompt) in the features of CLIP.
 
-    prompt                           one text for all samples, or a list with one for each; 2000 characters are read
-    model, checkpoint, preprocess    as of `Clip`; or a `Clip` as the model, and no checkpoint
-    scale                            1 leaves the cosine; models are trained with about 100
+    prompt                           one text for all samples, or a list with one per sample; 2000 characters are read
+    model, checkpoint, preprocess    as in `Clip`; or a `Clip` as the model, and no checkpoint
+    scale                            1 returns the cosine; models are trained with about 100
     """
 
     prompt: str | Sequence[str]
@@ -133,9 +133,9 @@ class ClipScore(ImageScore):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Aesthetic(ImageScore):
-    """LAION's aesthetic score: linear layers on the unit image features of CLIP, fitted to people's marks of 1 to 10.
+    """LAION's aesthetic score: linear layers on the unit image features of CLIP, fitted to human ratings from 1 to 10.
 
-    clip   a `Clip`; both heads of LAION are of OpenAI's ViT-L-14, which is model="ViT-L-14-quickgelu"
+    clip   a `Clip`; both heads of LAION are for OpenAI's ViT-L-14, which is model="ViT-L-14-quickgelu"
     head   path of the head: safetensors, or a state dict of torch; no code in it is run. The layers are applied in the
            order of their numbers, with nothing between them, as in https://github.com/LAION-AI/aesthetic-predictor (one
            layer) and https://github.com/christophschuhmann/improved-aesthetic-predictor (five)
@@ -177,7 +177,7 @@ def prepared(x: Tensor, settings: Mapping[str, Any]) -> Tensor:
 
 
 def _resized(given: Sequence[int], wanted: tuple[int, int], mode: str) -> tuple[int, int]:
-    """Height and width after the resize, before the crop."""
+    """Height and width after resizing, before cropping."""
     if mode == "squash":
         return wanted
     if mode != "shortest" or wanted[0] != wanted[1]:
@@ -188,7 +188,7 @@ def _resized(given: Sequence[int], wanted: tuple[int, int], mode: str) -> tuple[
 
 @lru_cache(maxsize=4)
 def _network(model: str, checkpoint: str, changed: int, settings: str | None, device: str, own: bool) -> Any:
-    """The model with its weights, frozen, in eval mode."""
+    """The model with its weights, frozen, in evaluation mode."""
     open_clip = needs("open_clip", "images", "CLIP")
     name, preprocess = _registered(open_clip, model)
     config = open_clip.get_model_config(name)
@@ -199,7 +199,7 @@ def _network(model: str, checkpoint: str, changed: int, settings: str | None, de
 
 
 def _registered(open_clip: Any, model: str) -> tuple[str, dict]:
-    """Name of the model in open_clip, and its preprocessing as far as a configuration says it."""
+    """Name of the model in open_clip, and its preprocessing as far as a configuration sets it."""
     if model.replace("/", "-") in open_clip.list_models():  # other names may be addresses, which open_clip would ask
         return model.replace("/", "-"), {}
     if model.lstrip().startswith("{"):
@@ -222,7 +222,7 @@ def _registered(open_clip: Any, model: str) -> tuple[str, dict]:
 
 
 def _settings(open_clip: Any, name: str, settings: str | None) -> dict:
-    """Preprocessing that was given, as JSON or as a tag, or that all tags of the model have in common."""
+    """The preprocessing, given as JSON or as a tag, or common to all tags of the model."""
     if settings is not None and settings.startswith("{"):
         return json.loads(settings)
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -240,7 +240,7 @@ def _settings(open_clip: Any, name: str, settings: str | None) -> dict:
 
 
 def _check_offline(name: str, text: Mapping[str, Any], own: bool) -> None:
-    """Refuse what open_clip would fetch."""
+    """Refuse anything that open_clip would download."""
     tower, tokenizer = text.get("hf_model_name"), text.get("hf_tokenizer_name")
     if tower and not Path(tower).is_dir():
         raise ValueError(
@@ -270,7 +270,7 @@ def _tokenizer(model: str) -> Any:
 
 @lru_cache(maxsize=8)
 def _head(path: str, changed: int, width: int) -> list[tuple[Tensor, Tensor]]:
-    """The layers of a head, checked to lead from `width` to 1."""
+    """The layers of a head, checked to map `width` features to 1."""
     if path.endswith(".safetensors"):
         state = needs("safetensors.torch", "images", "a head in safetensors").load_file(path)
     else:

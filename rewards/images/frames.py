@@ -10,10 +10,10 @@ from ..base import Reward, as_reward
 
 
 class Frames(Reward):
-    """A reward of images for videos, tensors (rows, frames, C, H, W): of every `every`-th frame, the mean or the least.
+    """A reward of images for videos (rows, frames, C, H, W): the mean or minimum over every `every`-th frame.
 
-    reward    of one image alone, not of the row or of its group
-    pool      "mean" or "min"; a video with an unknown frame is unknown
+    reward    a reward of single images, which does not depend on the row or its group
+    pool      "mean" or "min"; a video is NaN if one of its frames is
 
     >>> import torch
     >>> from rewards.images import Brightness

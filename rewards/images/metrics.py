@@ -1,7 +1,7 @@
-r"""Measures of sets of images, and the distance of pairs, all in the features of a network that you bring.
+r"""Metrics of sets of images, and distances of pairs, in the features of a network of yours.
 
-Features are float tensors or arrays (rows, D); what follows is computed in double precision. A measure is NaN where a
-feature is; a distance of covariances also where a set has less than two rows.
+Features are float tensors or arrays (rows, D); metrics are computed in double precision. A metric is NaN if a feature
+is; distances of covariances also if a set has fewer than two rows.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from .basic import by_size, device_of, image_batch, without_nan
 
 
 def features(images: Any, network: Callable[[Tensor], Tensor], batch: int = 256) -> Tensor:
-    """The features (rows, D) of images, without gradients: network(images) in eval mode, flattened, on the device of
-    the images. The network is left as it was; what could not be read or has a NaN pixel is a row of NaN."""
+    """Features (rows, D) of images, without gradients: network(images) in evaluation mode, flattened.
+
+    They are on the device of the images. The network is left as it was. Images that could not be read or have a NaN
+    pixel become rows of NaN.
+    """
     found: dict[int, Tensor] = {}
     with evaluating(network), torch.no_grad():
         for rows, x in by_size(images, "features"):
@@ -35,13 +38,14 @@ def features(images: Any, network: Callable[[Tensor], Tensor], batch: int = 256)
 
 
 def frechet_distance(features_a: Any, features_b: Any) -> float:
-    r"""Frechet distance of two Gaussians with the means and covariances of the features, Heusel et al. 2017,
-    https://arxiv.org/abs/1706.08500:
+    r"""Frechet distance of two Gaussians with the means and covariances of the features.
+
+    Heusel et al. (2017), https://arxiv.org/abs/1706.08500:
 
         d^2 = |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2)
 
     With C = R^T R, R from a QR factorisation of the centred features, the last trace is the sum of the singular values
-    of R_a R_b^T: no root of a matrix is taken, nor of a number near 0. Covariances are those of n - 1.
+    of R_a R_b^T, so no matrix root is taken. Covariances are normalised by n - 1.
 
     >>> frechet_distance([[0.0], [2.0]], [[3.0], [5.0]])
     9.0
@@ -65,10 +69,10 @@ class DensityCoverage(NamedTuple):
 
 
 def precision_recall(real: Any, fake: Any, k: int = 3) -> PrecisionRecall:
-    """Improved precision and recall, Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991.
+    """Improved precision and recall (Kynkaanniemi et al., 2019), https://arxiv.org/abs/1904.06991.
 
-    The manifold of a set is the union of closed balls, one around each of its points as far as its k-th nearest other
-    one. Precision: the share of fake points in the manifold of the real ones; recall: the other way round.
+    The manifold of a set is the union of closed balls around its points, each reaching to the k-th nearest other point.
+    Precision is the fraction of fake points in the manifold of the real ones, recall the reverse.
 
     >>> precision_recall([[0.0], [1.0], [2.0]], [[0.5], [9.0], [10.0]], k=1)
     PrecisionRecall(precision=0.3333333333333333, recall=1.0)
@@ -82,12 +86,12 @@ def precision_recall(real: Any, fake: Any, k: int = 3) -> PrecisionRecall:
 
 
 def density_coverage(real: Any, fake: Any, k: int = 5) -> DensityCoverage:
-    """Density and coverage, Naeem et al. 2020, https://arxiv.org/abs/2002.09797.
+    """Density and coverage (Naeem et al., 2020), https://arxiv.org/abs/2002.09797.
 
         density  = sum_j |{i: fake_j in B_i}| / (k M)        for M fake points; may exceed 1
         coverage = |{i: some fake_j in B_i}| / N             for N real ones
 
-    with B_i the closed ball around real_i as far as its k-th nearest other real point.
+    with B_i the closed ball around real_i that reaches to its k-th nearest other real point.
     """
     real, fake = _two_sets(real, fake)
     _check_k(k, real)
@@ -98,12 +102,14 @@ def density_coverage(real: Any, fake: Any, k: int = 5) -> DensityCoverage:
 
 
 def feature_distance(a: Any, b: Any, network: Callable[[Tensor], Any]) -> Tensor:
-    """Distance of the images of each row, (rows,), as LPIPS (Zhang et al. 2018, https://arxiv.org/abs/1801.03924) with
-    all weights 1 and with gradients:
+    """Distance of two images per row, (rows,): LPIPS with all weights 1, with gradients.
+
+    Zhang et al. (2018), https://arxiv.org/abs/1801.03924:
 
         sum over layers  mean over places  |a / |a| - b / |b||^2,        norms over the channels
 
-    network   images -> features (rows, C, ...), or a list of them, one for each layer; eval mode, left as it was
+    network   images -> features (rows, C, ...), or a list of them, one per layer; runs in evaluation mode and is left
+              as it was
     """
     x, y = image_batch(a), image_batch(b)
     if x.shape != y.shape:
@@ -115,13 +121,15 @@ def feature_distance(a: Any, b: Any, network: Callable[[Tensor], Any]) -> Tensor
 
 
 def vendi_score(features: Any = None, q: float = 1.0, *, kernel: Any = None) -> float:
-    """Effective number of different items: the exponential of the entropy of the eigenvalues l of K/n, Friedman and
-    Dieng 2022, https://arxiv.org/abs/2210.02410; of order q, Pasarkar and Dieng 2023, https://arxiv.org/abs/2310.12952:
+    """Effective number of different items: the exponential of the entropy of the eigenvalues l of K/n.
+
+    Friedman and Dieng (2022), https://arxiv.org/abs/2210.02410; of order q, Pasarkar and Dieng (2023),
+    https://arxiv.org/abs/2310.12952:
 
         exp(-sum l log l) for q = 1,        (sum l^q)^(1/(1 - q)),        1/max l for q = inf
 
-    K holds the cosines of the features, or is given as `kernel`: (n, n), symmetric, positive, with ones on the
-    diagonal. From 1 (all alike) to n (all different); a small q counts rare kinds more.
+    K contains the cosines of the features, or is given as `kernel`: (n, n), symmetric, positive, with ones on the
+    diagonal. Between 1 (all equal) and n (all different); a small q gives rare kinds more weight.
 
     >>> round(vendi_score([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]], q=2), 6)
     1.8
@@ -144,7 +152,7 @@ def _hill(values: Tensor, q: float) -> float:
 
 
 def _cosine_values(x: Tensor) -> Tensor:
-    """Eigenvalues of K/n, K the cosines of the rows: squares of singular values."""
+    """Eigenvalues of K/n, with K the cosines of the rows: squares of singular values."""
     norms = x.norm(dim=1, keepdim=True)
     if not len(x) or not _finite(x) or not (norms > 0).all():
         return torch.tensor([math.nan])
@@ -168,13 +176,13 @@ def _kernel_values(kernel: Any) -> Tensor:
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean m and a root R of the covariance, C = R^T R."""
+    """Mean m and root R of the covariance, C = R^T R."""
     mean = x.mean(0)
     return mean, torch.linalg.qr(x - mean, mode="r").R / math.sqrt(len(x) - 1)
 
 
 def _inside(centres: Tensor, points: Tensor, k: int, block: int = 1024) -> Tensor:
-    """Whether point j lies in the ball of centre i: (centres, points)."""
+    """Whether point j lies in the ball around centre i: (centres, points)."""
     found = []
     for part in centres.split(block):
         radius = _distances(part, centres).kthvalue(k + 1, dim=1, keepdim=True).values  # the first is the centre itself

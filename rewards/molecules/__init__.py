@@ -1,4 +1,4 @@
-"""Rewards and metrics of molecules, which are SMILES strings: descriptors, objectives, docking, ADMET.
+"""Rewards and metrics of molecules given as SMILES strings: descriptors, objectives, docking, ADMET.
 
 >>> QED()(["CCO", "not a molecule"])
 tensor([0.4068,    nan], dtype=torch.float64)

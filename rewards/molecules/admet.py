@@ -1,7 +1,7 @@
-"""Absorption, distribution, metabolism, excretion and toxicity, as ADMET-AI predicts them (Swanson et al., 2024),
-https://doi.org/10.1093/bioinformatics/btae416: graph networks trained on the data of the Therapeutics Data Commons.
+"""Absorption, distribution, metabolism, excretion and toxicity, predicted by ADMET-AI (Swanson et al., 2024),
+https://doi.org/10.1093/bioinformatics/btae416: graph networks trained on data of the Therapeutics Data Commons.
 
-It needs `admet-ai`, which wants an rdkit of its own and therefore an environment of its own.
+It needs `admet-ai`, which requires an older rdkit and therefore an environment of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _REGRESSIONS = (
 
 
 def endpoints() -> list[str]:
-    """The names of what can be predicted."""
+    """The names of the endpoints that can be predicted."""
     return sorted(f"{_TOXIC} {_PROBABILITIES} {_REGRESSIONS}".split())
 
 
@@ -41,11 +41,11 @@ class ADMET(Reward):
     """One endpoint of ADMET-AI: a probability, or a number in the unit of its data set.
 
     endpoint   one of `endpoints()`
-    members    how many of the five networks to average; None is all, by the package's own `predict`. A first few are
-               asked directly, which is faster.
+    members    how many of the five networks to average. None is all, by the package's own `predict`; a smaller number
+               calls the networks directly, which is faster
 
-    `higher_is_better` is False for toxicities, whose score is the probability of harm. For others it is True, and what
-    is good is up to you.
+    `higher_is_better` is False for toxicities, whose score is the probability of harm. For other endpoints it is True,
+    and what is good depends on your purpose.
     """
 
     endpoint: str
@@ -71,7 +71,7 @@ class ADMET(Reward):
         return [found.get(s.strip(), math.nan) if isinstance(s, str) else math.nan for s in samples]
 
     def _whole(self, model: Any, smiles: list[str]) -> dict[str, float]:
-        """By the index of the table, for rows of molecules that ADMET-AI does not take are missing."""
+        """The predictions by SMILES; the table lacks rows of molecules that ADMET-AI does not accept."""
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), blocked():
             table = model.predict(smiles=smiles)
         return {str(s): float(value) for s, value in zip(table.index, table[self.endpoint], strict=True)}

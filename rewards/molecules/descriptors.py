@@ -1,8 +1,9 @@
-"""Descriptors of single molecules as rewards: samples are SMILES strings, scores are what RDKit computes.
+"""Descriptors of single molecules as rewards: samples are SMILES strings, scores are computed by RDKit.
 
-Each sample is parsed once, however many rewards look at it. What RDKit does not parse, what has no atoms, what is not
-a string, has white space inside or is longer than `LONGEST` characters is NaN. Where no score of a descriptor is good
-or bad in itself, as with logP, `higher_is_better` is True and means nothing: say what you want with `.transformed`.
+Each sample is parsed once, however many rewards use it. A sample is NaN if RDKit cannot parse it, if it has no atoms,
+is not a string, has white space inside or is longer than `LONGEST` characters. For descriptors that are neither good
+nor bad in themselves, such as logP, `higher_is_better` is True and means nothing: say what you want with
+`.transformed`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def _parsed(text: str) -> Any:
 
 
 def parsed(smiles: Any) -> Any:
-    """The RDKit molecule of a SMILES string, or None. It is shared by those who ask: leave it as it is.
+    """The RDKit molecule of a SMILES string, or None. It is shared, so do not change it.
 
     >>> parsed("CCO").GetNumAtoms(), parsed("not a molecule")
     (3, None)
@@ -46,13 +47,13 @@ def parsed(smiles: Any) -> Any:
 
 
 def _read(smiles: Any) -> Any:
-    """The molecule, where logs are blocked already."""
+    """The molecule, when logging is blocked already."""
     words = smiles[: LONGEST + 1].split() if isinstance(smiles, str) else []
     return _parsed(words[0]) if len(words) == 1 and len(smiles) <= LONGEST else None
 
 
 def canonical(smiles: Any) -> str | None:
-    """The canonical SMILES, or None: the key by which molecules are the same.
+    """The canonical SMILES, or None. Molecules are the same if their canonical SMILES are.
 
     >>> canonical("OCC"), canonical("C1CC")
     ('CCO', None)
@@ -64,8 +65,9 @@ def canonical(smiles: Any) -> str | None:
 
 
 def scaffold(smiles: Any) -> str | None:
-    """Canonical SMILES of the Bemis-Murcko scaffold (rings and what links them, https://doi.org/10.1021/jm9602928);
-    empty where there is no ring, None where there is no molecule.
+    """Canonical SMILES of the Bemis-Murcko scaffold, the rings and their linkers (https://doi.org/10.1021/jm9602928).
+
+    Empty if there is no ring, None if there is no molecule.
 
     >>> scaffold("CC(=O)Oc1ccccc1C(=O)O"), scaffold("CCO")
     ('c1ccccc1', '')
@@ -77,17 +79,17 @@ def scaffold(smiles: Any) -> str | None:
 
 
 def fingerprint(mol: Any, radius: int = 2, bits: int = 2048) -> Any:
-    """Morgan fingerprint, folded to a vector of bits."""
+    """Morgan fingerprint, folded to a bit vector."""
     return _morgan(radius, bits).GetFingerprint(mol)
 
 
 def blocked() -> Any:
-    """A context in which RDKit does not log."""
+    """A context in which RDKit logs nothing."""
     return needs("rdkit.rdBase", "all", "scoring molecules").BlockLogs()
 
 
 class Molecule(Each):
-    """Base of rewards of single molecules: a subclass says what it measures `of` a parsed one."""
+    """Base of rewards of single molecules: a subclass implements `of`, the score of a parsed molecule."""
 
     content = "smiles"  # by which `rewards.Cached` tells samples apart
 
@@ -105,8 +107,7 @@ class Molecule(Each):
 
 
 class Validity(Molecule):
-    """1 where RDKit reads the sample as a molecule with atoms, else 0. Never NaN: of what is not a molecule it is
-    known that it is none.
+    """1 if RDKit parses the sample as a molecule with atoms, otherwise 0. Never NaN.
 
     >>> Validity()(["CCO", "C1CC", ""]).tolist()
     [1.0, 0.0, 0.0]
@@ -119,8 +120,10 @@ class Validity(Molecule):
 
 
 class QED(Molecule):
-    """Quantitative estimate of drug-likeness, 0 to 1: exp(sum_i w_i ln d_i / sum_i w_i) over desirabilities d_i of
-    eight descriptors (Bickerton et al., 2012), https://doi.org/10.1038/nchem.1243.
+    """Quantitative estimate of drug-likeness, 0 to 1.
+
+    exp(sum_i w_i ln d_i / sum_i w_i) over desirabilities d_i of eight descriptors (Bickerton et al., 2012),
+    https://doi.org/10.1038/nchem.1243.
 
     >>> QED()(["CC(=O)Oc1ccccc1C(=O)O", "C1CC"])
     tensor([0.5501,    nan], dtype=torch.float64)
@@ -135,8 +138,11 @@ class QED(Molecule):
 
 
 class SA(Molecule):
-    """Synthetic accessibility, 1 (easy) to 10 (hard): how rare its fragments are, and penalties for size, rings,
-    stereocentres and macrocycles (Ertl and Schuffenhauer, 2009), https://doi.org/10.1186/1758-2946-1-8."""
+    """Synthetic accessibility, 1 (easy) to 10 (hard).
+
+    Rarity of its fragments, with penalties for size, rings, stereocentres and macrocycles (Ertl and Schuffenhauer,
+    2009), https://doi.org/10.1186/1758-2946-1-8.
+    """
 
     name = "SA"
     higher_is_better = False
@@ -146,8 +152,11 @@ class SA(Molecule):
 
 
 class NPLikeness(Molecule):
-    """Likeness to natural products, about -5 to 5: the log odds of the fragments of a molecule among natural products,
-    per atom (Ertl, Roggo and Schuffenhauer, 2008), https://doi.org/10.1021/ci700286x."""
+    """Likeness to natural products, about -5 to 5.
+
+    Log-odds of the molecule's fragments among natural products, per atom (Ertl, Roggo and Schuffenhauer, 2008),
+    https://doi.org/10.1021/ci700286x.
+    """
 
     name = "NP likeness"
 
@@ -156,8 +165,10 @@ class NPLikeness(Molecule):
 
 
 class LogP(Molecule):
-    """log10 of the octanol-water partition coefficient, a sum over atoms (Wildman and Crippen, 1999),
-    https://doi.org/10.1021/ci990307l."""
+    """log10 of the octanol-water partition coefficient.
+
+    A sum of contributions of atoms (Wildman and Crippen, 1999), https://doi.org/10.1021/ci990307l.
+    """
 
     name = "logP"
 
@@ -175,7 +186,7 @@ class TPSA(Molecule):
 
 
 class MolWt(Molecule):
-    """Molecular weight, with the natural mixture of isotopes and with hydrogens."""
+    """Molecular weight, with natural isotope abundances and including hydrogens."""
 
     name, unit = "molecular weight", "Da"
 
@@ -186,7 +197,7 @@ class MolWt(Molecule):
 
 
 class HeavyAtoms(Molecule):
-    """Number of atoms that are no hydrogen."""
+    """Number of non-hydrogen atoms."""
 
     name = "heavy atoms"
 
@@ -195,7 +206,7 @@ class HeavyAtoms(Molecule):
 
 
 class RotatableBonds(Molecule):
-    """Number of rotatable bonds in RDKit's strict sense: amides and the like do not count."""
+    """Number of rotatable bonds, by RDKit's strict definition: amides and the like do not count."""
 
     name = "rotatable bonds"
 
@@ -204,7 +215,7 @@ class RotatableBonds(Molecule):
 
 
 class HBA(Molecule):
-    """Number of hydrogen bond acceptors, by RDKit's pattern."""
+    """Number of hydrogen-bond acceptors, by RDKit's pattern."""
 
     name = "H-bond acceptors"
 
@@ -213,7 +224,7 @@ class HBA(Molecule):
 
 
 class HBD(Molecule):
-    """Number of hydrogen bond donors, by RDKit's pattern."""
+    """Number of hydrogen-bond donors, by RDKit's pattern."""
 
     name = "H-bond donors"
 
@@ -222,8 +233,10 @@ class HBD(Molecule):
 
 
 class Fsp3(Molecule):
-    """Share of the carbons that are sp3 (Lovering, Bikker and Humblet, 2009), https://doi.org/10.1021/jm901241e; NaN
-    where there is no carbon."""
+    """Fraction of carbons that are sp3 (Lovering, Bikker and Humblet, 2009), https://doi.org/10.1021/jm901241e.
+
+    NaN if there is no carbon.
+    """
 
     name = "Fsp3"
 
@@ -233,8 +246,10 @@ class Fsp3(Molecule):
 
 
 class Lipinski(Molecule):
-    """How many of Lipinski's four rules are kept, 0 to 4 (1997), https://doi.org/10.1016/S0169-409X(96)00423-1: weight
-    up to 500, logP up to 5, at most 5 NH and OH, at most 10 N and O.
+    """How many of Lipinski's four rules the molecule obeys, 0 to 4.
+
+    Weight up to 500, logP up to 5, at most 5 NH and OH, at most 10 N and O (Lipinski et al., 1997),
+    https://doi.org/10.1016/S0169-409X(96)00423-1.
 
     >>> Lipinski()(["CCO", "C" * 40]).tolist()
     [4.0, 2.0]
@@ -248,11 +263,11 @@ class Lipinski(Molecule):
 
 
 class PenalizedLogP(Molecule):
-    """logP - SA - max(0, L - 6), where L is the size of the largest ring (of the smallest set of smallest rings).
+    """logP - SA - max(0, L - 6), where L is the size of the largest ring in the smallest set of smallest rings.
 
     Gomez-Bombarelli et al. (2018), https://arxiv.org/abs/1610.02415, and Jin, Barzilay and Jaakkola (2018),
-    https://arxiv.org/abs/1802.04364. Some papers standardise the three terms over ZINC first; here they are as they
-    are. It grows without bound with the length of a chain of carbons.
+    https://arxiv.org/abs/1802.04364. Some papers standardise the three terms over ZINC first; here they are not
+    standardised. It grows without bound with the length of a carbon chain.
     """
 
     name = "penalized logP"
@@ -264,7 +279,7 @@ class PenalizedLogP(Molecule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Rings(Molecule):
-    """Number of rings of one kind: "all", "aromatic" or "aliphatic" (with a bond that is not aromatic).
+    """Number of rings of one kind: "all", "aromatic" or "aliphatic" (with at least one non-aromatic bond).
 
     >>> [float(Rings(kind)(["C1CCc2ccccc2C1"])) for kind in ("all", "aromatic", "aliphatic")]
     [2.0, 1.0, 1.0]
@@ -283,8 +298,9 @@ class Rings(Molecule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Similarity(Molecule):
-    """Similarity of Morgan fingerprints A and B of the sample and of `query`, 0 to 1 (Rogers and Hahn, 2010),
-    https://doi.org/10.1021/ci100050t:
+    """Similarity of the sample to a query molecule, 0 to 1.
+
+    With Morgan fingerprints A and B of the two (Rogers and Hahn, 2010), https://doi.org/10.1021/ci100050t:
 
         tanimoto   |A and B| / |A or B|
         dice       2 |A and B| / (|A| + |B|)
@@ -318,8 +334,9 @@ class Similarity(Molecule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Scaffold(Molecule):
-    """Tanimoto similarity of the Bemis-Murcko scaffold to that of `query`, in Morgan fingerprints of radius 2 and 2048
-    bits. A molecule without a ring has no scaffold and shares nothing with another: 0.
+    """Tanimoto similarity of the sample's Bemis-Murcko scaffold to that of a query molecule.
+
+    In Morgan fingerprints of radius 2 and 2048 bits. A molecule without a ring has no scaffold and scores 0.
 
     >>> Scaffold("Cc1ccccc1")(["CCCc1ccccc1O", "CCO"]).tolist()
     [1.0, 0.0]
@@ -346,8 +363,9 @@ class Scaffold(Molecule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Substructure(Molecule):
-    """1 where a SMARTS pattern occurs in the molecule, else 0; or, with `count`, in how many places (different sets of
-    atoms, at most 1000).
+    """1 if a SMARTS pattern occurs in the molecule, otherwise 0.
+
+    With `count`, the number of places where it occurs (different sets of atoms, at most 1000).
 
     >>> Substructure("[OH]", count=True)(["OCCO", "CC"]).tolist()
     [2.0, 0.0]
@@ -367,10 +385,10 @@ class Substructure(Molecule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Alerts(Molecule):
-    """Number of different structural alerts of a catalogue that a molecule raises; the fewer the better.
+    """Number of different structural alerts of a catalogue that a molecule raises; fewer is better.
 
     catalog   BRENK, reactive and toxic groups (Brenk et al., 2008), https://doi.org/10.1002/cmdc.200700139; PAINS,
-              which disturb assays (Baell and Holloway, 2010), https://doi.org/10.1021/jm901137j; or NIH, ZINC, CHEMBL
+              pan-assay interference (Baell and Holloway, 2010), https://doi.org/10.1021/jm901137j; or NIH, ZINC, CHEMBL
 
     >>> Alerts("BRENK")(["CCO", "CC=O"]).tolist()
     [0.0, 1.0]

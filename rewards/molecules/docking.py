@@ -1,10 +1,10 @@
 """Docking scores by AutoDock Vina, https://doi.org/10.1021/acs.jcim.1c00203: how tightly a molecule binds a protein.
 
-A sample is embedded in space (ETKDG, https://doi.org/10.1021/acs.jcim.5b00654, relaxed by MMFF94), prepared by meeko,
-and docked into a receptor held rigid. The score is the energy of the best pose in kcal/mol, negative, the lower the
-tighter. Receptors are those of dockstring (Garcia-Ortegon et al., 2022), https://arxiv.org/abs/2110.15486, or yours.
-It needs `vina`, `meeko`, `gemmi` and `dockstring`, and does not import the last, only reads its files. The state of
-protonation is that of the SMILES.
+A sample is embedded in 3D (ETKDG, https://doi.org/10.1021/acs.jcim.5b00654, relaxed by MMFF94), prepared by meeko, and
+docked into a rigid receptor. The score is the energy of the best pose in kcal/mol; the lower (more negative), the
+tighter. Receptors are those of dockstring (Garcia-Ortegon et al., 2022), https://arxiv.org/abs/2110.15486, or your own.
+It needs `vina`, `meeko`, `gemmi` and `dockstring`; the last is not imported, only its files are read. The protonation
+state is that of the SMILES.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ Box = tuple[Sequence[float], Sequence[float]]  # centre and edges, in Angstrom
 
 
 def targets() -> list[str]:
-    """The names of the receptors that the installed dockstring brings."""
+    """The names of the receptors that the installed dockstring contains."""
     return sorted(path.name.removesuffix("_target.pdbqt") for path in _resources().glob("*_target.pdbqt"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Docking(Molecule):
-    """Energy of the best pose in kcal/mol; the lower the better. Small molecules take half a second, large ones ten.
+    """Energy of the best pose in kcal/mol; lower is better. Small molecules take half a second, large ones ten.
 
     target           a name of `targets()`, or the path of a receptor in PDBQT
-    exhaustiveness   how many searches of each molecule; Vina's own default is 8
-    seed             of the embedding and of the search: the same molecule has the same score in any batch
-    cpu              threads of one docking; 1 where molecules are shared out to processes
-    box              (centre, edges) in Angstrom, of three numbers each; needed with a path
-    timeout          seconds for one molecule, or None; with it Vina runs in a process of its own, which is ended
+    exhaustiveness   number of searches per molecule; Vina's own default is 8
+    seed             of the embedding and of the search: a molecule has the same score in any batch
+    cpu              threads per docking; use 1 if molecules are distributed over processes
+    box              (centre, edges) in Angstrom, three numbers each; needed with a path
+    timeout          seconds for one molecule, or None. With a timeout Vina runs in a process of its own, which can be
+                     killed
 
-    NaN: what is no molecule, has several parts (salts), cannot be embedded or has atoms that Vina does not know, and
-    what takes longer than `timeout`. Maps of a receptor are computed on first use, once in each process.
+    A sample is NaN if it is not a molecule, has several parts (salts), cannot be embedded, has atoms that Vina does not
+    know, or takes longer than `timeout`. Maps of a receptor are computed on first use, once per process.
     """
 
     target: str
@@ -90,7 +91,7 @@ class Docking(Molecule):
 
 @dataclass(frozen=True)
 class _Receptor:
-    """All that decides on the maps and on the random numbers of a docking; the key of the caches."""
+    """Everything that the maps and random numbers of a docking depend on; the key of the caches."""
 
     path: str
     centre: tuple[float, ...]
@@ -156,7 +157,7 @@ def _energy(receptor: _Receptor, smiles: str, exhaustiveness: int) -> float:
 
 
 def _ligand(smiles: str, seed: int) -> str | None:
-    """The molecule in PDBQT, or None where it has no coordinates or Vina no types for its atoms."""
+    """The molecule in PDBQT, or None if it cannot be embedded or Vina has no types for its atoms."""
     meeko = needs("meeko", "docking", "preparing molecules for Vina")
     from rdkit import Chem
     from rdkit.Chem import AllChem
@@ -194,7 +195,7 @@ _SILENCE = threading.RLock()
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Standard output and errors of this process, of C++ too, go nowhere; one thread at a time."""
+    """A context in which standard output and error of this process are discarded; one thread at a time."""
     with _SILENCE, open(os.devnull, "w") as away:
         kept = [(number, os.dup(number)) for number in (1, 2)]
         try:
@@ -209,7 +210,7 @@ def _silent() -> Iterator[None]:
 
 
 class _Worker:
-    """A process that docks into one receptor. It answers each line on its input by one on its output."""
+    """A process that docks into one receptor. It answers each line of input with one line of output."""
 
     def __init__(self, receptor: _Receptor):
         call = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -289,7 +290,7 @@ def _close() -> None:
 
 
 def _serve(receptor: _Receptor) -> None:
-    """Answer null once the maps are there, then each line [smiles, exhaustiveness] by an energy; or by what failed."""
+    """Answer null once the maps are computed, then each line [smiles, exhaustiveness] with an energy or an error."""
     receptor = _Receptor(receptor.path, tuple(receptor.centre), tuple(receptor.edges), receptor.seed, receptor.cpu)
     print(_answered(_vina, receptor), flush=True)
     for line in sys.stdin:

@@ -1,8 +1,8 @@
-"""What is reported of a set of generated molecules, and of a search: plain functions of lists of SMILES.
+"""Metrics of sets of generated molecules and of searches: plain functions of lists of SMILES.
 
 Definitions are those of MOSES (Polykovskiy et al., 2020), https://arxiv.org/abs/1811.12823, and of PMO (Gao et al.,
-2022), https://arxiv.org/abs/2206.12411. Molecules are the same if their canonical SMILES are. What is no molecule
-counts in `validity` alone. The value is NaN where there is nothing to take it of.
+2022), https://arxiv.org/abs/2206.12411. Molecules are the same if their canonical SMILES are. Invalid samples count in
+`validity` only. A metric is NaN if there is nothing to compute it from.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .descriptors import (
 
 
 def validity(samples: Sequence[str]) -> float:
-    """Share of samples that are molecules.
+    """Fraction of samples that are valid molecules.
 
     >>> validity(["CCO", "C1CC"])
     0.5
@@ -46,7 +46,7 @@ def validity(samples: Sequence[str]) -> float:
 
 
 def uniqueness(samples: Sequence[str]) -> float:
-    """Share of different ones among the valid.
+    """Fraction of distinct molecules among the valid samples.
 
     >>> uniqueness(["CCO", "OCC", "C1CC"])
     0.5
@@ -56,7 +56,7 @@ def uniqueness(samples: Sequence[str]) -> float:
 
 
 def novelty(samples: Sequence[str], reference: Iterable[str]) -> float:
-    """Share of the different valid molecules that are not in the reference.
+    """Fraction of the distinct valid molecules that are not in the reference.
 
     >>> novelty(["CCO", "OCC", "CC"], ["C(O)C"])
     0.5
@@ -66,8 +66,10 @@ def novelty(samples: Sequence[str], reference: Iterable[str]) -> float:
 
 
 def internal_diversity(samples: Sequence[str], p: int = 1) -> float:
-    """1 - (1/n^2 sum_ij T(i, j)^p)^(1/p), with the Tanimoto similarity T of Morgan fingerprints of radius 2 and 1024
-    bits, over all pairs of valid samples, each with itself too. p is 1 or 2; duplicates count as often as they occur.
+    """1 - mean Tanimoto similarity over all pairs of valid samples, as in MOSES.
+
+    1 - (1/n^2 sum_ij T(i, j)^p)^(1/p) with p = 1 or 2, in Morgan fingerprints of radius 2 and 1024 bits. Pairs of a
+    sample with itself are included, and duplicates count as often as they occur.
 
     >>> internal_diversity(["CCO", "OCC", "c1ccccc1"])  # 5 of 9 pairs are the same molecule, the others share nothing
     0.4444444444444444
@@ -80,7 +82,7 @@ def internal_diversity(samples: Sequence[str], p: int = 1) -> float:
 
 
 def unique_scaffolds(samples: Sequence[str]) -> int:
-    """Number of different Bemis-Murcko scaffolds; molecules without a ring have none.
+    """Number of distinct Bemis-Murcko scaffolds; molecules without a ring have none.
 
     >>> unique_scaffolds(["Cc1ccccc1", "Oc1ccccc1", "C1CC1C", "CCO"])
     2
@@ -90,24 +92,26 @@ def unique_scaffolds(samples: Sequence[str]) -> int:
 
 
 def scaffold_diversity(samples: Sequence[str]) -> float:
-    """Number of different scaffolds for each valid sample."""
+    """Number of distinct scaffolds per valid sample."""
     return _ratio(unique_scaffolds(samples), len(_valid(samples)))
 
 
 def snn(samples: Sequence[str], reference: Iterable[str]) -> float:
-    """Similarity to the nearest neighbour: 1/n sum_i max_j T(i, j) over j in the reference; fingerprints as in
-    `internal_diversity`."""
+    """Mean similarity to the nearest neighbour in the reference, 1/n sum_i max_j T(i, j).
+
+    Fingerprints are those of `internal_diversity`.
+    """
     theirs = _prints(reference)
     nearest = [max(_similarities(one, theirs), default=math.nan) for one in _prints(samples)]
     return _ratio(sum(nearest), len(nearest))
 
 
 def fcd(samples: Sequence[str], reference: Iterable[str], batch_size: int = 512, device: str = "cpu") -> float:
-    """Frechet ChemNet distance (Preuer et al., 2018), https://doi.org/10.1021/acs.jcim.8b00234:
-    |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), with the means and covariances of the activations of ChemNet on both sets.
+    """Frechet ChemNet distance (Preuer et al., 2018), https://doi.org/10.1021/acs.jcim.8b00234.
 
-    It depends on the number of samples, so compare sets of the same size; papers have 10,000. It needs `fcd_torch`,
-    which brings the weights.
+    |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), with the means and covariances of ChemNet's activations on both sets. It
+    depends on the number of samples, so compare sets of the same size; papers use 10,000. It needs `fcd_torch`, which
+    contains the weights.
     """
     ours, theirs = _valid(samples), _valid(reference)
     if min(len(ours), len(theirs)) < 2:
@@ -119,7 +123,7 @@ def fcd(samples: Sequence[str], reference: Iterable[str], batch_size: int = 512,
 
 
 def summary(samples: Sequence[str]) -> dict[str, float]:
-    """Means of the common descriptors over the valid samples, by name, with the validity and uniqueness.
+    """Means of common descriptors over the valid samples, by name, with validity and uniqueness.
 
     >>> summary(["CCO", "CCO", "C1CC"])["molecular weight"]
     46.069
@@ -131,7 +135,7 @@ def summary(samples: Sequence[str]) -> dict[str, float]:
 
 
 def top_k(scores: Iterable[float], k: int = 10) -> float:
-    """Mean of the k highest scores, of all where there are fewer; NaN is left out.
+    """Mean of the k highest scores, or of all if there are fewer; NaN is left out.
 
     >>> top_k([0.1, float("nan"), 0.5, 0.3], k=2)
     0.4
@@ -141,16 +145,17 @@ def top_k(scores: Iterable[float], k: int = 10) -> float:
 
 
 def auc_top_k(history: Iterable[tuple[str, float]], k: int = 10, budget: int = 10_000, freq: int = 100) -> float:
-    """Area under the curve of `top_k` against calls of the oracle, divided by the budget: PMO's AUC, which rewards a
-    search for being early. With scores from 0 to 1 it is from 0 to 1, higher is better.
+    """PMO's AUC: area under the curve of `top_k` against oracle calls, divided by the budget.
+
+    It rewards a search for finding good molecules early. For scores in [0, 1] it lies in [0, 1]; higher is better.
 
     history   (SMILES, score) of each call, in order; higher scores are better
-    k         of PMO's headline: 10
-    budget    calls allowed; what comes after is left out, and a search that stops early keeps its last value
+    k         10 in PMO's headline metric
+    budget    number of calls allowed; later ones are ignored, and a search that stops early keeps its last value
     freq      calls between two points of the curve, which starts at (0, 0) and is linear in between
 
-    A molecule is a call only once, and what is no molecule is none. One without a score (NaN) is a call that does not
-    enter the mean.
+    A molecule counts as a call once, and invalid samples do not count. A molecule without a score (NaN) is a call that
+    does not enter the mean.
 
     >>> round(auc_top_k([("C", 0.2), ("CC", 0.6), ("CC", 0.6), ("CCC", 0.4)], k=1, budget=4, freq=1), 3)
     0.425
@@ -177,7 +182,7 @@ def _listed(samples: Any) -> list[Any]:
 
 
 def _valid(samples: Any) -> list[str]:
-    """Canonical SMILES of those that are molecules."""
+    """Canonical SMILES of the valid samples."""
     return [key for sample in _listed(samples) if (key := canonical(sample)) is not None]
 
 

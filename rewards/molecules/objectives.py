@@ -5,7 +5,7 @@ An objective is a mean of modified descriptors and similarities of a molecule m,
     (prod_i f_i(d_i(m)))^(1/n)      or      sum_i f_i(d_i(m)) / n,
 
 with modifiers f such as exp(-(d - mu)^2 / (2 sigma^2)). Similarities are Tanimoto coefficients of counts,
-sum_k min(a_k, b_k) / sum_k max(a_k, b_k), without folding. `names` lists the tasks; those with free arguments are
+sum_k min(a_k, b_k) / sum_k max(a_k, b_k), without folding. `names` lists the named tasks; tasks with free arguments are
 functions. The definitions are those of the second version of the suite.
 """
 
@@ -63,7 +63,7 @@ class MinGaussian(Gaussian):
 
 @dataclass(frozen=True)
 class Clipped:
-    """A straight line from `low` at `lower` to `high` at `upper`, and constant beyond; it falls where upper < lower."""
+    """Linear from `low` at `lower` to `high` at `upper`, and constant outside; decreasing if upper < lower."""
 
     upper: float
     lower: float = 0.0
@@ -95,7 +95,7 @@ class Thresholded:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mean(Reward):
-    """Mean of rewards: "geometric", of scores that are not negative, or "arithmetic". NaN where one of them is.
+    """Mean of rewards: "geometric", for non-negative scores, or "arithmetic". NaN if one of them is.
 
     >>> Mean([Rings(), Rings("aromatic")], "geometric")(["C1CCc2ccccc2C1"])
     tensor([1.4142], dtype=torch.float64)
@@ -118,8 +118,11 @@ class Mean(Reward):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CountSimilarity(Molecule):
-    """Tanimoto similarity to `query` in fingerprints of counts: ECFP4, ECFP6, FCFP4, FCFP6, AP (atom pairs up to 10
-    bonds apart) or PHCO (pharmacophores; NaN above `LARGEST` heavy atoms)."""
+    """Tanimoto similarity to a query molecule in count fingerprints.
+
+    ECFP4, ECFP6, FCFP4, FCFP6, AP (atom pairs up to 10 bonds apart) or PHCO (pharmacophores; NaN above `LARGEST` heavy
+    atoms).
+    """
 
     query: str
     kind: str = "ECFP4"
@@ -140,7 +143,7 @@ class CountSimilarity(Molecule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AtomCount(Molecule):
-    """Number of atoms of one element, or of all (None), with hydrogens.
+    """Number of atoms of one element, or of all elements (None), including hydrogens.
 
     >>> AtomCount("H")(["CCO"]), AtomCount()(["CCO"])
     (tensor([6.], dtype=torch.float64), tensor([9.], dtype=torch.float64))
@@ -170,18 +173,19 @@ class BertzCT(Molecule):
 
 
 def rediscovery(smiles: str) -> Reward:
-    """Find a molecule again: its ECFP4 similarity."""
+    """Rediscover a molecule: ECFP4 similarity to it."""
     return CountSimilarity(smiles, "ECFP4").named("rediscovery")
 
 
 def similarity(smiles: str, kind: str = "ECFP4", threshold: float = 0.75) -> Reward:
-    """Be similar to a molecule, up to a threshold: min(similarity, threshold) / threshold."""
+    """Similarity to a molecule up to a threshold: min(similarity, threshold) / threshold."""
     return CountSimilarity(smiles, kind).transformed(Thresholded(threshold), "similarity")
 
 
 def isomers(formula: str, kind: str = "geometric") -> Reward:
-    """Have a molecular formula: the mean of a Gaussian (sigma 1) of the number of atoms of each element, and one
-    (sigma 2) of the number of all.
+    """Match a molecular formula.
+
+    The mean of a Gaussian (sigma 1) of the number of atoms of each element, and one (sigma 2) of the number of all.
 
     >>> isomers("C2H6O")(["CCO", "COC", "CC"])
     tensor([1.0000, 1.0000, 0.8553], dtype=torch.float64)
@@ -193,7 +197,7 @@ def isomers(formula: str, kind: str = "geometric") -> Reward:
 
 
 def median(first: str, second: str, kind: str = "ECFP4") -> Reward:
-    """Be similar to two molecules at once: the geometric mean of both similarities."""
+    """Similarity to two molecules at once: the geometric mean of both similarities."""
     return Mean([CountSimilarity(first, kind), CountSimilarity(second, kind)]).named("median")
 
 
