@@ -25,7 +25,8 @@ _lending = Lock()
 def networks_in(*holders: Any) -> list[nn.Module]:
     """The modules that callables hold: in their variables, their object, or the attributes of that object; also several
     in a list or dict, and those in the rewards of which a reward is made."""
-    return list(dict.fromkeys(m for holder in holders for m in _found(holder, 4)))
+    entered: set[tuple[int, int]] = set()
+    return list(dict.fromkeys(m for holder in holders for m in _found(holder, 4, entered)))
 
 
 def kind_of(networks: Sequence[nn.Module]) -> tuple[torch.dtype | None, torch.device]:
@@ -71,13 +72,16 @@ def _set_mode(thing: nn.Module | nn.Parameter, mode: bool) -> None:
         thing.requires_grad_(mode)
 
 
-def _found(holder: Any, depth: int) -> Iterator[nn.Module]:
+def _found(holder: Any, depth: int, entered: set[tuple[int, int]]) -> Iterator[nn.Module]:
+    """The modules in `holder`: `depth` levels down, and through rewards made of rewards to any depth."""
     if isinstance(holder, nn.Module):
         yield holder
-    elif depth and holder is not None:
-        deeper = depth if isinstance(holder, Reward) else depth - 1  # rewards are made of rewards to any depth
+    elif depth and holder is not None and (id(holder), depth) not in entered:
+        if isinstance(holder, Reward):
+            entered.add((id(holder), depth))
+        deeper = depth if isinstance(holder, Reward) else depth - 1
         for part in _parts(holder):
-            yield from _found(part, deeper)
+            yield from _found(part, deeper, entered)
 
 
 def _parts(holder: Any) -> list[Any]:
