@@ -64,12 +64,19 @@ def keys(seed: int | Sequence[int], groups: int, device: torch.device) -> Tensor
     return random.key([int(s) for s in seeds], device)
 
 
+def bound(guides: Sequence[Guide], model: Model) -> tuple[Guide, ...]:
+    """The guides as they serve this model."""
+    for guide in guides:
+        if not isinstance(guide, Guide):
+            raise TypeError(f"guides holds {guide!r}, which is not a Guide; a list like [gk.CFG(3.)] is needed")
+        guide.card.refuse(type(guide).__name__, model.process)
+    return tuple(guide.bound(model) for guide in guides)
+
+
 def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, steps: int) -> None:
     """Every guide serves this model's process and works with this model and solver."""
     for guide in guides:
         name = type(guide).__name__
-        if not isinstance(guide, Guide):
-            raise TypeError(f"guides holds {guide!r}, which is not a Guide; a list like [gk.CFG(3.)] is needed")
         _check_scales(guide)
         if not 0 <= guide.start <= guide.stop <= 1:
             raise ValueError(f"{name}(start={guide.start}, stop={guide.stop}): fractions with 0 <= start <= stop <= 1")
@@ -80,7 +87,6 @@ def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, s
                 f"{name} weights, branches or resamples particles, and {solver!r} is deterministic: copies would stay "
                 f"equal and have no log-probability. {solver.advice}"
             )
-        guide.card.refuse(name, model.process)
         for need in (Cond(), *guide.needs):
             need.check(model)
         guide.check(model, steps)

@@ -87,6 +87,10 @@ class Guide:
         one's log-weights count; None is equal to nothing."""
         return None
 
+    def bound(self, model: Model) -> Guide:
+        """The guide for runs of this model: here samples that it was given become states. Called first."""
+        return self
+
     def check(self, model: Model, steps: int) -> None:
         """Raise ValueError if the guide cannot work with this model. Called before the first network call."""
 
@@ -131,6 +135,11 @@ class Guide:
     def condition(self, view: View, cond: Encoded) -> Encoded:
         """The encoded condition of every row, as the network is to see it at this step."""
         return cond
+
+    def propose(self, model: Model, population: Population, kernel: Any, step: Step) -> Any:
+        """The kernel q by which particles make the move that starts at this step, given the one without this guide. The
+        weights take `q.correction(p, x)`, where p is the kernel of the target."""
+        return kernel
 
     def noise(self, population: Population, step: Step, noise: Tensor) -> tuple[Tensor, Tree]:
         """The noise of the move that starts at this step, given the noise drawn for it, and the new memo."""

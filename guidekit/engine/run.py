@@ -63,6 +63,7 @@ class Run:
         self.conditions = checks.conditions(model, cond)
         self.groups = len(self.conditions)
         self.keys = checks.keys(seed, self.groups, model.device)
+        self.guides = checks.bound(self.guides, model)
         checks.check_guides(self.guides, model, solver, len(moves))
         self.moves = reduce(lambda moves, guide: guide.moves(model, moves), self.guides, moves)
         if not self.moves:
@@ -177,13 +178,15 @@ class Run:
         return replace(pop, parent=parent, slot=pop.slot + child % k * self.steps[index].n, branch=k)
 
     def move(self, pop: Population, index: int) -> Population:
-        """x_s = q.push(noise); where a guide steers, the weights take the ratio p/q."""
+        """x_s = q.push(noise); where q is not the target's own kernel p, the weights take the ratio p/q."""
         move, process = self.moves[index], self.model.process
         p = process.kernel(pop.x, pop.predictions, move)
         q = process.kernel(pop.x, pop.proposals, move) if pop.proposals and p.random else p
+        for seat in self.acts[index].propose:
+            q = seat.guide.propose(self.model, pop, q, self.steps[index].own(seat.name, seat.place))
         noise, memos = self._chosen(pop, index) if q.random else (None, pop.memos)
         x = q.push(noise)
-        log_w = pop.log_w if q is p else pop.log_w + p.log_prob(x) - q.log_prob(x)
+        log_w = pop.log_w if q is p else pop.log_w + q.correction(p, x)
         proposals = q.history if pop.proposals else ()
         return replace(pop, x=x, log_w=log_w, memos=memos, predictions=p.history, proposals=proposals)
 

@@ -12,7 +12,9 @@ from ..models.evaluations import Cond
 from .guide import Guide
 from .view import Step
 
-HOOKS = ("plan", "begin", "condition", "noise", "tilt", "finish", "log_weight", "weigh", "select", "traced")
+HOOKS = (
+    *("plan", "begin", "condition", "propose", "noise", "tilt", "finish", "log_weight", "weigh", "select", "traced"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,7 @@ class Acts:
     needs: tuple[Cond, ...]
     grad: bool
     condition: tuple[Seat, ...]
+    propose: tuple[Seat, ...]
     noise: tuple[Seat, ...]
     tilt: tuple[Seat, ...]
     late: tuple[Seat, ...]
@@ -87,6 +90,7 @@ def acting(seats: Sequence[Seat], step: Step, before: Step | None = None) -> Act
         needs=tuple(dict.fromkeys([Cond(), *(need for seat in active for need in seat.guide.needs)])),
         grad=any(seat.guide.grad is True for seat in active),
         condition=of("condition", active),
+        propose=of("propose", active),
         noise=of("noise", active),
         tilt=tuple(seat for seat in tilts if not seat.guide.grad),
         late=tuple(seat for seat in tilts if seat.guide.grad),

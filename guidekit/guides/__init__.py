@@ -29,8 +29,10 @@ from .fkc import FKC as FKC
 from .gfcg import GFCG as GFCG
 from .hallucination import Hallucination as Hallucination
 from .higs import HiGS as HiGS
+from .keep import Keep as Keep
 from .magicmix import MagicMix as MagicMix
 from .magnitude_aware import MagnitudeAware as MagnitudeAware
+from .max_edits import MaxEdits as MaxEdits
 from .minority_guidance import MinorityGuidance as MinorityGuidance
 from .mixture import Mixture as Mixture
 from .pag import PAG as PAG
@@ -38,6 +40,7 @@ from .regions import Regions as Regions
 from .resample import Resample as Resample
 from .seg import SEG as SEG
 from .self_guided_minority import SelfGuidedMinority as SelfGuidedMinority
+from .sites import Sites as Sites
 from .slg import SLG as SLG
 from .start_from import StartFrom as StartFrom
 from .svdd import SVDD as SVDD

@@ -12,6 +12,7 @@ from ..engine.card import Card
 
 SECTIONS = (  # in the order of the page; within a section the order is that of publication
     "Steering with rewards",
+    "Constraints",
     "Starts, noise and resampling",
     "Classifier-free guidance and its relatives",
     "Perturbed networks",

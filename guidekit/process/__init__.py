@@ -18,7 +18,8 @@ class Kernel(Protocol):
     """The reverse kernel q(x_s | x_t) of one move. `push` is its reparametrised sample, a function of the noise, so
     that the noise can be searched over. A kernel that is not `random` takes no noise and has no log-probability.
     `history` is what the next move may use of earlier ones, newest first: predictions, or whatever the solver
-    remembers; it is complete after `push`."""
+    remembers; it is complete after `push`. `correction` is log p(x)/q(x) for particles x that this kernel q has moved
+    where p was meant, one float64 per row."""
 
     @property
     def random(self) -> bool: ...
@@ -26,6 +27,7 @@ class Kernel(Protocol):
     def history(self) -> tuple[Tensor, ...]: ...
     def push(self, noise: Any) -> Tensor: ...
     def log_prob(self, x: Tensor) -> Tensor: ...
+    def correction(self, p: Any, x: Tensor) -> Tensor: ...
 
 
 class Process(Protocol):

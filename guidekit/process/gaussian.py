@@ -52,6 +52,9 @@ class Normal:
         constant = z.shape[1] * (math.log(self.move.c) + 0.5 * math.log(2 * math.pi))
         return -0.5 * z.square().sum(1, dtype=torch.float64) - constant
 
+    def correction(self, p: Normal, x: Tensor) -> Tensor:
+        return p.log_prob(x) - self.log_prob(x)
+
     def _add(self, x: Tensor) -> Tensor:
         """x + sum_i b_i d_i, in place."""
         for d, b in zip(self.predictions, self.move.b, strict=False):

@@ -45,6 +45,9 @@ class Categorical:
         """log q(x), one float64 per row."""
         return self.log_probs.gather(-1, x[..., None])[..., 0].flatten(1).sum(1)
 
+    def correction(self, p: Categorical, x: Tensor) -> Tensor:
+        return p.log_prob(x) - self.log_prob(x)
+
 
 def _fixed(x: Tensor, states: int) -> Tensor:
     """log of the point mass at x."""

@@ -61,7 +61,7 @@ class Solver:
         last = None
         for t, s in pairwise([Point(t, *scales(schedule, t)) for t in times]):
             up = s.t > t.t
-            table += [_noised(t, s)] if up else self.step(t, s, last)
+            table += [noised(t, s)] if up else self.step(t, s, last)
             last = None if up else t
         return table
 
@@ -79,7 +79,7 @@ def fractions(table: Sequence[Move]) -> list[float]:
     return [d / max(done[-1], 1.0) for d in done[:-1]] + [1.0]
 
 
-def _noised(t: Point, s: Point) -> Move:
+def noised(t: Point, s: Point) -> Move:
     """Forward process from t up to s."""
     if t.alpha == 0:
         raise ValueError(f"times go up from t={t.t} where nothing but noise is left")

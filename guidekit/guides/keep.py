@@ -1,0 +1,369 @@
+r"""Keeping a part of a sample while the rest is drawn: the conditional distribution p(x_0 | x_0^M = k) of the model, with
+its log-probability (density) log p(x_0^M = k) as log Z.
+
+Gaussian processes (SMCDiff, Trippe et al., 2023, https://arxiv.org/abs/2206.04119; the twisted form of Wu et al., 2023,
+https://arxiv.org/abs/2306.17775). The kept part follows the forward process of its known value k, backwards from t to s,
+
+    x_t^M ~ N(alpha_t k, sigma_t^2) at the start,
+    x_s^M = alpha_s k + (sigma_s^2 - c^2)^1/2 (x_t^M - alpha_t k)/sigma_t + c z,
+
+with c and z of the solver, and every particle has its own path. The rest moves as the model says. Target at time t is
+p(x_t) h(x_t), h = N(x_t^M; alpha_t k, sigma_t^2), so that the weights move by
+
+    p(x_s^M | x_t)/q(x_s^M | x_t^M, k) * h(x_s)/h(x_t),       at the end  N(k; d^M, sigma_t^2/alpha_t^2)/h(x_t),
+
+where d is the last clean mean, and the last step, which has no noise, is given that of x_t.
+
+Tokens. A kept token is a set of one letter, and a template has a set of letters for each position. Particles move by the
+kernel within these sets, and the weights take the probability of what was forced (see `shared/constrained`). Of a masked
+process the known tokens are there from the start, and the network conditions on them: that is exact, without weights,
+for a network of any order, and for an ordered one where they are its first tokens.
+
+    method = "replace"   no weights: parts are put in place and the rest is left to the network's attention to them
+                         (Song et al., 2021, https://arxiv.org/abs/2011.13456); a heuristic, biased even in the limit
+             "repaint"   the same, and each `jump` steps are undone by noising and made again, `recur` times in all
+                         (Lugmayr et al., 2022, https://arxiv.org/abs/2201.09865)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.card import Card, Paper
+from ..engine.guide import Guide
+from ..engine.population import Population
+from ..engine.tree import Tree
+from ..engine.view import Step, View
+from ..errors import is_count
+from ..models.analytic import ExactReverse
+from ..models.base import Model
+from ..models.evaluations import Cond
+from ..process import Categorical, Gaussian, Masked
+from ..solvers import Move, starting_at
+from ..solvers.base import Point, noised
+from .shared.constrained import Constrained, Within
+from .shared.language import Language, letters
+from .shared.sites import template
+
+METHODS = ("weighted", "replace", "repaint")
+
+
+@dataclass(frozen=True, eq=False)
+class Keep(Within):
+    """Keep a part of the sample. No NFE beyond one row for each known token at the start of a masked run.
+
+    known      a state, or a sample that the model can read; one for all rows, or one for each condition
+    where      what of it is kept: a boolean mask of the state's shape, or one that broadcasts to it
+    template   of tokens, instead: a letter or a set of letters for each position. For DNA a text like "NNAGATAANN" in
+               IUPAC letters; else a list of None (any), letters, token numbers or sets of them; or bool (length, V)
+    method     "weighted" (exact), "replace" or "repaint" (heuristics, without weights)
+    ess        weighted particles are resampled when the effective sample size falls below this fraction of them
+    recur      "repaint": how often each stretch is made
+    jump       "repaint": steps of a stretch
+
+    The kept part of `result.x` equals `known` bit for bit. With `StartFrom`, the given samples should hold the kept
+    part already: their weights begin equal.
+    """
+
+    known: Any = None
+    where: Any = None
+    _: KW_ONLY
+    template: Any = None
+    method: str = "weighted"
+    ess: float = 0.5
+    recur: int = 10
+    jump: int = 10
+
+    card = Card(
+        "keeps a part of the sample, and draws the rest given it",
+        section="Constraints",
+        exact='p(x | kept part)/Z with method="weighted"',
+        changes="weights",
+        paper=Paper(
+            "trippe2023smcdiff",
+            "Trippe, Brian L. and Yim, Jason and Tischer, Doug and Baker, David and Broderick, Tamara and "
+            "Barzilay, Regina and Jaakkola, Tommi",
+            "Diffusion probabilistic modeling of protein backbones in 3D for the motif-scaffolding problem",
+            2023,
+            "2206.04119",
+        ),
+        example="gk.Keep(point, where)",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in METHODS:
+            raise ValueError(f"Keep(method={self.method!r}): there is {', '.join(METHODS)}")
+        if (self.known is None) == (self.template is None):
+            raise ValueError("Keep needs either known=... and where=..., or template=... of tokens")
+        if self.known is not None and self.where is None:
+            raise ValueError("Keep(known, where): a boolean mask `where` says which part of `known` is kept")
+        for name in ("recur", "jump"):
+            if not is_count(getattr(self, name)):
+                raise ValueError(f"Keep({name}={getattr(self, name)!r}): an int of at least 1 is needed")
+
+    # before the run ----------------------------------------------------------------------------------------------
+
+    def bound(self, model: Model) -> Guide:
+        if isinstance(model.process, Gaussian):
+            if self.template is not None:
+                raise ValueError("Keep(template=...) is for tokens; give known=... and where=... for this model")
+            return self.having(known=_states(model, self.known), where=_mask(model, self.where))
+        if self.template is not None:
+            return self.having(template=template(model, self.template))
+        known, where = _states(model, self.known), _mask(model, self.where)
+        V = model.process.V  # type: ignore[attr-defined]
+        if not bool(((known >= 0) & (known < V))[:, where].all()):
+            raise ValueError(f"Keep(known): the kept tokens are numbers from 0 to {V - 1}")
+        only = torch.nn.functional.one_hot(known.clamp(0, V - 1), V).bool()
+        return self.having(template=only | ~where[:, None], known=None, where=None)
+
+    def check(self, model: Model, steps: int) -> None:
+        if not isinstance(model.process, Gaussian):
+            super().check(model, steps)
+        elif isinstance(model.process, ExactReverse):
+            raise ValueError("Keep replaces a part of a Gaussian kernel, and the exact reverse process has another one")
+
+    def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
+        own = {k: v for k in ("known", "template") if isinstance(v := getattr(self, k), Tensor) and len(v) == of > 1}
+        shaped = {k: v[list(groups)] for k, v in own.items() if v.dim() > (2 if k == "template" else len(model.shape))}
+        return self.having(**shaped)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.method == "weighted"
+
+    def moves(self, model: Model, moves: list[Move]) -> list[Move]:
+        if isinstance(model.process, Masked) and model.process.places:
+            moves = self._after_prefix(model, moves)
+        return moves if self.method != "repaint" else _repeated(model, moves, self.recur, self.jump)
+
+    def _after_prefix(self, model: Model, moves: list[Move]) -> list[Move]:
+        """Without the moves of an ordered model in which only tokens that are known would be drawn."""
+        length = model.shape[0]
+        begins = 1 - int(self._held(model).all(0).sum()) / length
+        first = next((i for i, m in enumerate(moves) if m.s < begins - 1e-9), len(moves) - 1)
+        return starting_at(moves, first) if first else moves
+
+    def language(self, model: Model) -> Language:
+        return letters(self.template)
+
+    # in the run --------------------------------------------------------------------------------------------------
+
+    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
+        if isinstance(model.process, Gaussian):
+            k = _of_group(self.known, population.group)
+            return torch.where(self.where, model.process.noised(k, noise.to(k), step.t), population.x)
+        held = self._held(model)
+        return torch.where(_of_group(held, population.group), self._known(population.group), population.x)
+
+    def propose(self, model: Model, population: Population, kernel: Any, step: Step) -> Any:
+        assert step.move is not None
+        weighted = self.method == "weighted"
+        if isinstance(model.process, Gaussian):
+            if step.move.s > step.move.t:
+                return kernel
+            k = _of_group(self.known, population.group)
+            return Held(kernel, population.x, k, self.where, step.move, model.process, weighted)
+        if step.move.s > step.move.t and isinstance(model.process, Masked):
+            held = _of_group(self._held(model), population.group)
+            return Still(kernel.log_probs, held, population.x)
+        kernel = super().propose(model, population, kernel, step)
+        return kernel if weighted or not isinstance(kernel, Constrained) else Forced(kernel)
+
+    def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
+        if self.method != "weighted":
+            return 0.0, memo
+        if isinstance(view.model.process, Gaussian):
+            return self._path(view, memo)
+        increment, after = super().log_weight(view, memo)
+        return (increment if memo is not None else increment + self._log_known(view)), after
+
+    def select(self, population: Population, step: Step) -> Population:
+        return super().select(population, step) if self.method == "weighted" else population
+
+    def further(self, step: Step) -> int:
+        known = 0 if step.index or not isinstance(self.template, Tensor) else int((self.template.sum(-1) == 1).sum())
+        return known if self.method == "weighted" else 0
+
+    # Gaussian ----------------------------------------------------------------------------------------------------
+
+    def _path(self, view: View, memo: Tree) -> tuple[Tensor, Tree]:
+        """log h(x_s)/h(x_t), and at the start log p(x_t^M) of the prior."""
+        if view.step.last:
+            return -memo, view.zeros()
+        alpha, sigma = view.model.process.scales(view.t)
+        h = _log_normal(view.x, alpha * _of_group(self.known, view.group), sigma, self.where)
+        if memo is not None:
+            return h - memo, h
+        prior = view.t >= view.model.process.t_max
+        return _log_normal(view.x, torch.zeros_like(view.x), sigma, self.where) if prior else view.zeros(), h
+
+    # tokens ------------------------------------------------------------------------------------------------------
+
+    def _held(self, model: Model) -> Tensor:
+        """The positions that are known from the start of a masked run, bool (groups or 1, length)."""
+        one = letters(self.template).allowed.sum(-1) == 1
+        if not isinstance(model.process, Masked):
+            return torch.zeros_like(one)
+        return one.cumprod(-1).bool() if model.process.places else one
+
+    def _known(self, group: Tensor) -> Tensor:
+        """The one letter of each position that has one."""
+        return _of_group(letters(self.template).allowed.long().argmax(-1), group)
+
+    def _log_known(self, view: View) -> Tensor:
+        """log p of the tokens that are known from the start, by the chain rule, from the left: for each group one row
+        for each of them."""
+        total, held = view.zeros(), self._held(view.model)
+        for g in view.group.unique().tolist():
+            places = held[g if len(held) > 1 else 0].nonzero()[:, 0]
+            if not len(places):
+                continue
+            row = (view.group == g).nonzero()[:1, 0].expand(len(places))
+            letter, order = self._known(view.group[row[:1]])[0, places], torch.arange(len(places), device=view.x.device)
+            x = torch.full_like(view.x[row], view.model.process.V)  # type: ignore[attr-defined]
+            x[:, places] = torch.where(order < order[:, None], letter, x[:, places])  # row j shows the first j
+            log_p = view.take(row).evaluate(x, view.t)[Cond()].double().log_softmax(-1)
+            total[view.group == g] = log_p[order, places, letter].sum()
+        return total
+
+
+@dataclass(frozen=True)
+class Held:
+    """The kernel of a move with the kept part on its own path."""
+
+    inner: Any
+    x: Tensor
+    k: Tensor
+    where: Tensor
+    move: Move
+    process: Gaussian
+    weighted: bool
+
+    @property
+    def random(self) -> bool:
+        return self.inner.random
+
+    @property
+    def history(self) -> tuple[Tensor, ...]:
+        return self.inner.history
+
+    @property
+    def mean(self) -> Tensor:
+        """That of the other kernel, and alpha_s k + (sigma_s^2 - c^2)^1/2 (x_t - alpha_t k)/sigma_t where it is kept."""
+        (a_t, s_t), (a_s, s_s) = self.process.scales(self.move.t), self.process.scales(self.move.s)
+        rest = max(s_s**2 - self.move.c**2, 0.0) ** 0.5
+        return torch.where(self.where, a_s * self.k + rest / s_t * (self.x - a_t * self.k), self.inner.mean)
+
+    def push(self, noise: Tensor | None) -> Tensor:
+        mine = self.mean if noise is None else self.mean + self.move.c * noise
+        x = torch.where(self.where, mine, self.inner.push(noise))
+        return torch.where(self.where, self.k, x) if self.move.s == 0 else x
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return _log_normal(x, self.mean, self.move.c)
+
+    def correction(self, p: Any, x: Tensor) -> Tensor:
+        if not self.weighted:
+            return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        if self.move.s == 0:
+            alpha, sigma = self.process.scales(self.move.t)
+            return _log_normal(self.k, p.mean, sigma / alpha, self.where)
+        return p.log_prob(x) - self.log_prob(x)
+
+
+@dataclass(frozen=True)
+class Still(Categorical):
+    """A move up in time that masks no kept token."""
+
+    held: Tensor
+    x: Tensor
+
+    def push(self, noise: Tensor) -> Tensor:
+        return torch.where(self.held, self.x, super().push(noise))
+
+    def correction(self, p: Any, x: Tensor) -> Tensor:
+        return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+
+@dataclass(frozen=True)
+class Forced:
+    """A constrained kernel without weights."""
+
+    inner: Constrained
+    random = True
+    history = ()
+
+    def push(self, noise: Tensor) -> Tensor:
+        return self.inner.push(noise)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.inner.log_prob(x)
+
+    def correction(self, p: Any, x: Tensor) -> Tensor:
+        return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+
+def _log_normal(x: Tensor, mean: Tensor, std: float, where: Tensor | None = None) -> Tensor:
+    """log N(x; mean, std^2) of the entries `where`, one float64 per row."""
+    z = ((x - mean) / std).double()
+    square = z.square() if where is None else torch.where(where, z.square(), 0.0)
+    count = x[0].numel() if where is None else int(where.sum())
+    return -0.5 * square.flatten(1).sum(1) - count * (math.log(std) + 0.5 * math.log(2 * math.pi))
+
+
+def _states(model: Model, known: Any) -> Tensor:
+    """States (1 or groups, *shape) of states or samples."""
+    if isinstance(known, Tensor):
+        x = known if known.dim() > len(model.shape) else known[None]
+    else:
+        x = model.read(list(known) if isinstance(known, (list, tuple)) else [known])
+    if tuple(x.shape[1:]) != model.shape:
+        raise ValueError(f"Keep(known of shape {tuple(known.shape)}): states have shape {model.shape}")
+    like = torch.empty(0, dtype=model.dtype) if isinstance(model.process, Gaussian) else torch.empty(0).long()
+    return x.to(model.device, like.dtype)
+
+
+def _mask(model: Model, where: Any) -> Tensor:
+    """The mask as a bool tensor of the state's shape."""
+    mask = torch.as_tensor(where, device=model.device)
+    try:
+        if mask.dtype != torch.bool:
+            raise RuntimeError
+        return mask.expand(model.shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"Keep(where of shape {tuple(mask.shape)}, {mask.dtype}): a boolean mask of shape {model.shape} is needed, "
+            "or one that broadcasts to it; True is what is kept"
+        ) from error
+
+
+def _of_group(v: Tensor, group: Tensor) -> Tensor:
+    return v if len(v) == 1 else v[group]
+
+
+def _repeated(model: Model, moves: list[Move], recur: int, jump: int) -> list[Move]:
+    """Every stretch of `jump` steps `recur` times, with the forward process in between."""
+    if any(len(m.b) > 1 for m in moves):
+        raise ValueError('Keep(method="repaint") repeats steps; take a solver without memory, such as DDPM()')
+    table: list[Move] = []
+    for start in range(0, len(moves), jump):
+        stretch = moves[start : start + jump]
+        last = stretch[-1].s == 0 or model.process.scales(stretch[0].t)[0] == 0
+        back = [] if last else [_back(model, stretch[-1].s, stretch[0].t)]
+        table += [*stretch, *([*back, *stretch] * (recur - 1) if back else [])]
+    return table
+
+
+def _back(model: Model, s: float, t: float) -> Move:
+    """The forward process from s up to t."""
+    if not isinstance(model.process, Gaussian):
+        return Move(s, t)
+    return noised(Point(s, *model.process.scales(s)), Point(t, *model.process.scales(t)))

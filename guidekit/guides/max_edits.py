@@ -1,0 +1,70 @@
+r"""A bound on the number of positions that differ from a given sequence, kept by every sample.
+
+    p(x | #{i : x_i != reference_i} <= edits)
+
+A sequence is read by an automaton that counts differences; moves are drawn within what can still be completed, and the
+weights correct for it (see `shared/constrained`). Started from noise, sequences near a given one are improbable and the
+weights say so; the bound is most useful in `refine` and `evolve`, or with `StartFrom`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.card import Card
+from ..engine.guide import Guide
+from ..errors import is_count
+from ..models.base import Model
+from ..process import Masked, Uniform
+from .shared.constrained import Within
+from .shared.language import Language, near
+
+
+@dataclass(frozen=True, eq=False)
+class MaxEdits(Within):
+    """At most `edits` positions differ from the reference. No NFE; exact under the weights, and kept by every sample.
+
+    reference   a sequence that the model can read, or its tokens, (length,)
+    edits       the largest number of positions that may differ
+    ess         particles are resampled when the effective sample size falls below this fraction of them
+    """
+
+    reference: Any
+    edits: int
+    _: KW_ONLY
+    ess: float = 0.5
+
+    card = Card(
+        "changes at most so many positions of a given sequence",
+        section="Constraints",
+        processes=(Masked, Uniform),
+        refusal="is for tokens; keep parts of other samples with Keep",
+        exact="p(x | at most so many edits), for the weighted samples",
+        changes="weights",
+        example="gk.MaxEdits(sequence, 2)",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_count(self.edits, 0):
+            raise ValueError(f"MaxEdits(edits={self.edits!r}): a number of positions is needed")
+
+    def bound(self, model: Model) -> Guide:
+        x = self.reference if isinstance(self.reference, Tensor) else model.read([self.reference])
+        if tuple(x.shape[-1:]) != model.shape or x.numel() != model.shape[0]:
+            raise ValueError(f"MaxEdits(reference of shape {tuple(x.shape)}): one sequence of shape {model.shape}")
+        return self.having(reference=x.view(model.shape).to(model.device))
+
+    def language(self, model: Model) -> Language:
+        tokens = tuple(self.reference.tolist())
+        return _near(tokens, self.edits, model.vocab_size, model.device)  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=32)
+def _near(reference: tuple[int, ...], edits: int, V: int, device: torch.device) -> Language:
+    return near(torch.tensor(reference, device=device), edits, V)

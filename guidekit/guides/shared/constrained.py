@@ -1,0 +1,232 @@
+r"""Kernels of token processes within a language: constraints that hold in every sample, exact under the weights.
+
+Let p(x_s | x_t) be the kernel of a move, made of independent clean predictions p_i(v), and A the probability that a
+sequence drawn from them is in the language (see `language`). A move draws
+
+    x_0 from prod_i p_i, given that it is in the language,        x_s from q(x_s | x_t, x_0),
+
+position by position: backwards the probabilities of acceptance, forwards the draws. So that
+
+    q(x_s | x_t) = p(x_s | x_t) A(x_t, x_s)/A(x_t),
+
+where A(x_t, x_s) is the probability of acceptance once x_s is known as well. Samples are always in the language, since
+x_0 is x_s at the last move. The log-weights move by log p/q + log A(x_s) - log A(x_t), with A(x_s) by the predictions
+at x_s: intermediate targets are p(x_t) A(x_t), and the mean weight at the end estimates the probability of the language
+under the chain.
+
+Random numbers are those of the kernel without the constraint: one Gumbel number for each value of a position. The value
+is the place of the largest sum of log-weight and Gumbel number; the largest sum itself is independent of that place and
+chooses between the letters that x_0 may have. Where the language excludes nothing, x_s is that of the plain kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine.guide import Guide
+from ...engine.population import Population
+from ...engine.resampling import check_resampling, resample
+from ...engine.tree import Tree
+from ...engine.view import Step, View
+from ...models.base import Model
+from ...process import Categorical, Masked, Uniform
+from ...solvers import Move
+from .language import Language
+
+LEAST = 1e-30  # probability of a token that the constraint may need and the model excludes
+
+
+class Within(Guide):
+    """Base of guides whose samples are in a language: a dataclass with `language(model)` and the field `ess`."""
+
+    ess: float
+
+    def __post_init__(self) -> None:
+        check_resampling(self.ess, "systematic")
+        if (self.start, self.stop) != (0.0, 1.0):
+            raise ValueError(f"{type(self).__name__}(start, stop): a constraint holds throughout the run")
+
+    def language(self, model: Model) -> Language:
+        """The sequences that samples may be."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its samples may be")
+
+    def check(self, model: Model, steps: int) -> None:
+        if not self.language(model).possible:
+            raise ValueError(f"{type(self).__name__}: no sequence of {model.shape[0]} tokens satisfies all of it")
+
+    def propose(self, model: Model, population: Population, kernel: Any, step: Step) -> Any:
+        assert step.move is not None
+        if step.move.s > step.move.t:
+            return kernel
+        if isinstance(kernel, Constrained):
+            return kernel.within(self.language(model), population.group)
+        p = (population.proposals or population.predictions)[0]
+        return constrained(model.process, population.x, p, step.move, self.language(model), population.group)
+
+    def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
+        before = 0.0 if memo is None else memo
+        if view.step.last:
+            return -before, view.zeros()
+        assert view.prediction is not None and view.step.move is not None
+        language = self.language(view.model)
+        kernel = constrained(view.model.process, view.x, view.prediction, view.step.move, language, view.group)
+        return kernel.accepted - before, kernel.accepted
+
+    def select(self, population: Population, step: Step) -> Population:
+        return resample(population, step, self.ess, "systematic")
+
+
+@dataclass(frozen=True, eq=False)
+class Constrained:
+    """The kernel q; `allowed` is bool (rows or 1, L, V), and `p` the clean probabilities, float64 (rows, L, V)."""
+
+    process: Any
+    x: Tensor
+    p: Tensor
+    move: Move
+    language: Language
+    allowed: Tensor
+    random = True
+    history = ()
+
+    def within(self, other: Language, group: Tensor) -> Constrained:
+        """The kernel within a further language."""
+        language = self.language & other
+        if not language.possible:
+            raise ValueError("the constraints of these guides contradict each other: no sequence satisfies them all")
+        return replace(self, language=language, allowed=_rows_of(language, group))
+
+    def push(self, noise: Tensor) -> Tensor:
+        if self.language.free:
+            return self._kernel(self.given * self.allowed).push(noise)
+        f, betas = self.given * self.allowed, self._ahead[1]
+        state, out, rows = torch.zeros_like(self.x[:, 0]), [], torch.arange(len(self.x), device=self.x.device)
+        for i in range(self.language.length):
+            after = self.language.next[i][state]  # (rows, V)
+            w = f[:, i] * betas[i + 1][rows[:, None], after]
+            w = w / w.sum(-1, keepdim=True)
+            values = self.values(i, w).log()
+            best, value = (values + noise[:, i]).max(-1)
+            letter = _inverted(self.letters(i, value, w), (-(-(best - values.logsumexp(-1))).exp()).exp())
+            state = after[rows, letter]
+            out.append(value)
+        return torch.stack(out, 1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        accepted = self.language.backward(self.seen(x) * self.allowed)[0]
+        return self._kernel(self.given).log_prob(x) + accepted - self.accepted
+
+    def correction(self, p: Any, x: Tensor) -> Tensor:
+        return p.log_prob(x) - self.log_prob(x)
+
+    @property
+    def accepted(self) -> Tensor:
+        """log A(x_t), float64 (rows,)."""
+        return self._ahead[0]
+
+    @cached_property
+    def _ahead(self) -> tuple[Tensor, list[Tensor]]:
+        return self.language.backward(self.given * self.allowed)
+
+    def _kernel(self, p: Tensor) -> Categorical:
+        return self.process.kernel(self.x, (p.log(),), self.move)
+
+    @property
+    def given(self) -> Tensor:
+        """P(x_0^i = v | x_t), (rows, L, V)."""
+        raise NotImplementedError
+
+    def seen(self, x: Tensor) -> Tensor:
+        """P(x_0^i = v | x_t, x_s)."""
+        raise NotImplementedError
+
+    def values(self, i: int, w: Tensor) -> Tensor:
+        """The probabilities of the values of x_s at position i, where those of its clean letters are w."""
+        raise NotImplementedError
+
+    def letters(self, i: int, value: Tensor, w: Tensor) -> Tensor:
+        """The weights of the clean letters, (rows, V), given this value of x_s."""
+        raise NotImplementedError
+
+
+class _Masked(Constrained):
+    """A masked position stays masked with probability u, whatever its letter is."""
+
+    @cached_property
+    def given(self) -> Tensor:  # type: ignore[override]
+        return self.seen(self.x)
+
+    def seen(self, x: Tensor) -> Tensor:
+        p = self.p
+        if self.process.places:  # the network looks no further than the next position
+            p = torch.where((self.stays == 1)[:, None], 1 / p.shape[-1], p)
+        letter = torch.nn.functional.one_hot(x.clamp(max=p.shape[-1] - 1), p.shape[-1]).to(p)
+        return torch.where((x == self.process.V)[..., None], p, letter)
+
+    @cached_property
+    def stays(self) -> Tensor:
+        """u of every position, (L,)."""
+        (t, s), x = self.move[:2], self.x
+        u = (self.process.hidden(s, x) / self.process.hidden(t, x)).nan_to_num(0.0).clamp(max=1)
+        return u.expand(self.language.length)
+
+    def values(self, i: int, w: Tensor) -> Tensor:
+        u = torch.where(self.x[:, i] == self.process.V, self.stays[i], 0.0)[:, None]
+        return torch.cat([(1 - u) * w, u], -1)
+
+    def letters(self, i: int, value: Tensor, w: Tensor) -> Tensor:
+        V = w.shape[-1]
+        shown = torch.nn.functional.one_hot(value.clamp(max=V - 1), V).to(w)
+        return torch.where((value == V)[:, None], w, shown)
+
+
+class _Uniform(Constrained):
+    """q(x_s = a | x_t = b, x_0 = v) is q(b | a) q(a | v)/q(b | v)."""
+
+    @property
+    def given(self) -> Tensor:  # type: ignore[override]
+        return self.p
+
+    def seen(self, x: Tensor) -> Tensor:
+        f = self.p * self._law(x, 1 - self.move.s) / self._law(self.x, 1 - self.move.t)
+        return f / f.sum(-1, keepdim=True)
+
+    def values(self, i: int, w: Tensor) -> Tensor:
+        return (self._pairs(i) * w[:, None]).sum(-1)
+
+    def letters(self, i: int, value: Tensor, w: Tensor) -> Tensor:
+        return self._pairs(i)[torch.arange(len(value), device=value.device), value] * w
+
+    def _law(self, x: Tensor, kept: float) -> Tensor:
+        """kept [x = v] + (1 - kept)/V over v."""
+        V = self.p.shape[-1]
+        return torch.nn.functional.one_hot(x, V).to(self.p) * kept + (1 - kept) / V
+
+    def _pairs(self, i: int) -> Tensor:
+        """q(x_s = a | x_t, x_0 = v) at position i, (rows, a, v)."""
+        kept_t, kept_s = 1 - self.move.t, 1 - self.move.s
+        b, V = self.x[:, i], self.p.shape[-1]
+        every = torch.arange(V, device=b.device)
+        return self._law(b, kept_t / kept_s)[:, :, None] * self._law(every, kept_s) / self._law(b, kept_t)[:, None]
+
+
+def constrained(process: Any, x: Tensor, log_p: Tensor, move: Move, language: Language, group: Tensor) -> Constrained:
+    """The kernel of a move within a language, from the prediction log p."""
+    p = log_p.double().softmax(-1).clamp(min=LEAST)
+    kind = {Masked: _Masked, Uniform: _Uniform}[type(process)]
+    return kind(process, x, p / p.sum(-1, keepdim=True), move, language, _rows_of(language, group))
+
+
+def _rows_of(language: Language, group: Tensor) -> Tensor:
+    return language.allowed if len(language.allowed) == 1 else language.allowed[group]
+
+
+def _inverted(weights: Tensor, u: Tensor) -> Tensor:
+    """The letter at which the cumulative weights, (rows, V), pass the uniform number u."""
+    total = weights.cumsum(-1)
+    return (total <= (u * total[:, -1])[:, None]).sum(-1).clamp(max=weights.shape[-1] - 1)

@@ -1,0 +1,82 @@
+r"""Sites that samples must not have, or must have: hard constraints on token sequences by an automaton that looks ahead.
+
+The automaton of Aho and Corasick (1975, https://doi.org/10.1145/360825.360855) reads a sequence and knows whether a
+site has occurred. At each move the probability that the sequence can still be completed within the constraint is
+computed backwards over the positions, and tokens are drawn forwards by it, so that no sample breaks the constraint,
+however short the run; the weights correct for what was forced (see `shared/constrained`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
+
+import torch
+
+from ..engine.card import Card, Paper
+from ..engine.guide import Guide
+from ..models.base import Model
+from ..process import Masked, Uniform
+from .shared.constrained import Within
+from .shared.language import Language, Word, avoiding, both, containing, spelled
+from .shared.sites import Site, tokens_of
+
+
+@dataclass(frozen=True)
+class Sites(Within):
+    """Forbidden and required sites. No NFE; exact under the weights, and kept by every sample.
+
+    forbidden   sites that occur nowhere: texts in the model's letters (for DNA with IUPAC codes), or lists of tokens
+    required    sites each of which occurs at least once
+    ess         particles are resampled when the effective sample size falls below this fraction of them
+    """
+
+    forbidden: Sequence[Site] = ()
+    required: Sequence[Site] = ()
+    _: KW_ONLY
+    ess: float = 0.5
+
+    card = Card(
+        "never a forbidden site, always the required ones",
+        section="Constraints",
+        processes=(Masked, Uniform),
+        refusal="is for tokens; keep parts of other samples with Keep",
+        exact="p(x | constraint), for the weighted samples",
+        changes="weights",
+        paper=Paper(
+            "aho1975matching",
+            "Aho, Alfred V. and Corasick, Margaret J.",
+            "Efficient string matching: an aid to bibliographic search",
+            1975,
+            "Communications of the ACM 18(6)",
+        ),
+        example='gk.Sites(forbidden=["GAATTC"])',
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("forbidden", "required"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, (getattr(self, name),))
+        if not self.forbidden and not self.required:
+            raise ValueError("Sites needs forbidden=[...] or required=[...]")
+        if not all(len(site) for site in (*self.forbidden, *self.required)):
+            raise ValueError("Sites: an empty site occurs everywhere")
+
+    def bound(self, model: Model) -> Guide:
+        own = {name: [tokens_of(model, site) for site in getattr(self, name)] for name in ("forbidden", "required")}
+        return self.having(**{name: tuple(map(tuple, sites)) for name, sites in own.items()})
+
+    def language(self, model: Model) -> Language:
+        never = tuple(sorted({word for site in self.forbidden for word in spelled(site)}))
+        always = tuple(tuple(spelled(site)) for site in self.required)
+        return _language(never, always, model.shape[0], model.vocab_size, model.device)  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=32)
+def _language(
+    never: tuple[Word, ...], always: tuple[tuple[Word, ...], ...], L: int, V: int, device: torch.device
+) -> Language:
+    parts = [containing(words, L, V, device) for words in always]
+    return both([*([avoiding(never, L, V, device)] if never else []), *parts])
