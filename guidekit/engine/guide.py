@@ -202,6 +202,11 @@ class Guide:
         """Whether it needs a stochastic solver: copies of a particle have to part again, and p/q has to exist."""
         return self.steer or any(map(self.has, ("plan", "select", "noise")))
 
+    @property
+    def independent(self) -> bool:
+        """Whether each particle lives on its own, without weights, branches or selections; searches need that."""
+        return not (self.stochastic or self.has("plan") or self.has("weigh"))
+
 
 @lru_cache(maxsize=64)
 def _regrouped(reward: ByGroup, groups: tuple[int, ...]) -> ByGroup:

@@ -96,6 +96,8 @@ class Keep(Within):
         example="gk.Keep(point, where)",
     )
 
+    even = False  # whether all weights are equal, since every kept token is there from the start
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method not in METHODS:
@@ -115,14 +117,17 @@ class Keep(Within):
             if self.template is not None:
                 raise ValueError("Keep(template=...) is for tokens; give known=... and where=... for this model")
             return self.having(known=_states(model, self.known), where=_mask(model, self.where))
-        if self.template is not None:
-            return self.having(template=template(model, self.template))
+        allowed = self._allowed(model) if self.template is None else template(model, self.template)
+        own = self.having(template=allowed, known=None, where=None)
+        return own.having(even=bool((own._held(model) | letters(allowed).allowed.all(-1)).all()))
+
+    def _allowed(self, model: Model) -> Tensor:
+        """The tokens that each position may have, (1 or groups, length, V)."""
         known, where = _states(model, self.known), _mask(model, self.where)
-        V = model.process.V  # type: ignore[attr-defined]
+        V = model.vocab_size  # type: ignore[attr-defined]
         if not bool(((known >= 0) & (known < V))[:, where].all()):
             raise ValueError(f"Keep(known): the kept tokens are numbers from 0 to {V - 1}")
-        only = torch.nn.functional.one_hot(known.clamp(0, V - 1), V).bool()
-        return self.having(template=only | ~where[:, None], known=None, where=None)
+        return torch.nn.functional.one_hot(known.clamp(0, V - 1), V).bool() | ~where[:, None]
 
     def check(self, model: Model, steps: int) -> None:
         if not isinstance(model.process, Gaussian):
@@ -138,6 +143,10 @@ class Keep(Within):
     @property
     def stochastic(self) -> bool:
         return self.method == "weighted"
+
+    @property
+    def independent(self) -> bool:
+        return self.method != "weighted" or self.even
 
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         if isinstance(model.process, Masked) and model.process.places:
@@ -182,8 +191,15 @@ class Keep(Within):
             return 0.0, memo
         if isinstance(view.model.process, Gaussian):
             return self._path(view, memo)
-        increment, after = super().log_weight(view, memo)
-        return (increment if memo is not None else increment + self._log_known(view)), after
+        increment, accepted = super().log_weight(view, None if memo is None else memo[0])
+        return increment, (accepted, self._log_known(view) if memo is None else memo[1])
+
+    def weigh(self, population: Population, step: Step) -> Population:
+        memo = population.memos[step.place]
+        if step.index != 1 or not isinstance(memo, tuple):
+            return population
+        known = population.by_group(memo[1]).sum(1) / population.branch  # siblings hold their parent's part
+        return population.weighed(step.place, known[population.group], memo)
 
     def select(self, population: Population, step: Step) -> Population:
         return super().select(population, step) if self.method == "weighted" else population
@@ -219,19 +235,20 @@ class Keep(Within):
         return _of_group(letters(self.template).allowed.long().argmax(-1), group)
 
     def _log_known(self, view: View) -> Tensor:
-        """log p of the tokens that are known from the start, by the chain rule, from the left: for each group one row
-        for each of them."""
-        total, held = view.zeros(), self._held(view.model)
-        for g in view.group.unique().tolist():
-            places = held[g if len(held) > 1 else 0].nonzero()[:, 0]
-            if not len(places):
-                continue
-            row = (view.group == g).nonzero()[:1, 0].expand(len(places))
-            letter, order = self._known(view.group[row[:1]])[0, places], torch.arange(len(places), device=view.x.device)
-            x = torch.full_like(view.x[row], view.model.process.V)  # type: ignore[attr-defined]
-            x[:, places] = torch.where(order < order[:, None], letter, x[:, places])  # row j shows the first j
+        """Of log p of the tokens that are known from the start, each row's part. By the chain rule, from the left, each
+        of them takes one row of the network; the particles of a group share them."""
+        total, held = view.zeros(), _of_group(self._held(view.model), view.group).expand(len(view.x), -1)
+        letter, rank, count = self._known(view.group), held.cumsum(-1) - 1, held.sum(-1)
+        for first in range(0, int(count.max()), view.step.n):
+            own = first + view.slot
+            row = (own < count).nonzero()[:, 0]
+            if not len(row):
+                break
+            before, here = (held & (rank < own[:, None]))[row], (held & (rank == own[:, None]))[row].int().argmax(-1)
+            x = torch.where(before, letter.expand_as(view.x)[row], view.model.process.V)  # type: ignore[attr-defined]
             log_p = view.take(row).evaluate(x, view.t)[Cond()].double().log_softmax(-1)
-            total[view.group == g] = log_p[order, places, letter].sum()
+            each = torch.arange(len(row), device=x.device)
+            total[row] += log_p[each, here, letter.expand_as(view.x)[row, here]]
         return total
 
 

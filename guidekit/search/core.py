@@ -193,6 +193,7 @@ class Search:
         self.holdout = self.given.pop("holdout", None)
         self.verifier = Verifier.of(reward)
         self.run = Run(model, n, **self.given, holdout=self.holdout)
+        self.given["guides"] = self.run.guides
         _check_guides(self.run.guides)
         self.space = Space.of(self.run, options.get("over"))
         self.alive = list(range(self.space.groups))  # conditions that are searched for
@@ -617,7 +618,7 @@ def _checked(z: Any, space: Space, strategy: Any) -> int:
 
 def _check_guides(guides: Sequence[Guide]) -> None:
     for guide in guides:
-        if guide.stochastic or guide.has("plan") or guide.has("weigh"):
+        if not guide.independent:
             raise ValueError(
                 f"guides holds {type(guide).__name__}, which weighs, branches or selects particles; a search goes "
                 "over the noise of independent samples. Take guides that bend the prediction"
