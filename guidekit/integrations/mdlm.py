@@ -80,8 +80,35 @@ def from_mdlm(
     wrapped = Logits(net, ids, next((n for n in ("timesteps", "sigma") if n in takes), None), time)
     read = decode or (None if tokenizer is None else _text(tokenizer))
     translated = None if read is None else lambda x: read(ids.to(x.device)[x])
-    return MaskedModel(wrapped, len(kept), length, decode=translated or (lambda x: ids.to(x.device)[x]))
+    return MaskedModel(
+        wrapped, len(kept), length, decode=translated or (lambda x: ids.to(x.device)[x]),
+        read=None if decode is not None else Reader(ids[:-1].tolist(), length, tokenizer),
+    )  # fmt: skip
 
 
 def _text(tokenizer: Any) -> Callable[[Tensor], list[str]]:
     return lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+class Reader:
+    """Texts, or the module's ids where there is no tokenizer, as guidekit's tokens."""
+
+    def __init__(self, ids: list[int], length: int, tokenizer: Any):
+        self.places, self.length, self.tokenizer = {v: i for i, v in enumerate(ids)}, length, tokenizer
+
+    @property
+    def takes(self) -> str:
+        return f"{'ids' if self.tokenizer is None else 'texts'} of exactly {self.length} tokens of the module"
+
+    def __call__(self, samples: Any) -> Tensor:
+        return torch.tensor([self._row(sample) for sample in samples])
+
+    def _row(self, sample: Any) -> list[int]:
+        ids = sample if self.tokenizer is None else self.tokenizer(sample, add_special_tokens=False)["input_ids"]
+        ids = [int(v) for v in ids]
+        if len(ids) != self.length:
+            raise ValueError(f"it has {len(ids)} tokens, and samples have {self.length}")
+        strange = [v for v in ids if v not in self.places]
+        if strange:
+            raise ValueError(f"it holds the id {strange[0]}, which is never drawn")
+        return [self.places[v] for v in ids]

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NetworkError
-from ..process import Process
+from ..process import Gaussian, Process
 from ..solvers import Solver
-from .networks import kind_of, networks_in
+from . import reading
+from .networks import kind_of, lent, networks_in
 
 Condition = Any  # what the user gives for one group: "HepG2", a prompt, 3, a tensor
 Encoded = Any  # None, a tensor, or a dict of tensors
@@ -33,13 +34,15 @@ class Model:
     null: Encoded
     solver: Solver | None = None  # of its runs, where none is given; None is the process's own
 
-    def __init__(self, net, process, shape, decode=None, encode_cond=None, null=None, dtype=None, device=None):
+    def __init__(
+        self, net, process, shape, decode=None, encode_cond=None, null=None, dtype=None, device=None, read=None
+    ):  # fmt: skip
         if not callable(net):
             raise TypeError(f"net is a callable (x, t, cond) -> tensor, not {type(net).__name__}")
         if not isinstance(shape, Sequence):
             raise TypeError(f"shape={shape!r}: the shape of one sample is needed, like (3, 64, 64) or (2,)")
         self.net, self.process, self.shape = net, process, tuple(shape)
-        self._decode, self._encode = decode, encode_cond
+        self._decode, self._encode, self._read = decode, encode_cond, read
         self.net_dtype, found = kind_of(networks_in(net))
         if dtype not in (None, torch.float32, torch.float64):
             raise ValueError(f"dtype={dtype}: the state is float32 or float64; a network may be in half precision")
@@ -104,9 +107,44 @@ class Model:
             raise ValueError(f"decode returned {len(samples)} samples for {len(x)} rows; it must return one for each")
         return samples
 
+    def read(self, samples: Any) -> Tensor:
+        """The states of samples, (rows, *shape): the inverse of `decode`. One text, file or image alone is one row.
+
+        Where samples are not decoded they are the states, and their shape is checked. Otherwise the model needs a
+        `read=`. ValueError names every sample that cannot be read, and says why.
+        """
+        if self._read is None and self.decodes:
+            raise ValueError(
+                f"this {type(self).__name__} does not read samples, as it was made without read=: give it a function "
+                f"of samples that returns states (rows, {', '.join(map(str, self.shape))}), the inverse of decode, or "
+                "give states"
+            )
+        read = reading.identity if self._read is None else self._read
+        with torch.no_grad(), self.lent(), lent(self.modules()):
+            return reading.states(read, samples, self.shape, self.state)
+
+    def state(self, x: Tensor) -> Tensor:
+        """Numbers as a state has them: of its precision, on its device; ValueError where they cannot be a state."""
+        if not isinstance(self.process, Gaussian):
+            return reading.tokens(x, getattr(self, "vocab_size", None)).to(self.device)
+        if not bool(x.isfinite().all()):
+            raise ValueError("it has NaN or infinity")
+        return x.to(self.device, self.dtype)
+
+    def states(self, given: Any) -> Tensor:
+        """States as they are, (rows, *shape) or one of them, and the states of samples.
+
+        A tensor that has the shape and the kind of numbers of a state is one: images given as a tensor of that shape
+        have to be read by `read`.
+        """
+        fits = isinstance(given, Tensor) and self.shape in (tuple(given.shape), tuple(given.shape[1:]))
+        if fits and given.is_floating_point() == isinstance(self.process, Gaussian):
+            return given
+        return self.read(given)
+
     def modules(self) -> list[nn.Module]:
         """The networks that a run puts into evaluation mode and restores afterwards."""
-        return networks_in(self.net, self._decode, self._encode)
+        return networks_in(self.net, self._decode, self._encode, self._read)
 
     def _forward(self, x: Tensor, t: float, cond: Encoded, shape: tuple[int, ...]) -> Tensor:
         """Call the network with one t per row, in its own precision, and check what it returns."""

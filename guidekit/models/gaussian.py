@@ -46,6 +46,8 @@ class GaussianModel(Model):
     decode        final states (rows, *shape) -> samples; the default returns the tensor
     encode_cond   the user's condition -> tensor (or dict), without a row axis
     null          the encoded "no condition", for guides that need it, such as CFG
+    read          samples -> states, the inverse of decode, so that runs can start from samples (`Model.read`). It
+                  raises ValueError where a sample cannot be read
 
     Noise and score say nothing about x_0 at alpha = 0, so their runs start at t = 0.999 on schedules that reach it. A
     network in half precision gets x in half precision; the state and t stay float32.
@@ -68,6 +70,7 @@ class GaussianModel(Model):
         encode_cond: Callable[[Any], Any] | None = None,
         null: Any = None,
         *,
+        read: Callable[[Any], Any] | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
@@ -81,7 +84,7 @@ class GaussianModel(Model):
         self.predicts = predicts
         blind = predicts in ("noise", "score") and float(schedule(torch.tensor(1.0, dtype=torch.float64))[0]) < 1e-3
         process = Gaussian(schedule, t_max=0.999 if blind else 1.0)
-        super().__init__(net, process, shape, decode, encode_cond, null, dtype, device)
+        super().__init__(net, process, shape, decode, encode_cond, null, dtype, device, read)
 
     def facts(self) -> list[str]:
         process: Any = self.process

@@ -54,8 +54,9 @@ class Stitched(Model):
         self.shared = _same_encoding(early, late)
         null = late.null if self.shared or late.null is None else _merged(early.null, late.null)
         super().__init__(
-            late.net, _process(early, late), late.shape, late._decode, late._encode, null, late.dtype, late.device
-        )
+            late.net, _process(early, late), late.shape, late._decode, late._encode, null, late.dtype, late.device,
+            late._read,
+        )  # fmt: skip
         for name in ("vocab_size", "length"):
             if hasattr(late, name):
                 setattr(self, name, getattr(late, name))

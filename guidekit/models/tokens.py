@@ -24,11 +24,12 @@ class _TokenModel(Model):
         encode_cond: Callable[[Any], Any] | None = None,
         null: Any = None,
         *,
+        read: Callable[[Any], Any] | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
         self.vocab_size, self.length = vocab_size, length
-        super().__init__(net, self._process(), (length,), decode, encode_cond, null, dtype, device)
+        super().__init__(net, self._process(), (length,), decode, encode_cond, null, dtype, device, read)
 
     def _process(self) -> Masked | Uniform:
         raise NotImplementedError(f"{type(self).__name__} does not say what its noise is")
@@ -43,8 +44,8 @@ class _TokenModel(Model):
 class MaskedModel(_TokenModel):
     """`net(tokens, t, cond) -> logits (rows, length, vocab_size)` as a masked (absorbing) base model.
 
-    The mask has the id vocab_size. t, cond, decode, encode_cond and null are as in `GaussianModel`; a network that
-    takes no time ignores t. Predictions are log p(x_0^i = v | x_t).
+    The mask has the id vocab_size. t, cond, decode, encode_cond, null and read are as in `GaussianModel`; a network
+    that takes no time ignores t. Predictions are log p(x_0^i = v | x_t).
 
     ordered   positions are unmasked one after the other, from the left, as in an autoregressive model: for networks
               trained that way. With at least `length` steps, samples follow exactly that model.
@@ -64,12 +65,13 @@ class MaskedModel(_TokenModel):
         encode_cond: Callable[[Any], Any] | None = None,
         null: Any = None,
         *,
+        read: Callable[[Any], Any] | None = None,
         ordered: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
         self.ordered = ordered
-        super().__init__(net, vocab_size, length, decode, encode_cond, null, dtype=dtype, device=device)
+        super().__init__(net, vocab_size, length, decode, encode_cond, null, read=read, dtype=dtype, device=device)
 
     def facts(self) -> list[str]:
         return [*super().facts(), *(["ordered=True"] if self.ordered else [])]

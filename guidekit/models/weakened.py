@@ -65,8 +65,9 @@ class Weakened(Model):
         if not isinstance(base, Model):
             raise TypeError(f"weakened(model) takes a base model, not {type(base).__name__}")
         super().__init__(
-            base.net, base.process, base.shape, base._decode, base._encode, base.null, base.dtype, base.device
-        )
+            base.net, base.process, base.shape, base._decode, base._encode, base.null, base.dtype, base.device,
+            base._read,
+        )  # fmt: skip
         self.base, self.drop, self.share, self.skip, self.seed, self.axis = base, drop, share, skip, seed, axis
         if not (drop or skip):
             raise ValueError("weakened(model) needs modules to weaken: name them in drop=[...] or skip=[...]")

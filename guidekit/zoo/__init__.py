@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..models import GaussianModel, MaskedModel, Model
 from ..solvers.schedules import Cosine
-from . import nets
+from . import nets, readers
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -120,15 +120,17 @@ def _images(net: nn.Module, own: dict[str, Any]) -> Model:
         return (x * std + mean).clamp(0, 1)
 
     return GaussianModel(
-        net, own["shape"], Cosine(), "velocity", decode, lambda c: torch.tensor(_label(c, classes)), len(classes)
-    )
+        net, own["shape"], Cosine(), "velocity", decode, lambda c: torch.tensor(_label(c, classes)), len(classes),
+        read=readers.Images(tuple(own["shape"]), mean, std),
+    )  # fmt: skip
 
 
 def _dna(net: nn.Module, own: dict[str, Any]) -> Model:
-    classes: list[str] = own["classes"]
+    classes, length = own["classes"], own["options"]["length"]
     return MaskedModel(
-        net, 4, own["options"]["length"], _sequences, lambda c: torch.tensor(_label(c, classes)), len(classes)
-    )
+        net, 4, length, _sequences, lambda c: torch.tensor(_label(c, classes)), len(classes),
+        read=readers.Sequences(length),
+    )  # fmt: skip
 
 
 def _molecules(net: nn.Module, own: dict[str, Any]) -> Model:
@@ -137,7 +139,8 @@ def _molecules(net: nn.Module, own: dict[str, Any]) -> Model:
     classes, tokens, options = own["classes"], Tokens.of(own["tokens"]), own["options"]
     return MaskedModel(
         net, options["vocab"], options["length"], lambda x: tokens.decode(x.cpu()),
-        lambda c: torch.tensor(_label(c, classes)), len(classes), ordered=own["network"] == "OrderedNet",
+        lambda c: torch.tensor(_label(c, classes)), len(classes), read=readers.Molecules(tokens, options["length"]),
+        ordered=own["network"] == "OrderedNet",
     )  # fmt: skip
 
 
@@ -145,7 +148,7 @@ _MODELS = {"image model": _images, "DNA model": _dna, "molecule model": _molecul
 
 
 def _sequences(x: Tensor) -> list[str]:
-    return ["".join("ACGTN"[v] for v in row) for row in x.tolist()]
+    return ["".join(readers.LETTERS[v] for v in row) for row in x.tolist()]
 
 
 def _label(condition: Any, classes: list[str]) -> int:

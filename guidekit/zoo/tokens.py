@@ -58,6 +58,17 @@ class Merged:
             row[: sizes[place]] = flat[breaks[place] + 1 : breaks[place] + 1 + sizes[place]]
         return out, kept
 
+    def row(self, symbols: Sequence[str], length: int) -> np.ndarray:
+        """The row of one text; ValueError says why there is none."""
+        strange = sorted(set(symbols).difference(self.symbols))
+        if strange:
+            raise ValueError(f"it holds {', '.join(strange)}, which the model does not know")
+        rows, kept = self.rows([symbols], length)
+        if not len(kept):
+            size = len(self.rows([symbols], len(symbols))[0][0].nonzero()[0])
+            raise ValueError(f"it takes {size} tokens, and the model has {length}")
+        return rows[0]
+
     def texts(self, tokens: Any) -> list[str]:
         """Texts of rows, up to their first end."""
         words = self.words()
@@ -83,6 +94,27 @@ class Tokens(Merged):
     def encode_each(self, smiles: Sequence[str], length: int, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Rows, and the places of the molecules: those that are too long, or hold other symbols, are left out."""
         return self.rows([_selfies(s) for s in tqdm(smiles, desc="SELFIES", disable=not progress)], length, progress)
+
+    def read(self, smiles: Sequence[str], length: int) -> np.ndarray:
+        """Rows (molecules, length) that decode to these molecules; ValueError where there is none.
+
+        Tokens are in the order of the SMILES: what is written first comes first.
+        """
+        return np.stack([self._read(s, length) for s in smiles])
+
+    def _read(self, smiles: str, length: int) -> np.ndarray:
+        from rewards.molecules.descriptors import canonical
+
+        wanted = canonical(smiles)
+        if not wanted:
+            raise ValueError("it is no SMILES of a molecule")
+        symbols = _selfies(smiles)
+        if not symbols:
+            raise ValueError("SELFIES cannot write it")
+        row = self.row(symbols, length)
+        if (found := canonical(self.decode(row[None])[0])) != wanted:
+            raise ValueError(f"it comes back as {found}, another molecule")
+        return row
 
     def decode(self, tokens: Any) -> list[str]:
         """SMILES of rows, up to their first end; texts that SELFIES cannot read are empty."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rewards.base import needs
 
 from ...models.base import as_encoded
-from .decoding import Decoder
+from .decoding import Decoder, Encoder
 from .families import Family, Plain, family_of
 from .grids import Grids
 from .model import DiffusersModel
@@ -43,9 +43,12 @@ def from_diffusers(
     eta                 of DDIM's and TCD's steps
     output              what rewards and `result.samples` see: "image", tensors in [0, 1]; "latent"; or a function of
                         states, like a small decoder
-    decode_batch        most pictures that the VAE decodes at a time
+    decode_batch        most pictures that the VAE decodes or encodes at a time
     encode              further arguments of pipe.encode_prompt, like {"max_sequence_length": 128}
     null                the condition of "none" of a denoiser without its pipeline
+
+    `model.read(pictures)` makes states of pictures by the VAE, as image-to-image pipelines do, so that runs can start
+    from pictures of one's own. With output="latent" samples are states, and nothing is read.
 
     A condition is a prompt, a label (DiT), or a dict like {"prompt": ..., "negative_prompt": ...} or
     {"prompt_embeds": ...} of what pipe.encode_prompt takes. A list of conditions is a list of groups, n pictures each.
@@ -70,6 +73,9 @@ def from_diffusers(
     model = DiffusersModel(family, grids, whole, None, negative_prompt, dict(encode or {}), None)
     decoder = Decoder(vae, family, grids.dtype, decode_batch) if output == "image" and whole is not None else None
     model._decode = output if callable(output) else decoder
+    if whole is not None and output != "latent":
+        channels = family.drawn[0] if vae is None else vae.config.get("in_channels", 3)
+        model._read = Encoder(vae, family, channels, decode_batch, model.device)
     if null is not None:
         model.null = as_encoded(null if isinstance(null, dict) else {family.takes: null}, model.device)
     return model
@@ -100,6 +106,8 @@ def _scale(pipe: Any, kind: type[Family]) -> int:
     """Pixels per latent."""
     names = ("vae_scale_factor", "vae_scale_factor_spatial")
     found = [v for name in names if (v := getattr(pipe, name, None))]
+    vae = getattr(getattr(pipe, "vae", None), "config", {})
+    found += [2 ** (len(vae["block_out_channels"]) - 1)] if "block_out_channels" in vae else []
     return int(found[0]) if found else 1 if kind is Plain else 8
 
 

@@ -1,4 +1,5 @@
-"""From states to pictures: the pipeline's decoding, with gradients where they are wanted."""
+"""From states to pictures and back: the pipeline's decoding, with gradients where they are wanted, and the encoding of
+its image-to-image form."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import NetworkError
+from ...models import reading
 from .families import Family
 
 
@@ -29,8 +31,7 @@ class Decoder:
     def _decoded(self, x: Tensor) -> Tensor:
         if self.vae is None:
             return x
-        half = self.upcast and self.vae.dtype == torch.float16 and getattr(self.vae.config, "force_upcast", False)
-        if not half:
+        if not _half(self.vae, self.upcast):
             image = self.vae.decode(self.latents(x, self.vae).to(self.vae.dtype), return_dict=False)[0]
             return self._finite(image.transpose(1, 2) if self.video else image, x)
         try:
@@ -46,3 +47,51 @@ class Decoder:
                 "bfloat16, or a VAE made for float16"
             )
         return image
+
+
+class Encoder:
+    """Pictures in [0, 1] -> states, as image-to-image pipelines make them: the mean of the VAE's encoding.
+
+    most    pictures encoded at a time; None is all that come together
+    """
+
+    def __init__(self, vae: Any, family: Family, channels: int, most: int | None, device: torch.device):
+        self.vae, self.most, self.device = vae, most, device
+        self.state, self.upcast, self.video = family.state, family.upcast, family.frames is not None
+        self.shape = channels, *(v * family.scale for v in family.size[-2:])
+
+    @property
+    def takes(self) -> str:
+        channels, height, width = self.shape
+        kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
+        what = f"{kind} pictures of {height} x {width} pixels: tensors or arrays in [0, 1], PIL images or files"
+        return f"videos, each a sequence of {what}" if self.video else what
+
+    def __call__(self, pictures: Any) -> Tensor:
+        x = torch.stack([self._seen(v) for v in pictures]) if self.video else self._seen(pictures)
+        return torch.cat([self._encoded(2 * part - 1) for part in x.split(self.most or len(x))]).float()
+
+    def _seen(self, pictures: Any) -> Tensor:
+        return reading.images(reading.listed(pictures), *self.shape)
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        if self.vae is None:
+            return x
+        half = _half(self.vae, self.upcast)
+        try:
+            vae = self.vae.to(torch.float32) if half else self.vae
+            x = x.transpose(1, 2) if self.video else x  # videos have their channels first
+            return self.state(_mean(vae.encode(x.to(self.device, vae.dtype))), vae)
+        finally:
+            if half:
+                self.vae.to(torch.float16)
+
+
+def _mean(encoded: Any) -> Tensor:
+    """The mean of what a VAE encodes; some encode without noise."""
+    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+
+
+def _half(vae: Any, upcast: bool) -> bool:
+    """Whether a VAE in half precision has to work in float32."""
+    return upcast and vae.dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))

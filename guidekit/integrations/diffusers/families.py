@@ -68,6 +68,11 @@ class Family:
         config, x = vae.config, self.unpack(x) / vae.config.scaling_factor
         return x + config.shift_factor if self.shift and getattr(config, "shift_factor", None) is not None else x
 
+    def state(self, z: Tensor, vae: Any) -> Tensor:
+        """States from what the VAE encodes: the inverse of `latents`."""
+        shift = getattr(vae.config, "shift_factor", None) if self.shift else None
+        return self.pack((z if shift is None else z - shift) * vae.config.scaling_factor)
+
 
 class Plain(Family):
     """UNet2DModel: unconditional, or with labels."""
@@ -140,6 +145,13 @@ class StableDiffusionXL(StableDiffusion):
             return super().latents(x, vae)
         mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(x) for v in (mean, std))
         return x * std / vae.config.scaling_factor + mean
+
+    def state(self, z: Tensor, vae: Any) -> Tensor:
+        mean, std = (getattr(vae.config, f"latents_{k}", None) for k in ("mean", "std"))
+        if mean is None or std is None:
+            return super().state(z, vae)
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(z) for v in (mean, std))
+        return (z - mean) * vae.config.scaling_factor / std
 
 
 class StableDiffusion3(Family):
@@ -306,6 +318,12 @@ class Wan(Family):
         x, config = x.to(vae.dtype), vae.config
         mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1).to(x) for v in (config.latents_mean, config.latents_std))
         return x / (1.0 / std) + mean
+
+    def state(self, z: Tensor, vae: Any) -> Tensor:
+        mean, std = (
+            torch.tensor(v).view(1, -1, 1, 1, 1).to(z) for v in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        return (z - mean) * (1.0 / std)
 
 
 class Stages:

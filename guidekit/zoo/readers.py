@@ -1,0 +1,82 @@
+"""From samples to the states of the bundled models: what their `read` takes, and how."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..models import reading
+
+if TYPE_CHECKING:
+    from .tokens import Tokens
+
+LETTERS = "ACGTN"
+
+
+@dataclass(frozen=True)
+class Molecules:
+    """SMILES as rows of tokens."""
+
+    tokens: Tokens
+    length: int
+
+    @property
+    def takes(self) -> str:
+        return f"SMILES of molecules whose SELFIES have at most {self.length} tokens of the model's vocabulary"
+
+    def __call__(self, smiles: Sequence[str]) -> Tensor:
+        _check_texts(smiles, "a SMILES")
+        return torch.as_tensor(self.tokens.read(smiles, self.length)).long()
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """DNA as rows of letters."""
+
+    length: int
+
+    @property
+    def takes(self) -> str:
+        return f"texts of {self.length} letters A, C, G and T (lower case is fine, and U is read as T)"
+
+    def __call__(self, sequences: Sequence[str]) -> Tensor:
+        _check_texts(sequences, "a sequence")
+        return torch.tensor([self._row(s.strip().upper().replace("U", "T")) for s in sequences])
+
+    def _row(self, text: str) -> list[int]:
+        odd = re.search("[^ACGT]", text)
+        if odd is not None:
+            raise ValueError(f"it has {odd[0]!r} at position {odd.start()}")
+        if len(text) != self.length:
+            raise ValueError(f"it has {len(text)} letters, and the model has {self.length}")
+        return [LETTERS.index(v) for v in text]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images in [0, 1] as standardised pixels."""
+
+    shape: tuple[int, ...]
+    mean: float
+    std: float
+
+    @property
+    def takes(self) -> str:
+        channels, height, width = self.shape
+        kind = "grey" if channels == 1 else "colour"
+        return f"{kind} images of {height} x {width} pixels: tensors or arrays in [0, 1] or 8 bits, PIL images or files"
+
+    def __call__(self, images: Any) -> Tensor:
+        channels, height, width = self.shape
+        return (reading.images(images, channels, height, width) - self.mean) / self.std
+
+
+def _check_texts(samples: Sequence[Any], what: str) -> None:
+    for sample in samples:
+        if not isinstance(sample, str):
+            raise TypeError(f"{what} is a text, not {type(sample).__name__}")
