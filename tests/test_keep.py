@@ -102,7 +102,7 @@ def test_constraints_intersect(process: str):
 
 @pytest.mark.parametrize("process", TOKENS)
 def test_times_that_go_up_again_leave_the_conditional_law(process: str):
-    """From a chain at t = 1/2 up to 3/4 and down again: each move is a kernel of p, so the law is that of a long one."""
+    """From a chain at t = 1/2 up to 3/4 and down again: each move is a kernel of p, so the law is that of p."""
     table = PROBLEMS[process].model.table[1]
     model = gk.analytic.TokenTable(table.view(V, V, V), process)
     down = list(np.linspace(1, 0, 41))
@@ -125,10 +125,10 @@ def table(noising: str) -> gk.analytic.TokenTable:
 @pytest.mark.parametrize("noising", ["masked", "ordered"])
 @pytest.mark.parametrize("where", [(1, 1, 0, 0), (0, 1, 0, 1), (1, 0, 0, 0), (0, 0, 1, 1)])
 def test_known_tokens_of_masked_models_give_the_exact_conditional_and_its_probability(noising: str, where):
-    """One position a step is drawn, so that chains are exact."""
-    model, known, n = table(noising), torch.tensor([2, 0, 1, 1]), 20_000
+    """Hardly any two positions are drawn in one step, so that chains are nearly exact."""
+    model, known, n = table(noising), torch.tensor([2, 0, 1, 1]), 6000
     mask = torch.tensor(where).bool()
-    steps = 4 if noising == "ordered" else 400
+    steps = 4 if noising == "ordered" else 200
     result = gk.sample(model, n, steps=steps, guides=[gk.Keep(known, mask)], seed=1)
     assert torch.equal(result.x[:, mask], known[mask].expand(n, -1))
     own = model.table[0].exp() * (model.states == known)[:, mask].all(1)
@@ -140,7 +140,7 @@ def test_known_tokens_of_masked_models_give_the_exact_conditional_and_its_probab
     # chi-square of 8 or 26 degrees of freedom: 36 and 66 are met by chance once in 10^5; resampling adds to it
     assert chi < (40 if sum(where) == 2 else 70) * (3 if weighted else 1)
     assert float(result.log_z) == pytest.approx(float(own.sum().log()), abs=0.05 if weighted else 1e-9)
-    assert bool(result.log_weights.std() < 1e-9) == (not weighted)
+    assert bool(result.trace["ess"].amin() > n - 1e-3) == (not weighted)
 
 
 def test_few_particles_of_an_ordered_model_estimate_the_probability_of_a_kept_end():
@@ -172,7 +172,11 @@ def test_a_known_beginning_of_an_ordered_model_saves_its_steps():
 def test_a_constraint_that_excludes_nothing_gives_the_plain_sampler_bit_for_bit(noising: str):
     model = table(noising)
     plain = gk.sample(model, 500, steps=6)
-    for guide in (gk.MaxEdits(torch.tensor([2, 0, 1, 1]), 4), gk.Sites(forbidden=[[0] * 5]), gk.Keep(template=[None] * 4)):
+    for guide in (
+        gk.MaxEdits(torch.tensor([2, 0, 1, 1]), 4),
+        gk.Sites(forbidden=[[0] * 5]),
+        gk.Keep(template=[None] * 4),
+    ):
         free = gk.sample(model, 500, steps=6, guides=[guide])
         assert torch.equal(plain.x, free.x)
         assert float(free.log_weights.abs().max()) < 1e-9
@@ -210,8 +214,12 @@ def dna(kind=gk.MaskedModel, length: int = 24, **options) -> gk.Model:
     )  # fmt: skip
 
 
+def gc(texts: list[str]) -> torch.Tensor:
+    return torch.tensor([float(sum(c in "GC" for c in s)) for s in texts])
+
+
 @pytest.mark.parametrize("kind", [gk.MaskedModel, gk.UniformModel])
-@pytest.mark.parametrize("steps", [1, 2, 12])
+@pytest.mark.parametrize("steps", [1, 2, pytest.param(12, marks=pytest.mark.slow)])
 def test_no_sample_of_ten_thousand_breaks_a_constraint_however_short_the_run(kind, steps: int):
     guides = [
         gk.Keep(template="NNRACNNNNNNNNNNNNNNNNNYY", ess=0.0),
@@ -229,13 +237,13 @@ def test_no_sample_of_ten_thousand_breaks_a_constraint_however_short_the_run(kin
 def test_at_most_so_many_edits_in_ten_thousand_samples_and_in_refinement():
     model, reference = dna(), "ACGTACGTACGTACGTACGTACGT"
     guide = gk.MaxEdits(reference, 3, ess=0.0)
+
     def edits(texts):
         return [sum(a != b for a, b in zip(s, reference, strict=True)) for s in texts]
 
     found = edits(gk.sample(model, 10_000, steps=3, guides=[guide]).samples)
     assert max(found) == 3
     start = model.read([reference] * 40)
-    gc = lambda texts: torch.tensor([float(sum(c in "GC" for c in s)) for s in texts])
     better = gk.refine(model, start, gc, rounds=4, level=0.3, steps=6, guides=[guide])
     assert max(edits(better.samples)) <= 3
     assert float(better.rewards.mean()) > 12.5
@@ -243,7 +251,6 @@ def test_at_most_so_many_edits_in_ten_thousand_samples_and_in_refinement():
 
 def test_refinement_evolution_and_searches_keep_what_is_kept():
     model, keep = dna(), gk.Keep(template="NNNNGATAANNNNNNNNNNNNNNN")
-    gc = lambda texts: torch.tensor([float(sum(c in "GC" for c in s)) for s in texts])
     options = {"guides": [keep], "seed": 1}
     results = [
         gk.refine(model, 16, gc, rounds=2, steps=4, **options),
@@ -277,15 +284,23 @@ def conditional() -> tuple[float, float, float]:
     return float(mean), float((w * (STD**2 + MEANS[:, 1] ** 2)).sum() - mean**2), float(log_w.logsumexp(0))
 
 
-@pytest.mark.parametrize("solver", [gk.solvers.DDPM(times="karras"), gk.solvers.SDEDPMpp(2, times="karras")], ids=repr)
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_rest_follows_the_conditional_law_and_z_is_the_density_of_what_is_kept(schedule: str, solver):
-    result = gk.sample(mixture(schedule), 20_000, steps=80, solver=solver, guides=[gk.Keep(K, M)])
+@pytest.mark.parametrize(
+    ("schedule", "solver", "steps"),
+    [
+        ("vp", gk.solvers.DDPM(), 200),
+        ("vp", gk.solvers.SDEDPMpp(2), 80),
+        ("ve", gk.solvers.SDEDPMpp(2, times="karras"), 80),
+        ("flow", gk.solvers.DDPM(), 200),
+        ("flow", gk.solvers.DDIM(0.7), 200),
+    ],
+)
+def test_the_rest_follows_the_conditional_law_and_z_is_the_density_of_what_is_kept(schedule: str, solver, steps: int):
+    result = gk.sample(mixture(schedule), 20_000, steps=steps, solver=solver, guides=[gk.Keep(K, M)])
     assert torch.equal(result.x[:, M], K[M].expand(20_000, 2))
     mean, var, log_z = conditional()
     x, w = result.x[:, 1], result.weights
     found = float((w * x).sum())
-    # 80 steps leave a bias of .01 to .02; a wrong sign or factor moves these by .2 and more
+    # the steps leave a bias of .01 to .02; a wrong sign or factor moves these by .2 and more
     assert found == pytest.approx(mean, abs=0.035)
     assert float((w * (x - found) ** 2).sum()) == pytest.approx(var, abs=0.03)
     assert float(result.log_z) == pytest.approx(log_z, abs=0.06)
@@ -320,10 +335,10 @@ def test_together_with_a_reward_the_law_is_the_tilted_conditional(guides):
     mean = float((log_w.softmax(0) * (MEANS[:, 1] + STD**2)).sum())
     for order in (1, -1):
         both = [gk.Keep(K, M), *guides(lambda x: x[:, 1])][::order]
-        result = gk.sample(mixture("vp"), 8000, steps=60, guides=both, seed=order + 3)
-        assert torch.equal(result.x[:, M], K[M].expand(8000, 2))
-        assert float((result.weights * result.x[:, 1]).sum()) == pytest.approx(mean, abs=0.05)
-        assert float(result.log_z) == pytest.approx(float(log_w.logsumexp(0)), abs=0.08)
+        result = gk.sample(mixture("vp"), 4000, steps=200, guides=both, seed=order + 3)
+        assert torch.equal(result.x[:, M], K[M].expand(4000, 2))
+        assert float((result.weights * result.x[:, 1]).sum()) == pytest.approx(mean, abs=0.07)
+        assert float(result.log_z) == pytest.approx(float(log_w.logsumexp(0)), abs=0.15)
 
 
 def test_with_guidance_the_law_is_that_of_the_guided_chain():
@@ -341,8 +356,7 @@ def test_with_guidance_the_law_is_that_of_the_guided_chain():
 
 
 def test_times_that_go_up_again_leave_the_gaussian_law():
-    down = list(np.linspace(1, 0, 81))
-    times = [*down[:61], *np.linspace(0.5, 0, 41)]
+    times = [*np.linspace(1, 0.25, 121), *np.linspace(0.5, 0, 81)]
     result = gk.sample(mixture("vp"), 20_000, steps=times, guides=[gk.Keep(K, M)])
     mean, _, log_z = conditional()
     assert float((result.weights * result.x[:, 1]).sum()) == pytest.approx(mean, abs=0.04)
@@ -350,17 +364,18 @@ def test_times_that_go_up_again_leave_the_gaussian_law():
 
 
 def test_starts_that_hold_the_kept_part_stay_in_the_conditional_law():
-    """Samples of p(x | k), noised to t = 1/2 and denoised: no weight is known at the start, and none is needed."""
-    mean, var, _ = conditional()
+    """Samples of p(x | k), noised a little and denoised. Their weights at the start are not known and are taken to be
+    equal, which is a bias that vanishes with the level: .005 at .02, and .08 at 1/2."""
+    mean, _, _ = conditional()
     square = ((K - MEANS)[:, M] / STD[:, None]).square().sum(1)
     own = (PI.log() - 0.5 * square - 2 * STD.log()).softmax(0)
     generator = torch.Generator().manual_seed(0)
     part = torch.multinomial(own, 20_000, True, generator=generator)
     x = K.repeat(20_000, 1)
     x[:, 1] = MEANS[part, 1] + STD[part] * torch.randn(20_000, generator=generator).double()
-    result = gk.sample(mixture("vp"), 20_000, steps=60, guides=[gk.StartFrom(x, level=0.5), gk.Keep(K, M)])
+    result = gk.sample(mixture("vp"), 20_000, steps=60, guides=[gk.StartFrom(x, level=0.02), gk.Keep(K, M)])
     assert torch.equal(result.x[:, M], K[M].expand(20_000, 2))
-    assert float((result.weights * result.x[:, 1]).sum()) == pytest.approx(mean, abs=0.03)
+    assert float((result.weights * result.x[:, 1]).sum()) == pytest.approx(mean, abs=0.015)
 
 
 @pytest.mark.parametrize("solver", [None, gk.solvers.DDIM(), gk.solvers.Heun()], ids=repr)
@@ -375,7 +390,7 @@ def test_repaint_comes_nearer_to_the_conditional_than_replacement():
     mean, _, _ = conditional()
     found = {}
     for method in ("replace", "repaint"):
-        result = gk.sample(mixture("vp"), 4000, steps=40, guides=[gk.Keep(K, M, method=method, recur=5, jump=4)])
+        result = gk.sample(mixture("vp"), 4000, steps=40, guides=[gk.Keep(K, M, method=method, recur=10, jump=2)])
         assert torch.equal(result.x[:, M], K[M].expand(4000, 2))
         found[method] = abs(float(result.x[:, 1].mean()) - mean)
     assert found["repaint"] < 0.5 * found["replace"]
@@ -442,7 +457,9 @@ def test_a_deterministic_solver_is_refused_where_weights_are_needed():
         (lambda: containing([(0, 0, 1), (1, 0, 1, 0)], 6, 2, torch.device("cpu")), lambda s: "001" in s or "1010" in s),
         (lambda: near(torch.tensor([0, 1, 1, 0, 1, 0]), 2, 2), lambda s: sum(map(str.__ne__, s, "011010")) <= 2),
         (
-            lambda: avoiding([(1, 1, 1)], 6, 2, torch.device("cpu")) & containing([(1, 0, 1)], 6, 2, torch.device("cpu")),
+            lambda: (
+                avoiding([(1, 1, 1)], 6, 2, torch.device("cpu")) & containing([(1, 0, 1)], 6, 2, torch.device("cpu"))
+            ),
             lambda s: "111" not in s and "101" in s,
         ),
     ],

@@ -1,23 +1,23 @@
-r"""Keeping a part of a sample while the rest is drawn: the conditional distribution p(x_0 | x_0^M = k) of the model, with
-its log-probability (density) log p(x_0^M = k) as log Z.
+r"""Keeping a part of a sample while the rest is drawn: the conditional distribution p(x_0 | x_0^M = k) of the model,
+with the log-probability (density) of the kept part, log p(x_0^M = k), as log Z.
 
-Gaussian processes (SMCDiff, Trippe et al., 2023, https://arxiv.org/abs/2206.04119; the twisted form of Wu et al., 2023,
-https://arxiv.org/abs/2306.17775). The kept part follows the forward process of its known value k, backwards from t to s,
+Gaussian processes (SMCDiff, Trippe et al., 2023, https://arxiv.org/abs/2206.04119; in the twisted form of Wu et al.,
+2023, https://arxiv.org/abs/2306.17775). The kept part follows the forward process of its known value k, backwards:
 
     x_t^M ~ N(alpha_t k, sigma_t^2) at the start,
     x_s^M = alpha_s k + (sigma_s^2 - c^2)^1/2 (x_t^M - alpha_t k)/sigma_t + c z,
 
-with c and z of the solver, and every particle has its own path. The rest moves as the model says. Target at time t is
-p(x_t) h(x_t), h = N(x_t^M; alpha_t k, sigma_t^2), so that the weights move by
+with c and z of the solver, and every particle has its own path. The rest moves as the model says. The target at time t
+is p(x_t) h(x_t), h = N(x_t^M; alpha_t k, sigma_t^2), so that the weights move by
 
     p(x_s^M | x_t)/q(x_s^M | x_t^M, k) * h(x_s)/h(x_t),       at the end  N(k; d^M, sigma_t^2/alpha_t^2)/h(x_t),
 
 where d is the last clean mean, and the last step, which has no noise, is given that of x_t.
 
-Tokens. A kept token is a set of one letter, and a template has a set of letters for each position. Particles move by the
-kernel within these sets, and the weights take the probability of what was forced (see `shared/constrained`). Of a masked
-process the known tokens are there from the start, and the network conditions on them: that is exact, without weights,
-for a network of any order, and for an ordered one where they are its first tokens.
+Tokens. A kept token is a set of one letter, and a template has a set of letters for each position. Particles move by
+the kernel within these sets, and the weights take the probability of what was forced (see `shared/constrained`). In a
+masked process the known tokens are there from the start, and the network conditions on them. That is exact, with equal
+weights, for a network of any order, and for an ordered one where they are its first tokens.
 
     method = "replace"   no weights: parts are put in place and the rest is left to the network's attention to them
                          (Song et al., 2021, https://arxiv.org/abs/2011.13456); a heuristic, biased even in the limit
@@ -68,7 +68,7 @@ class Keep(Within):
     jump       "repaint": steps of a stretch
 
     The kept part of `result.x` equals `known` bit for bit. With `StartFrom`, the given samples should hold the kept
-    part already: their weights begin equal.
+    part already; their weights are then taken to be equal at the start, which is exact for small levels only.
     """
 
     known: Any = None
@@ -274,7 +274,7 @@ class Held:
 
     @property
     def mean(self) -> Tensor:
-        """That of the other kernel, and alpha_s k + (sigma_s^2 - c^2)^1/2 (x_t - alpha_t k)/sigma_t where it is kept."""
+        """Where kept, alpha_s k + (sigma_s^2 - c^2)^1/2 (x_t - alpha_t k)/sigma_t; else that of the other kernel."""
         (a_t, s_t), (a_s, s_s) = self.process.scales(self.move.t), self.process.scales(self.move.s)
         rest = max(s_s**2 - self.move.c**2, 0.0) ** 0.5
         return torch.where(self.where, a_s * self.k + rest / s_t * (self.x - a_t * self.k), self.inner.mean)

@@ -1,4 +1,4 @@
-r"""Sites that samples must not have, or must have: hard constraints on token sequences by an automaton that looks ahead.
+r"""Sites that samples must not have, or must have: hard constraints on tokens, by an automaton that looks ahead.
 
 The automaton of Aho and Corasick (1975, https://doi.org/10.1145/360825.360855) reads a sequence and knows whether a
 site has occurred. At each move the probability that the sequence can still be completed within the constraint is

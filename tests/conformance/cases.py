@@ -103,6 +103,11 @@ def target(p: Problem) -> torch.Tensor:
     return torch.tensor([[0, 2, 1]]) if p.name in TOKENS else torch.full((1, *p.model.shape), 0.8, dtype=torch.float64)
 
 
+def one(p: Problem) -> torch.Tensor:
+    """A mask of the first entry."""
+    return torch.arange(p.model.shape[0]) == 0
+
+
 def twice(m: int) -> int:
     return 2 * m
 
@@ -183,6 +188,24 @@ CASES = [
         )
     ),
     Case("CADS", lambda p: gk.CADS(0.2, 0.9), lambda p: gk.CADS(stop=0.0), "own", with_=embedding),
+    Case(
+        "Keep", lambda p: gk.Keep(target(p), one(p)), lambda p: gk.Keep(target(p), ~one(p) & one(p)), "own", GAUSSIAN,
+    ),
+    Case(  # a known token takes a row of its own
+        "Keep masked", lambda p: gk.Keep(target(p), one(p)), lambda p: gk.Keep(template=[None] * 3), "own", ("masked",),
+        lambda n, m: n * m + 1, forwards=lambda m: m + 1,
+    ),
+    Case(
+        "Keep set", lambda p: gk.Keep(template=[{0, 2}, None, {1, 2}]), lambda p: gk.Keep(template=[None] * 3), "own",
+        TOKENS,
+    ),
+    Case(
+        "Sites", lambda p: gk.Sites(forbidden=[[0, 1]], required=[[2]]), lambda p: gk.Sites(forbidden=[[0] * 4]), "own",
+        TOKENS,
+    ),
+    Case(
+        "MaxEdits", lambda p: gk.MaxEdits(target(p), 1), lambda p: gk.MaxEdits(target(p), 3), "own", TOKENS,
+    ),
     Case("Resample", lambda p: gk.Resample(), lambda p: gk.Resample(ess=0.0), "base"),
     Case("FK adaptive", _fk(), _idle_fk(), "tilted", calls=lambda n, m: n * m),
     Case("FK never", _fk(ess=0.0), _idle_fk(ess=0.0), "tilted", calls=lambda n, m: n * m),
