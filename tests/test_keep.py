@@ -161,6 +161,14 @@ def test_the_probability_of_what_is_known_takes_a_row_of_the_network_for_each_to
         assert float(result.log_z) == pytest.approx(float(own), abs=1e-9)
 
 
+def test_children_of_one_particle_count_what_is_known_once():
+    model, known, mask = table("masked"), torch.tensor([2, 0, 1, 1]), torch.tensor([True, True, False, True])
+    guides = [gk.Keep(known, mask), gk.SVDD(lambda x: 0.0 * x[:, 0], 1.0, candidates=3)]
+    result = gk.sample(model, 2, steps=5, guides=guides)
+    own = (model.table[0].exp() * (model.states == known)[:, mask].all(1)).sum().log()
+    assert float(result.log_z) == pytest.approx(float(own), abs=1e-9)
+
+
 def test_a_known_beginning_of_an_ordered_model_saves_its_steps():
     model, mask = table("ordered"), torch.tensor([True, True, False, False])
     result = gk.sample(model, 8, steps=8, guides=[gk.Keep(torch.tensor([2, 0, 1, 1]), mask)])

@@ -21,6 +21,7 @@ STATE = f"{LAWS}::test_all_state_follows_its_particle"
 GROUPS = f"{LAWS}::test_groups_equal_runs_of_their_own"
 FK, CFG, HOOKS = "tests/test_fk.py", "tests/test_cfg.py", "tests/test_hooks.py"
 ORDERED = "tests/test_ordered.py"
+KEEP = "tests/test_keep.py"
 
 MUTANTS = [
     ("weights do not telescope", "guides/fk_steering.py", "return now - total, (now, running)", "return now, (now, running)", UNBIASED),
@@ -73,9 +74,19 @@ MUTANTS = [
     ),
     ("survivors of the first group for all", "engine/population.py", "[:, None] * size).flatten()", "[:, None] * 0).flatten()", GROUPS),
     ("conditions of the first group for all", "models/evaluations.py", "encoded[group]", "encoded[group * 0]", GROUPS),
-    ("q/p instead of p/q", "engine/run.py", "pop.log_w + p.log_prob(x) - q.log_prob(x)", "pop.log_w - p.log_prob(x) + q.log_prob(x)", UNBIASED),
-    ("a steered proposal without its weights", "engine/run.py", "pop.log_w + p.log_prob(x) - q.log_prob(x)", "pop.log_w", UNBIASED),
+    ("q/p instead of p/q", "engine/run.py", "pop.log_w + q.correction(p, x)", "pop.log_w - q.correction(p, x)", UNBIASED),
+    ("a steered proposal without its weights", "engine/run.py", "pop.log_w + q.correction(p, x)", "pop.log_w", UNBIASED),
     ("a history of the target made of proposals", "engine/run.py", "predictions = (_cut(view.prediction), *predictions[: self.order - 1])", "predictions = (_cut(view.prediction), *(proposals or predictions)[: self.order - 1])", "tests/test_steer.py::test_steering_is_unbiased_with_solvers_that_remember_or_draw_less"),
+    ("the twist of a kept part kept for ever", "guides/keep.py", "return h - memo, h", "return h, h", KEEP + "::test_few_particles_are_unbiased"),
+    ("the density at the wrong scale", "guides/keep.py", "p.mean, sigma / alpha, self.where", "p.mean, alpha, self.where", KEEP + "::test_the_rest_follows_the_conditional_law_and_z_is_the_density_of_what_is_kept"),
+    ("a kept path without its noise", "guides/keep.py", "self.mean + self.move.c * noise", "self.mean", KEEP + "::test_the_rest_follows_the_conditional_law_and_z_is_the_density_of_what_is_kept"),
+    ("known tokens counted once for every child", "guides/keep.py", ".sum(1) / population.branch", ".sum(1)", KEEP + "::test_children_of_one_particle_count_what_is_known_once"),
+    ("known tokens that see those after them", "guides/keep.py", "(held & (rank < own[:, None]))[row]", "(held & (rank != own[:, None]))[row]", KEEP + "::test_the_probability_of_what_is_known_takes_a_row_of_the_network_for_each_token"),
+    ("a move up that masks what is kept", "guides/keep.py", "return torch.where(self.held, self.x, super().push(noise))", "return super().push(noise)", KEEP + "::test_times_that_go_up_again_leave_the_conditional_law"),
+    ("the probability of acceptance upside down", "guides/shared/constrained.py", "+ accepted - self.accepted", "- accepted + self.accepted", KEEP + "::test_constrained_tokens_follow_the_conditional_law_and_z_is_unbiased"),
+    ("what is accepted without what was drawn", "guides/shared/constrained.py", "self.seen(x) * self.allowed)[0]", "self.given * self.allowed)[0]", KEEP + "::test_constrained_tokens_follow_the_conditional_law_and_z_is_unbiased"),
+    ("no look ahead", "guides/shared/constrained.py", "w = f[:, i] * betas[i + 1][rows[:, None], after]", "w = f[:, i] * (betas[i + 1][rows[:, None], after] > 0)", KEEP + "::test_constrained_tokens_follow_the_conditional_law_and_z_is_unbiased"),
+    ("an automaton that forgets suffixes", "guides/shared/language.py", "next(states[end] for end in ends if end in states)", "states.get(ends[0], 0)", KEEP + "::test_automata_accept_what_they_say"),
     ("choosers behind resamplers", "engine/seats.py", "key=lambda seat: _rank(seat, before)", "key=lambda seat: -_rank(seat, before)", "tests/test_together.py"),
     ("the start of a tilt forgotten", "guides/fkc.py", "return self._start(view) + self._beta(view.t, view) * r, (rate, r, pull)", "return self._start(view), (rate, r, pull)", "tests/test_together.py"),
     ("recurrences outside of their window", "guides/shared/training_free.py", "due = inside and move.s", "due = move.s", "tests/test_together.py"),

@@ -64,15 +64,6 @@ def keys(seed: int | Sequence[int], groups: int, device: torch.device) -> Tensor
     return random.key([int(s) for s in seeds], device)
 
 
-def bound(guides: Sequence[Guide], model: Model) -> tuple[Guide, ...]:
-    """The guides as they serve this model."""
-    for guide in guides:
-        if not isinstance(guide, Guide):
-            raise TypeError(f"guides holds {guide!r}, which is not a Guide; a list like [gk.CFG(3.)] is needed")
-        guide.card.refuse(type(guide).__name__, model.process)
-    return tuple(guide.bound(model) for guide in guides)
-
-
 def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, steps: int) -> None:
     """Every guide serves this model's process and works with this model and solver."""
     for guide in guides:

@@ -87,10 +87,6 @@ class Guide:
         one's log-weights count; None is equal to nothing."""
         return None
 
-    def bound(self, model: Model) -> Guide:
-        """The guide for runs of this model: here samples that it was given become states. Called first."""
-        return self
-
     def check(self, model: Model, steps: int) -> None:
         """Raise ValueError if the guide cannot work with this model. Called before the first network call."""
 

@@ -63,7 +63,6 @@ class Run:
         self.conditions = checks.conditions(model, cond)
         self.groups = len(self.conditions)
         self.keys = checks.keys(seed, self.groups, model.device)
-        self.guides = checks.bound(self.guides, model)
         checks.check_guides(self.guides, model, solver, len(moves))
         self.moves = reduce(lambda moves, guide: guide.moves(model, moves), self.guides, moves)
         if not self.moves:

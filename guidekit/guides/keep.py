@@ -112,7 +112,7 @@ class Keep(Within):
 
     # before the run ----------------------------------------------------------------------------------------------
 
-    def bound(self, model: Model) -> Guide:
+    def bind(self, model: Model) -> Guide:
         if isinstance(model.process, Gaussian):
             if self.template is not None:
                 raise ValueError("Keep(template=...) is for tokens; give known=... and where=... for this model")

@@ -54,7 +54,7 @@ class MaxEdits(Within):
         if not is_count(self.edits, 0):
             raise ValueError(f"MaxEdits(edits={self.edits!r}): a number of positions is needed")
 
-    def bound(self, model: Model) -> Guide:
+    def bind(self, model: Model) -> Guide:
         x = self.reference if isinstance(self.reference, Tensor) else model.read([self.reference])
         if tuple(x.shape[-1:]) != model.shape or x.numel() != model.shape[0]:
             raise ValueError(f"MaxEdits(reference of shape {tuple(x.shape)}): one sequence of shape {model.shape}")

@@ -64,7 +64,7 @@ class Sites(Within):
         if not all(len(site) for site in (*self.forbidden, *self.required)):
             raise ValueError("Sites: an empty site occurs everywhere")
 
-    def bound(self, model: Model) -> Guide:
+    def bind(self, model: Model) -> Guide:
         own = {name: [tokens_of(model, site) for site in getattr(self, name)] for name in ("forbidden", "required")}
         return self.having(**{name: tuple(map(tuple, sites)) for name, sites in own.items()})
 
