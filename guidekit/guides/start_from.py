@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -30,7 +31,8 @@ USUAL = 0.5  # level of a run that would otherwise begin in pure noise
 class StartFrom(Guide):
     """Begin at these samples, noised up to the time `level`. No cost: the steps above the level are not made.
 
-    x       samples in the coordinates of the network's x: (n*groups, *shape), or one for all rows
+    x       samples, as `model.read` takes them, or states as the network sees them: (n*groups, *shape), or one for all
+            rows. A tensor of the shape of states is one
     level   time in (0, 1] at which the run begins: the larger, the less of x is left. None is 0.5 where the times
             would begin in pure noise, and otherwise the first of the times
 
@@ -38,7 +40,7 @@ class StartFrom(Guide):
     says from which of the samples each row descends.
     """
 
-    x: Tensor
+    x: Any
     level: float | None = None
 
     sees_prediction = False
@@ -60,11 +62,6 @@ class StartFrom(Guide):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.x, Tensor):
-            raise TypeError(
-                f"StartFrom(x=...) takes a tensor of states, as the network sees them and `result.x` has them, not "
-                f"{type(self.x).__name__}; encode texts and images first"
-            )
         number = isinstance(self.level, (int, float)) and not isinstance(self.level, bool)
         if self.level is not None and not (number and 0 < self.level <= 1):
             raise ValueError(f"StartFrom(level={self.level!r}): a time in (0, 1], where 1 is pure noise, or None")
@@ -76,12 +73,23 @@ class StartFrom(Guide):
             return f"{type(other).__name__} makes rows of the steps that are left out: put StartFrom before it"
         return None
 
+    def bind(self, model: Model) -> Guide:
+        if isinstance(self.x, Tensor) and not model.decodes:
+            return self  # states of any model whose samples are states
+        try:
+            x = model.states(self.x)
+        except ValueError as error:
+            raise ValueError(f"StartFrom(x=...): {error}") from error
+        return self if x is self.x else self.having(x=x)
+
     def check(self, model: Model, steps: int) -> None:
         given, shape = tuple(self.x.shape), model.shape
         if given != shape and (given[1:] != shape or not len(self.x)):
             raise ValueError(f"StartFrom(x of shape {given}): samples have shape {shape}, one or one for each row")
 
     def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
+        if not isinstance(self.x, Tensor):
+            return self.bind(model).regrouped(model, groups, of)
         if self.x.shape == model.shape or len(self.x) == 1 or len(self.x) % of:  # one for all, or refused by `begin`
             return self
         return self.having(x=self.x.unflatten(0, (of, -1))[list(groups)].flatten(0, 1))

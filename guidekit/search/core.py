@@ -193,6 +193,7 @@ class Search:
         self.holdout = self.given.pop("holdout", None)
         self.verifier = Verifier.of(reward)
         self.run = Run(model, n, **self.given, holdout=self.holdout)
+        self.given["guides"] = self.run.guides
         _check_guides(self.run.guides)
         self.space = Space.of(self.run, options.get("over"))
         self.alive = list(range(self.space.groups))  # conditions that are searched for
