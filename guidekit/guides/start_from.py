@@ -77,7 +77,7 @@ class StartFrom(Guide):
         if isinstance(self.x, Tensor) and not model.decodes:
             return self  # states of any model whose samples are states
         try:
-            x = model.states(self.x)
+            x = model.as_states(self.x)
         except ValueError as error:
             raise ValueError(f"StartFrom(x=...): {error}") from error
         return self if x is self.x else self.having(x=x)

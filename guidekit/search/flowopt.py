@@ -79,7 +79,7 @@ def flowopt(
     True
     """
     if isinstance(model, Model) and (model.decodes or not isinstance(target, Tensor)):
-        target = model.states(target)
+        target = model.as_states(target)
     search = _prepared(model, target, rate, start, options)
     y = target.to(search.space.keys.device, torch.float64).flatten(1)
     search.open(limits(rounds, options, 30))

@@ -172,7 +172,7 @@ class _Search:
         x = start.x if isinstance(start, Result) else start
         if not isinstance(x, Tensor) or (self.model.decodes and x.shape[1:] != self.model.shape):
             try:
-                x = self.model.states(x)
+                x = self.model.as_states(x)
             except ValueError as error:
                 raise ValueError(f"start: {error}") from error
         groups = len(self.cond) if isinstance(self.cond, list) else 1
