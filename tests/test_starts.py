@@ -246,3 +246,57 @@ def test_what_is_wrong_with_a_start_is_one_line(here: Path, options: list[str], 
     Image.new("L", (30, 20)).save("wide.png")
     told = refused("sample", *options)
     assert why in told and len(told.strip().splitlines()) == 1
+
+
+# times and levels ----------------------------------------------------------------------------------------------------
+
+
+def begins(steps, level=None, **options) -> float:
+    return gk.Run(letters(), 4, steps=steps, guides=[gk.StartFrom(WORDS, level)], **options).moves[0].t
+
+
+def test_a_run_begins_at_its_level_also_with_times_of_its_own():
+    assert begins(10) == 0.5
+    assert begins([1.0, 0.8, 0.6, 0.4, 0.2, 0.0]) == 0.4
+    assert begins([1.0, 0.8, 0.6, 0.4, 0.2, 0.0], 0.6) == 0.6
+    assert begins([0.8, 0.4, 0.0]) == 0.8  # times that do not begin in noise say the level themselves
+    assert begins([0.8, 0.4, 0.0], 0.4) == 0.4
+    assert begins([1.0, 0.35, 0.0], 0.3) == 0.35  # close to it
+    late = gk.sample(letters(), 4, steps=[0.95, 0.5, 0.0], guides=[gk.StartFrom(WORDS)])
+    assert late.cost.network_rows == 8
+
+
+@pytest.mark.parametrize(
+    ("steps", "level", "t"),
+    [(1, None, "1"), (1, 0.5, "1"), (2, 0.2, "0.5"), ([1.0, 0.9, 0.0], 0.5, r"0\.9"), ([1.0, 0.9, 0.0], None, r"0\.9"),
+     ([0.8, 0.0], 0.3, r"0\.8")],
+)  # fmt: skip
+def test_a_run_that_would_forget_its_start_is_an_error_before_the_first_call(steps, level, t):
+    calls.clear()
+    with pytest.raises(ValueError, match=rf"StartFrom\(level=.*would begin at t={t}, above the level, and forget"):
+        begins(steps, level)
+    for search in (gk.search.random, gk.search.zero_order):
+        with pytest.raises(ValueError, match="and forget most of its samples"):
+            search(letters(), 4, count, steps=steps, guides=[gk.StartFrom(WORDS, level)], rounds=1)
+    assert not calls
+
+
+def test_a_guide_that_moves_the_beginning_up_again_does_not_pass_either():
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Earlier(gk.Guide):
+        def moves(self, model, moves):
+            return [moves[0]._replace(t=1.0, s=moves[0].t), *moves]
+
+    calls.clear()
+    for level in (None, 0.4):
+        with pytest.raises(ValueError, match="would begin at t=1, above the level"):
+            gk.sample(letters(), 4, steps=10, guides=[gk.StartFrom(WORDS, level), Earlier()])
+    assert not calls
+
+
+def test_on_the_command_line_too(here: Path):
+    Path("leads.smi").write_text("CCO\n")
+    told = refused("sample", "molecules", "--start", "leads.smi", "--level", "0.3", "--steps", "1")
+    assert "would begin at t=1, above the level" in told

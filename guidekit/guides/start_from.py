@@ -4,7 +4,8 @@ r"""Starting from given samples, noised part of the way (SDEdit, Meng et al., 20
 
 Gaussian: x_t = alpha_t x_0 + sigma_t z. Tokens: each is noised with probability t. Refinement, evolution and editing
 begin like this. A run of so many steps makes those of them that lie below the level, as the `strength` of image editing
-does; times that begin below pure noise, like steps=[.5, .4, .3, .2, .1, 0.], are taken as they are.
+does; times that begin below pure noise, like steps=[.5, .4, .3, .2, .1, 0.], are taken as they are. A run whose times
+leave it far above its level would forget its samples, and is an error.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..solvers import Move, starting_at
 from .shared.training_free import TrainingFree
 
 USUAL = 0.5  # level of a run that would otherwise begin in pure noise
+NEAR = 0.1  # how far above its level a run may begin, where its times have none at the level
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +102,12 @@ class StartFrom(Guide):
             level = USUAL if moves and moves[0].t >= model.process.t_max else 1.0
         downs = [i for i, move in enumerate(moves) if move.s < move.t]  # the corrections of Heun belong to a step
         below = next((i for i in downs if moves[i].t <= level + 1e-6), downs[-1] if downs else 0)
+        if moves:
+            self._check_begins(moves[below].t, level)
         return starting_at(moves, below) if below else moves
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
+        self._check_begins(step.t, model.process.t_max - NEAR - 1e-6 if self.level is None else self.level)
         own = self.x.to(population.x).view(-1, *model.shape)
         row = self._row(len(own), population.group, population.slot, step)
         return model.process.noised(own[row], noise, step.t)
@@ -110,6 +115,15 @@ class StartFrom(Guide):
     def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
         count = 1 if self.x.shape == view.model.shape else len(self.x)
         return 0.0, self._row(count, view.group, view.slot, view.step) if memo is None else memo
+
+    def _check_begins(self, t: float, level: float) -> None:
+        """The run begins near its level, whatever its times are and whatever other guides make of them."""
+        if t > level + NEAR:
+            raise ValueError(
+                f"StartFrom(level={self.level}): the run would begin at t={t:.3g}, above the level, and forget most of "
+                f"its samples, as it has no time between {level:.3g} and 0. Take more steps, or times that begin at "
+                f"the level, like steps=[{level:.3g}, ..., 0.0]"
+            )
 
     def _row(self, count: int, group: Tensor, slot: Tensor, step: Step) -> Tensor:
         """The sample, of so many, from which the row of this address starts."""
