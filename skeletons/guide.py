@@ -70,6 +70,9 @@ class Pull(Guide):  # Guide adds the keywords steer=False, start=0., stop=1.
     def twist(self):  # what the log-weights stand for, as (reward, alpha); equal ones of two guides count once
         return None
 
+    def bind(self, model):  # the guide in runs of this model, as with the states of samples that it was given
+        return self
+
     def check(self, model, steps):  # before the first network call: raise ValueError, and say what to do instead
         if not self.alpha > 0:
             raise ValueError(f"Pull(alpha={self.alpha}): the temperature must be positive")

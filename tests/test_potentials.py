@@ -685,9 +685,10 @@ def test_a_level_is_a_time(level):
         gk.StartFrom(torch.zeros(2), level)
 
 
-def test_samples_that_are_no_states_are_refused():
-    with pytest.raises(TypeError, match=r"StartFrom\(x=\.\.\.\) takes a tensor of states.*not list; encode"):
-        gk.StartFrom(["CCO"])  # type: ignore[arg-type]
+def test_samples_that_a_model_does_not_read_are_refused_before_the_run():
+    model = PROBLEMS["flow-2d"].model
+    with pytest.raises(ValueError, match=r"StartFrom\(x=\.\.\.\): sample 0 of 1 .* cannot be read"):
+        gk.Run(model, 4, cond=1, guides=[gk.StartFrom(["CCO"])])
 
 
 def test_steering_from_a_start_reaches_the_tilted_law_around_it():

@@ -43,8 +43,8 @@ def test_a_reader_of_ones_own_is_the_inverse_of_decode():
     assert model.decode(x) == WORDS
     assert model.decode(model.read("ca")) == ["ca"]  # one text alone
     states = torch.tensor([[2, 1]])
-    assert model.states(states) is states
-    assert torch.equal(model.states(["cb"]), states)
+    assert model.as_states(states) is states
+    assert torch.equal(model.as_states(["cb"]), states)
 
 
 def test_every_sample_that_cannot_be_read_is_named_and_five_are_explained():
@@ -190,6 +190,15 @@ def test_language_models_read_texts_of_their_length():
         model.read(["abc", "ab", "abf"])
     plain = from_mdlm(Embedded(), 3, vocab_size=7, mask=0)
     assert plain.decode(plain.read([[1, 2, 6]])).tolist() == [[1, 2, 6]]
+
+
+def test_a_tensor_in_the_shape_of_states_is_states_and_images_are_told_from_them():
+    model = gk.zoo.load("fashion")
+    images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(3)).round()
+    with pytest.warns(UserWarning, match=r"if they are images, give model.read\(images\)"):
+        assert model.as_states(images) is images
+    x = model.read(images)
+    assert model.as_states(x) is x
 
 
 def test_one_sample_is_a_list_of_one_and_a_number_is_none():

@@ -67,6 +67,14 @@ Progress = Annotated[
     bool | None, typer.Option("--progress/--no-progress", help="Show progress bars; by default on terminals.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete another run from the output folder.")]
+Start = Annotated[
+    str | None,
+    typer.Option(help="Start from the samples of this file: SMILES, SDF, FASTA, CSV, a PNG or a folder of them."),
+]
+Level = Annotated[
+    float | None,
+    typer.Option(help="With --start: how far they are noised, between 0 and 1; the larger, the less is left."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
@@ -136,6 +144,8 @@ def sample(
     device: Device = None,
     domain: Domain = None,
     title: Title = None,
+    start: Start = None,
+    level: Level = None,
     report: Report = True,
     progress: Progress = None,
     overwrite: Overwrite = False,
@@ -145,11 +155,13 @@ def sample(
     """Draw samples, steered by guides.
 
     guidekit sample molecules -r qed -r sa:0.5 -g svdd:candidates=10 --compare -o out/demo
+    guidekit sample molecules --start leads.smi --level 0.6 -r qed -g svdd -o out/leads
     """
     with answered(debug, out):
         config = Config(
             model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), solver, holdout,
             compare=compare, batch_size=batch_size, device=device, domain=domain, title=title,
+            start=start, level=level,
         )  # fmt: skip
         _run(config, out, overwrite, report, progress, as_json)
 

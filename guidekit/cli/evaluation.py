@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..jobs import names
+from ..jobs.inputs import read
 from ..jobs.specs import ConfigError
-from ..report import export, table as comparison
+from ..report import table as comparison
 
 
 def metrics(path: Path, domain: str, reference: Path | None, specs: list[str], fcd: bool = False) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def metrics(path: Path, domain: str, reference: Path | None, specs: list[str], f
     for part in parts:
         if part.domain not in (None, domain):
             raise ConfigError(f"the reward {part.name!r} scores {part.domain}, not {domain}")
-    samples, known = _read(path, domain), None if reference is None else _read(reference, domain)
+    samples, known = read(path, domain), None if reference is None else read(reference, domain)
     found: dict[str, Any] = {"samples": len(samples)}
     found |= {"molecules": _molecules, "dna": _dna, "images": _images}[domain](samples, known)
     if fcd and known is not None:
@@ -35,33 +35,6 @@ def metrics(path: Path, domain: str, reference: Path | None, specs: list[str], f
     with torch.no_grad():
         found |= {f"mean {part.name}": float(part.raw(samples).double().nanmean()) for part in parts}
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
-
-
-def _read(path: Path, domain: str) -> Any:
-    try:
-        samples = export.read(path, domain)
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(error)) from error
-    if not len(samples):
-        raise ConfigError(f"{path} holds no samples")
-    if isinstance(samples, list):
-        _check_fits(path, samples, domain)
-    return samples
-
-
-def _check_fits(path: Path, samples: list[str], domain: str) -> None:
-    """Raise where most samples cannot be what the domain says."""
-    odd = [text for text in samples if text and _is_dna(text) != (domain == "dna")]
-    if domain == "molecules":  # CCN and the like are molecules that look like DNA
-        odd = [text for text in odd if re.search("[AGTagt]", text) and len(text) >= 4]
-    if 2 * len(odd) > len(samples):
-        other = "DNA: give --domain dna" if domain == "molecules" else "no DNA; for molecules give --domain molecules"
-        raise ConfigError(f"{path} does not hold {domain}: {odd[0][:40]!r} is {other}")
-
-
-def _is_dna(text: str) -> bool:
-    """Whether a text has only letters of nucleotides, ambiguous ones and gaps included."""
-    return re.fullmatch("[ACGTURYSWKMBDHVN.*-]+", text.upper()) is not None
 
 
 def _molecules(samples: list[str], known: list[str] | None) -> dict[str, Any]:

@@ -64,6 +64,15 @@ def keys(seed: int | Sequence[int], groups: int, device: torch.device) -> Tensor
     return random.key([int(s) for s in seeds], device)
 
 
+def bound(guides: Iterable[Any], model: Model) -> tuple[Guide, ...]:
+    """The guides as they are in runs of this model."""
+    listed = tuple(guides)
+    for guide in listed:
+        if not isinstance(guide, Guide):
+            raise TypeError(f"guides holds {guide!r}, which is not a Guide; a list like [gk.CFG(3.)] is needed")
+    return tuple(guide.bind(model) for guide in listed)
+
+
 def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, steps: int) -> None:
     """Every guide serves this model's process and works with this model and solver."""
     for guide in guides:

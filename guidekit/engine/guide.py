@@ -6,8 +6,8 @@ to remember about a particle it returns as a memo, and the memo follows that par
 The window is the engine's business. A guide is not asked outside `start <= step.fraction < stop`, or where its scale is
 neutral, with these exceptions:
 
-* `check`, `clashes`, `moves`, `begin` and the number of particles in `plan` concern the run as a whole and are always
-  asked. The number of children in `plan` counts where the move leads into the window.
+* `bind`, `check`, `clashes`, `moves`, `begin` and the number of particles in `plan` concern the run as a whole and are
+  always asked. The number of children in `plan` counts where the move leads into the window.
 * At the last step, where the particles are samples, `log_weight`, `weigh` and `select` of every guide are called.
 * `traced` is called at every step, so that all rows of the trace have the same columns.
 
@@ -86,6 +86,11 @@ class Guide:
         """What its log-weights stand for, such as (reward, alpha). Of several guides with equal twists only the first
         one's log-weights count; None is equal to nothing."""
         return None
+
+    def bind(self, model: Model) -> Guide:
+        """The guide as it is in runs of this model, for what it can only know then, like the states of samples that it
+        was given. Asked once when a run is made, before everything else; bound again it is the same."""
+        return self
 
     def check(self, model: Model, steps: int) -> None:
         """Raise ValueError if the guide cannot work with this model. Called before the first network call."""

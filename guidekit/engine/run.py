@@ -57,7 +57,7 @@ class Run:
     ):
         checks.check_call(model, n, solver, batch_size, guides, reward, holdout)
         solver = model.solver if solver is None else solver
-        self.model, self.n, self.guides, self.solver = model, n, tuple(guides), solver
+        self.model, self.n, self.guides, self.solver = model, n, checks.bound(guides, model), solver
         self.reward, self.seed, self.batch_size, self.holdout = reward, seed, batch_size, holdout
         moves = model.process.moves(steps, solver)
         self.conditions = checks.conditions(model, cond)

@@ -4,13 +4,15 @@ r"""Starting from given samples, noised part of the way (SDEdit, Meng et al., 20
 
 Gaussian: x_t = alpha_t x_0 + sigma_t z. Tokens: each is noised with probability t. Refinement, evolution and editing
 begin like this. A run of so many steps makes those of them that lie below the level, as the `strength` of image editing
-does; times that begin below pure noise, like steps=[.5, .4, .3, .2, .1, 0.], are taken as they are.
+does; times that begin below pure noise, like steps=[.5, .4, .3, .2, .1, 0.], are taken as they are. A run whose times
+leave it far above its level would forget its samples, and is an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -24,13 +26,15 @@ from ..solvers import Move, starting_at
 from .shared.training_free import TrainingFree
 
 USUAL = 0.5  # level of a run that would otherwise begin in pure noise
+NEAR = 0.1  # how far above its level a run may begin, where its times have none at the level
 
 
 @dataclass(frozen=True, eq=False)
 class StartFrom(Guide):
     """Begin at these samples, noised up to the time `level`. No cost: the steps above the level are not made.
 
-    x       samples in the coordinates of the network's x: (n*groups, *shape), or one for all rows
+    x       samples, as `model.read` takes them, or states as the network sees them: (n*groups, *shape), or one for all
+            rows. A tensor of the shape of states is one
     level   time in (0, 1] at which the run begins: the larger, the less of x is left. None is 0.5 where the times
             would begin in pure noise, and otherwise the first of the times
 
@@ -38,7 +42,7 @@ class StartFrom(Guide):
     says from which of the samples each row descends.
     """
 
-    x: Tensor
+    x: Any
     level: float | None = None
 
     sees_prediction = False
@@ -60,11 +64,6 @@ class StartFrom(Guide):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.x, Tensor):
-            raise TypeError(
-                f"StartFrom(x=...) takes a tensor of states, as the network sees them and `result.x` has them, not "
-                f"{type(self.x).__name__}; encode texts and images first"
-            )
         number = isinstance(self.level, (int, float)) and not isinstance(self.level, bool)
         if self.level is not None and not (number and 0 < self.level <= 1):
             raise ValueError(f"StartFrom(level={self.level!r}): a time in (0, 1], where 1 is pure noise, or None")
@@ -76,12 +75,23 @@ class StartFrom(Guide):
             return f"{type(other).__name__} makes rows of the steps that are left out: put StartFrom before it"
         return None
 
+    def bind(self, model: Model) -> Guide:
+        if isinstance(self.x, Tensor) and not model.decodes:
+            return self  # states of any model whose samples are states
+        try:
+            x = model.as_states(self.x)
+        except ValueError as error:
+            raise ValueError(f"StartFrom(x=...): {error}") from error
+        return self if x is self.x else self.having(x=x)
+
     def check(self, model: Model, steps: int) -> None:
         given, shape = tuple(self.x.shape), model.shape
         if given != shape and (given[1:] != shape or not len(self.x)):
             raise ValueError(f"StartFrom(x of shape {given}): samples have shape {shape}, one or one for each row")
 
     def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
+        if not isinstance(self.x, Tensor):
+            return self.bind(model).regrouped(model, groups, of)
         if self.x.shape == model.shape or len(self.x) == 1 or len(self.x) % of:  # one for all, or refused by `begin`
             return self
         return self.having(x=self.x.unflatten(0, (of, -1))[list(groups)].flatten(0, 1))
@@ -92,9 +102,12 @@ class StartFrom(Guide):
             level = USUAL if moves and moves[0].t >= model.process.t_max else 1.0
         downs = [i for i, move in enumerate(moves) if move.s < move.t]  # the corrections of Heun belong to a step
         below = next((i for i in downs if moves[i].t <= level + 1e-6), downs[-1] if downs else 0)
+        if moves:
+            self._check_begins(moves[below].t, level)
         return starting_at(moves, below) if below else moves
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
+        self._check_begins(step.t, model.process.t_max - NEAR - 1e-6 if self.level is None else self.level)
         own = self.x.to(population.x).view(-1, *model.shape)
         row = self._row(len(own), population.group, population.slot, step)
         return model.process.noised(own[row], noise, step.t)
@@ -102,6 +115,15 @@ class StartFrom(Guide):
     def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
         count = 1 if self.x.shape == view.model.shape else len(self.x)
         return 0.0, self._row(count, view.group, view.slot, view.step) if memo is None else memo
+
+    def _check_begins(self, t: float, level: float) -> None:
+        """The run begins near its level, whatever its times are and whatever other guides make of them."""
+        if t > level + NEAR:
+            raise ValueError(
+                f"StartFrom(level={self.level}): the run would begin at t={t:.3g}, above the level, and forget most of "
+                f"its samples, as it has no time between {level:.3g} and 0. Take more steps, or times that begin at "
+                f"the level, like steps=[{level:.3g}, ..., 0.0]"
+            )
 
     def _row(self, count: int, group: Tensor, slot: Tensor, step: Step) -> Tensor:
         """The sample, of so many, from which the row of this address starts."""

@@ -14,13 +14,14 @@ config does not come from a file.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .specs import ConfigError, nearest, relative, rooted
+from .specs import ConfigError, nearest, relative, rooted, seen_from
 
 if TYPE_CHECKING:
     from .folder import Outcome
@@ -48,6 +49,8 @@ class Config:
     device       like "cpu" or "cuda"; None takes a GPU if there is one
     domain       "molecules", "dna", "images" or "other"; None infers it from the model, the rewards or the samples
     title        of the report; runs that differ in nothing else are the same run
+    start        a file of samples to start from: SMILES, SDF, FASTA or CSV, a PNG image or a folder of them
+    level        with start: the time in (0, 1] up to which its samples are noised; None is 0.5
 
     >>> Config("dna", rewards=("gc",), guides=("svdd:candidates=4",)).n
     16
@@ -69,6 +72,8 @@ class Config:
     device: str | None = None
     domain: str | None = None
     title: str | None = None
+    start: str | None = None
+    level: float | None = None
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -79,6 +84,9 @@ class Config:
                 self._check_whole(f.name, value)
             elif f.name == "compare":
                 _expect(isinstance(value, bool), f.name, value, "true or false")
+            elif f.name == "level":
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                _expect(value is None or (number and 0 < value <= 1), f.name, value, "a number in (0, 1]")
             else:
                 _expect(isinstance(value, str) or (value is None and f.name != "model"), f.name, value, "a text")
         _expect(bool(self.model.strip()), "model", self.model, "the name of a model")
@@ -86,6 +94,8 @@ class Config:
             raise ConfigError(f"domain must be one of {', '.join(DOMAINS)}, not {self.domain!r}")
         if self.budget is not None and self.search is None:
             raise ConfigError("budget limits a search: give search as well")
+        if self.level is not None and self.start is None:
+            raise ConfigError("level says how far the samples of a start are noised: give start=FILE as well")
         if self.compare and not self.guides and self.search is None:
             raise ConfigError("compare needs something to compare with the unguided model: give a guide")
 
@@ -128,12 +138,14 @@ class Config:
             raise ConfigError(f"{path}: {error}") from error
 
     def rooted(self, folder: Path) -> Config:
-        """With full paths of the Python files, which are looked up in a folder."""
-        return self._with_specs(lambda text: rooted(text, folder))
+        """With full paths of the files, which are looked up in a folder."""
+        start = None if self.start is None else os.path.normpath(folder / self.start)
+        return replace(self._with_specs(lambda text: rooted(text, folder)), start=start)
 
     def relative(self, folder: Path) -> Config:
-        """With the paths of Python files as seen from a folder."""
-        return self._with_specs(lambda text: relative(text, folder.resolve()))
+        """With the paths of files as seen from a folder."""
+        start = None if self.start is None else seen_from(folder.resolve(), self.start)
+        return replace(self._with_specs(lambda text: relative(text, folder.resolve())), start=start)
 
     def _with_specs(self, change: Callable[[str], str]) -> Config:
         texts = {k: v for k in ("model", "solver", "holdout", "search") if (v := getattr(self, k)) is not None}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from rewards import Reward, RewardWarning
 
 from ..engine.guide import Guide
 from ..engine.run import Run
+from ..guides.start_from import StartFrom
 from ..models.base import Model
 from ..models.evaluations import Null
 from ..process import Gaussian
 from ..search import Budget
 from ..search.core import Search
 from ..solvers import Solver
-from . import names
+from . import inputs, names
 from .config import Config
 from .specs import Call, ConfigError, call, parse_options
 
@@ -103,6 +105,9 @@ def _make(config: Config) -> Job:
     reward = reward or next((r for g in guides if (r := getattr(g, "reward", None)) is not None), None)
     judges = _make_holdout(config.holdout)
     domain = config.domain or domain
+    if config.start is not None:
+        x = inputs.starts(Path(config.start), domain, model, config.n, max(1, len(config.cond)))
+        guides = [StartFrom(x, config.level), *guides]
     for component in (*parts, *judges):
         scored = component.domain
         if None not in (scored, domain) and scored != domain:

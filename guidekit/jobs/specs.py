@@ -256,8 +256,8 @@ def relative(text: str, folder: Path) -> str:
     'svdd:value=../mine.py:value'
     """
     head, rest = _split_head(text)
-    rest = re.sub(r"(?<=[=(,\s])/[^=(,:'\"]*\.py(?=:[A-Za-z_])", lambda m: _seen_from(folder, m[0]), rest)
-    return (_seen_from(folder, head) if os.path.isabs(head) else head) + rest
+    rest = re.sub(r"(?<=[=(,\s])/[^=(,:'\"]*\.py(?=:[A-Za-z_])", lambda m: seen_from(folder, m[0]), rest)
+    return (seen_from(folder, head) if os.path.isabs(head) else head) + rest
 
 
 def _split_head(text: str) -> tuple[str, str]:
@@ -266,7 +266,8 @@ def _split_head(text: str) -> tuple[str, str]:
     return (head[1], head[2]) if head else ("", text)
 
 
-def _seen_from(folder: Path, file: str) -> str:
+def seen_from(folder: Path, file: str) -> str:
+    """The path of a file from a folder."""
     try:
         return os.path.relpath(file, folder).replace(os.sep, "/")
     except ValueError:  # on another drive

@@ -6,6 +6,7 @@ The engine calls a model as `model(x, t, cond)` and receives predictions in the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -131,16 +132,22 @@ class Model:
             raise ValueError("it has NaN or infinity")
         return x.to(self.device, self.dtype)
 
-    def states(self, given: Any) -> Tensor:
+    def as_states(self, given: Any) -> Tensor:
         """States as they are, (rows, *shape) or one of them, and the states of samples.
 
         A tensor that has the shape and the kind of numbers of a state is one: images given as a tensor of that shape
         have to be read by `read`.
         """
         fits = isinstance(given, Tensor) and self.shape in (tuple(given.shape), tuple(given.shape[1:]))
-        if fits and given.is_floating_point() == isinstance(self.process, Gaussian):
-            return given
-        return self.read(given)
+        if not (fits and given.is_floating_point() == isinstance(self.process, Gaussian)):
+            return self.read(given)
+        if self.decodes and given.is_floating_point() and given.aminmax() == (0, 1):
+            warnings.warn(
+                f"a tensor of shape {tuple(given.shape)} is taken as states of the network, and its values lie between "
+                "0 and 1 as those of images do: if they are images, give model.read(images)",
+                stacklevel=4,
+            )
+        return given
 
     def modules(self) -> list[nn.Module]:
         """The networks that a run puts into evaluation mode and restores afterwards."""

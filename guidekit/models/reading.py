@@ -44,7 +44,7 @@ def states(read: Reader, samples: Any, shape: tuple[int, ...], state: Callable[[
     try:
         return one(samples)
     except FAULTS as error:
-        found = _faults(one, samples) if len(samples) > 1 else {0: error}
+        found: dict[int, Exception] = _faults(one, samples) if len(samples) > 1 else {0: error}
         if not found:
             raise  # each of them can be read alone
         raise ValueError(_told(found, samples, getattr(read, "takes", ""))) from error
@@ -77,8 +77,7 @@ def tokens(x: Tensor, vocab: int | None) -> Tensor:
     """Rows of token ids, checked."""
     if x.is_floating_point() or x.dtype == torch.bool:
         raise ValueError(f"tokens are whole numbers, not {x.dtype}")
-    wrong = x[(x < 0) | (x >= vocab)] if vocab is not None else x[:0]
-    if len(wrong):
+    if vocab is not None and len(wrong := x[(x < 0) | (x >= vocab)]):
         raise ValueError(f"a token {int(wrong[0])}, and the vocabulary is 0 to {vocab - 1}")
     return x.long()
 

@@ -54,7 +54,7 @@ class State(NamedTuple):
 
 def flowopt(
     model: Model,
-    target: Tensor,
+    target: Any,
     *,
     rounds: int | None = None,
     rate: float | None = None,
@@ -63,7 +63,7 @@ def flowopt(
 ) -> Found:
     """Find noise whose samples are the target, or close to it. Rewards are minus the root mean square of f(z) - y.
 
-    target   final states (rows, *shape): one per sample, condition by condition
+    target   samples as `model.read` takes them, or final states (rows, *shape): condition by condition
     rounds   number of rounds, each a run of all samples; 30 unless rounds or a budget are given
     rate     step size; None chooses it automatically
     start    noise (rows, *shape) to start from; None is the plain sampler's own
@@ -78,6 +78,8 @@ def flowopt(
     >>> bool((found.x - source).abs().max() < 0.01)
     True
     """
+    if isinstance(model, Model) and (model.decodes or not isinstance(target, Tensor)):
+        target = model.as_states(target)
     search = _prepared(model, target, rate, start, options)
     y = target.to(search.space.keys.device, torch.float64).flatten(1)
     search.open(limits(rounds, options, 30))

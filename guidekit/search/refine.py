@@ -45,7 +45,7 @@ Merge = Callable[[Result, Result], tuple[Tensor, Tensor]]  # chosen rows of old 
 
 def refine(
     model: Model,
-    start: Result | Tensor | int,
+    start: Any,
     reward: Any,
     *,
     rounds: int = 5,
@@ -62,7 +62,8 @@ def refine(
 ) -> Result:
     """Refine samples, each on its own: noise it part of the way, denoise it, and keep what is better.
 
-    start    a result, final states (groups*n, *shape), or n: then n samples per condition are drawn first
+    start    a result, samples as `model.read` takes them, final states (groups*n, *shape), or n: then n samples per
+             condition are drawn first
     level    the time in (0, 1) up to which samples are noised
     steps    number of steps from there to 0
     keep     "better" keeps only what raises the reward; or "always"
@@ -82,7 +83,7 @@ def refine(
 
 def evolve(
     model: Model,
-    start: Result | Tensor | int,
+    start: Any,
     reward: Any,
     *,
     rounds: int = 10,
@@ -139,7 +140,7 @@ class _Search:
 
     def run(self, start: Any, checkpoint: str | Path | None, kind: tuple[str, Any], merge: Merge) -> Result:
         """Rounds of noising, denoising and selection."""
-        folder = None if checkpoint is None else Path(checkpoint)
+        folder, start = None if checkpoint is None else Path(checkpoint), self.given(start)
         config = json.loads(json.dumps(self.described(start, kind)))
         state = _resumed(folder, config) if folder and folder.exists() else self.first(start, config)
         done = len(state.trace)
@@ -164,29 +165,40 @@ class _Search:
         key = random.fold(random.fold(random.key(self.seed), "refine"), number)
         return sample(self.model, n, steps=steps, guides=guides, seed=int(key), **options)
 
-    def first(self, start: Any, config: dict[str, Any]) -> Result:
+    def given(self, start: Any) -> Tensor | int:
+        """The initial states, or how many are to be drawn."""
+        if isinstance(start, int) and not isinstance(start, bool):
+            return start
+        x = start.x if isinstance(start, Result) else start
+        if not isinstance(x, Tensor) or (self.model.decodes and x.shape[1:] != self.model.shape):
+            try:
+                x = self.model.as_states(x)
+            except ValueError as error:
+                raise ValueError(f"start: {error}") from error
+        groups = len(self.cond) if isinstance(self.cond, list) else 1
+        if x.shape[1:] != self.model.shape or len(x) == 0 or len(x) % groups:
+            raise ValueError(
+                f"start of shape {tuple(x.shape)}: a result, samples or states of shape (groups*n, "
+                f"*{self.model.shape}) for {groups} conditions, or a number of samples is needed"
+            )
+        return x
+
+    def first(self, start: Tensor | int, config: dict[str, Any]) -> Result:
         """The initial samples, scored."""
         if isinstance(start, int):
             drawn = self.sample(start, round(self.steps / self.level), self.guides, 0)
             return _state(drawn.x, drawn.samples, _scores(drawn), drawn.groups, drawn.cost, config)
-        x = start.x if isinstance(start, Result) else start
         groups = len(self.cond) if isinstance(self.cond, list) else 1
-        if not isinstance(x, Tensor) or x.shape[1:] != self.model.shape or len(x) == 0 or len(x) % groups:
-            given = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
-            raise ValueError(
-                f"start {given}: a result, states of shape (groups*n, *{self.model.shape}) for {groups} conditions, or "
-                "a number of samples is needed"
-            )
-        cost, x = Cost(), x.to(self.model.device)
+        cost, x = Cost(), start.to(self.model.device)
         samples, scorer = self.model.decode(x), Scorer(cost, x.device)
         rewards = scorer(self.reward, samples)
         scorer.settle()
         return _state(x, samples, rewards, groups, cost, config)
 
-    def described(self, start: Any, kind: tuple[str, Any]) -> dict[str, Any]:
+    def described(self, start: Tensor | int, kind: tuple[str, Any]) -> dict[str, Any]:
         """What decides the outcome, apart from the number of rounds."""
         names = ("model", "reward", "level", "steps", "guides", "cond", "solver", "seed")
-        return {"search": list(kind), "start": describe(start.x if isinstance(start, Result) else start)} | {
+        return {"search": list(kind), "start": describe(start)} | {
             name: describe(getattr(self, name)) for name in names
         }
 
