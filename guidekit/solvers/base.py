@@ -5,12 +5,12 @@ Every exponential-integrator or multistep method moves a particle by
     x_s = a x_t + sum_i b_i d_i + c z,        z ~ N(0, 1),
 
 with d_0 the clean prediction E[x_0|x_t] and d_1, d_2... those of earlier steps. A solver is therefore a rule that turns
-a time grid into rows (t, s, a, b, c), computed on the host in float64 before the loop; the loop applies them and knows
-nothing else. c > 0 makes a Gaussian kernel with a log-probability, c = 0 a deterministic map. A method with two
-evaluations per step is two rows.
+a time grid into rows (t, s, a, b, c), computed on the host in float64 before the loop, which needs nothing else. c > 0
+makes a Gaussian kernel with a log-probability, c = 0 a deterministic map. A method with two evaluations per step has
+two rows per step.
 
-A step up in time (a restart) is the forward process itself for every solver, x_s = (alpha_s/alpha_t) x_t + noise, and
-the history of predictions is not used across it.
+For every solver, a step up in time (a restart) is the forward process itself, x_s = (alpha_s/alpha_t) x_t + noise, and
+predictions from before it are not used after it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .times import Grid
 
 
 class Move(NamedTuple):
-    """One row of the table: from t to s by x_s = a x_t + sum_i b_i d_i + c z. Token processes use t and s alone."""
+    """One row of the table: from t to s by x_s = a x_t + sum_i b_i d_i + c z. Token processes use only t and s."""
 
     t: float
     s: float
@@ -44,13 +44,13 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Solver:
-    """A rule for one step. `last` is the point before t, or None if a multistep method has to start afresh."""
+    """A rule for one step. `last` is the point before t, or None if a multistep method has no history."""
 
     _: KW_ONLY
     times: str | Grid = "uniform"
 
     stochastic = False
-    advice = "Take DDPM(), DDIM(eta=1.) or SDEDPMpp()"  # to a guide that needs noise and finds none
+    advice = "Take DDPM(), DDIM(eta=1.) or SDEDPMpp()"  # for guides that need a stochastic solver
 
     def step(self, t: Point, s: Point, last: Point | None) -> Sequence[Move]:
         raise NotImplementedError(f"{type(self).__name__} does not say how to step")
@@ -67,20 +67,20 @@ class Solver:
 
 
 def starting_at(table: Sequence[Move], row: int) -> list[Move]:
-    """The table from this row on; a multistep solver starts afresh there, without a history."""
+    """The table from this row on; a multistep solver starts there without a history."""
     first, *rest = table[row:]
     return [first._replace(b=(sum(first.b),)) if len(first.b) > 1 else first, *rest]
 
 
 def fractions(table: Sequence[Move]) -> list[float]:
-    """The share of the run that is done before each row, and 1 at the end. Rows that stay at their time (corrections,
-    recurrences) belong to the step of the move that follows."""
+    """The fraction of the run done before each row, and 1 at the end. Rows that stay at their time (corrections,
+    recurrences) belong to the step of the next move."""
     done = list(accumulate((float(move.s != move.t) for move in table), initial=0.0))
     return [d / max(done[-1], 1.0) for d in done[:-1]] + [1.0]
 
 
 def _noised(t: Point, s: Point) -> Move:
-    """Forward process from t up to s."""
+    """The forward process from t up to s."""
     if t.alpha == 0:
         raise ValueError(f"times go up from t={t.t} where nothing but noise is left")
     a = s.alpha / t.alpha
@@ -88,5 +88,5 @@ def _noised(t: Point, s: Point) -> Move:
 
 
 def decay(t: Point, s: Point) -> float:
-    """exp(-h) with h the rise of log(alpha/sigma) from t to s; finite at both ends of the grid."""
+    """exp(-h) with h the increase of log(alpha/sigma) from t to s; finite at both ends of the grid."""
     return t.alpha * s.sigma / (s.alpha * t.sigma)
