@@ -113,7 +113,7 @@ class Perturbed(Cond):
 
     @classmethod
     def of(cls, by: Perturbation, layers: Layers = None, heads: Heads = None) -> Perturbed:
-        """With one layer name or several, and heads as indices or {layer: indices}, which then also names the layers."""
+        """With layers as a name or names, and heads as indices or {layer: indices}; the latter names the layers too."""
         names = None if layers is None else (layers,) if isinstance(layers, str) else tuple(sorted(set(layers)))
         if not isinstance(heads, Mapping):
             return cls(by, names, None if heads is None else _indices(heads))
@@ -509,7 +509,7 @@ class _Patch:
     def multi_head(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """multi_head_attention_forward calls attention internally: this is a copy of it that calls `attend` instead.
 
-        If it is to return weights it makes no such call; the perturbed rows then come from a second one without weights.
+        If it must return weights it makes no such call; the perturbed rows then come from a second one without weights.
         """
         names = {**_MHA.__globals__, "has_torch_function": lambda _: False}
         names["scaled_dot_product_attention"] = lambda *a, **k: self.attend(a, k)
