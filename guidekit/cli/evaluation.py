@@ -16,7 +16,7 @@ from ..report import export, table as comparison
 
 
 def metrics(path: Path, domain: str, reference: Path | None, specs: list[str], fcd: bool = False) -> dict[str, Any]:
-    """Numbers of a set of samples by name; None where one is undefined."""
+    """Metrics of a set of samples by name; None if one is undefined."""
     if fcd and (domain != "molecules" or reference is None):
         raise ConfigError("--fcd compares molecules with known ones: give --domain molecules and --reference FILE")
     if domain not in comparison.OF_DOMAIN or domain == "other":
@@ -50,7 +50,7 @@ def _read(path: Path, domain: str) -> Any:
 
 
 def _check_fits(path: Path, samples: list[str], domain: str) -> None:
-    """Raise where most samples cannot be what the domain says."""
+    """Raise if most samples cannot belong to the domain."""
     odd = [text for text in samples if text and _is_dna(text) != (domain == "dna")]
     if domain == "molecules":  # CCN and the like are molecules that look like DNA
         odd = [text for text in odd if re.search("[AGTagt]", text) and len(text) >= 4]
@@ -60,7 +60,7 @@ def _check_fits(path: Path, samples: list[str], domain: str) -> None:
 
 
 def _is_dna(text: str) -> bool:
-    """Whether a text has only letters of nucleotides, ambiguous ones and gaps included."""
+    """Whether a text has only nucleotide letters, including ambiguous ones and gaps."""
     return re.fullmatch("[ACGTURYSWKMBDHVN.*-]+", text.upper()) is not None
 
 
@@ -87,7 +87,7 @@ def _dna(samples: list[str], known: list[str] | None) -> dict[str, Any]:
 
 
 def _images(samples: Tensor, known: Tensor | None) -> dict[str, Any]:
-    """Metrics of pixels; images are brought to 8 x 8 to compare them with a reference."""
+    """Metrics of pixels; to compare images with a reference, they are resized to 8 x 8."""
     from rewards import images as of
 
     found = comparison.metrics(samples, "images")

@@ -6,9 +6,9 @@ r"""A whole run as one value and one file.
     n = 64
     steps = 100
 
-`Config.load` reads such a file, `.save` writes it and `.run` carries it out. Texts are specs (`guidekit.jobs.specs`),
-as on the command line. Python files in them are looked up beside the file, or in the working directory where the
-config does not come from a file.
+`Config.load` reads such a file, `.save` writes it and `.run` executes it. Texts are specs (`guidekit.jobs.specs`), as
+on the command line. Paths of Python files in them are relative to the folder of the file, or to the working directory
+if the config does not come from a file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Config:
     compare      also sample without the rewards, and best-of-N with about as many network evaluations
     device       like "cpu" or "cuda"; None takes a GPU if there is one
     domain       "molecules", "dna", "images" or "other"; None infers it from the model, the rewards or the samples
-    title        of the report; runs that differ in nothing else are the same run
+    title        of the report; runs that differ only in their title are the same run
 
     >>> Config("dna", rewards=("gc",), guides=("svdd:candidates=4",)).n
     16
@@ -90,7 +90,7 @@ class Config:
             raise ConfigError("compare needs something to compare with the unguided model: give a guide")
 
     def _check_texts(self, name: str, value: Any) -> None:
-        """A list of texts, or one text for a list of one; kept as a tuple."""
+        """Check that a value is a list of texts, or a single text, and keep it as a tuple."""
         listed: Any = [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value
         kinds = (str, int) if name == "cond" else str
         good = isinstance(listed, (list, tuple)) and all(
@@ -100,7 +100,7 @@ class Config:
         object.__setattr__(self, name, tuple(listed))
 
     def _check_whole(self, name: str, value: Any) -> None:
-        """A whole number of the right size."""
+        """Check that a value is a whole number of the right size."""
         whole = isinstance(value, int) and not isinstance(value, bool)
         least = 1 if name in _WHOLE else -(2**63)
         fits = (whole and least <= value < 2**63) or (value is None and name == "batch_size")
@@ -128,11 +128,11 @@ class Config:
             raise ConfigError(f"{path}: {error}") from error
 
     def rooted(self, folder: Path) -> Config:
-        """With full paths of the Python files, which are looked up in a folder."""
+        """The config with absolute paths of Python files, which were relative to a folder."""
         return self._with_specs(lambda text: rooted(text, folder))
 
     def relative(self, folder: Path) -> Config:
-        """With the paths of Python files as seen from a folder."""
+        """The config with paths of Python files relative to a folder."""
         return self._with_specs(lambda text: relative(text, folder.resolve()))
 
     def _with_specs(self, change: Callable[[str], str]) -> Config:
@@ -152,7 +152,7 @@ class Config:
         return "".join(f"{name} = {_format(value)}\n" for name, value in given.items())
 
     def run(self, out: str | Path | None = None, **options: Any) -> Outcome:
-        """Carry out the run; with `out`, everything is written there. Options as in `guidekit.jobs.execute.run`."""
+        """Execute the run; with `out`, everything is written there. Options as in `guidekit.jobs.execute.run`."""
         from .execute import run
 
         return run(self, None if out is None else Path(out), **options)

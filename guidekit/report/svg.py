@@ -1,5 +1,5 @@
-"""What all pictures of a report are drawn with: scales, ticks, axes, legends. Pictures are SVG text; colours come from
-the classes c0, c1... of the page, so that they follow its light and dark."""
+"""The elements of all pictures of a report: scales, ticks, axes, legends. Pictures are SVG text; colours come from the
+classes c0, c1... of the page, so they follow its light and dark themes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scale:
 
 
 def bounds(values: Iterable[float], *also: float) -> tuple[float, float]:
-    """Least and greatest finite value, apart by something."""
+    """The smallest and largest finite value, moved apart if they are equal."""
     finite = [v for v in (*values, *also) if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     gap = (high - low) or abs(high) or 1.0
@@ -49,13 +49,13 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
-    """The interval with a little room at both ends."""
+    """The interval with a small margin at both ends."""
     room = 0.04 * (high - low)
     return low - room, high + room
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A short decimal; a dash for what is no finite number.
+    """A short decimal; a dash for anything that is not a finite number.
 
     >>> number(0.123456), number(12345.6), number(3.0), number(float("nan")), number(True)
     ('0.123', '12,346', '3', '–', '–')
@@ -69,7 +69,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def element(name: str, content: str = "", /, **attributes: Any) -> str:
-    """An element; attributes are escaped, the content is markup. `class_` is class, `a_b` is a-b.
+    """An SVG element; attributes are escaped, the content is markup. `class_` becomes class, `a_b` becomes a-b.
 
     >>> element("g", class_="a", aria_label='say "<"')
     '<g class="a" aria-label="say &quot;&lt;&quot;"></g>'
@@ -86,13 +86,13 @@ def words(text: Any, x: float, y: float, **attributes: Any) -> str:
 
 
 def picture(content: str, label: str, height: float = HEIGHT, width: float = WIDTH, **attributes: Any) -> str:
-    """The whole picture, with what it shows in words."""
+    """The whole picture, with a description in words."""
     given = {"class_": "chart", "role": "img", "viewBox": f"0 0 {width} {height:g}", "aria_label": label}
     return element("svg", content, xmlns="http://www.w3.org/2000/svg", **(given | attributes))
 
 
 def axes(x: Scale, y: Scale, xlabel: str, ylabel: str, whole: bool = False) -> str:
-    """Grid lines, ticks and the names of both axes; `whole` leaves only whole numbers along x."""
+    """Grid lines, ticks and the names of both axes; `whole` keeps only whole numbers along x."""
     below, left = max(y.start, y.end), min(x.start, x.end)
     across = [v for v in ticks(x.low, x.high) if not whole or v == int(v)]
     grid = "".join(
@@ -115,7 +115,7 @@ def plane(xs: tuple[float, float], ys: tuple[float, float], height: float = HEIG
 
 
 def legend(names: Sequence[tuple[str, str]]) -> str:
-    """Marks with their names along the top: (classes, name)."""
+    """Marks with their names along the top, given as (classes, name)."""
     parts, x = [], float(LEFT)
     for classes, name in names:
         short = name if len(name) <= 26 else name[:25] + "…"
