@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .svg import COLOURS, LEFT, TOP, Scale, axes, bounds, element, legend, number, picture, plane, widened, words
+from .svg import COLOURS, LEFT, TOP, Scale, axes, bounds, element, number, picture, plane, widened, words
 
 GROUPS = (0, 2, 3, 4, 5, 1)  # colours of the lines of conditions; grey is for unguided samples
 
@@ -43,7 +43,7 @@ def lines(series: Sequence[Series], title: str, ylabel: str, zero: bool = False,
     drawn = "".join(element("g", f'<path class="line" d="{_path(s.values, x, y)}"/>', class_=s.classes) for s in series)
     feet = "".join(f'<path class="mark" d="M{x(m)} {y.start}v-7"/>' for m in marks)
     label = f"{title}. " + " ".join(f"{s.name}: {_first_and_last(s.values)}." for s in series)
-    return picture(axes(x, y, "step", ylabel, whole=True) + feet + drawn + legend(_named(series)), label)
+    return picture(axes(x, y, "step", ylabel, whole=True) + feet + drawn, label, names=_named(series))
 
 
 def curves(series: Sequence[Series], title: str, xlabel: str, ylabel: str, points: Sequence[Series] = ()) -> str:
@@ -59,7 +59,7 @@ def curves(series: Sequence[Series], title: str, xlabel: str, ylabel: str, point
     named = "".join(element("g", "".join(_points(s, across, up)) + _beside(s, across, up), class_=f"{s.classes} point")
                     for s in points)  # fmt: skip
     label = f"{title}. " + " ".join(f"{s.name}: {_first_and_last(s.values)}." for s in every)
-    return picture(axes(across, up, xlabel, ylabel, whole=True) + drawn + named + legend(_named(series)), label)
+    return picture(axes(across, up, xlabel, ylabel, whole=True) + drawn + named, label, names=_named(series))
 
 
 def histogram(series: Sequence[Series], title: str, xlabel: str, bins: int = 24) -> str:
@@ -73,7 +73,7 @@ def histogram(series: Sequence[Series], title: str, xlabel: str, bins: int = 24)
         for i, (s, v) in enumerate(zip(series, shares, strict=True))
     )
     label = f"{title}. " + " ".join(f"{s.name}: mean {number(_mean(s))}." for s in series)
-    return picture(axes(x, y, xlabel, "share of samples") + drawn + legend(_named(series)), label)
+    return picture(axes(x, y, xlabel, "share of samples") + drawn, label, names=_named(series))
 
 
 def scatter(series: Sequence[Series], title: str, xlabel: str, ylabel: str) -> str:
@@ -84,7 +84,7 @@ def scatter(series: Sequence[Series], title: str, xlabel: str, ylabel: str) -> s
     )
     drawn = "".join(element("g", "".join(_points(s, x, y)), class_=s.classes) for s in series)
     label = f"{title}. " + " ".join(f"{s.name}: {len(s.values)} points." for s in series)
-    return picture(axes(x, y, xlabel, ylabel) + drawn + legend(_named(series[::-1])), label)
+    return picture(axes(x, y, xlabel, ylabel) + drawn, label, names=_named(series[::-1]))
 
 
 def strip(values: Sequence[Series], title: str, ylabel: str, top: float) -> str:
@@ -95,8 +95,8 @@ def strip(values: Sequence[Series], title: str, ylabel: str, top: float) -> str:
     drawn = "".join(
         element("g", f'<path class="line" d="{_path(s.values, x, y, first=1)}"/>', class_=s.classes) for s in values
     )
-    content = axes(x, y, "position", ylabel, whole=True) + drawn + legend(_named(values))
-    return picture(content, title, height, width, class_="chart wide")
+    content = axes(x, y, "position", ylabel, whole=True) + drawn
+    return picture(content, title, height, width, _named(values), class_="chart wide")
 
 
 def _named(series: Sequence[Series]) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from rewards.dna.sequence import encode, reverse_complement, starts
 
-from .svg import LEFT, Scale, element, legend, number, picture, ticks, words
+from .svg import LEFT, Scale, element, number, picture, ticks, words
 
 SITES = {
     "AP-1": "TGASTCA",
@@ -60,8 +60,8 @@ def track(sequences: Sequence[str], labels: Sequence[str]) -> str:
     )
     counts = ", ".join(f"{name} {len(own)}" for name, own in found.items())
     label = f"Sites of common factors in {len(sequences)} sequences: {counts}"
-    content = element("g", lines + feet, class_="axes") + marks + legend(names)
-    return picture(content, label, height, _WIDTH, class_="chart wide motifs")
+    content = element("g", lines + feet, class_="axes") + marks
+    return picture(content, label, height, _WIDTH, names, class_="chart wide motifs")
 
 
 def _middle(line: int) -> float:

@@ -50,10 +50,10 @@ def domain(result: Result, given: Any = None) -> str:
 
 
 def conditions(result: Result) -> list[str]:
-    """A name for every group: its condition if that is text or a number."""
+    """A name for every group: its condition if that is text or a number; only the beginning of a very long text."""
     given = result.config.get("cond")
     given = given if isinstance(given, list) and len(given) == result.groups else [None] * result.groups
-    return [str(c)[:60] if isinstance(c, (str, int, float)) else f"group {g}" for g, c in enumerate(given)]
+    return [plain(str(c)) if isinstance(c, (str, int, float)) else f"group {g}" for g, c in enumerate(given)]
 
 
 def texts(result: Result) -> list[str]:
