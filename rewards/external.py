@@ -1,4 +1,4 @@
-r"""Rewards from a function, a program or a network of yours.
+r"""Rewards from your own function, program or network.
 
 A program reads one sample per line from standard input and writes JSON to standard output: a list of numbers in order,
 or {"scores": [...]}, or REINVENT's {"version": 1, "payload": {name: [...]}}. null, NaN and strings mean that a sample

@@ -200,7 +200,7 @@ def _find_domain(job: Job, samples: Any) -> str:
 
 
 def _score_parts(job: Job, result: Result) -> dict[str, Tensor]:
-    """The scores of each reward by itself."""
+    """The scores of each reward on its own."""
     found, samples = {}, result.samples
     for c in job.parts:
         same = len(job.parts) == 1 and c.weight == 1 and c.raw.higher_is_better

@@ -163,9 +163,9 @@ def _groups(result: Result, names: Sequence[str]) -> list[dict[str, Any]]:
 def _cost(result: Result) -> list[tuple[str, str]]:
     cost, n = result.cost, len(result)
     return [
-        ("network rows", f"{cost.network_rows:,}, {number(cost.network_rows / n)} for each sample"),
+        ("network rows", f"{cost.network_rows:,}, {number(cost.network_rows / n)} per sample"),
         ("network calls", f"{cost.network_calls:,}"),
-        ("reward calls", f"{cost.reward_calls:,}, each of another sample"),
+        ("reward calls", f"{cost.reward_calls:,}, one per distinct sample"),
         ("scores that failed", f"{cost.unscored:,}"),
         ("time", f"{number(cost.seconds)} s"),
     ]

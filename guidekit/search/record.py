@@ -185,7 +185,7 @@ def _plain(v: Any) -> Any:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file beside the old one and move it over it."""
+    """Write a file atomically: it is written next to the old one and then replaces it."""
     part = file.with_name(file.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(file)

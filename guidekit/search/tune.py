@@ -43,7 +43,7 @@ class Tuned:
     """What `tune` found.
 
     best     the settings with the highest metric
-    guides   the guides at these settings, including those given beside them, as gk.sample takes them
+    guides   the list for gk.sample: the further guides, and the tuned one at these settings
     table    one dict per setting tried, in order: the settings, metric, error (its standard error), scored (the
              number of samples that were scored), network_rows, reward_calls, seconds, and failed (why there is no
              metric, or None)

@@ -34,7 +34,7 @@ class LogOdds:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Network(Reward):
-    """A network of yours that scores one-hot sequences.
+    """Your own network as a reward: it scores one-hot sequences.
 
     module           takes (rows, 4, length), or (rows, length, 4) with channels_last; other letters are zeros
     output           None if the module returns one number per row, an index along dimension 1 (a task, a class), or a
