@@ -1,7 +1,7 @@
-"""Rewards: a batch of samples in, one float per sample out, in order, with NaN for a sample that cannot be scored.
+"""Rewards map a batch of samples to one float per sample, in order, with NaN for a sample that cannot be scored.
 
-Plain functions are rewards too; `as_reward` wraps them. Whatever the user's code returns is checked once, here. A plain
-function that raises on a batch is called again sample by sample, and only the samples on which it raises are lost.
+Plain functions are rewards too; `as_reward` wraps them. What the user's code returns is checked once, here. If a plain
+function raises on a batch it is called again sample by sample, and only the samples on which it raises are lost.
 Rewards can be added, multiplied and transformed, and sent to other processes.
 """
 
@@ -36,7 +36,7 @@ class Reward:
 
     name               its name in tables and errors
     differentiable     whether gradients flow from the scores to the samples; None if unknown
-    higher_is_better   which direction reports take for good; guides always climb, so steer by -reward if it is False
+    higher_is_better   whether reports treat high scores as good; guides always maximise, so steer by -reward if False
     unit               of the scores, or ""
 
     >>> length = as_reward(lambda samples: [len(s) for s in samples])
@@ -54,7 +54,7 @@ class Reward:
         raise NotImplementedError(f"{type(self).__name__} does not say how to score")
 
     def inside(self) -> tuple[Reward, ...]:
-        """The rewards that it is made of; none if it scores by itself."""
+        """The rewards that this one is made of; none if it scores by itself."""
         return ()
 
     def __call__(self, samples: Any) -> Tensor:
@@ -107,17 +107,17 @@ class Reward:
         return _combined("*", -1, self).named(f"-{self.name}")
 
 
-strict = threading.local()  # strict.on: in this thread an Each raises what a sample raised, for others to count it
+strict = threading.local()  # strict.on: in this thread Each passes on the errors of samples, so that a caller can count
 
 
 @dataclass
 class Listener:
     """Collects the failures of rewards that are called many times, as in a run.
 
-    told       names of rewards whose failures have been warned of: once is enough
+    told       names of rewards that have already warned of failures, so that each warns once
     answered   whether a plain function has scored anything
     error      the first error of a plain function that raised on every sample of a call; without a listener it is
-               raised
+               raised at once
     """
 
     told: set[str] = field(default_factory=set)
@@ -125,7 +125,7 @@ class Listener:
     error: RewardError | None = None
 
     def settle(self) -> None:
-        """Raise the error of a function that has scored nothing so far, or warn about it."""
+        """Raise the error if no plain function has scored anything so far, otherwise warn about it."""
         error, self.error = self.error, None
         if error is not None and not self.answered:
             raise error
@@ -139,7 +139,7 @@ _listening = threading.local()
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """A context in which plain functions of this thread report their failures to the listener."""
+    """A context in which plain functions report their failures to the listener, in this thread."""
     before, _listening.now = getattr(_listening, "now", None), listener
     try:
         yield
@@ -148,7 +148,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def _warn(name: str, text: str) -> None:
-    """Warn that samples were lost; with a listener only the first time."""
+    """Warn that samples could not be scored; with a listener only the first time."""
     listener = getattr(_listening, "now", None)
     if listener is not None and name in listener.told:
         return
@@ -162,8 +162,8 @@ def _text(error: BaseException | None) -> str:
 
 
 class Each(Reward):
-    """A reward that scores samples one by one: a subclass implements `one`. A sample on which it raises is NaN, and one
-    `RewardWarning` tells how many there were."""
+    """A reward that scores samples one by one: a subclass implements `one`. A sample on which it raises is NaN, and a
+    single `RewardWarning` says how many there were."""
 
     def one(self, sample: Any) -> float:
         """The score of one sample, or NaN."""
@@ -213,7 +213,7 @@ class Function(Reward):
         return found
 
     def _asked(self, samples: Any) -> Any:
-        """What the function returns; a network that is given texts cannot say what is wrong with them."""
+        """What the function returns. If a network is given texts, the error says so, since its own would not."""
         try:
             return self.function(samples)
         except Exception as error:
@@ -225,7 +225,7 @@ class Function(Reward):
             raise
 
     def _one_by_one(self, samples: Any, error: Exception, listener: Listener | None) -> Tensor:
-        """The scores of the samples one by one, given the error that the function raised for all of them together."""
+        """Score the samples one by one, given the error that the function raised on the whole batch."""
         count = len(samples)
         found = [self._alone(samples, i) for i in range(count)] if count > 1 else [error]
         errors = [v for v in found if isinstance(v, Exception)]
@@ -244,7 +244,7 @@ class Function(Reward):
         return torch.cat([v if isinstance(v, Tensor) else lost for v in found])
 
     def _alone(self, samples: Any, i: int) -> Tensor | Exception:
-        """The score of one of the samples, or what the function raised."""
+        """The score of one sample, or the error that the function raised on it."""
         try:
             return _checked(self._asked(samples[i : i + 1]), 1, self.name)
         except Exception as error:
@@ -252,14 +252,14 @@ class Function(Reward):
 
 
 def _unknown(samples: Any) -> Tensor:
-    """No score for one sample, in the graph of the samples where they have one."""
+    """NaN as the score of one sample, connected to the graph of the samples if they have one."""
     if isinstance(samples, Tensor) and samples.requires_grad:
         return samples.flatten()[:1] * 0 + math.nan
     return torch.full((1,), math.nan, dtype=torch.float64)
 
 
 def _raised(name: str, error: Exception) -> RewardError:
-    """What is raised where a reward has raised."""
+    """The RewardError to raise for an error inside a reward."""
     told = RewardError(f"reward {name!r} raised {type(error).__name__}: {error}")
     told.__cause__, told.name = error, name
     return told
@@ -337,7 +337,7 @@ def as_reward(reward: Reward | Callable[[Any], Any]) -> Reward:
     return Function(reward)
 
 
-_lent: dict[int, list[Any]] = {}  # of every network in use: by how many, and its modules and parameters as they were
+_lent: dict[int, list[Any]] = {}  # by id, for each network in use: the number of users, and its modes as they were
 _lending = threading.Lock()
 
 

@@ -2,7 +2,7 @@ r"""Cached scores, in memory or in a file that several processes may share.
 
 Samples are compared by their content: molecules by canonical SMILES, sequences in upper case, images at eight bits per
 channel, everything else as it is. Equal samples cost one call. Scores are written as they arrive (in one transaction
-per chunk), so an interruption loses none that was returned; samples without a score are tried again.
+per chunk), so none is lost in an interruption; samples without a score are tried again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Key = Callable[[Any], str]
 
 
 def caches(reward: Reward) -> list[Cached] | None:
-    """The caches that stand before everything that a reward computes; None where something has none.
+    """The caches of a reward, if everything that it computes goes through one; otherwise None.
 
     >>> len(caches(-Cached(len))), caches(Cached(len) + as_reward(len))
     (1, None)
@@ -56,7 +56,7 @@ def image(sample: Any) -> str:
 
 
 def content(sample: Any) -> str:
-    """A text as it is, or the hash of anything that has bytes."""
+    """A text itself, or the hash of any value that has bytes."""
     if isinstance(sample, str):
         return sample
     if isinstance(sample, Tensor):
@@ -75,11 +75,11 @@ class Cached(Reward):
 
     path    a file (SQLite) that keeps the scores; several processes may use it at once. None keeps them in memory
     key     how samples are compared: "smiles" | "sequence" | "image" | "content" or a function sample -> text. None is
-            what the reward says of its samples (its attribute `content`), otherwise "content"
+            the reward's attribute `content` if it has one, otherwise "content"
     name    the reward's name in the file: use another one when the reward has changed
     chunk   number of samples that are sent to the reward, and written, at a time
 
-    `calls` counts distinct samples that were sent, `hits` those that were not. Scores have no gradients.
+    `calls` counts the distinct samples sent to the reward, `hits` the others. Scores have no gradients.
 
     >>> calls = []
     >>> cached = Cached(lambda texts: [calls.append(t) or len(t) for t in texts])
@@ -113,7 +113,7 @@ class Cached(Reward):
                 file.execute("CREATE TABLE IF NOT EXISTS scores (reward, sample, score, PRIMARY KEY (reward, sample))")
 
     def identity(self) -> Any:
-        """What decides its scores, as opposed to what it has seen so far."""
+        """What determines the scores, as opposed to which samples have been seen so far."""
         return self.reward
 
     def score(self, samples: Any) -> list[float]:
@@ -131,7 +131,7 @@ class Cached(Reward):
         return [self._memory.get(name, unscored.get(name, math.nan)) for name in names]
 
     def _scored(self, samples: Any, places: list[int]) -> Iterator[tuple[list[int], Sequence[float]]]:
-        """Places and their scores, as they come."""
+        """Places and their scores, as they arrive."""
         pick = lambda part: samples[part] if isinstance(samples, Tensor) else [samples[i] for i in part]  # noqa: E731
         stream = getattr(self.reward, "stream", None)
         if stream is not None and places:
@@ -167,7 +167,7 @@ class Cached(Reward):
 
 
 class _File:
-    """A connection for one transaction; others wait for their turn."""
+    """A connection for one transaction; other processes wait for their turn."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -1,4 +1,4 @@
-r"""Combinations of rewards: means that leave out unknown endpoints, hard filters, Pareto ranks.
+r"""Combinations of rewards: means that leave out unknown scores, hard filters, Pareto ranks.
 
 If some endpoints of a sample are NaN, the others count alone, with renormalised weights; a sample is NaN if all of its
 endpoints are.
@@ -16,11 +16,11 @@ from torch import Tensor
 from .base import Reward, as_reward
 from .transforms import ZScore
 
-_TINY = 1e-8  # below which a factor of a geometric mean does not fall
+_TINY = 1e-8  # the smallest factor in a geometric mean
 
 
 class Weighted(Reward):
-    """A weighted mean of rewards times `total`: arithmetic, or geometric with factors of at least 1e-8."""
+    """A weighted mean of rewards, arithmetic, or geometric with factors of at least 1e-8; a sum if `total`."""
 
     def __init__(self, kind: str, rewards: Sequence[Any], weights: Sequence[float] | None, total: bool = False):
         self.rewards = [as_reward(r) for r in rewards]
@@ -141,10 +141,10 @@ def pareto_rank(scores: Tensor) -> Tensor:
 
 
 class ParetoRank(Reward):
-    """Minus the Pareto front of each sample, among the samples of the call and a reference.
+    """Minus the Pareto front of each sample, among the samples of the call and of a reference.
 
-    It compares the samples that it is called with, so in a guide give it whole populations (no batch_size). With a
-    reference and one sample at a time it is a function of the sample.
+    The score depends on the other samples of the call, so a guide must pass it whole populations (no batch_size). With
+    a reference and one sample at a time it depends on the sample alone.
     """
 
     def __init__(self, rewards: Sequence[Any], reference: Tensor | None = None):

@@ -1,8 +1,8 @@
-r"""Rewards from a function, a program or a network of yours.
+r"""Rewards from your own function, program or network.
 
 A program reads one sample per line from standard input and writes JSON to standard output: a list of numbers in order,
-or {"scores": [...]}, or REINVENT's {"version": 1, "payload": {name: [...]}}. null, NaN and texts stand for samples
-without a score. Programs are started without a shell.
+or {"scores": [...]}, or REINVENT's {"version": 1, "payload": {name: [...]}}. null, NaN and strings mean that a sample
+has no score. Programs are started without a shell.
 """
 
 from __future__ import annotations
@@ -155,6 +155,6 @@ def from_module(
     It runs in evaluation mode, on its own device and in its own precision, and is left as it was.
 
     prepare   samples -> the tensor that the network takes
-    output    a column of what it returns, or a function of that; None if it returns (rows,) or (rows, 1)
+    output    a column of the network's output, or a function of the output; None if that is (rows,) or (rows, 1)
     """
     return Module(module, name, prepare, output, batch, differentiable)

@@ -12,12 +12,12 @@ from .base import Reward, as_reward
 
 
 class ByGroup(Reward):
-    """One reward per condition, for example a prompt of its own for each:
+    """One reward per condition, for example one for each prompt:
 
         gk.sample(model, 16, cond=prompts, guides=[gk.FKSteering(ByGroup([ClipScore(p, ...) for p in prompts]), 0.1)])
 
-    In a run, samples of condition i are scored by reward i, whatever the micro-batch. Called directly, it expects
-    groups of equal size one after the other, as in results.
+    In a run, samples of condition i are scored by reward i, in micro-batches too. Called directly, it expects groups of
+    equal size one after the other, as in results.
 
     >>> ByGroup([lambda s: [1.0] * len(s), lambda s: [2.0] * len(s)])(["a", "b", "c", "d"]).tolist()
     [1.0, 1.0, 2.0, 2.0]

@@ -1,16 +1,16 @@
 r"""Scores from a pool of workers: any `concurrent.futures.Executor`, including those of dask, loky and MPI.
 
-Samples are sent in chunks and return in order. A failure costs its own sample only, which becomes NaN:
+Samples are sent in chunks, and scores return in order. A failure costs only its own sample, whose score is NaN:
 
     an exception        the chunk is scored again one by one, in the worker
     no answer in time   stopped by an alarm in the worker if possible, otherwise the worker is killed from outside
-    a worker that dies  (killed, out of memory, a crash in C) the pool is rebuilt, and what was in work is tried again,
-                        chunk by chunk, then sample by sample; a sample that kills its worker alone is given up
+    a worker that dies  (killed, out of memory, a crash in C) the pool is rebuilt, and unfinished chunks are tried again
+                        one by one, then their samples one by one; a sample that kills its worker alone is given up
 
-Processes are the default because RDKit and other rewards in Python and C hold the interpreter's lock: threads make them
-slower. An executor that you pass in stays open; a pool created here is closed by `close()` or at the end of a `with`.
+Processes are the default because rewards in Python, and RDKit, hold the interpreter's lock: threads make them slower.
+An executor that you pass in stays open; a pool created here is closed by `close()` or at the end of a `with`.
 
-ray has no executor. Six lines make one:
+Ray has no executor, but a few lines make one:
 
     class Ray:
         def submit(self, function, *args):
@@ -54,11 +54,11 @@ from .base import Reward, RewardError, RewardWarning, as_reward, strict
 Scores = list[float]
 _GRACE = 1.0  # seconds beyond its timeout that a worker has to answer
 _holding = threading.Lock()
-_held: dict[str, Reward] = {}  # of a worker: the reward of each payload, unpickled once
+_held: dict[str, Reward] = {}  # in a worker: the reward of each payload, unpickled once
 
 
 def _work(payload: Any, name: str, samples: Any, timeout: float | None, retries: int) -> tuple[Scores, list[str]]:
-    """In a worker: the scores of a chunk, and what went wrong."""
+    """In a worker: the scores of a chunk, and its errors."""
     with _holding:
         if name not in _held:
             reward, initializer = pickle.loads(payload) if isinstance(payload, bytes) else payload
@@ -69,7 +69,7 @@ def _work(payload: Any, name: str, samples: Any, timeout: float | None, retries:
         reward = _held[name]
     strict.on = True
     if parent_process() is not None:
-        torch.set_num_threads(1)  # one worker a core; and threads of a process that was forked may not be there
+        torch.set_num_threads(1)  # there is one worker per core, and a forked process may lack the threads
     try:
         with _alarm(None if timeout is None else timeout * len(samples)):
             return reward(samples).tolist(), []
@@ -103,7 +103,7 @@ def _told(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _alarm(seconds: float | None) -> Iterator[None]:
-    """Raise TimeoutError after this many seconds, if this thread can have alarms."""
+    """Raise TimeoutError after this many seconds, if this thread can receive alarms."""
     able = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
     if seconds is None or not able:
         yield
@@ -162,7 +162,7 @@ class Pooled(Reward):
         self._payload, self._name = self._packed(isinstance(executor, ThreadPoolExecutor))
 
     def _packed(self, threads: bool) -> tuple[Any, str]:
-        """What workers are sent, and a name for it: threads get the reward itself, processes its pickle."""
+        """What is sent to workers, and a name for it: threads get the reward itself, processes its pickle."""
         if threads:
             return (self.reward, self.initializer), uuid.uuid4().hex
         try:
@@ -218,7 +218,7 @@ class Pooled(Reward):
         raise TypeError("a Pooled reward belongs to its process; send the reward inside it")
 
     def identity(self) -> Any:
-        """What decides its scores, as opposed to who computes them."""
+        """What determines the scores, as opposed to who computes them."""
         return self.reward
 
     # chunks -------------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ class Pooled(Reward):
     def _together(
         self, samples: Any, errors: list[str], suspects: list[list[int]]
     ) -> Iterator[tuple[list[int], Scores]]:
-        """All chunks in parallel; those in work when a worker died, and those that are late, become suspects."""
+        """Score all chunks in parallel; those that are late, or unfinished when a worker dies, become suspects."""
         size = self.chunk_size
         left = [list(range(i, min(i + size, len(samples)))) for i in range(0, len(samples), size)][::-1]
         running: dict[Future, tuple[list[int], float]] = {}
@@ -261,7 +261,7 @@ class Pooled(Reward):
                 self._anew()
 
     def _carefully(self, samples: Any, part: list[int], errors: list[str]) -> Iterator[tuple[list[int], Scores]]:
-        """One chunk on its own, and if that fails its samples one by one."""
+        """Score one chunk on its own, and if that fails its samples one by one."""
         try:
             allowed = None if self.timeout is None else self._allowed(len(part))
             found, wrong = self._submit(samples, part).result(timeout=allowed)
@@ -282,7 +282,7 @@ class Pooled(Reward):
         return (self.timeout or math.inf) * count * (2 + self.retries) + _GRACE
 
     def _deadline(self, count: int) -> float:
-        """When a chunk is late that had to wait for another one of the same size."""
+        """The time after which a chunk is late, allowing for one other chunk of the same size before it."""
         return time.monotonic() + 2 * self._allowed(count)
 
     def _submit(self, samples: Any, part: Sequence[int]) -> Future:
@@ -307,7 +307,7 @@ class Pooled(Reward):
             old.shutdown(wait=False)
             self._own = True
         else:
-            self._executor = old  # that of a cluster mends itself
+            self._executor = old  # a cluster's executor recovers by itself
 
 
 def _submits(executor: Any) -> bool:

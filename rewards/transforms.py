@@ -17,7 +17,7 @@ _LN10 = math.log(10)
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """Rises from 0 to 1 between low and high, the steeper the larger k.
+    """Rises from 0 to 1 between low and high; a larger k makes it steeper.
 
     1/(1 + 10^(-10 k (x - (low + high)/2)/(high - low))), which is 1/2 in the middle.
 
@@ -38,7 +38,7 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class ReverseSigmoid:
-    """1 - Sigmoid, for scores where less is better."""
+    """1 - Sigmoid, for scores where lower is better."""
 
     low: float
     high: float
@@ -146,7 +146,7 @@ class ValueMapping:
 
 @dataclass(frozen=True)
 class ZScore:
-    """(x - mean)/std, with those of a reference set; see `rewards.standardised`. Not bounded."""
+    """(x - mean)/std, with mean and standard deviation of a reference set; see `rewards.standardised`. Unbounded."""
 
     mean: float
     std: float

@@ -39,7 +39,7 @@ from guidekit.report import (
 )
 from guidekit.report.reading import read
 from guidekit.report.recorder import moments, survivors
-from guidekit.report.svg import Scale, number, ticks
+from guidekit.report.svg import LINE, Scale, legend, number, picture, shortened, ticks
 from rewards.molecules import LogP, MolWt
 
 pytestmark = [
@@ -1204,6 +1204,83 @@ def test_a_wide_table_scrolls_in_its_own_box_and_says_so(browser, wide):
     assert browser.run("scrollX") == 0
     tables = "[...document.querySelectorAll('table')].every(t => t.closest('.scroll').clientWidth <= innerWidth)"
     assert browser.run(tables)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> Path:
+    """A run for six long conditions that begin alike."""
+    out = tmp_path_factory.mktemp("prompts")
+    base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5], labels=[0, 1])
+    guides, first = [gk.FKSteering(lambda x: x[:, 0], alpha=1.0)], lambda x: x[:, 0]
+    result = gk.sample(base, 3, steps=3, cond=[0, 1] * 3, guides=guides, reward=first, holdout=first)
+    words = ("a horse", "a cat", "a pony", "an ox", "nothing at all", "a sheep")
+    result.config["cond"] = [f"a photograph of an astronaut riding {w} on the moon at night, in detail" for w in words]
+    write_result(result, out)
+    return out
+
+
+@pytest.mark.parametrize("width", [420, 1300])
+def test_long_names_of_rows_leave_room_for_the_numbers_and_stay_readable(browser, prompts, width):
+    browser.open(prompts / "report.html", width)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    names = "[...document.querySelectorAll('[aria-label=conditions] tbody th')]"
+    told = browser.run(f"{names}.map(h => [h.innerText, h.querySelector('span').title])")
+    assert all(name == title and len(name) > 60 for name, title in told) and len({name for name, _ in told}) == 6
+    box = "document.querySelector('[aria-label=conditions]')"
+    assert browser.run(f"{names}.every(h => h.offsetWidth <= {box}.clientWidth / 2)")
+    browser.run(f"{box}.scrollLeft = 9999")
+    last = f"{box}.querySelector('tbody td:last-child').getBoundingClientRect()"
+    head = f"{names}[0].getBoundingClientRect()"
+    assert browser.run(f"{last}.right <= {box}.getBoundingClientRect().right + 1 && {last}.left >= {head}.right - 1")
+    assert browser.run(f"{head}.left === {box}.getBoundingClientRect().left")
+    heights = browser.run("[...document.querySelectorAll('tbody tr')].map(r => r.getBoundingClientRect().height)")
+    assert heights and all(float(h).is_integer() for h in heights)  # else a name that stays covers the line above it
+
+
+_LEGENDS = """[...document.querySelectorAll("svg.chart")].filter(s => s.querySelector(".legend")).map(s => {
+  const whole = s.getBoundingClientRect();
+  const boxes = [...s.querySelectorAll(".legend text")].map(t => t.getBoundingClientRect());
+  const meets = (a, b) => a.left < b.right && b.left < a.right && a.top + 3 < b.bottom && b.top + 3 < a.bottom;
+  return [boxes.length, boxes.some((a, i) => boxes.slice(i + 1).some(b => meets(a, b))),
+    boxes.every(b => b.left >= whole.left && b.right <= whole.right + 1 && b.top >= whole.top - 2)];
+})"""
+
+
+@pytest.mark.parametrize("width", [420, 1300])
+def test_a_legend_stays_in_its_picture_and_its_names_apart(browser, prompts, molecular, wide, width):
+    for out, most in ((prompts, 6), (molecular, 2), (wide, 3)):
+        browser.open(out / "report.html", width)
+        found = browser.run(_LEGENDS)
+        assert max(count for count, _, _ in found) == most
+        assert all(not meets and inside for _, meets, inside in found)
+    browser.open(prompts / "report.html", width)
+    names = browser.run("[...document.querySelector('.legend').querySelectorAll('text')].map(t => t.textContent)")
+    titles = browser.run("[...document.querySelector('.legend').querySelectorAll('title')].map(t => t.textContent)")
+    assert (
+        len(set(names)) == 6 and "cat" in names[1] and titles[1].startswith("a photograph of an astronaut riding a cat")
+    )
+    browser.run(
+        "for (const g of document.querySelectorAll('.legend > g')) g.setAttribute('transform', 'translate(400)')"
+    )
+    assert not all(inside for _, _, inside in browser.run(_LEGENDS))  # it does see it
+
+
+def test_a_legend_breaks_into_lines_above_the_usual_one():
+    one, above = legend([("c0", "steered"), ("c1", "unguided")])
+    assert above == 0 and re.findall(r"M\d+ (\d+)h18", one) == ["12", "12"]
+    two, above = legend([(f"c{i}", "x" * 20) for i in range(3)])
+    assert above == LINE and re.findall(r"M(\d+) (-?\d+)h18", two) == [("50", "-6"), ("254", "-6"), ("50", "12")]
+    assert 'viewBox="0 -18 480 308"' in picture("", "", names=[(f"c{i}", "x" * 20) for i in range(3)])
+    assert shortened(["one", "two"]) == ["one", "two"]
+    assert shortened(["a cat", "a cat that sits on a very long mat"]) == ["…cat", "…cat that sits on a very …"]
+    assert shortened(["x" * 40]) == ["x" * 25 + "…"]
+
+
+def test_a_condition_of_many_words_ends_in_an_ellipsis():
+    result = gk.sample(sequences(), 2, steps=1, cond=[1, 0])
+    result.config["cond"] = ["word " * 300, "short"]
+    first, second = samples.conditions(result)
+    assert first.endswith("…") and len(first) == 601 and second == "short"
 
 
 def test_a_table_that_fits_has_no_hint(browser, molecular):

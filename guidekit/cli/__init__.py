@@ -1,4 +1,4 @@
-"""The command line: `guidekit`, or `python -m guidekit.cli`. Nothing heavy is imported before a command needs it."""
+"""The command line: `guidekit`, or `python -m guidekit.cli`. Heavy packages are imported only when needed."""
 
 from .app import main
 

@@ -22,12 +22,12 @@ from ..jobs.specs import ConfigError
 if TYPE_CHECKING:
     from ..jobs.folder import Outcome
 
-_BEST = 5  # samples that are printed where no files are written
+_BEST = 5  # number of samples that are printed if no files are written
 
 
 @contextmanager
 def answered(debug: bool = False, out: Path | None = None) -> Iterator[None]:
-    """Turn errors into one line and an exit code; with `debug` they are raised as they are."""
+    """Turn errors into one line and an exit code; with `debug` they are raised unchanged."""
     try:
         yield
     except (typer.Exit, typer.Abort):
@@ -58,12 +58,12 @@ def _say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """A warning, on stderr."""
+    """Print a warning on stderr."""
     _say(f"warning: {text}")
 
 
 def show(outcome: Outcome, as_json: bool, told: Sequence[str] = ()) -> None:
-    """The table, or summary.json, on stdout; on stderr the warnings that were not told yet, and where the files are."""
+    """Print the table, or summary.json, on stdout; on stderr the warnings not yet shown, and where the files are."""
     for text in outcome.summary["warnings"] if outcome.new else []:
         if text not in told:
             warn(text)

@@ -18,8 +18,8 @@ from .answers import answered, lines, put, show, warn
 _HELP = """Steer a trained diffusion model with guides and rewards, at inference time.
 
 `guidekit list` shows all models, guides, rewards, solvers and searches, and `guidekit list NAME` explains one of them.
-They are written as NAME, NAME:OPTION=VALUE,... or NAME(VALUE,...). A reward may end in :WEIGHT; rewards of which less
-is better count negatively. Your own code is given as my_file.py:name or package.module:name; the file is run as Python.
+They are written as NAME, NAME:OPTION=VALUE,... or NAME(VALUE,...). A reward may end in :WEIGHT; rewards for which lower
+is better count negatively. Name your own code as my_file.py:name or package.module:name; the file is run as Python.
 """
 
 app = typer.Typer(
@@ -30,14 +30,14 @@ app = typer.Typer(
 Model = Annotated[
     str,
     typer.Argument(
-        help="A bundled model, or my_model.py:load, a base model or a function that returns one.",
+        help="A bundled model, or your own base model, or a function that returns one: my_model.py:load.",
         autocompletion=completion.models,
     ),
 ]
 Rewards = Annotated[
     list[str] | None,
     typer.Option(
-        "--reward", "-r", help="A reward, like qed or sa:0.5; several are added up.", autocompletion=completion.rewards
+        "--reward", "-r", help="A reward, like qed or sa:0.5; several are summed.", autocompletion=completion.rewards
     ),
 ]
 Guides = Annotated[
@@ -49,7 +49,7 @@ Guides = Annotated[
 Number = Annotated[int, typer.Option("-n", min=1, help="Number of samples for each condition.")]
 Steps = Annotated[int, typer.Option(min=1, help="Number of sampling steps.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same samples.")]
-Conds = Annotated[list[str] | None, typer.Option("--cond", "-c", help="A condition; each one has -n samples.")]
+Conds = Annotated[list[str] | None, typer.Option("--cond", "-c", help="A condition; -n samples are drawn for each.")]
 SolverName = Annotated[str | None, typer.Option("--solver", help="A solver, like ddim:eta=0.5.")]
 Holdout = Annotated[
     str | None, typer.Option(help="A reward that no guide sees, to detect over-optimisation of the others.")
@@ -58,9 +58,9 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for all re
 Compare = Annotated[
     bool, typer.Option("--compare", help="Compare with the unguided model, and with best-of-N at about equal cost.")
 ]
-Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Most rows in one forward of the network.")]
+Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Maximum number of rows per forward pass.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1...; a GPU by default, if there is one.")]
-Domain = Annotated[str | None, typer.Option(help="What a model of your own makes: molecules, dna, images or other.")]
+Domain = Annotated[str | None, typer.Option(help="What your own model generates: molecules, dna, images or other.")]
 Title = Annotated[str | None, typer.Option(help="Title of the report; by default the model and the reward.")]
 Report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the output folder.")]
 Progress = Annotated[
@@ -109,7 +109,7 @@ def list_(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List what there is, or explain one name.
+    """List models, guides, rewards, solvers and searches, or explain one of them.
 
     guidekit list guides --options
     guidekit list svdd
@@ -288,7 +288,7 @@ def bench(
     reward: Rewards = None,
     n: Number = 8,
     steps: Steps = 10,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each sampler, of which the median is taken.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of runs of each sampler; the median counts.")] = 3,
     batch_size: Batch = None,
     device: Device = None,
     as_json: Json = False,
@@ -305,7 +305,7 @@ def bench(
 
 
 def _run(config: Config, out: Path | None, overwrite: bool, report: bool, progress: bool | None, as_json: bool) -> None:
-    """Carry out a run and show what came of it."""
+    """Execute a run and show its outcome."""
     from ..jobs.execute import run
 
     told: list[str] = []
@@ -328,5 +328,5 @@ def _tuple(listed: list[str] | None) -> tuple[str, ...]:
 
 
 def _conditions(listed: list[str] | None) -> tuple[str | int, ...]:
-    """Conditions as texts, or as whole numbers where they are written so."""
+    """Conditions as texts, or as whole numbers if they are written as such."""
     return tuple(int(v) if isinstance(literal(v), int) and v.strip().lstrip("-").isdigit() else v for v in listed or ())

@@ -1,4 +1,4 @@
-"""What the shell completes: names of models, guides and rewards."""
+"""Completion in the shell: names of models, guides and rewards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def models(incomplete: str) -> list[str]:
 
 
 def guides(incomplete: str) -> list[str]:
-    """Names of the catalogue."""
+    """Names of guides in the catalogue."""
     from ..guides.catalog import GUIDES
 
     return _like(list(GUIDES), incomplete)
@@ -29,6 +29,6 @@ def rewards(incomplete: str) -> list[str]:
 
 
 def _like(names: list[str], incomplete: str) -> list[str]:
-    """Names that begin like this; in lower case, which means the same, if the word is in lower case."""
+    """Names with this beginning; in lower case, which is equivalent, if the beginning is in lower case."""
     small = [name.lower() if incomplete.islower() else name for name in names]
     return [name for name in small if name.startswith(incomplete)]

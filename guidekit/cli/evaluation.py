@@ -16,7 +16,7 @@ from ..report import table as comparison
 
 
 def metrics(path: Path, domain: str, reference: Path | None, specs: list[str], fcd: bool = False) -> dict[str, Any]:
-    """Numbers of a set of samples by name; None where one is undefined."""
+    """Metrics of a set of samples by name; None if one is undefined."""
     if fcd and (domain != "molecules" or reference is None):
         raise ConfigError("--fcd compares molecules with known ones: give --domain molecules and --reference FILE")
     if domain not in comparison.OF_DOMAIN or domain == "other":
@@ -60,7 +60,7 @@ def _dna(samples: list[str], known: list[str] | None) -> dict[str, Any]:
 
 
 def _images(samples: Tensor, known: Tensor | None) -> dict[str, Any]:
-    """Metrics of pixels; images are brought to 8 x 8 to compare them with a reference."""
+    """Metrics of pixels; to compare images with a reference, they are resized to 8 x 8."""
     from rewards import images as of
 
     found = comparison.metrics(samples, "images")

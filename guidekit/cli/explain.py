@@ -17,7 +17,7 @@ from ..jobs.specs import ConfigError, nearest, parameters, plain
 from .answers import lines
 from .listing import option, sections
 
-# Options that many have, where a docstring says nothing of its own about them.
+# Common options, explained here if a docstring does not explain them.
 _USUAL = {
     "reward": "what to maximise; on the command line the sum of the --reward options",
     "alpha": "temperature: the target distribution is p exp(reward/alpha)",
@@ -33,7 +33,7 @@ _USUAL = {
     "candidates": "candidates of each sample in a round",
     "seed": "of its randomness",
 }
-# Values in examples: of a parameter, or of one maker's parameter. Others are taken from a file of the user's.
+# Values in examples: of any parameter of that name, or of one maker's. Others are taken from a file of the user's.
 _VALUES: dict[str, Any] = {
     "alpha": 0.1, "scale": 2, "beta": 1.5, "width": 16, "branch": 4, "n": 4, "gamma": 2.5, "candidates": 8,
     "CFGpp.scale": 0.6, "Distillation.scale": 0.5, "SelfGuidedMinority.scale": 0.4, "DSearch.width": "(16, 4)",
@@ -46,7 +46,7 @@ _REWARDS = {"molecules": "qed", "dna": "dna-oracle:HepG2", "images": "fashion-cl
 
 
 def explained(name: str) -> dict[str, Any]:
-    """Everything about a name: what it is, its options, its paper, and an example line."""
+    """Everything about a name: its description, options, paper, and an example command."""
     found = sections()
     for kind, entries in found.items():
         for entry in entries:
@@ -162,7 +162,7 @@ def _described(name: str, make: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _read(doc: str, known: list[str]) -> tuple[str, dict[str, str]]:
-    """The prose of a docstring, and what it says of each parameter in lines like `name   meaning`."""
+    """The prose of a docstring, and the meaning of each parameter from lines like `name   meaning`."""
     prose, meanings = [], {}
     for paragraph in doc.split("\n\n"):
         if paragraph.startswith(">>>"):
@@ -175,7 +175,7 @@ def _read(doc: str, known: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def _meanings(paragraph: str, known: list[str]) -> dict[str, str]:
-    """Parameters and their meanings; none where the paragraph is no list of them."""
+    """Parameters and their meanings; empty if the paragraph does not list them."""
     found: dict[str, str] = {}
     names_: list[str] = []
     for line in paragraph.split("\n"):
@@ -203,7 +203,7 @@ def _links(make: Callable[..., Any]) -> str:
 
 
 def _example(name: str, make: Callable[..., Any], domain: str) -> tuple[dict[str, Any], str]:
-    """What must be given in a spec, and the same in Python."""
+    """The required options for a spec, and the same in Python."""
     given, written = {}, []
     for k, p in parameters(make).items():
         if p.default is not p.empty:
@@ -223,7 +223,7 @@ def _example(name: str, make: Callable[..., Any], domain: str) -> tuple[dict[str
 
 
 def _spec(name: str, given: dict[str, Any]) -> str:
-    """A name with options as the shell takes them."""
+    """A name with options, quoted for the shell."""
     text = ",".join(f"{k}={v}" for k, v in given.items())
     name = re.sub(r"(?<=[a-z])(?=[A-Z][a-z]{2})|(?<=[A-Z]{2})(?=[A-Z][a-z]{2,}[a-z])", "_", name).lower()
     spec = f"{name}:{text}" if text else name
@@ -234,7 +234,7 @@ def _spec(name: str, given: dict[str, Any]) -> str:
 
 
 def text(found: dict[str, Any]) -> str:
-    """An explanation for people."""
+    """The explanation as text."""
     facts = [(k, found[k]) for k in ("paper", "processes", "domain", "better", "extra NFE", "exact") if found.get(k)]
     parts = [f"{found['name']} ({found['kind']})", found["about"]]
     if facts:
@@ -246,7 +246,7 @@ def text(found: dict[str, Any]) -> str:
 
 
 def _wrapped(pairs: list[tuple[str, str]], indent: str) -> str:
-    """Names and what they are; a text that is long goes on below its beginning."""
+    """Names with their descriptions; long descriptions are wrapped below their beginning."""
     width = max(len(name) for name, _ in pairs)
     below = " " * (len(indent) + width + 2)
     return "\n".join(

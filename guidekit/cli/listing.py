@@ -1,4 +1,4 @@
-"""`guidekit list`: models, guides, rewards, solvers and searches, one line each; or all about one of them."""
+"""`guidekit list`: models, guides, rewards, solvers and searches, one line each."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _options(make: object, section: str) -> str:
 
 
 def option(parameter: inspect.Parameter) -> str:
-    """An option as it is written: a name, with its default if it has one that can be written."""
+    """An option in written form: its name, with its default if that can be written."""
     default = parameter.default
     hidden = default is parameter.empty or repr(default).startswith("<")
     return parameter.name if hidden else f"{parameter.name}={default!r}"

@@ -1,4 +1,4 @@
-"""`guidekit bench`: the cost of guides, as the time of guided sampling over that of unguided sampling."""
+"""`guidekit bench`: the cost of guides, as the time of guided sampling relative to unguided sampling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GUIDES = ("cfg:2", "fk_steering:alpha=1", "svdd:candidates=4")
 
 def ratios(model: str, guides: Sequence[str], rewards: Sequence[str], repeats: int, **given: Any) -> dict[str, Any]:
     """One row for the unguided sampler and each guide: median seconds, and seconds and network rows relative to the
-    unguided sampler. The samplers take turns, so that other load on the machine affects all of them alike."""
+    unguided sampler. The samplers take turns, so that other load on the machine affects all of them equally."""
     plain = prepare(Config(model, **given))
     rewards = rewards or ([REWARDS[plain.domain]] if plain.domain in REWARDS else [])
     jobs = {"unguided": plain} | {g: prepare(Config(model, tuple(rewards), (g,), **given)) for g in guides}

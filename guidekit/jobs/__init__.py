@@ -1,1 +1,1 @@
-"""A run as one file: what `run.toml` says, how its names become objects, and how it is carried out in a folder."""
+"""A run as one file: what `run.toml` contains, how its names become objects, and how the run is executed."""

@@ -6,9 +6,9 @@ r"""A whole run as one value and one file.
     n = 64
     steps = 100
 
-`Config.load` reads such a file, `.save` writes it and `.run` carries it out. Texts are specs (`guidekit.jobs.specs`),
-as on the command line. Python files in them are looked up beside the file, or in the working directory where the
-config does not come from a file.
+`Config.load` reads such a file, `.save` writes it and `.run` executes it. Texts are specs (`guidekit.jobs.specs`), as
+on the command line. Paths of Python files in them are relative to the folder of the file, or to the working directory
+if the config does not come from a file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Config:
     compare      also sample without the rewards, and best-of-N with about as many network evaluations
     device       like "cpu" or "cuda"; None takes a GPU if there is one
     domain       "molecules", "dna", "images" or "other"; None infers it from the model, the rewards or the samples
-    title        of the report; runs that differ in nothing else are the same run
+    title        of the report; runs that differ only in their title are the same run
     start        a file of samples to start from: SMILES, SDF, FASTA or CSV, a PNG image or a folder of them
     level        with start: the time in (0, 1] up to which its samples are noised; None is 0.5
 
@@ -100,7 +100,7 @@ class Config:
             raise ConfigError("compare needs something to compare with the unguided model: give a guide")
 
     def _check_texts(self, name: str, value: Any) -> None:
-        """A list of texts, or one text for a list of one; kept as a tuple."""
+        """Check that a value is a list of texts, or a single text, and keep it as a tuple."""
         listed: Any = [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value
         kinds = (str, int) if name == "cond" else str
         good = isinstance(listed, (list, tuple)) and all(
@@ -110,7 +110,7 @@ class Config:
         object.__setattr__(self, name, tuple(listed))
 
     def _check_whole(self, name: str, value: Any) -> None:
-        """A whole number of the right size."""
+        """Check that a value is a whole number of the right size."""
         whole = isinstance(value, int) and not isinstance(value, bool)
         least = 1 if name in _WHOLE else -(2**63)
         fits = (whole and least <= value < 2**63) or (value is None and name == "batch_size")
@@ -138,12 +138,12 @@ class Config:
             raise ConfigError(f"{path}: {error}") from error
 
     def rooted(self, folder: Path) -> Config:
-        """With full paths of the files, which are looked up in a folder."""
+        """The config with absolute paths of its files, which were relative to a folder."""
         start = None if self.start is None else os.path.normpath(folder / self.start)
         return replace(self._with_specs(lambda text: rooted(text, folder)), start=start)
 
     def relative(self, folder: Path) -> Config:
-        """With the paths of files as seen from a folder."""
+        """The config with paths of its files relative to a folder."""
         start = None if self.start is None else seen_from(folder.resolve(), self.start)
         return replace(self._with_specs(lambda text: relative(text, folder.resolve())), start=start)
 
@@ -164,7 +164,7 @@ class Config:
         return "".join(f"{name} = {_format(value)}\n" for name, value in given.items())
 
     def run(self, out: str | Path | None = None, **options: Any) -> Outcome:
-        """Carry out the run; with `out`, everything is written there. Options as in `guidekit.jobs.execute.run`."""
+        """Execute the run; with `out`, everything is written there. Options as in `guidekit.jobs.execute.run`."""
         from .execute import run
 
         return run(self, None if out is None else Path(out), **options)

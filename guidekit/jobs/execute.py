@@ -1,14 +1,14 @@
-"""What a `Config` does: checks, the run itself, what it is compared with, and the output folder.
+"""Execute a `Config`: checks, the run itself, the runs for comparison, and the output folder.
 
     OUT/run.toml       the run; `guidekit run OUT/run.toml --out OTHER` repeats it
-    OUT/result/        the samples; OUT/base/ and OUT/best_of_n/ hold those that they are compared with
+    OUT/result/        the samples; OUT/base/ and OUT/best_of_n/ hold those of the comparison
     OUT/samples.csv    every sample with its scores; and the file formats of the domain
     OUT/summary.json   the table
     OUT/lineage.json   how the samples came about; OUT/report.html shows it
     OUT/run.log        warnings and counts
     OUT/checkpoint     while the run is unfinished; OUT/search/ holds the evaluations of a search
 
-Every finished stage is kept, so an interrupted run resumes where it stopped, and a search can be made longer. One
+Every finished stage is kept, so an interrupted run resumes where it stopped, and a search can be extended. Only one
 process at a time works in the folder.
 """
 
@@ -60,13 +60,13 @@ def run(
     progress: bool | None = None,
     tell: Callable[[str], Any] | None = None,
 ) -> Outcome:
-    """Carry out a run.
+    """Execute a run.
 
     out         the output folder; None writes nothing
-    overwrite   delete another run that is there
+    overwrite   delete another run from the folder
     report      write report.html too
     progress    show progress bars; None shows them on terminals and in notebooks
-    tell        called at once with each remark about the run that is made before it starts
+    tell        called with each remark about the run, before it starts
     """
     config = config.rooted(Path.cwd())
     if out is None:
@@ -88,7 +88,7 @@ def _run(
     progress: bool | None,
     tell: Callable[[str], Any] | None,
 ) -> Outcome:
-    """Prepare everything, then do it."""
+    """Prepare everything, then execute the run."""
     if report:
         from rewards.base import needs
 
@@ -116,13 +116,13 @@ def _run(
 
 
 def _carry_out(job: Job, out: Path | None, shown: bool, caught: list[warnings.WarningMessage]) -> Outcome:
-    """The run and what it is compared with, and all files about them."""
+    """The run, the runs for comparison, and all files about them."""
     recorder, seen = _make_recorder(job) if out is not None and job.search is None else None, list[int]()
     watching = [] if recorder is None else [recorder, lambda population, step: seen.append(step.index)]
     told = list(job.remarks)
     result = _load_or_make(out, "result", lambda file: _run_steered(job, out, file, shown, watching))
     told += _take_warnings(job.row, caught)
-    if out is not None and recorder is not None and seen:  # nothing is seen of what was finished before
+    if out is not None and recorder is not None and seen:  # a stage that was finished before has not been seen
         recorder.save(out, result)
     base = best = None
     if job.config.compare:
@@ -140,14 +140,14 @@ def _carry_out(job: Job, out: Path | None, shown: bool, caught: list[warnings.Wa
 
 
 def _take_warnings(row: str, caught: list[warnings.WarningMessage]) -> list[str]:
-    """The warnings of a stage, each once; the list is empty afterwards."""
+    """The distinct warnings of a stage; this empties the list."""
     texts = [f"{row}: {' '.join(str(w.message).split())}" for w in caught]
     caught.clear()
     return list(dict.fromkeys(texts))
 
 
 def _load_or_make(out: Path | None, name: str, make: Callable[[Path | None], Result]) -> Result:
-    """The result of a stage. It is in its folder completely or not at all."""
+    """The result of a stage, whose folder is complete or does not exist."""
     if out is None:
         return make(None)
     if (out / name).exists():
@@ -184,11 +184,11 @@ def _run_plain(
     return sample(job.model, job.config.n, **given, callbacks=list(watching), checkpoint=file)
 
 
-# what is told of them ------------------------------------------------------------------------------------------------
+# the summary ---------------------------------------------------------------------------------------------------------
 
 
 def _find_domain(job: Job, samples: Any) -> str:
-    """The domain of the samples, inferred from them where nothing else says it."""
+    """The domain of the samples, inferred from them if nothing else determines it."""
     if job.domain is not None:
         return job.domain
     if isinstance(samples, Tensor):
@@ -200,7 +200,7 @@ def _find_domain(job: Job, samples: Any) -> str:
 
 
 def _score_parts(job: Job, result: Result) -> dict[str, Tensor]:
-    """The scores of each reward by itself."""
+    """The scores of each reward on its own."""
     found, samples = {}, result.samples
     for c in job.parts:
         same = len(job.parts) == 1 and c.weight == 1 and c.raw.higher_is_better
@@ -243,7 +243,7 @@ def _summarise(job: Job, result: Result, base: Result | None, best: Result | Non
 
 
 def _better(job: Job) -> dict[str, str]:
-    """Which direction of each column is better. A reward of weight 0 is only reported, so neither is."""
+    """Which direction of each column is better. A reward of weight 0 is only reported, so neither direction is."""
     found = dict(comparison.BETTER)
     if job.holdout is not None and not job.holdout.higher_is_better:
         found["holdout mean"] = "lower"
@@ -252,7 +252,7 @@ def _better(job: Job) -> dict[str, str]:
 
 
 def _hints(job: Job, constant: dict[str, float], count: int) -> list[str]:
-    """Rewards that should steer, and have the same value for all samples."""
+    """Remarks on rewards that should steer but have the same value for all samples."""
     unguided = job.config.compare or job.row == "unguided"
     why = (
         "unguided ones included, so it steers nothing" if unguided else
@@ -287,7 +287,7 @@ def _write_report(out: Path) -> None:
 
 
 def _load_finished(out: Path, title: str | None, report: bool) -> Outcome:
-    """A run that was carried out before; a new title is taken over."""
+    """The outcome of a run that is already finished, with a new title if one is given."""
     renamed = title is not None and retitle(out, title)
     if report and (renamed or not (out / "report.html").exists()):
         _write_report(out)

@@ -1,4 +1,4 @@
-"""The output folder of a run: whose it is, making it, reading it, clearing it."""
+"""The output folder of a run: which run it belongs to, making it, reading it, clearing it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FILES = ("run.toml", *_OF_RESULT)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a run. summary is the content of summary.json; folder is None where nothing was written."""
+    """The outcome of a run. summary is the content of summary.json; folder is None if nothing was written."""
 
     result: Result
     summary: dict[str, Any] = field(repr=False)
@@ -45,15 +45,15 @@ class Outcome:
         return comparison.text(name_rows(self.summary), self.summary["columns"])
 
 
-# whose it is ---------------------------------------------------------------------------------------------------------
+# which run it belongs to ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def owned(out: Path) -> Iterator[None]:
-    """Hold the folder, which is made if need be, so that no other process writes to it meanwhile.
+    """Lock the folder, which is made if necessary, so that no other process writes to it.
 
-    The lock is the operating system's, on the file .lock: it ends with the process, however that ends. A folder that
-    was made for nothing is removed again.
+    The lock is the operating system's, on the file .lock: it is released when the process ends, in whatever way. A
+    folder that remains empty is removed again.
     """
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
@@ -73,7 +73,7 @@ def owned(out: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int:
-    """The locked file, open. Its text says who holds it."""
+    """Open and lock a file, whose text then names the process that holds it."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -97,7 +97,7 @@ def _is_at(file: int, path: Path) -> bool:
 
 
 def _hold(file: int, path: Path) -> None:
-    """Lock the open file, or say who holds it."""
+    """Lock the open file, or raise an error that names the process that holds it."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
@@ -114,7 +114,7 @@ def _hold(file: int, path: Path) -> None:
 
 
 def check_folder(out: Path, config: Config, overwrite: bool) -> None:
-    """Raise unless the folder is new, empty or of this run. Searches of different lengths are the same run."""
+    """Raise unless the folder is new, empty or from this run. Searches of different lengths are the same run."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file, and a folder is needed")
     if not (out / "run.toml").exists():
@@ -149,7 +149,7 @@ def _endless(config: Config) -> Any:
 
 
 def is_continued(out: Path, config: Config) -> bool:
-    """Whether the folder holds this search, at another length."""
+    """Whether the folder holds this search with another length."""
     if config.search is None or not (out / "run.toml").exists():
         return False
     was = Config.load(out / "run.toml")
@@ -160,7 +160,7 @@ def is_continued(out: Path, config: Config) -> bool:
 
 
 def make_folder(out: Path, config: Config, overwrite: bool) -> None:
-    """The folder with its run.toml, in which Python files have paths as seen from there."""
+    """Make the folder with its run.toml, in which paths of Python files are relative to the folder."""
     try:
         if overwrite:
             clear(out)
@@ -173,15 +173,15 @@ def make_folder(out: Path, config: Config, overwrite: bool) -> None:
 
 
 def reopen(out: Path) -> None:
-    """Delete what was made of a search, and keep its evaluations, from which it goes on."""
-    (out / "summary.json").unlink(missing_ok=True)  # first: it says that the run is finished
+    """Delete the results of a search but keep its evaluations, from which it continues."""
+    (out / "summary.json").unlink(missing_ok=True)  # first, since it marks the run as finished
     for name in ("result", "best_of_n"):
         shutil.rmtree(out / name, ignore_errors=True)
     _clear_files(out, _OF_RESULT)
 
 
 def clear(out: Path) -> None:
-    """Delete a run from its folder, and nothing else that is there."""
+    """Delete a run from its folder, and no other files."""
     if not (out / "run.toml").exists():
         return
     for name in (*FOLDERS, *(f".{name}.part" for name in FOLDERS)):
@@ -192,12 +192,12 @@ def clear(out: Path) -> None:
 def _clear_files(out: Path, names: tuple[str, ...]) -> None:
     for file in (out / "images").glob("[0-9]*.png"):
         file.unlink()
-    for name in reversed(names):  # run.toml last: it says whose the folder is
+    for name in reversed(names):  # run.toml last: it says which run the folder belongs to
         (out / name).unlink(missing_ok=True)
 
 
 def share_modes(out: Path) -> None:
-    """Give files of tensors, which are written for their owner alone, the permissions of the other files."""
+    """Give tensor files, which only their owner may read at first, the permissions of the other files."""
     for file in (file for name in FOLDERS for file in (out / name).glob("*.safetensors")):
         shutil.copymode(out / "run.toml", file)
 

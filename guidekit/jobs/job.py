@@ -1,4 +1,4 @@
-"""A config with the objects that it names: model, rewards, guides, solver, search. Whatever is wrong with them is an
+"""A config with the objects that it names: model, rewards, guides, solver, search. Anything wrong with them raises an
 error here, before the first network call."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EXAMPLES: dict[str, Any] = {"molecules": ["CCO"], "dna": ["ACGT" * 50]}
 
 @dataclass(frozen=True)
 class Job:
-    """A config with the objects that it names. Making it calls no network."""
+    """A config with the objects that it names. No network is called to make it."""
 
     config: Config
     model: Model
@@ -46,25 +46,25 @@ class Job:
 
     @property
     def row(self) -> str:
-        """Its name in the table."""
+        """The name of the run in the table."""
         return "steered" if self.guides or self.search is not None else "unguided"
 
     @property
     def kept(self) -> list[Guide]:
-        """The guides that the runs it is compared with have too: those that only bend the prediction and need no
-        reward. Where the run has no others, it is compared with the model alone."""
+        """The guides that the runs for comparison share: those that only change the prediction and need no reward. If
+        the run has no other guides, it is compared with the model alone."""
         kept = [guide for guide in self.guides if _only_bends(guide)]
         return kept if self.search is not None or len(kept) < len(self.guides) else []
 
     @property
     def base_row(self) -> str:
-        """The name in the table of what it is compared with."""
+        """The name in the table of the run with which this one is compared."""
         kinds = list(dict.fromkeys(type(guide).__name__ for guide in self.kept))
         return f"{' and '.join(', '.join(kinds).rsplit(', ', 1))} only" if kinds else "unguided"
 
     @property
     def remarks(self) -> list[str]:
-        """What should be known before the run starts."""
+        """Remarks that the user should see before the run starts."""
         idle = [] if self.config.cond else [g for g in self.guides if tuple(g.needs) == (Null(),) and not g.steer]
         return [
             f"{type(guide).__name__} compares the model at its condition with the model without one, and the run has "
@@ -84,13 +84,13 @@ class Job:
 
 
 def _only_bends(guide: Guide) -> bool:
-    """Whether a guide acts on predictions, conditions or starts alone, without a reward, weights or selections."""
+    """Whether a guide changes only predictions, conditions or starts, without a reward, weights or selection."""
     selects = any(map(guide.has, ("plan", "noise", "weigh", "select")))
     return guide.judge is None and not (guide.steer or selects or "weights" in guide.card.changes)
 
 
 def prepare(config: Config) -> Job:
-    """Make all objects that the config names; anything wrong with them is a ConfigError."""
+    """Make all objects that the config names; anything wrong with them raises a ConfigError."""
     try:
         return _make(config)
     except (ValueError, TypeError, ImportError, RuntimeError, LookupError) as error:
@@ -156,7 +156,7 @@ def _make_search(config: Config, reward: Reward | None) -> tuple[Callable[..., A
 
 
 def _check(job: Job) -> None:
-    """The checks of the engine, which come before the first network call."""
+    """Run the checks of the engine, before the first network call."""
     if job.search is not None:
         make, options = job.search
         given: Any = job.given | {k: v for k, v in options.items() if k == "over"} | {"guides": job.guides}

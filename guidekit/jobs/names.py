@@ -1,4 +1,4 @@
-"""What the names in a run stand for: models, guides, rewards, solvers and searches.
+"""The objects behind the names in a run: models, guides, rewards, solvers and searches.
 
 No names are listed here: guides come from the catalogue, rewards from the package of each domain, models and
 classifiers from the cards of the zoo, searches from their signatures.
@@ -53,7 +53,7 @@ _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)", re.S)
 
 
 def models() -> dict[str, str]:
-    """Bundled base models, with a line on each."""
+    """Bundled base models, with a short description of each."""
     cards = [zoo.card(name) for name in zoo.entries()]
     return {c["name"]: f"{c['kind']}, {c['parameters'] / 1e6:.1f}M parameters" for c in cards if c["kind"] in KINDS}
 
@@ -76,7 +76,7 @@ def domain_of(classifier: str) -> str:
 
 @lru_cache(1)
 def guides() -> dict[str, Callable[..., Guide]]:
-    """Makers of guides by name: classes, and functions of a class that has several forms."""
+    """Makers of guides by name: classes, and the functions of classes with several forms."""
     found: dict[str, Callable[..., Guide]] = {}
     for name in catalog.GUIDES:
         make = getattr(guide_classes, name)
@@ -107,7 +107,7 @@ def strategies() -> dict[str, Callable[..., Any]]:
 
 @lru_cache(1)
 def rewards_of() -> dict[str, tuple[str, Callable[..., Reward]]]:
-    """Domain and maker of every reward of the package, by name."""
+    """Domain and maker of every bundled reward, by name."""
     found: dict[str, tuple[str, Callable[..., Reward]]] = {}
     for domain in DOMAINS[:3]:
         package = import_module(f"rewards.{domain}")
@@ -116,7 +116,7 @@ def rewards_of() -> dict[str, tuple[str, Callable[..., Reward]]]:
 
 
 def _makes(value: Any) -> bool:
-    """Whether it is a class of rewards, but not a base class, or a function that returns a reward."""
+    """Whether a value is a reward class, but not a base class, or a function that returns a reward."""
     if inspect.isfunction(value):
         kind = typing.get_type_hints(value).get("return")
         return isinstance(kind, type) and issubclass(kind, Reward)
@@ -126,7 +126,7 @@ def _makes(value: Any) -> bool:
 
 
 def _bases() -> tuple[type[Reward], ...]:
-    """Base classes, which are no rewards by themselves."""
+    """Base classes, which are not rewards by themselves."""
     from rewards.dna import Network
     from rewards.images import Classifier, Frames, ImageScore
     from rewards.molecules import Molecule
@@ -141,7 +141,7 @@ def about(make: Any) -> str:
     return re.split(r"(?<=[a-z)\]0-9])[.;:] (?!al)", text + " ")[0].rstrip(". ")
 
 
-# a user's own --------------------------------------------------------------------------------------------------------
+# the user's own objects ----------------------------------------------------------------------------------------------
 
 
 def import_object(text: str) -> Any:
@@ -163,7 +163,7 @@ def import_object(text: str) -> Any:
 
 
 def _hidden_by_ours(match: re.Match[str] | None) -> str:
-    """The end of a message: a neighbour that cannot be imported, because a package of ours has its name."""
+    """The end of a message: a neighbouring file that cannot be imported, because a package of guidekit has its name."""
     beside = Path(match["file"]).parent if match else Path.cwd()
     found = [f"{name}.py" for name in ("rewards", "guidekit") if (beside / f"{name}.py").exists()]
     return f"; {beside / found[0]} has the name of a package of guidekit, so rename it" if found else ""
@@ -181,7 +181,7 @@ def _import_file(path: Path) -> Any:
     module = util.module_from_spec(spec)
     sys.modules[name] = module
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # last, so that the user's files hide no package
+        sys.path.append(str(path.parent))  # last, so that the user's files do not hide a package
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -191,18 +191,18 @@ def _import_file(path: Path) -> Any:
 
 
 def is_reference(text: Any) -> bool:
-    """Whether a text names an object: file.py:name or module:name."""
+    """Whether a text names an object, as file.py:name or module:name."""
     return (
         isinstance(text, str)
         and re.fullmatch(r"[^=(,:]+\.py:[A-Za-z_]\w*|[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None
     )
 
 
-# things --------------------------------------------------------------------------------------------------------------
+# making objects ------------------------------------------------------------------------------------------------------
 
 
 def make_model(text: str, device: str | None = None) -> tuple[Model, str | None]:
-    """A base model, and its domain if it is known."""
+    """Make a base model; also returns its domain if that is known."""
     spec = parse(text, models())
     if not is_reference(spec.name):
         names = list(models())
@@ -226,14 +226,14 @@ def make_model(text: str, device: str | None = None) -> tuple[Model, str | None]
 
 
 def make_solver(text: str) -> Solver:
-    """A solver."""
+    """Make a solver."""
     spec = parse(text, solvers())
     name = find(spec.name, list(solvers()), "solver")
     return _make(solvers()[name], Call(name, spec.args, spec.options))
 
 
 def make_guide(text: str, reward: Reward | None) -> Guide:
-    """A guide; one that needs a reward is given this one."""
+    """Make a guide; if it needs a reward, it gets this one."""
     spec = parse(text, guides())
     if is_reference(spec.name):
         found = import_object(spec.name)
@@ -246,7 +246,7 @@ def make_guide(text: str, reward: Reward | None) -> Guide:
 
 
 def make_search(text: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """A search of `gk.search` and its options."""
+    """A search of `gk.search`, and its options."""
     spec = parse(text, strategies())
     name = find(spec.name, list(strategies()), "search")
     given = {"model": 0, "n": 0, "reward": 0}
@@ -268,7 +268,7 @@ def _make(make: Callable[..., Any], spec: Call, given: dict[str, Any] | None = N
 
 
 def _convert(name: str, kind: Any, text: str) -> Any:
-    """The value that a text stands for as this parameter."""
+    """The value that a text stands for, given the type of the parameter."""
     members = kinds(kind)
     if any(isinstance(k, type) and issubclass(k, Model) for k in members):
         return make_model(text)[0]
@@ -289,10 +289,10 @@ class Component:
     """One of the rewards of a run.
 
     name     of its column
-    raw      the reward as it is
-    weight   its weight in the sum, where larger is better
+    raw      the reward itself
+    weight   its weight in the sum, in which larger is better
     domain   of its samples, or None
-    own      whether it is one of the package's, so that it can be tried before a run
+    own      whether it is bundled, so that it can be tried before a run
     """
 
     name: str
@@ -304,7 +304,7 @@ class Component:
 
 
 def make_components(specs: Sequence[str]) -> list[Component]:
-    """Rewards and their weights, under different names."""
+    """Make the rewards with their weights, under distinct names."""
     found = [_make_component(text) for text in specs]
     names = [c.name for c in found]
     taken = {"row", "condition", "sample", "reward", "holdout", "log_weight", "weight", ""}
@@ -343,7 +343,7 @@ def _make_own_reward(spec: Spec) -> Reward:
 
 
 def _make_bundled(spec: Spec) -> tuple[str, Reward]:
-    """A reward of the package, and its domain."""
+    """Make a bundled reward; also returns its domain."""
     if spec.name in classifiers():
         return _make_classifier_reward(spec)
     if spec.name in clips():
@@ -388,7 +388,7 @@ def _make_transform(step: Call, text: str) -> Callable[[Tensor], Tensor]:
 def good(component: Component) -> Reward:
     """The reward in the direction in which larger is better, as guides maximise it.
 
-    A reward of which less is better counts negatively. SA, which runs from 10 (hard) to 1 (easy), counts as
+    A reward for which lower is better counts negatively. SA, which runs from 10 (hard) to 1 (easy), counts as
     (10 - SA)/9, so that it can be added to others between 0 and 1.
     """
     from rewards.molecules import SA, objectives
@@ -402,7 +402,7 @@ def good(component: Component) -> Reward:
 
 
 def total(parts: Iterable[Component]) -> Reward | None:
-    """sum_i w_i r_i over the rewards, larger being better; a weight of 0 only reports a reward."""
+    """sum_i w_i r_i over the rewards, where larger is better; a reward of weight 0 is only reported."""
     counted = [(good(c), c.weight) for c in parts if c.weight != 0]
     if not counted:
         return None

@@ -42,7 +42,7 @@ _CONSTANTS = {"true": True, "false": False, "none": None}
 
 
 class ConfigError(ValueError):
-    """A run that cannot be carried out as it was asked for; raised before the first network call."""
+    """A request that cannot be carried out; raised before the first network call."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Spec(Call):
 
 
 def plain(name: str) -> str:
-    """A name without what is ignored in it.
+    """A name in lower case, without the characters that are ignored.
 
     >>> plain("FK-Steering") == plain("fk_steering")
     True
@@ -102,7 +102,7 @@ def parse(text: str, known: Iterable[str] = (), weights: bool = False) -> Spec:
 
 
 def _split_name(text: str, known: set[str]) -> tuple[str, str]:
-    """The name at the front, and what is left."""
+    """The name at the front, and the rest."""
     if file := _FILE.match(text):
         return file["name"], text[file.end() :]
     if file := _BARE_FILE.match(text):
@@ -123,7 +123,7 @@ def _split_name(text: str, known: set[str]) -> tuple[str, str]:
 
 
 def _names_in(file: Path) -> str:
-    """The end of a message: what a Python file defines. The file is read and not run."""
+    """The end of a message: the names that a Python file defines. The file is read but not run."""
     try:
         body = ast.parse(file.read_text(encoding="utf-8")).body
     except (OSError, ValueError, SyntaxError):
@@ -140,7 +140,7 @@ def _module(name: str) -> bool:
 
 
 def _split_brackets(rest: str, text: str) -> tuple[str, str]:
-    """What is in the brackets at the front, and what follows them."""
+    """The content of the brackets at the front, and the text that follows them."""
     if not rest.startswith("("):
         return "", rest
     end = _closing(rest, text)
@@ -186,7 +186,7 @@ def split(part: str, mark: str, text: str) -> list[str]:
 
 
 def _split_weight(parts: list[str], weights: bool, text: str) -> tuple[str, float | None]:
-    """Options and weight of what follows the name."""
+    """Options and weight, from the parts that follow the name."""
     if weights and parts and _NUMBER.fullmatch(parts[-1]):
         *parts, last = parts
         if abs(float(last)) == float("inf"):
@@ -238,7 +238,7 @@ def literal(text: str) -> Any:
 
 
 def rooted(text: str, folder: Path) -> str:
-    """A spec with full paths of its Python files, which are looked up in a folder.
+    """A spec with absolute paths of its Python files, which were relative to a folder.
 
     >>> rooted("svdd:value=../mine.py:value", Path("/home/me"))
     'svdd:value=/home/mine.py:value'
@@ -250,7 +250,7 @@ def rooted(text: str, folder: Path) -> str:
 
 
 def relative(text: str, folder: Path) -> str:
-    """The inverse: a spec with paths as seen from a folder, so that both can be moved together.
+    """The inverse: a spec with paths relative to a folder, so that both can be moved together.
 
     >>> relative("svdd:value=/home/mine.py:value", Path("/home/me"))
     'svdd:value=../mine.py:value'
@@ -284,7 +284,7 @@ def displayed(text: str) -> str:
 
 
 def find(name: str, known: Sequence[str], what: str) -> str:
-    """The known name that is meant, or an error that suggests the nearest."""
+    """The known name that is meant; otherwise an error that suggests the nearest."""
     by = {plain(v): v for v in known}
     if plain(name) in by:
         return by[plain(name)]
@@ -292,7 +292,7 @@ def find(name: str, known: Sequence[str], what: str) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of an error message: the names that resemble this one, or else all, or where to find them.
+    """The end of an error message: the names that resemble this one, otherwise all names, or where to find them.
 
     >>> nearest("fk", ["SVDD", "FKSteering", "FKC.cfg"])
     "; did you mean 'FKSteering' or 'FKC.cfg'?"
@@ -304,12 +304,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in a message, quoted where one of them is more than a word."""
+    """Names in a message, quoted if one of them is more than a word."""
     return ", ".join(names if all(re.fullmatch(r"[\w.-]+", name) for name in names) else map(repr, names))
 
 
 def _resembling(name: str, known: dict[str, str]) -> list[str]:
-    """The most similar name; where none is similar, up to three that begin with this one or contain it."""
+    """The most similar name; if none is similar, up to three that begin with this one or contain it."""
     close = difflib.get_close_matches(name, known, 1, 0.5)
     if len(name) < 2 or close:
         return [known[v] for v in close]
@@ -368,7 +368,7 @@ def arguments(
 
 
 def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters that can be given by name."""
+    """The parameters of a maker that can be given by name."""
     found = inspect.signature(make).parameters
     return {k: p for k, p in found.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
@@ -380,7 +380,7 @@ def _missing(what: str, name: str, given: dict[str, Any]) -> str:
 
 
 def hint(make: Any, parameter: inspect.Parameter) -> Any:
-    """The type of a parameter; Any where it is unknown."""
+    """The type of a parameter; Any if it is unknown."""
     if not isinstance(parameter.annotation, str):
         return Any if parameter.annotation is parameter.empty else parameter.annotation
     owner = next((c for c in getattr(make, "__mro__", ()) if parameter.name in inspect.get_annotations(c)), make)
@@ -421,7 +421,7 @@ def kinds(kind: Any) -> tuple[Any, ...]:
 
 
 def _as(kind: Any, value: Any) -> Any:
-    """The value as one of this type, or _NO."""
+    """The value converted to this type, or _NO if it does not fit."""
     if kind is Any:
         return value
     if kind is float:

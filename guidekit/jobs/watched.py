@@ -1,4 +1,4 @@
-"""The progress bar of a reward that takes long to evaluate, and whether anybody is there to watch."""
+"""The progress bar of a slow reward, and whether anybody is there to watch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rewards import Each, Reward
 
 from ..engine.describe import describe
 
-_DELAY = 4.0  # seconds that a reward may take before it has a bar
+_DELAY = 4.0  # seconds that a reward may take before it gets a bar
 
 
 class Watched(Reward):
-    """A reward of samples one by one, with a bar of its own once it has taken some seconds."""
+    """A reward that scores samples one by one, with a bar of its own once it has taken some seconds."""
 
-    shown = False  # for all of them: a bar is no part of what a run is
+    shown = False  # a class attribute: bars do not identify a run
 
     def __init__(self, reward: Each):
         self.reward, self.name, self.unit = reward, reward.name, reward.unit
@@ -26,11 +26,11 @@ class Watched(Reward):
 
     @staticmethod
     def of(reward: Reward) -> Reward:
-        """The reward, watched where its samples can be counted."""
+        """The reward, watched if its samples can be counted."""
         return Watched(reward) if isinstance(reward, Each) else reward
 
     def identity(self) -> Any:
-        """What a checkpoint knows of it."""
+        """What identifies the reward in a checkpoint."""
         return describe(self.reward)
 
     def score(self, samples: Any) -> Any:
@@ -43,6 +43,6 @@ class Watched(Reward):
 
 
 def wanted() -> bool:
-    """Whether somebody watches: stderr is a terminal or a notebook, and no CI runs this."""
+    """Whether somebody may be watching: stderr is a terminal or a notebook, and this is not CI."""
     notebook = "ipykernel" in sys.modules
     return not os.environ.get("CI") and (notebook or sys.stderr.isatty())

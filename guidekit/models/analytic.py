@@ -1,4 +1,4 @@
-r"""Base models with closed forms: the ground truth of the test suite, and good first models to try a method on.
+r"""Base models in closed form: the ground truth of the test suite, and good first models on which to try a method.
 
 **GaussianMixture**: p(x_0) = sum_k pi_k N(m_k, s_k^2 I) in d dimensions. With x_t = alpha x_0 + sigma z,
 
@@ -8,10 +8,10 @@ r"""Base models with closed forms: the ground truth of the test suite, and good 
     quadratic tilt   exp(-k|x - c|^2/2a):  pi_k N(c; m_k, s_k^2 + a/k) (2 pi a/k)^(d/2),
                                            variance v = 1/(1/s_k^2 + k/a), mean v (m_k/s_k^2 + c k/a)
 
-The sums of the new weights are Z. `exact()` is the same mixture with its true reverse kernels, which have no
+Z is the sum of the new weights. `exact()` is the same mixture with its true reverse kernels, which have no
 discretisation error for any number of steps: given component k, x_s | x_t is Gaussian, and k is drawn from rho.
 
-**TokenTable**: any distribution over V^L, enumerated, with the exact posterior marginals under masked or uniform noise.
+**TokenTable**: any distribution over V^L as a table, with the exact posterior marginals under masked or uniform noise.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .tokens import LOG_ZERO
 
 
 class GaussianMixture(Model):
-    """A mixture of isotropic Gaussians as a base model with the exact denoiser.
+    """A mixture of isotropic Gaussians as a base model, with the exact denoiser.
 
     weights   (K,), positive; normalised here
     means     (K, d), or (K,) in one dimension
@@ -102,7 +102,7 @@ class GaussianMixture(Model):
         return log_p.softmax(-1)
 
     def exact(self) -> GaussianMixture:
-        """The same mixture with its true reverse kernels. Guidance has no effect on it: no prediction is used."""
+        """The same mixture with its true reverse kernels. Guidance has no effect on it, since no prediction is used."""
         if self.labels is not None:
             raise ValueError(
                 "exact() kernels see no condition: build the mixture of one label instead of giving labels"
@@ -239,11 +239,11 @@ class ExactReverse(Gaussian):
 
 
 class TokenTable(Model):
-    """An enumerated distribution over V^L as a base model with the exact posterior marginals.
+    """A distribution over V^L, given as a table, as a base model with the exact posterior marginals.
 
     log_probs   shape (V,)*L; normalised here
     noising     "masked", "ordered" (masked, one position after the other) or "uniform"
-    classes     (C, V, ..., V): log-probabilities given each class; cond=c samples those, and null is log_probs
+    classes     (C, V, ..., V): log-probabilities given each class; cond=c samples class c, the null condition log_probs
 
     >>> import torch, guidekit as gk
     >>> table = TokenTable(torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0)))

@@ -1,22 +1,22 @@
-"""Perturb some rows of a batched forward pass inside chosen layers of a network, and leave everything else alone.
+"""Perturb some rows of a batched forward pass inside chosen layers of a network, and leave everything else unchanged.
 
     with Perturbed.of(by, layers).during(model, rows):
-        out = model(x, t, cond)                  # those rows are the perturbed branch, the others are untouched
+        out = model(x, t, cond)                  # these rows are the perturbed branch, the others are unchanged
 
-`Perturbed` is an evaluation like `Null`: equal ones of several guides are made once, in the forward pass of the step.
-How a layer is perturbed is said by a `Perturbation`, which replaces the output of attention (`guidekit.guides.pag`,
-`seg`) or of a whole module (`slg`).
+`Perturbed` is an evaluation like `Null`: if several guides need equal ones, they are computed once, in the forward pass
+of the step. A `Perturbation` defines how a layer is perturbed: it replaces the output of attention
+(`guidekit.guides.pag`, `seg`) or of a whole module (`slg`).
 
 Inside the chosen layers, every call of torch.nn.functional.scaled_dot_product_attention is intercepted, however it was
-imported, and so is that of torch.nn.MultiheadAttention. Its leading axis is the network's rows, perhaps with heads or
-frames folded in row by row: (rows, heads, tokens, dim), (rows*heads, tokens, dim), (rows*frames, heads, tokens, dim).
+imported, including that of torch.nn.MultiheadAttention. Its leading axis holds the network's rows, possibly with heads
+or frames folded in: (rows, heads, tokens, dim), (rows*heads, tokens, dim), (rows*frames, heads, tokens, dim).
 Only self-attention is perturbed. Cross-attention is recognised by different numbers of queries and keys, by a module
 with `is_cross_attention`, or by keys from an argument like `encoder_hidden_states`; attention whose queries are joined
-with those (SD3, Flux) is self-attention.
+with such keys (SD3, Flux) is self-attention.
 
-The network must get the rows of x as the leading axis of its first tensor. During such a forward pass, compiled modules
-run uncompiled, and torch.nn.MultiheadAttention leaves its fast path, which changes rounding. Other kernels (flash-attn,
-xformers, explicit softmax) cannot be intercepted: a `NetworkError` says what to do.
+The leading axis of the network's first tensor must be the rows of x. During such a forward pass, compiled modules run
+uncompiled, and torch.nn.MultiheadAttention does not use its fast path, which changes rounding. Other kernels
+(flash-attn, xformers, explicit softmax) cannot be intercepted; a `NetworkError` then says what to do.
 
 If gradient checkpointing recomputes parts of the forward pass, these are perturbed again.
 """
@@ -53,7 +53,7 @@ _SDPA = torch._C._nn.scaled_dot_product_attention  # type: ignore[attr-defined]
 _MHA = torch.nn.functional.multi_head_attention_forward
 _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _SOURCES = ("encoder_hidden_states", "context", "key_value_states", "memory")  # where the keys of cross-attention are
-_MIDDLES = ("mid_block", "middle_block", "mid", "middle")  # of a U-Net
+_MIDDLES = ("mid_block", "middle_block", "mid", "middle")  # names of the middle block of a U-Net
 
 
 class Attention(NamedTuple):
@@ -75,7 +75,7 @@ class Attention(NamedTuple):
                 options["attn_mask"] = allowed if mask is None else mask & allowed
             else:
                 options["attn_mask"] = mask.masked_fill(~allowed, -math.inf)
-        with torch._C.DisableTorchFunction():  # other patches know the whole batch only
+        with torch._C.DisableTorchFunction():  # other patches expect the whole batch
             return _SDPA(self.query if query is None else query, self.key, self.value, **options)
 
 
@@ -83,7 +83,7 @@ class Attention(NamedTuple):
 class Perturbation:
     """What is done to the chosen rows of a layer. Subclasses override `attention`, or `module` if whole = True."""
 
-    whole = False  # it replaces what the chosen module returns, and not its attention
+    whole = False  # True replaces what the chosen module returns instead of the output of its attention
 
     def check(self) -> None:
         """Raise ValueError for invalid options."""
@@ -99,7 +99,7 @@ class Perturbation:
 
 @dataclass(frozen=True)
 class Perturbed(Cond):
-    """The model at the user's condition with some layers perturbed; `Perturbed.of` accepts layers as users give them.
+    """The model at the user's condition with some layers perturbed; `Perturbed.of` accepts layers in the user's form.
 
     layers   dotted names: "blocks.1" is that module and everything inside it, never blocks.10. None is the middle of
              the network: mid_block of a U-Net, otherwise the middle one of its modules with self-attention. Of a
@@ -113,7 +113,7 @@ class Perturbed(Cond):
 
     @classmethod
     def of(cls, by: Perturbation, layers: Layers = None, heads: Heads = None) -> Perturbed:
-        """With layers as a name or names, heads as indices or {layer: indices}, which then names the layers."""
+        """With layers as a name or names, and heads as indices or {layer: indices}; the latter names the layers too."""
         names = None if layers is None else (layers,) if isinstance(layers, str) else tuple(sorted(set(layers)))
         if not isinstance(heads, Mapping):
             return cls(by, names, None if heads is None else _indices(heads))
@@ -162,12 +162,12 @@ class Chosen(NamedTuple):
     parts: tuple[tuple[nn.Module, ...], ...]  # the networks of each model, where several are stitched
 
     def due(self, called: set[nn.Module]) -> list[str]:
-        """The layers that a forward which called these networks must run: of stitched models one is called."""
+        """The layers that a forward pass through these networks must reach; of stitched models only one is called."""
         one = len(self.parts) > 1 and (called or not all(self.parts))
         return list(dict.fromkeys(p for net, names in self.roots.items() if not one or net in called for p in names))
 
 
-# what the last check of a model found, for its layers and whether whole modules are meant
+# what the last check of a model found, by its layers and by whether whole modules are replaced
 _known: WeakKeyDictionary[Model, dict[tuple[tuple[str, ...] | None, bool], Chosen]] = WeakKeyDictionary()
 
 
@@ -232,8 +232,8 @@ def _unknown(name: str, model: Model) -> str:
 
 
 def _attending(network: nn.Module) -> list[str]:
-    """The outermost modules inside whose own code attends to themselves; else the network, "", if its own does; by the
-    names of their classes where none is found."""
+    """The outermost modules whose own code calls attention, or "", the network itself. If there are none, modules are
+    recognised by the names of their classes."""
     modules = [(name, m) for name, m in named(network) if not _is_cross(name, m)]
     found = [name for name, m in modules if _attends(m)]
     found = [name for name in found if name] or found
@@ -269,7 +269,7 @@ def _middle_attention(network: nn.Module) -> str | None:
 
 
 def _middle_block(network: nn.Module) -> str | None:
-    """The middle block of a U-Net, else the middle member of the longest list of modules of one class."""
+    """The middle block of a U-Net, otherwise the middle one of the longest list of modules of the same class."""
     names = named(network)
     lists = [(n, m) for n, m in names if isinstance(m, (nn.ModuleList, nn.Sequential)) and len({*map(type, m)}) == 1]
     name, stack = max(lists, key=lambda pair: len(pair[1]), default=("", ()))
@@ -282,7 +282,7 @@ def _middle_of_unet(names: list[str]) -> str | None:
     return next((".".join(p[: p.index(m) + 1]) for m in _MIDDLES for p in parts if m in p), None)
 
 
-# the forward -----------------------------------------------------------------------------------------------------
+# the forward pass ------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -296,7 +296,7 @@ class Frame:
     attended: int = 0
 
     def arguments(self) -> dict[str, Any]:
-        """By the names of the parameters, in their order."""
+        """The arguments by parameter name, in order."""
         try:
             forward = getattr(self.module, "_orig_mod", self.module).forward
             return dict(inspect.signature(forward).bind_partial(*self.args, **self.kwargs).arguments)
@@ -304,7 +304,7 @@ class Frame:
             return {str(i): v for i, v in enumerate(self.args)} | self.kwargs
 
     def tensors(self) -> list[Tensor]:
-        """Those among the arguments, also in *args and **kwargs."""
+        """The tensors among the arguments, including those in *args and **kwargs."""
         flat = [v for a in self.arguments().values() for v in (a if isinstance(a, tuple) else [a])]
         flat = [v for a in flat for v in (a.values() if isinstance(a, dict) else [a])]
         return [v for v in flat if isinstance(v, Tensor)]
@@ -316,10 +316,10 @@ class Frame:
 
 
 class _Patch:
-    """The context of one forward. It acts in its own thread only, and leaves hooks and modes as it found them.
+    """The context of one forward pass. It acts in its own thread only, and leaves hooks and modes as it found them.
 
-    first   the patch of the forward of which this one holds in recomputations. They run inner parts alone, and so what
-            the outer ones told is taken from there: the rows of the forward, and what is cross-attention
+    first   for recomputation by gradient checkpointing: the patch of the forward pass. Only inner modules run again, so
+            what the outer ones revealed, the number of rows and what is cross-attention, is taken from that patch
     """
 
     def __init__(self, need: Perturbed, chosen: Chosen, rows: slice, where: Where | None = None, first: Any = None):
@@ -327,7 +327,7 @@ class _Patch:
         self.here = in_this_thread() if where is None else where
         self.mode, self.inside = _Mode(self), 0
         self.frames: list[Frame] = []
-        self.total = 0  # rows of the forward
+        self.total = 0  # rows of the forward pass
         self.totals: dict[nn.Module, int] = {} if first is None else first.totals
         self.crossing: dict[tuple[nn.Module, int, torch.Size], set[bool]] = {} if first is None else first.crossing
         self.handles: list[Any] = []
@@ -339,7 +339,7 @@ class _Patch:
         self.crossed = False
 
     def again(self, where: Where) -> _Patch:
-        """The same where the forward is recomputed."""
+        """The same patch for a recomputation of the forward pass."""
         return _Patch(self.need, self.chosen, self.rows, where, self)
 
     def __enter__(self) -> _Patch:
@@ -353,15 +353,16 @@ class _Patch:
     def __exit__(self, kind: Any, *error: Any) -> None:
         for handle in self.handles:
             handle.remove()
-        if self.inside and not self.need.by.whole and self.first is None:  # an interruption that the hooks did not see
+        if self.inside and not self.need.by.whole and self.first is None:  # after an interruption that no hook noticed
             self.mode.__exit__(None, None, None)
         self.eager.__exit__(None, None, None)
         if kind is None and self.first is None:
             self._verify()
 
-    def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if not self.here():
+    def _enter(self, module: nn.Module, args: tuple, *rest: Any) -> None:
+        if not self.here():  # another thread, which may meet a hook half put in, without the keyword arguments
             return
+        (kwargs,) = rest
         frame = Frame(module, self.chosen.layers.get(module, ()), args, kwargs)
         if not self.frames:
             self.total = frame.rows() if self.first is None else self.totals[module]
@@ -374,9 +375,10 @@ class _Patch:
             if self.inside == 1 and not self.need.by.whole:
                 self.mode.__enter__()
 
-    def _leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any) -> Any:
-        if not self.frames or self.frames[-1].module is not module or not self.here():
+    def _leave(self, module: nn.Module, args: tuple, *rest: Any) -> Any:
+        if not self.here() or not self.frames or self.frames[-1].module is not module:
             return None
+        out = rest[-1]
         frame = self.frames[-1]
         try:
             if frame.layers and self.need.by.whole and out is not None:  # None: an exception is on its way
@@ -391,7 +393,7 @@ class _Patch:
         return None
 
     def _verify(self) -> None:
-        """Every layer that was asked for was perturbed; of the defaults, one for each network, at least one."""
+        """Check that every requested layer was perturbed; of the default layers, one per network, at least one."""
         missed = [p for p in self.chosen.due(self.called) if p not in self.hits]
         if not missed or (self.need.layers is None and self.hits):
             return
@@ -421,7 +423,7 @@ class _Patch:
         return slice(self.rows.start * fold, self.rows.stop * fold)
 
     def _axis(self, v: Tensor) -> int:
-        """The axis of rows in what a module returns: 1 where tokens come first."""
+        """The axis of rows in a module's output: 1 if tokens come first."""
         tokens_first = any(not getattr(m, "batch_first", True) for m in self.frames[-1].module.modules())
         return int(v.dim() > 2 and v.shape[1] == self.total and (tokens_first or len(v) % self.total > 0))
 
@@ -476,7 +478,7 @@ class _Patch:
         return mixed
 
     def _crosses(self, key: Tensor) -> bool:
-        """Whether the keys are of other tokens than the queries; as it was at first, where this is recomputed."""
+        """Whether keys and queries come from different tokens; in a recomputation, what the forward pass found."""
         frame = self.frames[-1]
         call = frame.module, frame.attended, key.shape
         frame.attended += 1
@@ -492,7 +494,7 @@ class _Patch:
         return next(iter(self.crossing[call]))
 
     def _told(self, key: Tensor) -> bool:
-        """Whether the keys are of other tokens than the queries, as far as the modules around the call can tell."""
+        """Whether keys and queries come from different tokens, as far as the modules around the call can tell."""
         for frame in reversed(self.frames):
             if getattr(frame.module, "is_cross_attention", False):
                 return True
@@ -502,14 +504,14 @@ class _Patch:
             source = next((arguments[name] for name in _SOURCES if name in arguments), None)
             if isinstance(source, Tensor) and source is not next(iter(arguments.values())):
                 return source.dim() > 2 and source.shape[-2] == key.shape[-2]
-            if not next(iter(arguments), "").startswith("q"):  # one that is handed queries and keys cannot tell
+            if not next(iter(arguments), "").startswith("q"):  # a module that is given queries and keys cannot tell
                 return False
         return False
 
     def multi_head(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """multi_head_attention_forward, which hides the attention inside: a copy of it that calls ours instead.
+        """multi_head_attention_forward calls attention internally: this is a copy of it that calls `attend` instead.
 
-        Where weights are wanted it has no such call; the perturbed rows then come from a second run without weights.
+        If it must return weights it makes no such call; the perturbed rows then come from a second one without weights.
         """
         names = {**_MHA.__globals__, "has_torch_function": lambda _: False}
         names["scaled_dot_product_attention"] = lambda *a, **k: self.attend(a, k)

@@ -1,7 +1,7 @@
-r"""Evaluations: what a step asks of the networks, as small hashable descriptions.
+r"""Evaluations: what a step needs from the networks, as small hashable descriptions.
 
-A guide says which evaluations it needs, `needs = (Null(),)`. Equal ones of several guides are evaluated once, and all
-evaluations of one network go through one forward pass (`evaluate`).
+A guide declares the evaluations it needs, `needs = (Null(),)`. Those that several guides need are computed once, and
+all evaluations of one network go through one forward pass (`evaluate`).
 
     Cond()       the model at the user's condition; every run has it
     Null()       the model without its condition
@@ -39,8 +39,8 @@ class Cond:
         return cond
 
     def during(self, model: Model, rows: slice) -> AbstractContextManager:
-        """What holds during the forward in which these rows are evaluated. If the context gives something with a method
-        again(where), that holds where a backward pass recomputes parts of it, see `guidekit.models.hooked`."""
+        """A context for the forward pass in which these rows are evaluated. If it yields an object with a method
+        again(where), that context holds when a backward pass recomputes parts of it; see `guidekit.models.hooked`."""
         return nullcontext()
 
     def check(self, model: Model) -> None:
@@ -92,8 +92,8 @@ class Other(Cond):
 class At(Cond):
     """The model, or another one, at a fixed condition: the same for all rows and groups.
 
-    Two are the same evaluation if their conditions are equal; for tensors, arrays, lists and dicts that means the same
-    object. The null condition is `Null()`, or At(None, network) for another model.
+    Two are the same evaluation if their conditions are equal; tensors, arrays, lists and dicts are equal only to
+    themselves. The null condition is `Null()`, or At(None, network) for another model.
 
     >>> At("a cat") == At("a cat"), At(1) == At(2)
     (True, False)
@@ -144,7 +144,7 @@ class At(Cond):
 
 
 def evaluation(expert: Any) -> Cond:
-    """An expert as an evaluation. It may be one already, a base model (at the run's condition), or a condition.
+    """An expert as an evaluation. It may be an evaluation, a base model (at the run's condition), or a condition.
 
     >>> evaluation(None), evaluation(3)
     (Null(), At(condition=3, network=None))
@@ -157,7 +157,7 @@ def evaluation(expert: Any) -> Cond:
 
 
 def listed(experts: Any) -> list[Any]:
-    """One or several, as a list."""
+    """One expert or several, as a list."""
     return list(experts) if isinstance(experts, (list, tuple)) else [experts]
 
 

@@ -1,17 +1,17 @@
-"""Hooks on a user's modules that act in one forward pass and nowhere else, and in all of that forward pass.
+"""Hooks on a user's modules that act in one forward pass, in all of it, and nowhere else.
 
 Another thread may be using the same modules, so hooks ask `Where` they are. Code of torch.compile does not see hooks
-that are set later, so it runs `uncompiled` meanwhile. And gradient checkpointing discards activations and runs parts of
-the forward pass again in the backward pass, when the hooks of the forward pass are gone: the gradient would be that of
-another function, or torch would notice that activations differ. So what was in force is `held_again`:
+that are set later, so it runs `uncompiled` meanwhile. And gradient checkpointing discards activations and recomputes
+parts of the forward pass in the backward pass, when its hooks are gone: the gradient would be that of another function,
+or torch would notice that activations differ. So the hooks are `held_again` there:
 
     since = made()
     with hooks(in_this_thread()):
         out = network(x)
     held_again(out, since, hooks)
 
-This works whoever takes the gradient, however often and in whichever thread. Nodes of a graph are numbered as they are
-created, so the node for which something is recomputed identifies its forward pass.
+This works whoever takes the gradient, however often and in whichever thread. The nodes of a graph are numbered as they
+are created, so the node that triggers a recomputation identifies its forward pass.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def named(network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def in_this_thread() -> Where:
-    """Returns a test whether a caller runs in the current thread."""
+    """A function that tells whether its caller runs in the thread that is current now."""
     thread = threading.get_ident()
     return lambda: threading.get_ident() == thread
 
@@ -53,7 +53,7 @@ def made() -> int:
 def held_again(out: Tensor, since: int, hold: Callable[[Where], AbstractContextManager]) -> None:
     """Enter hold(where) in every backward pass that reaches `out`, and leave it when the pass ends, however it ends.
 
-    where() says whether something is being recomputed that was computed for `out`, after `since`.
+    where() tells whether something computed for `out`, after `since`, is being recomputed.
     """
     if out.grad_fn is not None:
         out.grad_fn.register_prehook(partial(_hold, hold, range(since, made())))
@@ -64,7 +64,7 @@ def _hold(hold: Callable[[Where], AbstractContextManager], nodes: range, grads: 
     stack, end = ExitStack(), _End()
     stack.enter_context(hold(lambda: _recomputes(task, nodes)))
     weakref.finalize(end, stack.close).atexit = False
-    torch.autograd.Variable._execution_engine.queue_callback(end)  # the pass owns it, also one that fails
+    torch.autograd.Variable._execution_engine.queue_callback(end)  # the pass owns it, even if it fails
 
 
 def _recomputes(task: int, nodes: range) -> bool:
@@ -81,7 +81,7 @@ class _End:
 
 # torch.compile -------------------------------------------------------------------------------------------------------
 
-_stance: list[Any] = [0, None]  # how many have set the compiler aside, and what restores it
+_stance: list[Any] = [0, None]  # how many contexts have switched the compiler off, and what restores it
 _standing = threading.Lock()
 
 

@@ -18,19 +18,19 @@ from torch import nn
 
 from rewards.base import Reward
 
-_lent: dict[int, list[Any]] = {}  # of every module and parameter that is lent: how often, the object, how it was
+_lent: dict[int, list[Any]] = {}  # by id, for each module and parameter in use: how often, the object, its old state
 _lending = Lock()
 
 
 def networks_in(*holders: Any) -> list[nn.Module]:
-    """The modules that callables hold: in their variables, their object, or the attributes of that object; also several
-    in a list or dict, and those in the rewards of which a reward is made."""
+    """The modules that callables hold: in their closures, their object, or the attributes of that object; also in lists
+    and dicts there, and in the rewards from which a reward is built."""
     entered: set[tuple[int, int]] = set()
     return list(dict.fromkeys(m for holder in holders for m in _found(holder, 4, entered)))
 
 
 def kind_of(networks: Sequence[nn.Module]) -> tuple[torch.dtype | None, torch.device]:
-    """Floating-point dtype and device of networks: those of the first floating-point parameter or buffer."""
+    """Floating-point dtype and device of the networks: those of the first floating-point parameter or buffer."""
     for v in (v for m in networks for v in [*m.parameters(), *m.buffers()]):
         if v.is_floating_point():
             return v.dtype, v.device
@@ -73,7 +73,7 @@ def _set_mode(thing: nn.Module | nn.Parameter, mode: bool) -> None:
 
 
 def _found(holder: Any, depth: int, entered: set[tuple[int, int]]) -> Iterator[nn.Module]:
-    """The modules in `holder`: `depth` levels down, and through rewards made of rewards to any depth."""
+    """The modules in `holder`: up to `depth` levels down, and through rewards made of rewards at any depth."""
     if isinstance(holder, nn.Module):
         yield holder
     elif depth and holder is not None and (id(holder), depth) not in entered:

@@ -1,4 +1,4 @@
-r"""Trajectory stitching, T-Stitch (Pan et al., 2024), https://arxiv.org/abs/2402.14167: a small model for the early
+r"""T-Stitch, trajectory stitching (Pan et al., 2024), https://arxiv.org/abs/2402.14167: a small model for the early
 steps and a large one for the rest,
 
     d(x_t) = d_early(x_t) for t > at,      d_late(x_t) for t <= at.
@@ -25,8 +25,8 @@ class Stitched(Model):
     early, late   base models with the same shape, noising process and precision; samples are decoded by `late`
     at            a time in [0, 1]: with even steps, 0.6 gives the first 40 % to `early`
 
-    Each model encodes the condition itself. If they share encode_cond and null, as models that both take the class as a
-    number do, the encoded condition is the same for both, and guides with further models can use it too.
+    Each model encodes the condition itself. If they share encode_cond and null, like two models that take the class as
+    a number, the encoded condition is the same for both, and guides with further models can use it too.
 
     >>> import guidekit as gk
     >>> small, large = (gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 1.0], [s, s]) for s in (0.5, 0.4))
@@ -66,7 +66,7 @@ class Stitched(Model):
         return model(x, t, cond if self.shared else _part(cond, name))
 
     def at_time(self, t: float) -> tuple[str, Model]:
-        """The model that is called at a time, and which it is."""
+        """Which model is called at a time, "early" or "late", and the model."""
         return ("early", self.early) if t > self.at else ("late", self.late)
 
     def encode(self, cond: Condition) -> Encoded:
@@ -81,10 +81,10 @@ class Stitched(Model):
 
 
 def parts(model: Model) -> list[Model]:
-    """The models of which one is called at each time: the stitched ones, or the model itself."""
+    """The stitched models, one of which is called at each time; or the model itself."""
     if isinstance(model, Stitched):
         return [*parts(model.early), *parts(model.late)]
-    inner = getattr(model, "base", None)  # of one that changes another
+    inner = getattr(model, "base", None)  # of a model that modifies another one
     return parts(inner) if isinstance(inner, Model) else [model]
 
 
@@ -97,7 +97,7 @@ def part_at(model: Model, t: float) -> Model:
 
 
 def _process(early: Model, late: Model) -> Process:
-    """The noising process of both; runs start where both models can."""
+    """The noising process of both; runs start at the largest time that both models allow."""
     a, b = early.process, late.process
     if isinstance(a, Gaussian) and isinstance(b, Gaussian):
         a, b = (replace(p, t_max=min(a.t_max, b.t_max)) for p in (a, b))
@@ -129,7 +129,7 @@ def _merged(early: Encoded, late: Encoded) -> Encoded:
 
 
 def _part(cond: Encoded, name: str) -> Encoded:
-    """The encoding of one model, out of both."""
+    """The encoding of one model, taken from that of both."""
     if cond is None:
         return None
     own = {k[len(name) + 1 :]: v for k, v in cond.items() if k.startswith(f"{name}.")}

@@ -1,5 +1,5 @@
 r"""A weaker version of a model, made from the model itself, for autoguidance (Karras et al., 2024),
-https://arxiv.org/abs/2406.02507: with modules skipped or channels dropped. The latter is the dropout of the paper's
+https://arxiv.org/abs/2406.02507: modules are skipped, or channels dropped. The latter is the dropout of the paper's
 synthetic corruptions, but with one mask for all rows and steps.
 
 Compiled networks run uncompiled when weakened. Of a `Stitched` model, each part is weakened in the modules it has.
@@ -35,7 +35,7 @@ def weakened(
     seed: int = 0,
     axis: int | None = None,
 ) -> Weakened:
-    """A weaker version of a base model, which shares its weights and leaves it as it is.
+    """A weaker version of a base model, which shares the weights and leaves the model as it is.
 
     drop    modules by their full names, as in `network.named_modules()` before torch.compile. A fraction `share` of the
             channels of each output, chosen by `seed`, is set to zero and the others are scaled up to compensate, for
@@ -57,7 +57,7 @@ def weakened(
 
 
 class Weakened(Model):
-    """See `weakened`. Two of one model with equal settings are equal, so they are evaluated once."""
+    """See `weakened`. Two of the same model with the same settings are equal, so they are evaluated once."""
 
     def __init__(
         self, base: Model, drop: tuple[str, ...], share: float, skip: tuple[str, ...], seed: int, axis: int | None
@@ -110,11 +110,13 @@ class Weakened(Model):
 
     @contextmanager
     def _weak(self, modules: dict[str, nn.Module], hit: set[str], where: Where) -> Iterator[None]:
-        """Hooks on the modules, which act here alone: others may be using the same network. They note what they hit."""
+        """Hooks on the modules that act only here, since others may be using the network; `hit` records what ran. Others
+        may meet them while they are put in or taken out, and then without the keyword arguments."""
 
-        def hook(change, name, module, args, kwargs, out):
+        def hook(change, name, module, args, *rest):
             if not where():
                 return None
+            kwargs, out = rest
             hit.add(name)
             first = out[0] if isinstance(out, (tuple, list)) and out else out
             if not isinstance(first, Tensor):
@@ -155,12 +157,12 @@ def _skipped(name: str, module: nn.Module, out: Tensor, inputs: list) -> Tensor:
 
 
 def _modules(model: Model) -> dict[str, nn.Module]:
-    """The parts of the network by name; of several networks the first that has the name."""
+    """The modules of the network by name; if several networks share a name, that of the first."""
     return {n: m for net in reversed(networks_in(model.net)) for n, m in named(net) if n}
 
 
 def _check_name(name: str, networks: list[dict[str, nn.Module]]) -> None:
-    """One of the networks has such a module, and it runs."""
+    """Check that one of the networks has a module of this name that can run."""
     having = [modules[name] for modules in networks if name in modules]
     if not having:
         names = [n for modules in networks for n in modules]

@@ -1,9 +1,9 @@
-"""One HTML page of a run, and the recorder of what its particles were on the way.
+"""A run as one HTML page, and a recorder of clean estimates during the run.
 
     from guidekit.report import Recorder, write
 
-`write(folder)` makes OUT/report.html of an output directory of the command line; `write_result(result, folder)` makes
-both of a result that you have. The page needs no network and no other file.
+`write(folder)` writes report.html into an output directory of the command line; `write_result(result, folder)` makes
+both from a result in Python. The page needs no network access and no other file.
 """
 
 from .page import write

@@ -6,20 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .svg import COLOURS, LEFT, TOP, Scale, axes, bounds, element, legend, number, picture, plane, widened, words
+from .svg import COLOURS, LEFT, TOP, Scale, axes, bounds, element, number, picture, plane, widened, words
 
-GROUPS = (0, 2, 3, 4, 5, 1)  # colours of the conditions that have a line; grey is for unguided samples
+GROUPS = (0, 2, 3, 4, 5, 1)  # colours of the lines of conditions; grey is for unguided samples
 
 
 @dataclass(frozen=True)
 class Series:
-    """Named numbers in one colour: of a line, of a histogram, or the y of a scatter. NaN is left out.
+    """Named numbers in one colour: the values of a line or a histogram, or the y of a scatter. NaN is left out.
 
     colour   0 to 5, a colour of the page
-    x        of a scatter
-    weights  of a histogram or of the points of a scatter; None is equal weights
-    dashed   of a line
-    labels   of the points of a scatter
+    x        x of a scatter
+    weights  of the values of a histogram or of the points of a scatter; None is equal weights
+    dashed   whether a line is dashed
+    labels   labels of the points of a scatter
     """
 
     name: str
@@ -36,18 +36,18 @@ class Series:
 
 
 def lines(series: Sequence[Series], title: str, ylabel: str, zero: bool = False, marks: Sequence[int] = ()) -> str:
-    """Lines over the steps of a run, the first value being that after step 1; `marks` are steps, along the foot."""
+    """Lines over the steps of a run, starting with the value after step 1; `marks` are steps marked on the x axis."""
     steps = max(len(s.values) for s in series)
     low, high = bounds((v for s in series for v in s.values), *([0.0] if zero else []))
     x, y = plane((0, max(steps, 1)), (low, high) if zero else widened(low, high))
     drawn = "".join(element("g", f'<path class="line" d="{_path(s.values, x, y)}"/>', class_=s.classes) for s in series)
     feet = "".join(f'<path class="mark" d="M{x(m)} {y.start}v-7"/>' for m in marks)
     label = f"{title}. " + " ".join(f"{s.name}: {_first_and_last(s.values)}." for s in series)
-    return picture(axes(x, y, "step", ylabel, whole=True) + feet + drawn + legend(_named(series)), label)
+    return picture(axes(x, y, "step", ylabel, whole=True) + feet + drawn, label, names=_named(series))
 
 
 def curves(series: Sequence[Series], title: str, xlabel: str, ylabel: str, points: Sequence[Series] = ()) -> str:
-    """Lines through (x, y), from x = 0 on, with a dot at each; `points` are large ones with their names beside them."""
+    """Lines through (x, y), from x = 0 on, with a dot at each; `points` are large dots labelled with their names."""
     every = [*series, *points]
     x = (0.0, bounds((v for s in every for v in s.x), 0.0)[1])
     across, up = plane(x, widened(*bounds(v for s in every for v in s.values)))
@@ -59,11 +59,11 @@ def curves(series: Sequence[Series], title: str, xlabel: str, ylabel: str, point
     named = "".join(element("g", "".join(_points(s, across, up)) + _beside(s, across, up), class_=f"{s.classes} point")
                     for s in points)  # fmt: skip
     label = f"{title}. " + " ".join(f"{s.name}: {_first_and_last(s.values)}." for s in every)
-    return picture(axes(across, up, xlabel, ylabel, whole=True) + drawn + named + legend(_named(series)), label)
+    return picture(axes(across, up, xlabel, ylabel, whole=True) + drawn + named, label, names=_named(series))
 
 
 def histogram(series: Sequence[Series], title: str, xlabel: str, bins: int = 24) -> str:
-    """The share of samples in bins that all series have in common; the first is filled, the others are outlines."""
+    """The fraction of samples in bins shared by all series; the first series is filled, the others are outlines."""
     low, high = bounds(v for s in series for v in s.values)
     shares = [_shares(s, low, high, bins) for s in series]
     x, y = plane((low, high), (0.0, max(max(v) for v in shares) * 1.05 or 1.0))
@@ -73,18 +73,18 @@ def histogram(series: Sequence[Series], title: str, xlabel: str, bins: int = 24)
         for i, (s, v) in enumerate(zip(series, shares, strict=True))
     )
     label = f"{title}. " + " ".join(f"{s.name}: mean {number(_mean(s))}." for s in series)
-    return picture(axes(x, y, xlabel, "share of samples") + drawn + legend(_named(series)), label)
+    return picture(axes(x, y, xlabel, "share of samples") + drawn, label, names=_named(series))
 
 
 def scatter(series: Sequence[Series], title: str, xlabel: str, ylabel: str) -> str:
-    """Points, larger where they weigh more; the last series lies on top."""
+    """Points whose area grows with their weight; the last series is on top."""
     x, y = plane(
         widened(*bounds(v for s in series for v in s.x)),
         widened(*bounds(v for s in series for v in s.values)),
     )
     drawn = "".join(element("g", "".join(_points(s, x, y)), class_=s.classes) for s in series)
     label = f"{title}. " + " ".join(f"{s.name}: {len(s.values)} points." for s in series)
-    return picture(axes(x, y, xlabel, ylabel) + drawn + legend(_named(series[::-1])), label)
+    return picture(axes(x, y, xlabel, ylabel) + drawn, label, names=_named(series[::-1]))
 
 
 def strip(values: Sequence[Series], title: str, ylabel: str, top: float) -> str:
@@ -95,8 +95,8 @@ def strip(values: Sequence[Series], title: str, ylabel: str, top: float) -> str:
     drawn = "".join(
         element("g", f'<path class="line" d="{_path(s.values, x, y, first=1)}"/>', class_=s.classes) for s in values
     )
-    content = axes(x, y, "position", ylabel, whole=True) + drawn + legend(_named(values))
-    return picture(content, title, height, width, class_="chart wide")
+    content = axes(x, y, "position", ylabel, whole=True) + drawn
+    return picture(content, title, height, width, _named(values), class_="chart wide")
 
 
 def _named(series: Sequence[Series]) -> list[tuple[str, str]]:
@@ -104,12 +104,12 @@ def _named(series: Sequence[Series]) -> list[tuple[str, str]]:
 
 
 def _path(values: Sequence[float], x: Scale, y: Scale, first: int = 1) -> str:
-    """A line over whole numbers."""
+    """A line through values at consecutive whole numbers."""
     return _joined(range(first, first + len(values)), values, x, y)
 
 
 def _joined(xs: Sequence[float], values: Sequence[float], x: Scale, y: Scale) -> str:
-    """A line that is broken where there is no value; a lone value is a dot."""
+    """A line, interrupted where a value is missing; an isolated value is a dot."""
     parts, pen = [], "M"
     for place, v in zip(xs, values, strict=True):
         if not math.isfinite(v):
@@ -161,7 +161,7 @@ def _points(s: Series, x: Scale, y: Scale) -> list[str]:
 
 
 def _beside(s: Series, x: Scale, y: Scale) -> str:
-    """The name of a lone point, above or below it, where there is room."""
+    """The name of a single point, above or below it, wherever there is room."""
     if not math.isfinite(s.values[0]):
         return ""
     place, height = x(s.x[0]), y(s.values[0])
@@ -171,7 +171,7 @@ def _beside(s: Series, x: Scale, y: Scale) -> str:
 
 
 def _radius(weight: float) -> float:
-    """An area that grows with the weight, within what can be seen and what does not cover others."""
+    """The radius of a point whose area grows with its weight, within limits that keep it visible and not too large."""
     return round(min(9.0, max(2.0, 3.6 * math.sqrt(weight))), 1)
 
 

@@ -1,4 +1,4 @@
-"""The table at the top of a page: the run beside what it is compared with, and the best value of each column."""
+"""The table at the top of a page: the run, the samples it is compared with, and the best value of each column."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _COLUMNS = ("mean", "top 10%", "holdout mean", *table.COST)
 class Column:
     """A column of the comparison.
 
-    better    "higher" or "lower", or None where neither is better
-    best      places of the rows that hold the best value
+    better    "higher" or "lower", or None if neither is better
+    best      indices of the rows with the best value
     constant  whether the reward of this column has one value for all samples
     """
 
@@ -32,7 +32,7 @@ class Column:
 
 
 def own(result: Result) -> str:
-    """What the run is called beside others."""
+    """The name of the run in comparisons."""
     if rounds(result):
         return "search"
     return "samples" if result.config.get("guides") == [] else "steered"
@@ -46,7 +46,7 @@ def sets(out: Output) -> list[tuple[str, Result]]:
 
 
 def rows(out: Output) -> list[dict[str, Any]]:
-    """The rows of summary.json, or what the results themselves say."""
+    """The rows of summary.json, or rows computed from the results."""
     if not (given := out.summary.get("rows")):
         return [{"name": name, **_measured(result)} for name, result in sets(out)]
     n, searched = out.summary.get("best_of"), bool(rounds(out.result))
@@ -64,7 +64,7 @@ def columns(out: Output, rows: Sequence[Mapping[str, Any]]) -> list[Column]:
 
 
 def best(rows: Sequence[Mapping[str, Any]], column: str, better: str | None) -> list[int]:
-    """The places of the rows with the best value, and of those that look the same; none where all look the same.
+    """Indices of the rows whose value is best or displayed as equal to the best; none if all are displayed as equal.
 
     >>> best([{"SA": 3.0}, {"SA": 2.0}, {"SA": None}], "SA", "lower")
     [1]
@@ -82,6 +82,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _measured(result: Result) -> dict[str, float | None]:
-    """A row without summary.json. Means take the weights."""
+    """A row computed without summary.json. Means are weighted."""
     found = table.row("", result, "other", {})
     return {column: found.get(column) for column in _COLUMNS}

@@ -1,8 +1,8 @@
-r"""DNA as pictures: a sequence logo, the share of G and C along the sequence, and a strip of coloured rows.
+r"""Pictures of DNA: a sequence logo, the fraction of G and C along the sequence, and a strip of coloured rows.
 
 The height of a column of the logo is its information R = max(0, 2 - H - e), H = -sum_b f_b log2 f_b, with f_b the
-weighted shares of the letters and e = 3 / (2 ln(2) n) the correction for n sequences; n = 1 / sum w^2 where they weigh
-differently. Letters take their share of it. Schneider and Stephens (1990), https://doi.org/10.1093/nar/18.20.6097.
+weighted frequencies of the letters and e = 3 / (2 ln(2) n) the correction for n sequences; n = 1 / sum w^2 for unequal
+weights. A letter's height is f_b R. Schneider and Stephens (1990), https://doi.org/10.1093/nar/18.20.6097.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _GLYPHS = {
 
 
 def shares(sequences: Sequence[str], weights: Sequence[float] | None = None) -> Tensor:
-    """The weighted share of A, C, G and T at every position, (length, 4); 0 where nothing is known. Shorter sequences
-    end earlier.
+    """The weighted frequency of A, C, G and T at every position, (length, 4); 0 where no sequence has a base. Sequences
+    may differ in length.
 
     >>> shares(["AC", "AG"], [0.75, 0.25]).tolist()
     [[1.0, 0.0, 0.0, 0.0], [0.0, 0.75, 0.25, 0.0]]
@@ -67,13 +67,13 @@ def logo(sequences: Sequence[str], weights: Sequence[float]) -> str:
 
 
 def gc_track(sets: Sequence[tuple[str, int, Sequence[str], Sequence[float]]], window: int = 9) -> str:
-    """The share of G and C around every position, for named and coloured sets of weighted sequences."""
+    """The fraction of G and C around every position, for named and coloured sets of weighted sequences."""
     lines = [Series(name, _smooth(shares(s, list(w))[:, 1:3].sum(1), window), colour) for name, colour, s, w in sets]
     return strip(lines, f"Share of G and C along the sequence, mean of {window} positions", "GC share", 1.0)
 
 
 def barcode(sequences: Sequence[str]) -> str:
-    """All sequences as a data URI of a PNG: a row for each, a colour for each letter, grey for others."""
+    """All sequences as a PNG data URI: one row per sequence, one colour per base, grey for other letters."""
     length = max(map(len, sequences))
     rows = [[LETTERS.find(c) for c in s.upper().ljust(length)] for s in sequences]
     palette = torch.tensor([*_COLOURS, (150, 150, 150)], dtype=torch.uint8)
@@ -121,7 +121,7 @@ def _row(f: Tensor, bits: Tensor, first: int, y: float, top: float) -> str:
 
 
 def _smooth(v: Tensor, window: int) -> list[float]:
-    """The mean of the positions around each, of as many as there are."""
+    """The running mean over a window, shorter at the ends."""
     half = window // 2
     total = torch.cat([torch.zeros(1, dtype=v.dtype), v.cumsum(0)])
     low = (torch.arange(len(v)) - half).clamp(min=0)

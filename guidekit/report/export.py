@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ..engine.result import Result
 
-SHEET = 64  # images on a sheet, at most
-_SMALL = 16  # numbers of a sample that a cell of a table may hold
+SHEET = 64  # largest number of images on a sheet
+_SMALL = 16  # largest number of entries of a sample that are written into one cell
 
 
 def write(
     folder: Path, result: Result, domain: str, columns: dict[str, list[float]], conditions: Sequence[Any]
 ) -> None:
-    """samples.csv and the files of the domain; `columns` are further numbers of each sample by name."""
+    """Write samples.csv and the files of the domain; `columns` are further numbers of each sample by name."""
     table(folder / "samples.csv", result, domain, columns, conditions)
     scores = {"reward": result.rewards, "holdout": result.holdout}
     numbers = columns | {name: v.tolist() for name, v in scores.items() if v is not None}
@@ -36,7 +36,7 @@ def write(
 
 
 def table(path: Path, result: Result, domain: str, columns: dict[str, list[float]], conditions: Sequence[Any]) -> None:
-    """One row a sample: row, condition, sample, reward, columns, holdout, log_weight, weight. Empty where unknown."""
+    """One row per sample: row, condition, sample, reward, columns, holdout, log_weight, weight. Empty if unknown."""
     found: dict[str, list[Any]] = {"row": list(range(len(result)))}
     found |= {"condition": ["" if conditions[g] is None else conditions[g] for g in result.group.tolist()]}
     found |= {"sample": texts(result.samples, domain)}
@@ -51,7 +51,7 @@ def table(path: Path, result: Result, domain: str, columns: dict[str, list[float
 
 
 def cell(value: Any) -> Any:
-    """A value that no spreadsheet takes for a formula: texts that begin like one get an apostrophe in front.
+    """A value that no spreadsheet evaluates as a formula: texts that begin like one get an apostrophe in front.
 
     >>> cell("=1+1"), cell(-1.5), cell(float("nan"))
     ("'=1+1", -1.5, '')
@@ -65,7 +65,7 @@ def cell(value: Any) -> Any:
 
 
 def texts(samples: Any, domain: str) -> list[str]:
-    """What stands for each sample in a table."""
+    """The text that represents each sample in a table."""
     if domain == "images":
         return [image_name(i) for i in range(len(samples))]
     if domain == "molecules":
@@ -83,8 +83,8 @@ def image_name(row: int) -> str:
 
 
 def molecules(folder: Path, smiles: Sequence[str], numbers: dict[str, list[float]]) -> None:
-    """samples.smi, with canonical SMILES, and samples.sdf, with flat coordinates; titles are the rows. What is no
-    molecule is left out."""
+    """Write samples.smi, with canonical SMILES, and samples.sdf, with 2D coordinates; titles are row numbers. Invalid
+    samples are left out."""
     from rdkit import Chem
     from rdkit.Chem import rdDepictor
 
@@ -107,12 +107,12 @@ def molecules(folder: Path, smiles: Sequence[str], numbers: dict[str, list[float
 
 
 def _field(name: str) -> str:
-    """A name of a data field of an SDF file."""
+    """A valid name for a data field of an SDF file."""
     return re.sub(r"[^\w .()+*/-]", "_", name)
 
 
 def fasta(path: Path, samples: Sequence[str], numbers: dict[str, list[float]], conditions: Sequence[Any]) -> None:
-    """Sequences, 80 letters a line, with what is known of them behind their row."""
+    """Write sequences, 80 letters per line; headers have the row number, the condition and the scores."""
     lines = []
     for row, sequence in enumerate(samples):
         known = {"condition": conditions[row]} if conditions[row] is not None else {}
@@ -125,7 +125,7 @@ def fasta(path: Path, samples: Sequence[str], numbers: dict[str, list[float]], c
 
 
 def images(folder: Path, samples: Any) -> None:
-    """images/00000.png... and grid.png with the first of them."""
+    """Write images/00000.png... and grid.png with the first of them."""
     from .images import pixels, png
 
     batch = pixels(samples)
@@ -138,7 +138,7 @@ def images(folder: Path, samples: Any) -> None:
 
 
 def sheet(batch: Tensor, gap: int = 2) -> Tensor:
-    """Images of 8 bits (n, C, H, W) side by side on white, row by row: (C, ...)."""
+    """8-bit images (n, C, H, W) side by side on white, row by row: (C, ...)."""
     n, c, h, w = batch.shape
     across = math.ceil(n**0.5)
     down = math.ceil(n / across)
@@ -153,11 +153,11 @@ def sheet(batch: Tensor, gap: int = 2) -> Tensor:
 
 
 def read(path: Path, domain: str) -> Any:
-    """The samples of a file or folder of any of these kinds.
+    """The samples in a file or folder of any of these kinds.
 
     .smi, .txt       SMILES (or sequences) at the beginning of each line
     .sdf, .mol       molecules, as canonical SMILES; a record that cannot be read is an empty text
-    .csv, .tsv       a column sample, or one that is named like smiles or sequence
+    .csv, .tsv       a column named sample, smiles or sequence, or with such a word in its name
     .fasta, .fa...   sequences
     a folder         of PNG images
 
@@ -180,11 +180,11 @@ def read(path: Path, domain: str) -> Any:
     return words[1:] if words and words[0].lower() in _HEADS else words
 
 
-_HEADS = ("smiles", "canonical_smiles", "sequence", "sample")  # first words of a file that are no sample
+_HEADS = ("smiles", "canonical_smiles", "sequence", "sample")  # first words that mark a header and not a sample
 
 
 def _read_sdf(path: Path, domain: str) -> list[str]:
-    """Canonical SMILES of the records."""
+    """Canonical SMILES of the records of an SDF file."""
     if domain != "molecules":
         raise ValueError(f"{path}: an SDF file holds molecules, not {domain}")
     from rdkit import Chem
@@ -197,7 +197,7 @@ def _read_sdf(path: Path, domain: str) -> list[str]:
 
 
 def _read_table(path: Path, text: str, domain: str) -> list[str]:
-    """The column of the samples. Its name may say that the file is of another domain."""
+    """The column of samples. Its name may reveal that the file is from another domain, which is an error."""
     head = text.split("\n", 1)[0]
     mark = max(",;\t", key=head.count)
     rows = list(csv.DictReader(io.StringIO(text), delimiter=mark))
@@ -213,7 +213,7 @@ def _read_table(path: Path, text: str, domain: str) -> list[str]:
 
 
 def _column(names: Sequence[str], kind: str) -> str | None:
-    """The column of samples of a kind: named so, or `sample`, or with the kind in its name."""
+    """The column of samples: named like their kind, or `sample`, or with the kind in its name."""
     plain = {name: name.strip().lower() for name in names if name}
     tests: list[Callable[[str], bool]] = [lambda n: n == kind, lambda n: n == "sample", lambda n: kind in n]
     return next((name for test in tests for name, lower in plain.items() if test(lower)), None)
@@ -227,7 +227,7 @@ def _read_images(path: Path) -> Tensor:
     files: Iterable[Path] = sorted(path.glob("*.png")) if path.is_dir() else [path] if path.is_file() else []
     found = []
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a bomb of pixels is no image
+        warnings.simplefilter("error")  # a decompression bomb is not an image
         for file in files:
             try:
                 with opened(file) as image:

@@ -1,4 +1,4 @@
-"""The figures of a report, from results to charts, and the numbers that stand for a result."""
+"""The figures of a report: from results to charts, and the numbers that summarise a result."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from .svg import number
 
 
 def mean(result: Result, what: str = "rewards") -> float:
-    """The mean of the known rewards under the weights, of all groups alike."""
+    """The weighted mean of the known rewards, over all groups."""
     return table.mean(result, getattr(result, what))
 
 
 def greatest(values: Tensor) -> float:
-    """The greatest finite value, NaN where there is none."""
+    """The largest finite value, or NaN if there is none."""
     known = values[values.isfinite()]
     return float(known.max()) if len(known) else math.nan
 
 
 def ancestors(result: Result) -> int:
-    """Starting particles that have descendants among the samples, in all groups together."""
+    """Number of starting particles with descendants among the samples, in all groups together."""
     return len(result.lineage()[0].unique())
 
 
 def over_time(out: Output, names: Sequence[str]) -> list[str]:
-    """Of a search the best reward against cost; of a run reward, effective sample size and ancestors over its steps."""
+    """For a search, the best reward against cost; for a run, reward, effective sample size and ancestors by step."""
     result = out.result
     if rounds(result):
         return best_so_far(result, names, sets(out)[:-1]) + _estimates(result, names)
@@ -52,7 +52,7 @@ def _estimates(result: Result, names: Sequence[str]) -> list[str]:
 
 
 def _population(result: Result, names: Sequence[str]) -> list[str]:
-    """Effective sample size and starting particles."""
+    """Charts of effective sample size and of starting particles with descendants."""
     groups, size = min(result.groups, len(GROUPS)), len(result) // result.groups
     ess, distinct = (_columns(result, key, names, groups) for key in ("ess", "distinct"))
     moments = [i + 1 for i, row in enumerate(result.trace) if any(row["resampled"])]
@@ -85,7 +85,7 @@ def _rewards(result: Result, names: Sequence[str], groups: int) -> list[Series]:
 
 
 def distributions(out: Output) -> list[str]:
-    """Rewards beside those of unguided samples, and the reward against the held-out one."""
+    """Rewards compared with those of unguided samples, and the reward against the held-out one."""
     rewarded = [(s, r) for s, r in _sets(out) if r.rewards is not None and bool(r.rewards.isfinite().any())]
     if out.result.rewards is None or not rewarded:
         return []
@@ -115,7 +115,7 @@ def _points(name: str, colour: int, result: Result, most: int = 1000) -> Series:
 
 
 def plane(out: Output) -> str | None:
-    """The samples as points, where they are pairs of numbers."""
+    """The samples as points, if they are pairs of numbers."""
     if out.result.x.shape[1:] != (2,) or not out.result.x.is_floating_point():
         return None
     series = [
@@ -128,8 +128,8 @@ def plane(out: Output) -> str | None:
 
 
 def lineage(out: Output, domain: str) -> dict[str, Any]:
-    """The picture of the lineage, and what the ancestors' clean estimates were; empty for a search
-    and for a run without steps."""
+    """The picture of the lineage, and the clean estimates of the ancestors; empty for a search and for a run without
+    steps."""
     result = out.result
     if not len(result.ancestors) or rounds(result):
         return {}
@@ -152,7 +152,7 @@ def lineage(out: Output, domain: str) -> dict[str, Any]:
 
 
 def _moments(out: Output, domain: str) -> list[dict[str, Any]]:
-    """For every moment its step, its time and the estimates."""
+    """The step, time and clean estimates of every moment."""
     if out.lineage is None:
         return []
     drawn = DRAWN.get(domain, lambda text: None)

@@ -1,4 +1,4 @@
-"""Images as PNG in data URIs, written with zlib alone."""
+"""Images as PNG in data URIs, written with nothing but zlib."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BUDGET = 1_500_000  # numbers in all images of a page
+BUDGET = 1_500_000  # pixel values in all images of a page
 
 
 def pixels(samples: Any) -> Tensor | None:
-    """Samples as 8 bits (rows, C, H, W), C = 1 or 3; of videos (rows, frames, C, H, W) the first, the middle and the
-    last frame side by side; None where they are no images."""
+    """Samples as 8-bit images (rows, C, H, W), C = 1 or 3; for videos (rows, frames, C, H, W) the first, middle and
+    last frame side by side; None if they are not images."""
     from rewards.images import image_batch
 
     if not hasattr(samples, "shape") or len(samples.shape) not in (4, 5) or 0 in samples.shape:
@@ -30,7 +30,7 @@ def pixels(samples: Any) -> Tensor | None:
 
 
 def fitted(images: Tensor, most: int, budget: int = BUDGET) -> Tensor:
-    """The images made smaller, by means of areas, until no side is above `most` and all together keep the budget."""
+    """The images shrunk, by averaging areas, until no side exceeds `most` and all together keep the budget."""
     n, channels, height, width = images.shape
     side = max(height, width)
     least = int((budget / max(1, n * channels)) ** 0.5)
@@ -43,7 +43,7 @@ def fitted(images: Tensor, most: int, budget: int = BUDGET) -> Tensor:
 
 
 def png(image: Tensor) -> bytes:
-    """A PNG file of an image of 8 bits, (1 or 3, H, W)."""
+    """A PNG file of an 8-bit image (1 or 3, H, W)."""
     channels, height, width = image.shape
     rows = image.movedim(0, -1).reshape(height, width * channels).contiguous().numpy()
     data = b"".join(b"\0" + row.tobytes() for row in rows)
@@ -53,7 +53,7 @@ def png(image: Tensor) -> bytes:
 
 
 def png_uri(image: Tensor) -> str:
-    """The same as a data URI."""
+    """The PNG file as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 

@@ -1,4 +1,4 @@
-"""Molecules as small SVG pictures, drawn by RDKit, and what is printed beside them."""
+"""Molecules as small SVG pictures, drawn by RDKit, and the properties printed beside them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rewards.base import needs
 
 from .svg import element, number
 
-LARGEST = 120  # heavy atoms of a molecule that is drawn
+LARGEST = 120  # heavy atoms of the largest molecule that is drawn
 SHOWN = {"QED": "QED", "SA": "SA", "logP": "logP", "molecular weight": "MW"}  # rewards, and their names on a card
 _WIDTH, _HEIGHT = 220, 150
-# RDKit's colours of elements, and ones that can be read on white and on black
+# RDKit's colours of elements, and replacements that are legible on white and on black
 _COLOURS = {
     "#000000": "currentColor",
     "#FF0000": "#d6453d",
@@ -31,7 +31,7 @@ _COLOURS = {
 
 @lru_cache(2048)
 def draw(smiles: str) -> str | None:
-    """The molecule as SVG text of one or two kilobytes, or None where RDKit reads none or it is very large."""
+    """The molecule as SVG text of one or two kilobytes, or None if RDKit cannot read it or it is very large."""
     from rewards.molecules.descriptors import blocked, parsed
 
     mol = parsed(smiles)
@@ -48,7 +48,7 @@ def draw(smiles: str) -> str | None:
 
 
 def properties(smiles: str) -> dict[str, str]:
-    """What a chemist looks at first; empty where there is no molecule."""
+    """The properties that a chemist looks at first; empty if the sample is not a molecule."""
     from rewards.molecules import QED, SA, LogP, MolWt
     from rewards.molecules.descriptors import blocked, parsed
 
@@ -60,7 +60,7 @@ def properties(smiles: str) -> dict[str, str]:
 
 
 def key(smiles: str) -> str:
-    """What tells molecules apart: the canonical SMILES, or the text of what is none."""
+    """What identifies a molecule: its canonical SMILES, or the text of an invalid sample."""
     from rewards.molecules.descriptors import canonical
 
     return canonical(smiles) or smiles
@@ -74,7 +74,7 @@ def _of(reward: Any, mol: Any) -> float:
 
 
 def _smaller(svg: str, label: str) -> str:
-    """The same picture with the lines of one colour in one path, and without RDKit's styles."""
+    """The same picture with all lines of a colour in one path, and without RDKit's styles."""
     strokes: dict[str, list[str]] = {}
     rest: list[str] = []
     for node in ElementTree.fromstring(re.sub(r"<\?xml.*?\?>", "", svg)):
@@ -100,5 +100,5 @@ def _colour(rgb: str) -> str:
 
 
 def _short(d: str) -> str:
-    """M 11.0,81.8 L 15.6,89.0 as M11 81.8L15.6 89."""
+    """A path in shorter form: M 11.0,81.8 L 15.6,89.0 becomes M11 81.8L15.6 89."""
     return re.sub(r"\s*([A-Z])\s*", r"\1", re.sub(r"\.0\b", "", d).replace(",", " ")).strip()

@@ -1,7 +1,7 @@
-"""Where sequences hold the binding sites of common factors: a track with a line for each of the best sequences.
+"""Where sequences contain binding sites of common transcription factors: a track with one line per sequence.
 
-Sites are matches of a consensus in IUPAC letters on either strand. That is a coarse look; scores by position weight
-matrices are in `rewards.dna.MotifScan`.
+Sites are matches of a consensus in IUPAC letters on either strand. This is coarse; for scores by position weight
+matrices see `rewards.dna.MotifScan`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from rewards.dna.sequence import encode, reverse_complement, starts
 
-from .svg import LEFT, Scale, element, legend, number, picture, ticks, words
+from .svg import LEFT, Scale, element, number, picture, ticks, words
 
 SITES = {
     "AP-1": "TGASTCA",
@@ -24,7 +24,7 @@ LINES, _TALL, _TOP, _WIDTH = 16, 16, 34, 960
 
 
 def hits(sequences: Sequence[str], pattern: str) -> list[tuple[int, int]]:
-    """(sequence, first position from 0) of every site on either strand.
+    """(sequence, first position, counted from 0) of every site on either strand.
 
     >>> hits(["AATGAGTCATT", "TTATCT"], "WGATAA"), hits(["AATGAGTCATT"], "TGASTCA")
     ([(1, 0)], [(0, 2)])
@@ -35,7 +35,7 @@ def hits(sequences: Sequence[str], pattern: str) -> list[tuple[int, int]]:
 
 
 def track(sequences: Sequence[str], labels: Sequence[str]) -> str:
-    """The sites in the first sequences, a line for each with its label; the legend counts those of all sequences."""
+    """The sites in the first sequences, one labelled line each; the legend counts the sites in all sequences."""
     found = {name: hits(sequences, pattern) for name, pattern in SITES.items()}
     shown = min(len(sequences), LINES)
     height = _TOP + shown * _TALL + 46
@@ -60,8 +60,8 @@ def track(sequences: Sequence[str], labels: Sequence[str]) -> str:
     )
     counts = ", ".join(f"{name} {len(own)}" for name, own in found.items())
     label = f"Sites of common factors in {len(sequences)} sequences: {counts}"
-    content = element("g", lines + feet, class_="axes") + marks + legend(names)
-    return picture(content, label, height, _WIDTH, class_="chart wide motifs")
+    content = element("g", lines + feet, class_="axes") + marks
+    return picture(content, label, height, _WIDTH, names, class_="chart wide motifs")
 
 
 def _middle(line: int) -> float:
@@ -69,7 +69,7 @@ def _middle(line: int) -> float:
 
 
 def _mark(x: Scale, row: int, place: int, length: int, name: str, colour: int) -> str:
-    """A bar over the site, which says its name where one points at it."""
+    """A bar over the site, with its name as a tooltip."""
     start, end = x(place + 1), x(place + length)
     title = element("title", f"{name}, positions {place + 1} to {place + length}")
     return element(

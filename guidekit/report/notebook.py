@@ -1,4 +1,4 @@
-"""What a notebook shows of a result or a population, and its plot."""
+"""How a notebook displays a result or a population, and the plot of a result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import figures, images, molecules, samples
 from .recorder import plain
 from .svg import number
 
-SHOWN = 8  # samples that are drawn
+SHOWN = 8  # number of samples that are drawn
 _CUT = "display:block;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;font-size:11px;background:none"
 
 
@@ -51,7 +51,7 @@ def population_html(population: Population) -> str:
 
 
 def plot(result: Result) -> Any:
-    """Two matplotlib axes: the rewards of the samples, weighted, and the effective sample size over the steps."""
+    """Two matplotlib axes: the weighted rewards of the samples, and the effective sample size by step."""
     from rewards.base import needs
 
     plt = needs("matplotlib.pyplot", "report", "result.plot()")
@@ -87,7 +87,7 @@ def _groups(groups: int) -> list[tuple[str, str]]:
 
 
 def _each(values: list[float]) -> str:
-    """The values of the groups, the first ones of many."""
+    """The values of the groups; only the first four if there are more."""
     return ", ".join(number(v) for v in values[:4]) + (", …" if len(values) > 4 else "")
 
 
@@ -103,7 +103,7 @@ def _table(title: str, facts: list[tuple[str, str]]) -> str:
 
 
 def _best(result: Result) -> str:
-    """The best different samples, drawn where that can be done."""
+    """The best distinct samples, drawn if possible."""
     kind = samples.domain(result)
     rows: dict[Any, int] = {}
     for row in samples.ranked(result):

@@ -1,4 +1,4 @@
-"""From an output directory to one HTML file that needs nothing else: `write`."""
+"""From an output directory to a single, self-contained HTML file: `write`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .rounds import rounds
 from .svg import number
 
 ROWS = 500  # of the table of samples
-_LONG = 60  # characters of a reward in a title, at most
+_LONG = 60  # most characters of a reward in a title
 
 
 def write(folder: str | Path, title: str | None = None) -> Path:
-    """Write report.html into an output directory, from what is there: result/ and, if any, base/, best_of_n/,
-    summary.json, samples.csv, lineage.json and run.toml. Returns the file.
+    """Write report.html into an output directory, from its result/ and, if they exist, base/, best_of_n/, summary.json,
+    samples.csv, lineage.json and run.toml. Returns the file.
 
-    title   of this page; None is that of summary.json, and where it has none, the model and the reward
+    title   of this page; None is that of summary.json, or, if it has none, the model and the reward
     """
     needs("jinja2", "report", "a report")
     out = read(folder)
@@ -37,7 +37,7 @@ def write(folder: str | Path, title: str | None = None) -> Path:
 
 
 def render(out: Output, title: str | None = None) -> str:
-    """The page as text."""
+    """The HTML of the page."""
     template = _environment().get_template("page.html.jinja")
     script, style = _file("page.js"), _file("page.css")
     return template.render(
@@ -49,7 +49,7 @@ def render(out: Output, title: str | None = None) -> str:
 
 
 def _context(out: Output, title: str | None) -> dict[str, Any]:
-    """All that the template shows; pictures are markup, everything else is text."""
+    """Everything that the template shows; pictures are markup, everything else is text."""
     result, summary = out.result, out.summary
     domain = samples.domain(result, summary.get("domain"))
     names, rows = samples.conditions(result), compared.rows(out)
@@ -80,7 +80,7 @@ def _context(out: Output, title: str | None) -> dict[str, Any]:
 
 
 def _title(summary: dict[str, Any]) -> str:
-    """The model and the rewards that steer, by name and without their formula."""
+    """The model and the names of the rewards that steer, without their formula."""
     weights = summary.get("weights", {})
     steering = [str(name) for name in summary.get("components", []) if weights.get(name, 1) != 0]
     reward = _listed(steering) or summary.get("reward", "")
@@ -89,13 +89,13 @@ def _title(summary: dict[str, Any]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Up to three names, or two and how many more there are."""
+    """Up to three names, or two and the number of others."""
     shown = list(names) if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
 def _rewards(summary: dict[str, Any]) -> str:
-    """The whole formula of the reward, and the held-out one."""
+    """The complete formula of the reward, and of the held-out one."""
     named = (("Reward", summary.get("reward")), ("held-out reward", summary.get("holdout")))
     return "; ".join(f"{what}: {name}" for what, name in named if name)
 
@@ -112,7 +112,7 @@ def _count(n: int, what: str) -> str:
 
 
 def _tiles(out: Output) -> list[tuple[str, str, str]]:
-    """Name, value and remark of the figures at the top."""
+    """Name, value and remark of each figure at the top."""
     result, tiles = out.result, []
     size = len(result) // result.groups
     base = None if out.base is None else figures.mean(out.base)
@@ -135,7 +135,7 @@ def _tiles(out: Output) -> list[tuple[str, str, str]]:
 
 
 def _effort(result: Result, found: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """What a search took."""
+    """The figures for the cost of a search."""
     cost, shared = result.cost, any("conditions" in row for row in found)
     remark = "" if shared else f"{number(sum(row['candidates'] for row in found))} candidates for each sample"
     return [
@@ -163,16 +163,16 @@ def _groups(result: Result, names: Sequence[str]) -> list[dict[str, Any]]:
 def _cost(result: Result) -> list[tuple[str, str]]:
     cost, n = result.cost, len(result)
     return [
-        ("network rows", f"{cost.network_rows:,}, {number(cost.network_rows / n)} for each sample"),
+        ("network rows", f"{cost.network_rows:,}, {number(cost.network_rows / n)} per sample"),
         ("network calls", f"{cost.network_calls:,}"),
-        ("reward calls", f"{cost.reward_calls:,}, each of another sample"),
+        ("reward calls", f"{cost.reward_calls:,}, one per distinct sample"),
         ("scores that failed", f"{cost.unscored:,}"),
         ("time", f"{number(cost.seconds)} s"),
     ]
 
 
 def _table(out: Output, names: Sequence[str]) -> dict[str, Any]:
-    """The samples as rows of a table, the best first."""
+    """The samples as rows of a table, best first."""
     result = out.result
     order = samples.ranked(result)[:ROWS]
     extra = list(next(iter(out.table.values()), {}))

@@ -1,5 +1,5 @@
-"""The lineage of the samples as a picture: one line from the start of the run to each survivor, joined where two have
-a common ancestor. Lines do not cross, since those of one ancestor lie side by side."""
+"""The lineage of the samples as a picture: one line from the start of the run to each survivor, joined where survivors
+share an ancestor. Lines do not cross, since those with a common ancestor lie side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COLUMNS = 48
 
 
 def order(paths: Sequence[Sequence[int]], scores: Sequence[float]) -> list[int]:
-    """Survivors such that those of one ancestor stand together at every step, the family of the best one first.
+    """Order survivors so that those with a common ancestor are adjacent at every step, the family of the best first.
 
     paths   for each survivor, the row of its ancestor at every step
     scores  by which families are sorted
@@ -26,7 +26,7 @@ def order(paths: Sequence[Sequence[int]], scores: Sequence[float]) -> list[int]:
 
 
 def heights(paths: Sequence[Sequence[int]], places: Sequence[int]) -> list[list[float]]:
-    """For each survivor and step, the mean place of those who share its ancestor there."""
+    """For each survivor and step, the mean place of the survivors that share its ancestor there."""
     nodes: dict[tuple[int, int], list[int]] = {}
     for i, place in enumerate(places):
         for step, row in enumerate(paths[i]):
@@ -35,7 +35,7 @@ def heights(paths: Sequence[Sequence[int]], places: Sequence[int]) -> list[list[
 
 
 def columns(steps: int, moments: Sequence[int], most: int = _COLUMNS) -> list[int]:
-    """Steps that are drawn: all of few, else some at even distances, and the moments."""
+    """Steps that are drawn: all if they are few, otherwise evenly spaced ones, and the moments."""
     even = {round(i * steps / most) for i in range(most + 1)} if steps > most else set(range(steps + 1))
     return sorted(even | set(moments))
 
@@ -53,7 +53,7 @@ def draw(
     moments: Sequence[int],
     nodes: Sequence[Sequence[str]],
 ) -> str:
-    """The picture. names say who a survivor is, nodes[i] which parts of the page show its ancestors at the moments."""
+    """The picture. names[i] identifies a survivor, nodes[i] the parts of the page that show its ancestors."""
     steps = len(paths[0]) - 1
     ranks = order(paths, scores)
     places = [ranks.index(i) for i in range(len(paths))]
@@ -73,7 +73,7 @@ def draw(
 
 
 def _line(xs: Sequence[float], ys: Sequence[float]) -> str:
-    """Level where nothing changes, a curve where the family splits."""
+    """A line, level where nothing changes and curved where the family splits."""
     parts = [f"M{xs[0]} {ys[0]}"]
     for i in range(1, len(xs)):
         if ys[i] == ys[i - 1]:

@@ -1,5 +1,4 @@
-"""An output directory as it lies on the disk. All but result/ may be missing; what is broken is an error that names
-the file."""
+"""Read an output directory. Everything except result/ may be missing; a broken file raises an error that names it."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ _PNG = "data:image/png;base64,"
 
 @dataclass(frozen=True)
 class Lineage:
-    """lineage.json: at which steps what the ancestors were. rows: for each survivor its node at every moment."""
+    """lineage.json: the clean estimates of ancestors at some steps. rows: each survivor's node at every moment."""
 
     steps: list[int]
     t: list[float]
@@ -30,7 +29,7 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Output:
-    """An output directory. table has the extra columns of samples.csv by row of the result."""
+    """An output directory. table holds the extra columns of samples.csv, by row of the result."""
 
     path: Path
     result: Result
@@ -43,7 +42,7 @@ class Output:
 
 
 def read(folder: str | Path) -> Output:
-    """All that is in the folder."""
+    """Read everything in the folder."""
     path = Path(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: there is no such folder; give the output directory of a run")
@@ -100,7 +99,7 @@ _KNOWN = {"row", "condition", "sample", "reward", "holdout", "log_weight", "weig
 
 
 def _table(text: str, result: Result) -> dict[int, dict[str, str]]:
-    """The columns that the result does not have, by row."""
+    """The columns of samples.csv that are not in the result, by row."""
     rows = list(csv.DictReader(io.StringIO(text)))
     if len(rows) != len(result):
         raise ValueError(f"{len(rows)} rows where the result has {len(result)}")
@@ -134,7 +133,7 @@ def _lineage(text: str, result: Result) -> Lineage:
 
 
 def value(text: str) -> float | str:
-    """A number where it is one."""
+    """The text as a number if it is one."""
     try:
         return float(text)
     except ValueError:

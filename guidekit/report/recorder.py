@@ -1,12 +1,12 @@
-"""What the particles were on their way: clean estimates of the survivors' ancestors.
+"""Record how samples came about: the clean estimates of the survivors' ancestors during the run.
 
     recorder = Recorder(model)
     result = gk.sample(model, 64, guides=guides, callbacks=[recorder])
     recorder.save(folder, result)
 
-It only reads what a step leaves behind: the network is not called, and the run is the same, bit for bit, with it and
-without. While the run goes on it keeps the clean estimates of all particles at `MOMENTS` steps at most, in the memory
-of the host; decoded and written are those alone from which one of `SURVIVORS` samples descends.
+It only reads the outcome of each step: it never calls the network, and the run is bit for bit the same without it.
+During the run it keeps the clean estimates of all particles at up to `MOMENTS` steps in host memory; only those of the
+ancestors of `SURVIVORS` samples are decoded and written.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .svg import number
 
 MOMENTS, SURVIVORS = 12, 64
 FORMAT = "guidekit-lineage-1"
-_TEXT, _SIDE = 600, 64  # most characters of a text, and pixels along an image
+_TEXT, _SIDE = 600, 64  # largest number of characters of a text, and of pixels along an image
 
 
 def moments(total: int, every: int = 1, most: int = MOMENTS) -> list[int]:
-    """Steps at which a run of `total` steps is looked at: every so many and the last, some of them where they are many.
+    """Steps at which a run of `total` steps is recorded: every `every`-th and the last, thinned to at most `most`.
 
     >>> moments(10, 4), moments(100, 1, most=5)
     ([4, 8, 10], [1, 26, 51, 75, 100])
@@ -47,7 +47,7 @@ def moments(total: int, every: int = 1, most: int = MOMENTS) -> list[int]:
 
 
 def survivors(result: Result, most: int = SURVIVORS) -> list[int]:
-    """Rows of the result with the highest rewards, equally many of every group; the first ones without rewards."""
+    """Rows of the result with the highest rewards, equally many per group; without rewards, the first ones."""
     size = len(result) // result.groups
     each = max(1, most // result.groups)
     scores = torch.zeros(len(result)) if result.rewards is None else result.rewards.nan_to_num(-torch.inf)
@@ -57,10 +57,10 @@ def survivors(result: Result, most: int = SURVIVORS) -> list[int]:
 
 
 class Recorder:
-    """A callback of gk.sample that remembers the clean estimates of the particles, every so many steps.
+    """A callback of gk.sample that records the clean estimates of the particles every few steps.
 
-    model   the base model of the run, which decodes
-    every   steps from one moment to the next; the last step is always one
+    model   the base model of the run, which decodes the estimates
+    every   steps from one moment to the next; the last step is always a moment
     """
 
     def __init__(self, model: Model, every: int = 1):
@@ -81,7 +81,7 @@ class Recorder:
             self._kept[step.index] = (step.t, _copy(clean), _copy(pop.rewards))
 
     def save(self, folder: str | Path, result: Result) -> Path:
-        """Write lineage.json into the folder: what each survivor's ancestor was at every moment, and its reward."""
+        """Write lineage.json into the folder: the ancestor of each survivor at every moment, and its reward."""
         self._check(result)
         rows = survivors(result)
         lineage = result.lineage().cpu()[:, rows]
@@ -126,7 +126,7 @@ def _copy(v: Tensor) -> Tensor:
 
 
 def replaced(file: Path, text: str) -> Path:
-    """Write a file such that it is either whole or as it was."""
+    """Write a file atomically: it is either complete or unchanged."""
     part = file.with_name(f"{file.name}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, file)

@@ -1,4 +1,4 @@
-"""What a search found as it went on: the best reward so far against what it had cost by then."""
+"""The progress of a search: the best reward so far against the cost so far."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _COSTS = {"reward_calls": "reward calls", "network_rows": "network rows"}
 
 
 def rounds(result: Result) -> list[dict[str, Any]]:
-    """The rounds of the search that gave this result; none where it is no search, or one that books no rewards."""
+    """The rounds of the search that produced this result; none if it is not a search, or one without rewards."""
     search = result.config.get("search")
     found = search.get("rounds") if isinstance(search, dict) else None
     return found if found and all("best_reward" in row for row in found) else []
 
 
 def best_so_far(result: Result, names: Sequence[str], compared: Sequence[tuple[str, Result]]) -> list[str]:
-    """The best reward so far against reward calls and against network rows, with the means of the sets that the search
-    is compared with at their own cost. Several conditions have a line each, and no such points."""
+    """The best reward so far against reward calls and against network rows, with points for the mean and cost of the
+    sets with which the search is compared. Several conditions have a line each, and no such points."""
     found, drawn = rounds(result), []
     for key, label in _COSTS.items():
         costs = [float(row[key]) for row in found]

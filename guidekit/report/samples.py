@@ -16,15 +16,15 @@ from .reading import Output, value
 from .recorder import plain
 from .svg import number
 
-MOST = 60  # samples that are drawn
-_POSITIONS, _LOGOS = 600, 8  # of the longest sequences in a logo, and groups that have one
-_SHORT = 11  # characters of a name and its value together that fit into half a card
+MOST = 60  # number of samples that are drawn
+_POSITIONS, _LOGOS = 600, 8  # length of the longest sequences in a logo, and number of groups with a logo
+_SHORT = 11  # characters of a name together with its value that fit into half a card
 DRAWN: dict[str, Callable[[str], str | None]] = {"molecules": molecules.draw, "dna": dna.stripe}
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A named value on a card; `wide` ones have a line of their own."""
+    """A named value on a card; a `wide` one has a line of its own."""
 
     name: str
     shown: str
@@ -35,7 +35,7 @@ class Fact:
 
 
 def domain(result: Result, given: Any = None) -> str:
-    """What the samples are: as the summary says, or as they look."""
+    """The domain of the samples: the given one, or inferred from them."""
     if given in ("molecules", "dna", "images", "other"):
         return given
     own = result.samples
@@ -50,21 +50,21 @@ def domain(result: Result, given: Any = None) -> str:
 
 
 def conditions(result: Result) -> list[str]:
-    """A name for every group: its condition where that is short text or a number."""
+    """A name for every group: its condition if that is text or a number; only the beginning of a very long text."""
     given = result.config.get("cond")
     given = given if isinstance(given, list) and len(given) == result.groups else [None] * result.groups
-    return [str(c)[:60] if isinstance(c, (str, int, float)) else f"group {g}" for g, c in enumerate(given)]
+    return [plain(str(c)) if isinstance(c, (str, int, float)) else f"group {g}" for g, c in enumerate(given)]
 
 
 def texts(result: Result) -> list[str]:
-    """Every sample as text; of an image the file that the command line writes."""
+    """Every sample as text; an image is the name of the file that the command line writes."""
     if images.pixels(result.samples) is not None:
         return [f"images/{i:05d}.png" for i in range(len(result))]
     return [plain(s) for s in result.samples]
 
 
 def ranked(result: Result, rows: Sequence[int] | None = None) -> list[int]:
-    """Rows by reward, the best first and those without a score last; in their order where there is no reward."""
+    """Rows by reward, the best first and those without a score last; in their order if there is no reward."""
     listed = range(len(result)) if rows is None else rows
     if result.rewards is None:
         return list(listed)
@@ -73,7 +73,7 @@ def ranked(result: Result, rows: Sequence[int] | None = None) -> list[int]:
 
 
 def shown(out: Output, kind: str, names: Sequence[str]) -> dict[str, Any]:
-    """What the section of samples shows: for each group its best distinct samples, and pictures of the whole."""
+    """The content of the section of samples: for each group its best distinct samples, and pictures of all samples."""
     result = out.result
     each = max(1, MOST // result.groups)
     columns = _columns(out, kind)
@@ -92,13 +92,13 @@ def shown(out: Output, kind: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _columns(out: Output, kind: str) -> list[str]:
-    """The extra columns that say something new on a card: not the reward again, nor what every molecule has there."""
+    """The extra columns that are new on a card: neither the reward again, nor a property shown for every molecule."""
     shown = {name.lower() for name in molecules.SHOWN} if kind == "molecules" else set()
     return [c for c in next(iter(out.table.values()), {}) if c.lower() not in shown and not _is_reward(out, c)]
 
 
 def _is_reward(out: Output, column: str) -> bool:
-    """Whether a column has the rewards of all samples."""
+    """Whether a column repeats the rewards of all samples."""
     rewards = out.result.rewards
     known = [] if rewards is None else [(i, r) for i, r in enumerate(rewards.tolist()) if math.isfinite(r)]
     return bool(known) and all(value(out.table[i][column]) == r for i, r in known)
@@ -122,7 +122,7 @@ def _group(
 
 
 def key(result: Result, kind: str, i: int) -> Any:
-    """What tells the samples of these rows apart."""
+    """What identifies a sample, so that duplicates are recognised."""
     if isinstance(result.samples, list):
         own = result.samples[i]
         return molecules.key(own) if kind == "molecules" and isinstance(own, str) else str(own)
@@ -130,7 +130,7 @@ def key(result: Result, kind: str, i: int) -> Any:
 
 
 def _card(out: Output, kind: str, rows: list[int], drawn: list[str] | None, columns: Sequence[str]) -> dict[str, Any]:
-    """One distinct sample, of the rows in which it is."""
+    """The card of one distinct sample, which occurs in these rows."""
     result, row = out.result, rows[0]
     text = plain(result.samples[row]) if drawn is None else ""
     properties = molecules.properties(text) if kind == "molecules" else {}

@@ -1,4 +1,4 @@
-"""The table of a run: what was reached, how varied the samples are, and what they cost."""
+"""The table of a run: the rewards that it reached, the diversity of its samples, and its cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OF_DOMAIN = {
     "other": ("uniqueness", "diversity"),
 }
 
-# which way a column is good; those of single rewards are known from the rewards alone
+# which direction of a column is better; for columns of single rewards, the rewards say it
 BETTER = {
     **dict.fromkeys(("mean", "top 10%", "holdout mean", "validity", "uniqueness", "diversity"), "higher"),
     **dict.fromkeys(COST, "lower"),
@@ -36,9 +36,9 @@ def columns(domain: str, reward: bool, parts: Sequence[str], holdout: bool) -> l
 def row(name: str, result: Result, domain: str, parts: dict[str, Tensor]) -> dict[str, Any]:
     """One line of the table: all numbers of this result; None where one is undefined.
 
-    mean, holdout mean and the parts are means under the weights, which rest on ESS samples (of the condition with the
-    smallest; None where all samples weigh alike). The rest is of the samples without weights: top 10% is the mean
-    reward of the best tenth, at least one.
+    mean, holdout mean and the parts are weighted means; ESS is the effective sample size behind them (the smallest of
+    all conditions; None if all weights are equal). Everything else ignores the weights: top 10% is the mean reward of
+    the best tenth of the samples, at least one.
     """
     found: dict[str, Any] = {"name": name}
     if result.rewards is not None:
@@ -56,7 +56,7 @@ def row(name: str, result: Result, domain: str, parts: dict[str, Tensor]) -> dic
 
 
 def mean(result: Result, scores: Tensor) -> float:
-    """The mean of the known scores, under the weights."""
+    """The weighted mean of the known scores."""
     scores, known = scores.double().cpu(), scores.isfinite().cpu()
     weights = result.weights.cpu()[known]
     return float((weights * scores[known]).sum() / weights.sum()) if known.any() else math.nan
@@ -94,7 +94,7 @@ def distance(x: Tensor) -> float:
 
 
 def constant(sets: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    """The rewards that have one and the same value for all samples that they could score, two at least.
+    """The rewards with one and the same value for all samples that they could score, of which there are at least two.
 
     sets   the scores of each set of samples, by the name of the reward
 
@@ -111,12 +111,12 @@ def constant(sets: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
 
 
 def equal_cost(steered: Result, plain: Result) -> int:
-    """The N at which best-of-N comes nearest to the network rows of the steered run."""
+    """The N for which best-of-N comes closest to the network rows of the steered run."""
     return max(1, round(steered.cost.network_rows / max(plain.cost.network_rows, 1)))
 
 
 def text(rows: Sequence[dict[str, Any]], names: Sequence[str], width: int = 100) -> str:
-    """The table as text: a line for each row, or a column for each row where the lines would be too long."""
+    """The table as text: a line for each row, or a column for each row if the lines would be too long."""
     kept = [c for c in names if any(r.get(c) is not None for r in rows)]
     cells = [["", *kept], *([str(r["name"]), *(shown(r.get(c)) for c in kept)] for r in rows)]
     across = _aligned(cells)
@@ -133,7 +133,7 @@ def _aligned(cells: list[list[str]]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A number, rounded for reading."""
+    """A number, rounded for display."""
     if value is None:
         return "-"
     if isinstance(value, int):

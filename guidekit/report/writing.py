@@ -1,4 +1,4 @@
-"""An output directory with its report, of a result that was made in Python."""
+"""Write an output directory with its report for a result made in Python."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def write_result(
     """Save a result into `folder` with its report.html, which is returned.
 
     base, best_of_n   results to compare with: of the same model without guides, and the best of more samples
-    recorder          that was a callback of the run, for the estimates along the way
+    recorder          the callback of the run that recorded its clean estimates
     model, reward     their names, for the page
-    guides            of the run, to be named and cited
+    guides            the guides of the run, to be named and cited
     title             of the page; by default it names the model and the reward
 
         base = gk.sample(model, 64, reward=reward)
@@ -61,7 +61,7 @@ def write_result(
 
 
 def _refuse_stale(folder: Path, written: set[str]) -> None:
-    """Parts of an earlier run would be shown beside this result."""
+    """Raise if the folder has parts of an earlier run, which would be shown with this result."""
     parts = ("base", "best_of_n", "lineage.json", "samples.csv", "run.toml")
     old = [name for name in parts if name not in written and (folder / name).exists()]
     if old:

@@ -1,8 +1,8 @@
-"""A call in a thread of its own, so that rewards are asked about one round while the network works on the next.
+"""A call in a thread of its own, so that one round is scored while the network samples the next.
 
-It pays if scoring and sampling wait for different things: programs, workers, another device. The thread has the
-caller's context, gradient mode and device. It is a daemon: an interrupted search does not wait for it, and what it was
-scoring is scored again when the search is resumed.
+This saves time if scoring uses other resources than sampling: external programs, workers, another device. The thread
+has the caller's context, gradient mode and device. It is a daemon: an interrupted search does not wait for it, and
+resuming the search scores that round again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 
 class Task:
-    """Runs `call` in a thread at once. `result` waits for it, and returns what it returned or raises what it raised."""
+    """Starts `call` in a thread at once. `result` waits for it and returns its value, or raises its error."""
 
     def __init__(self, call: Callable[[], Any]):
         self._call, self._value, self._error = call, None, None

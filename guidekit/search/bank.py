@@ -1,10 +1,10 @@
-r"""A bank of seeds: noise that does well under several conditions is likely to do well under others, so keep it.
+r"""A bank of seeds: noise that scores well under several conditions tends to score well under others too, so keep it.
 
 Seed s has the value q_s = E_c[r(x(z_s), c)], the mean over conditions c, and evaluating one pair (s, c), a "look", is a
 noisy measurement of it. To find the best of S seeds with B looks:
 
     equal      every seed under B/S conditions;
-    halving    log2 S rounds with B / log2 S looks each; the better half continues, under conditions that are new to it
+    halving    log2 S rounds with B / log2 S looks each; the better half continues, under conditions not yet used
                (sequential halving, Karnin et al., 2013, https://proceedings.mlr.press/v28/karnin13.html).
 
 All seeds that are compared have seen the same conditions, so a hard condition is hard for all of them.
@@ -77,7 +77,7 @@ def bank(
     allocation: str = "halving",
     **options: Unpack[Options],
 ) -> Bank:
-    """Rank the first `seeds` noises of a seed over several conditions.
+    """Rank the first `seeds` rows of noise of one seed by their mean reward over several conditions.
 
     conds        conditions to try them under
     looks        the largest number of pairs of a seed and a condition to evaluate
@@ -136,7 +136,7 @@ def _ranked(search: Search, seeds: int, looks: int, keep: int, rounds: int) -> B
 
 
 def _looked(search: Search, places: Sequence[int], seeds: list[int]) -> Tensor:
-    """The rewards of seeds under the conditions at these places, (conditions, seeds), sampled or from the folder."""
+    """The rewards of seeds under the conditions at these places, (conditions, seeds), read from the folder if known."""
     search.alive = list(places)
     scores, samples = search.known(), None
     if new := scores is None:
@@ -160,7 +160,7 @@ def _judged(search: Search, places: Sequence[int], seeds: list[int]) -> list[flo
 
 
 def _known(worth: Tensor) -> Tensor:
-    """Rewards in which a seed that could not be scored counts as the worst under that condition."""
+    """The rewards, where a seed that could not be scored counts as the worst under that condition."""
     finite = worth.masked_fill(worth.isinf(), torch.inf)
     worst = finite.amin(1, keepdim=True).nan_to_num(posinf=0.0)
     return torch.where(worth.isinf(), worst, worth)

@@ -13,9 +13,9 @@ class Budget:
 
     rounds    number of rounds
     rows      network evaluations (rows), including the final run of the winners
-    calls     reward calls, for samples that are not known yet. If nothing else limits it, a search that has met no new
-              text or row of tokens in 10 rounds ends too
-    seconds   of this search, over all its sittings; checked between rounds
+    calls     reward calls, for samples not scored before. If nothing else limits the search, it also ends after 10
+              rounds without a new text or row of tokens
+    seconds   of this search, including those before an interruption; checked between rounds
     target    a reward that every sample should reach
 
     `Found.ended` says why the search ended. A round may need fewer calls than it has candidates, because equal samples
@@ -38,7 +38,7 @@ class Budget:
 
     @property
     def by_calls_alone(self) -> bool:
-        """Whether rounds without new samples could go on for ever."""
+        """Whether a search that finds no new samples could run for ever."""
         return self.rounds is None and self.rows is None and self.seconds is None
 
     def allows(self, done: int, cost: Cost, rows: int, calls: int) -> bool:

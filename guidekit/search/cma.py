@@ -1,9 +1,9 @@
 r"""CMA-ES with a diagonal covariance (Ros and Hansen, 2008, https://doi.org/10.1007/978-3-540-87700-4_30), on noise.
 
-Candidates are z = m + sigma sqrt(C) w, and m, sigma and C are updated from the better half of them. The first round is
-the prior, m = 0, sigma = C = 1. A mean away from 0 would make the noise too large, and a small sigma too small. So
-every candidate is rescaled to the norm of its own w, which is chi distributed as for noise: what is learned is the
-direction.
+Candidates are z = m + sigma sqrt(C) w, and m, sigma and C are updated from the better half of them. The first round
+samples the prior, m = 0, sigma = C = 1. A mean away from 0 would make the noise too large, and a small sigma too small.
+So every candidate is rescaled to the norm of its own w, which is chi distributed like that of noise: only the direction
+is learned.
 
 For dimension d, weights w_i of the best mu of k candidates and mu_eff = 1/sum w_i^2:
 

@@ -8,7 +8,7 @@ once more in one run: the result equals that of `gk.sample` with noise=result.no
 propose a round without knowing the rewards of the last one, one round is scored while the next is sampled; see
 `background`.
 
-Texts and rows of tokens are scored once per search, however often they occur, and everything that was asked is kept.
+Each distinct text or row of tokens is scored once per search, and every candidate is recorded.
 
 Reference: Ma et al. (2025), Inference-time scaling beyond denoising steps, https://arxiv.org/abs/2501.09732.
 """
@@ -52,18 +52,18 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-ROUNDING = 0.01  # of the root mean square of samples: more is another sample, and not another order of arithmetic
+ROUNDING = 0.01  # of the root mean square of samples; a larger difference is more than floating-point rounding
 
 
-STALE = 10  # rounds without a new sample, after which a search ends that calls alone limit
+STALE = 10  # rounds without a new sample that end a search limited by reward calls alone
 
 
 class Strategy(Protocol):
-    """Proposes noise and receives rewards. When a search is resumed it is told the past again, so it must ask the same
-    after the same tells: take random numbers from the space.
+    """Proposes noise and receives rewards. A resumed search replays its past rounds, so the same rewards must lead to
+    the same proposals: draw random numbers from the space.
 
-    A strategy whose proposals do not depend on rewards may have an attribute `independent = True`. It is then asked for
-    a round before it is told the last one, which is scored in the background.
+    A strategy whose proposals do not depend on rewards may set `independent = True`. It is then asked for the next
+    round while the last one is being scored in the background.
     """
 
     def begin(self, space: Space) -> None:
@@ -145,7 +145,7 @@ class Best:
     seen: Tensor | None = None
 
     def update(self, z: Tensor, worth: Tensor, x: Tensor | None, cells: Tensor) -> None:
-        """Take candidates that are strictly better; the first time those of all cells."""
+        """Take the best candidates of the cells that they improve; the first time, of all cells."""
         top, place = worth.max(1)
         row = torch.arange(len(z), device=z.device)
         if self.z is None or self.worth is None or self.seen is None:
@@ -167,7 +167,7 @@ class Best:
             self.x, self.seen = x, worth == self.worth
 
     def differs(self, x: Tensor) -> Tensor:
-        """The cells whose x is another than this by more than rounding."""
+        """The cells whose x differs from this one by more than rounding."""
         if self.x is None or self.seen is None or self.worth is None:
             return torch.zeros(len(x), dtype=torch.bool, device=x.device)
         scored = self.seen & self.worth.isfinite()
@@ -178,7 +178,7 @@ class Best:
 
 
 class Search:
-    """A prepared search: its arguments are checked, and no network has been called."""
+    """A prepared search: its arguments have been checked, and no network has been called yet."""
 
     def __init__(self, model: Model, n: int, reward: Any, options: Options, name: str, setting: Any):
         known = {"budget", "over", "folder", "progress"}
@@ -207,8 +207,8 @@ class Search:
         } | {k: describe(self.given.get(k)) for k in ("steps", "guides", "cond", "solver", "seed")}
         self.rounds: list[dict[str, Any]] = []
         self.ended = "the strategy has nothing more to ask"
-        self.excess = 1.0  # network rows over those that the guides declare, as far as seen
-        self.stale = 0  # rounds in a row that have brought nothing new
+        self.excess = 1.0  # the largest ratio so far of network rows used to those that the guides declare
+        self.stale = 0  # consecutive rounds without a new sample
         self._met: set[Any] = set()
         self._regrouped: dict[Any, list[Guide]] = {}
         self.bar = tqdm(disable=not options.get("progress", False), desc=name, unit=" rounds", dynamic_ncols=True)
@@ -229,12 +229,12 @@ class Search:
 
     @property
     def seconds(self) -> float:
-        """Seconds spent, over all sittings."""
+        """Seconds spent, including those before an interruption."""
         return self._before + time.perf_counter() - self._began
 
     @property
     def separable(self) -> bool:
-        """Whether rewards and sampler may run at the same time: not if they share a network, whose mode a run sets."""
+        """Whether rewards may run beside the sampler: not if they share a network, since a run sets its mode."""
         own = {id(m) for model in self.run.models for m in model.modules()}
         return not any(id(m) in own for r in self.verifier.rewards for m in networks_in(r))
 
@@ -255,12 +255,12 @@ class Search:
         return math.ceil(sum(self.looks) * self.excess)
 
     def measured(self, rows: int, declared: int) -> None:
-        """A run has taken so many network rows; a guide that takes more than it declares is reckoned with from now."""
+        """Note the network rows of a run. If guides use more than they declare, later estimates allow for it."""
         self.excess = max(self.excess, rows / max(declared, 1))
 
     @property
     def part(self) -> Space:
-        """The space of the conditions that are alive; cells of candidates and scores are those."""
+        """The space of the conditions that are alive; candidates and scores have its cells."""
         return replace(self.space, keys=self.space.keys[self.alive])
 
     @property
@@ -283,7 +283,7 @@ class Search:
         return run
 
     def _guides(self, k: int) -> list[Guide]:
-        """The guides in a run of k candidates, each with what it holds for the condition of its group."""
+        """The guides for a run of k candidates, with what they hold per condition rearranged by group."""
         key = tuple(self.alive), k
         if key not in self._regrouped:
             groups = [g for g in self.alive for _ in range(k)]
@@ -331,7 +331,7 @@ class Search:
         return found.scores.to(self.space.keys.device)
 
     def resume(self, cost: Cost) -> None:
-        """Continue counting from this cost."""
+        """Continue counting from the cost of an earlier, interrupted search."""
         vars(self.cost).update(vars(cost))
         self._before, self._began = cost.seconds, time.perf_counter()
 
@@ -375,8 +375,8 @@ class Search:
         final: bool = True,
         before: Callable[[Best, list[dict[str, Any]]], None] | None = None,
     ) -> Tensor:
-        """Record a round and return what its candidates are worth. Estimates of unfinished samples are not `final`;
-        `before` is called before the round is written to the folder."""
+        """Record a round and return what its candidates are worth. Rewards of clean estimates are not `final`; `before`
+        is called before the round is written to the folder."""
         worth = self.verifier.worth(scores, self.space.group[self.cells])
         if final:
             self.best.update(z, worth, x, self.cells)
@@ -393,7 +393,7 @@ class Search:
         return worth
 
     def keep(self, scores: Tensor, worth: Tensor, samples: Any, numbers: Sequence[int]) -> None:
-        """Record what was asked in a round, with the numbers of the candidates."""
+        """Record the candidates of a round under these numbers, with their scores."""
         cost, alive = self.cost, list(self.alive)
         self.record.add(Evaluations(scores.cpu(), worth.cpu(), samples, cost, alive, list(numbers)))
 
@@ -505,7 +505,7 @@ def run(
 
 
 def drive(model: Model, n: int, reward: Any, strategy: Strategy, budget: Budget, options: Options) -> Found:
-    """`run` with all limits in the budget."""
+    """`run`, with the number of rounds in the budget too."""
     for hook in ("begin", "ask", "tell"):
         if not callable(getattr(strategy, hook, None)):
             raise TypeError(f"strategy={strategy!r}: an object with begin(space), ask() and tell(noises, rewards)")
@@ -519,7 +519,7 @@ def drive(model: Model, n: int, reward: Any, strategy: Strategy, budget: Budget,
 
 
 def limits(rounds: int | None, options: Options, usual: int | None = None) -> Budget:
-    """The budget of the options with these rounds; with the usual number of rounds if nothing is given."""
+    """The budget in the options with this number of rounds; the `usual` number if neither is given."""
     budget = options.get("budget")
     if budget is None:
         return Budget(rounds=usual if rounds is None else rounds)
@@ -534,7 +534,7 @@ def rounds_of(search: Search, strategy: Strategy) -> None:
         while (z := strategy.ask()) is not None:
             k = _checked(z, search.space, strategy)
             if waiting and not waiting[0].leaves_room(k):
-                waiting.pop().end()  # what it brings decides
+                waiting.pop().end()  # its cost decides whether another round fits
             if not waiting and not search.fits(*_needs(search, k), search.space.cells * search.per_row):
                 return
             following = Round(search, strategy, z)
@@ -546,7 +546,7 @@ def rounds_of(search: Search, strategy: Strategy) -> None:
                 following.end()
     except Exception:
         if waiting:
-            waiting.pop().end()  # it came first: what it brings is kept, and what it raises is raised
+            waiting.pop().end()  # the earlier round: its rewards are kept, and its error takes precedence
         raise
     if waiting:
         waiting.pop().end()
@@ -572,7 +572,7 @@ class Round:
         return self.search.judged(self.samples, self.z.shape[1], self.cost)
 
     def leaves_room(self, k: int) -> bool:
-        """Whether another round fits whatever this one brings."""
+        """Whether another round fits into the budget, whatever the outcome of this one."""
         search, calls = self.search, _needs(self.search, self.z.shape[1])[1]
         rows, more = _needs(search, k)
         most = replace(total(search.cost, self.cost), seconds=search.seconds)
@@ -597,7 +597,7 @@ def total(a: Cost, b: Cost) -> Cost:
 
 
 def _needs(search: Search, k: int) -> tuple[int, int]:
-    """Network rows and reward calls of a round of k candidates, at most."""
+    """An upper bound of the network rows and reward calls of a round of k candidates."""
     cells = search.part.cells
     return cells * k * search.per_row, cells * k * len(search.verifier.rewards)
 

@@ -3,8 +3,8 @@ r"""An evolution strategy on the sphere of noise, for each sample separately.
     child = turned(between(a, b, u), w, mutation),      u uniform in [0, 1],  w a random direction,
 
 with parents a, b drawn from the better half of the population; the best of parents and children survive. A child lies
-on the great circle through its parents, so its norm is that of noise; the mean of two noise vectors would be too small
-by sqrt(2).
+on the great circle through its parents, so its norm stays typical for noise; the mean of two independent noise vectors
+would be too short by a factor of sqrt(2).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Evolution:
-    """A `population` of noise vectors per sample, with as many children in a round; mutation is an angle in radians."""
+    """A `population` of noise vectors per sample, with as many children per round; mutation is an angle in radians."""
 
     def __init__(self, population: int = 8, mutation: float = 0.2):
         at_least(population, 2, "population", "noises that live")

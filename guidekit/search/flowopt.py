@@ -1,4 +1,4 @@
-r"""FlowOpt (Ronen et al., 2025, https://arxiv.org/abs/2510.22010): the noise of a given sample, without gradients.
+r"""FlowOpt (Ronen et al., 2025, https://arxiv.org/abs/2510.22010): find the noise of a given sample without gradients.
 
 A deterministic sampler is a function f from noise z to samples. For a target y,
 
@@ -11,7 +11,7 @@ For a linear flow f(z) = m + A z, with a symmetric positive A with eigenvalues a
 
     z - z* <- (1 - rate A)(z - z*),
 
-which shrinks by max_i |1 - rate a_i| or better: it converges for rate < 2 / max_i a_i.
+which shrinks by a factor of max_i |1 - rate a_i| or less per round: it converges for rate < 2 / max_i a_i.
 
 Without a rate, one is chosen for every row and round by the method of Barzilai and Borwein (1988,
 https://doi.org/10.1093/imanum/8.1.141). With s = z_k - z_j and g = f(z_k) - f(z_j) from two evaluations, g = A s for a
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 
 class State(NamedTuple):
-    """The state of every row, float64 (rows, d): the next iterate and its rate (rows,); the last one and the best one
-    with the distances f(z) - y of their samples. Rates are NaN before the first round."""
+    """The state of every row, float64 (rows, d): the next iterate and its rate (rows,); the last and the best iterate
+    with their differences f(z) - y. Rates are NaN before the first round."""
 
     z: Tensor
     rate: Tensor
@@ -156,7 +156,7 @@ def _rows(model: Model, value: Any, name: str, groups: int) -> int:
 
 
 def _distance(samples: Any) -> Any:
-    """Takes the place of a reward; rounds are recorded with distances of states, and no sample is scored."""
+    """Takes the place of a reward; rounds are recorded with the errors of final states, and no sample is scored."""
     raise AssertionError("flowopt asks no reward")
 
 
@@ -183,7 +183,7 @@ def _resumed(search: Search, start: Tensor | None) -> State:
 
 
 def _book(search: Search, z: Tensor, x: Tensor, off: Tensor, state: State) -> None:
-    """Note a round and where the next begins; the state is written first, beside that of the round before."""
+    """Save the state from which the next round begins, beside that of the round before, and then record this round."""
     error = off.square().mean(1).sqrt()
 
     def keep(best: Any, rounds: Sequence[Any]) -> None:

@@ -1,8 +1,8 @@
-r"""Gaussian processes on a sphere of few dimensions, one for each of many cells, for `guidekit.search.subspace`.
+r"""Gaussian processes on a low-dimensional sphere, one for each of many cells, for `guidekit.search.subspace`.
 
     y(w) ~ GP(c, s^2 (k + g)),    |w| = 1,    k(w, w') = exp((w . w' - 1)/l^2),    g on the diagonal alone.
 
-With K = k + g I of the w's that have a y, the mean c and s^2 are those of maximum likelihood, given l and g:
+With K = k + g I over the w that have a score y, the mean c and s^2 maximise the likelihood for given l and g:
 
     c = 1'K^-1 y / 1'K^-1 1,    s^2 = (y - c)'K^-1 (y - c) / m,    log p(y) = -m/2 log s^2 - 1/2 log det K + const,
 
@@ -21,15 +21,15 @@ LENGTHS, NOISES = (0.25, 0.5, 1.0, 2.0, 4.0), (1e-4, 1e-2, 0.3)  # l and g
 
 
 class Process(NamedTuple):
-    """One Gaussian process per cell, fitted to w (cells, m, D), with a mask of those that have a score."""
+    """One Gaussian process per cell, fitted to w (cells, m, D); `seen` masks those that have a score."""
 
     w: Tensor
     seen: Tensor
-    length: Tensor  # (cells,), as noise, mean and s2
+    length: Tensor  # (cells,), like noise, mean and s2
     noise: Tensor
     mean: Tensor
     s2: Tensor
-    factor: Tensor  # of Cholesky, of K
+    factor: Tensor  # Cholesky factor of K
     solved: Tensor  # K^-1 (y - c)
 
     @staticmethod
@@ -50,13 +50,13 @@ class Process(NamedTuple):
 
     @staticmethod
     def fitted(w: Tensor, y: Tensor) -> Process:
-        """The process of maximum likelihood over the grid of l and g."""
+        """The process that maximises the likelihood over the grid of l and g."""
         grid = torch.tensor([(l, g) for l in LENGTHS for g in NOISES], dtype=w.dtype, device=w.device)
         log_p = torch.stack([Process.given(w, y, l.expand(len(w)), g.expand(len(w)))[1] for l, g in grid])
         return Process.given(w, y, *grid[log_p.argmax(0)].T)[0]
 
     def posterior(self, at: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and sd of y - without its noise g - at w's (cells, places, D)."""
+        """Posterior mean and standard deviation of y, without its noise g, at points w (cells, points, D)."""
         k = _kernel(at, self.w, self.length) * self.seen[:, None]
         mu = self.mean[:, None] + (k @ self.solved)[..., 0]
         known = torch.linalg.solve_triangular(self.factor, k.mT, upper=False).square().sum(1)

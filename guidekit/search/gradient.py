@@ -10,8 +10,8 @@ largest at |z| = sqrt(d - 1). As in ReNO the step is
 
 row by row, and the best iterate is kept.
 
-`gradients` runs forward without a graph, keeping only the states x_t, and then backward move by move, each evaluated
-again with a graph. So there is never more than the graph of one move, and a gradient costs twice the network
+`gradients` first samples without a graph, keeping only the states x_t, and then goes back move by move, evaluating each
+again with a graph. So memory never holds more than the graph of one move, and a gradient costs twice the network
 evaluations of a run.
 """
 
@@ -55,7 +55,7 @@ def gradient(
 
     rounds                 number of steps; 50 unless rounds or a budget are given
     rate, momentum, clip   of the ascent; clip bounds the norm of each row's gradient
-    weight                 of the log-density of the noise's norm; penalises noise with an atypical norm
+    weight                 of log p_chi; penalises noise whose norm is atypical for a Gaussian
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
@@ -100,9 +100,9 @@ def _evaluated(search: Search, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gradients(run: Run, noise: Tensor, reward: Any, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Rewards (rows,) of a run with this noise of the whole chain (moves + 1, rows, ...), dr/dnoise and the samples.
+    """Rewards (rows,) given the noise of the whole chain (moves + 1, rows, ...), gradients dr/dnoise, and the samples.
 
-    rows    of the run, where noise is not that of all of them
+    rows    which rows of the run the noise belongs to; None is all
     """
     rows = torch.arange(noise.shape[1], device=noise.device) if rows is None else rows
     with torch.inference_mode(False), run.borrowed():
@@ -134,7 +134,7 @@ def _moved(run: Run, index: int, state: State, noise: Tensor, rows: Tensor) -> S
 
 
 def _pulled(run: Run, index: int, state: State, noise: Tensor, rows: Tensor, back: State) -> tuple[State, Tensor]:
-    """The gradient with respect to the state and noise of a move, from that with respect to its outcome."""
+    """Backpropagate through one move: the gradients of its state and its noise, given those of its outcome."""
     with torch.enable_grad():
         inputs = [v.detach().requires_grad_() for v in (*state, noise)]
         out = _moved(run, index, tuple(inputs[:-1]), inputs[-1], rows)
@@ -146,7 +146,7 @@ def _pulled(run: Run, index: int, state: State, noise: Tensor, rows: Tensor, bac
 
 
 def _rewarded(run: Run, x: Tensor, reward: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewards, NaN where there is none, and their gradient with respect to x."""
+    """Rewards (NaN for samples that could not be scored) and their gradient with respect to x."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         scores = run.score(reward, run.model.decode(x), rows // run.n)
@@ -177,7 +177,7 @@ def _check(search: Search) -> None:
 
 
 def _resumed(search: Search) -> tuple[Tensor, Tensor]:
-    """The state of the ascent: the plain sampler's noise, or what the folder has."""
+    """The state of the ascent: the plain sampler's noise, or the state saved in the folder."""
     z = search.space.draw([0])[:, 0]
     done = len(search.record.rounds)
     if not done:
@@ -192,7 +192,7 @@ def _resumed(search: Search) -> tuple[Tensor, Tensor]:
 
 
 def _book(search: Search, z: Tensor, rewards: Tensor, x: Tensor, following: Tensor, v: Tensor) -> None:
-    """Note a round and where the next begins; the state is written first, beside that of the round before."""
+    """Save the state from which the next round begins, beside that of the round before, and then record this round."""
     if not bool(rewards.isfinite().any()) and search.best.worth is None:
         raise RewardError(f"reward {as_reward(search.verifier.rewards[0]).name!r} scored none of the samples")
 

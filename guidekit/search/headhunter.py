@@ -1,11 +1,11 @@
-"""HeadHunter (Ahn et al., 2025), https://arxiv.org/abs/2506.10978: which attention heads to perturb, by a reward.
+"""HeadHunter (Ahn et al., 2025), https://arxiv.org/abs/2506.10978: choose attention heads to perturb by a reward.
 
     S <- {}
     each round:   for every head h not in S    r_h = mean reward of samples guided by PAG on S and h
-                  S <- S and the `top` heads with the highest r_h
+                  S <- S united with the `top` heads of highest r_h
 
-All trials use the same noise, so differences between heads are due to the heads. A round costs one run for each
-remaining head, and one more for S. Heads that are weak alone may help others; further rounds find these.
+All trials use the same noise, so their differences are due to the heads alone. A round costs one run for each remaining
+head, and one more for S. Heads that achieve little alone may help others; further rounds find these.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Hunt:
     rounds: tuple[Selection, ...]
 
     def best(self, k: int | None = None) -> dict[str, tuple[int, ...]]:
-        """The first k heads, as PAG takes them: the selected ones, then the next in the ranking.
+        """The first k heads, in the form that PAG takes: the selected ones, then the next in the ranking.
 
-        Without k, as many as were best together.
+        Without k, the number of heads whose joint reward was highest.
         """
         if k is None:
             k = max(self.rounds[1:], key=lambda r: -math.inf if math.isnan(r.reward) else r.reward).heads
@@ -111,7 +111,7 @@ def headhunter(
     layers           names of modules; None is every layer with self-attention
     n, cond, seed    samples of each trial: n per condition, from the same noise in all trials
     scale, strength, tokens   of PAG; search at full strength, and lower it afterwards
-    top, rounds      heads added per round; the paper uses 24 in one round for quality, 3 in each of 5 for styles
+    top, rounds      heads added per round, and rounds; the paper takes 24 and 1 for quality, 3 and 5 for styles
     guides           other guides in the list, such as CFG
 
     >>> hunt = headhunter(model, reward, layers="blocks", cond="HepG2")             # doctest: +SKIP
@@ -165,7 +165,7 @@ def _mapping(heads: Iterable[Head]) -> dict[str, tuple[int, ...]]:
 
 
 def _mean(rewards: Tensor) -> tuple[float, float]:
-    """Mean and standard error of those that were scored."""
+    """Mean and standard error of the rewards of samples that could be scored."""
     scored = rewards[rewards.isfinite()]
     error = float(scored.std()) / math.sqrt(len(scored)) if len(scored) > 1 else math.nan
     return float(scored.mean()) if len(scored) else math.nan, error

@@ -1,14 +1,14 @@
-r"""Search over paths (Ma et al., 2025, https://arxiv.org/abs/2501.09732): branch on the way, look ahead, keep the best.
+r"""Search over paths (Ma et al., 2025, https://arxiv.org/abs/2501.09732): branch while sampling, look ahead, select.
 
-    level 0:  width * branch noises for every sample;      level l:  the best `width`, each with `branch` continuations.
+    level 0:  width * branch candidates per sample;      level l:  the best `width`, each with `branch` continuations.
 
 The candidates of a level run to the next branching point and `ahead` moves further, where they are ranked by the reward
 of their clean estimate (at the end, of the sample itself); the survivors return to the branching point. The first
 continuation keeps its parent's noise, the others draw new noise. So width 1 without branching is plain sampling, and a
-schedule like width=(16, 8, 4, 2), branch=1 is successive halving of 16 candidates on the way.
+schedule like width=(16, 8, 4, 2), branch=1 is successive halving of 16 candidates.
 
-A deterministic solver draws no noise on the way. The path then first goes `back` steps up by the forward process, as in
-the paper (its Delta_f), and down again (its Delta_b, which is back + the steps to the next point + ahead).
+A deterministic solver draws no noise along the way. The path is then first noised again by `back` steps of the forward
+process, as in the paper (its Delta_f), and denoised (its Delta_b, which is back + the steps to the next point + ahead).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def paths(
     width    candidates that survive a level, or one number per level
     branch   continuations of each candidate, or one number per level
     ahead    moves beyond the next branching point before candidates are scored
-    back     steps up at each branching point; None is 0 if the sampler draws noise anyway, otherwise half a level
+    back     steps of renoising at each branching point; None is 0 for a stochastic sampler, otherwise half a level
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
@@ -92,13 +92,13 @@ def _check_spent(search: Search, budget: Budget) -> None:
 @dataclass
 class _Levels:
     search: Search
-    points: list[int]  # moves before each branching point
-    ends: list[int]  # and before its verifier
+    points: list[int]  # number of moves before each branching point
+    ends: list[int]  # number of moves before its candidates are scored
     width: list[int]
     branch: list[int]
 
     def go(self) -> None:
-        """All levels. A resumed search runs them again, with the scores that are known."""
+        """Run all levels. A resumed search samples them again and uses the known scores."""
         z, parents, kept, space = None, None, None, self.search.space
         self.search.fits(*self._cost(), space.cells * self.search.per_row)
         for level, end in enumerate(self.ends):
@@ -134,7 +134,7 @@ class _Levels:
         return torch.cat([z[:, :, : self.points[level] + 1], new[:, :, self.points[level] + 1 :]], 2)
 
     def _run(self, z: Tensor, level: int, kept: Population | None, parents: Tensor | None) -> tuple[Any, Tensor]:
-        """From the branching point to the verifier: the population at the next point, and the clean estimates."""
+        """Run on until candidates are scored: the population at the next branching point, and the clean estimates."""
         space, run = self.search.space, self.search.runs(z.shape[1], self.search.space.rows(z))
         following, before = (*self.points, len(run.moves))[level + 1], run.cost.network_rows
         with torch.inference_mode(False), torch.no_grad(), run.borrowed():
@@ -148,7 +148,7 @@ class _Levels:
             return kept, pop.x if done else space.process.clean(pop.predictions[0], pop.x)
 
     def _branched(self, run: Run, kept: Population, parents: Tensor, level: int) -> Population:
-        """The survivors at the branching point, once for each continuation, at their new addresses."""
+        """The survivors at the branching point, copied once per continuation, at their new addresses."""
         space, born = self.search.space, run.born()
         rows = space.by_cell(torch.arange(len(kept), device=kept.x.device)).gather(1, parents)
         rows = rows.repeat_interleave(self.branch[level], 1).unflatten(0, (space.groups, space.n)).transpose(1, 2)

@@ -1,8 +1,8 @@
 r"""Random search: draw fresh noise and keep the best sample.
 
-With m independent candidates in all, a sample has the density m p(x) F(r(x))^(m-1) for rewards without ties, that of
-`gk.BestOfN`. It is the baseline of Ma et al. (2025), https://arxiv.org/abs/2501.09732; an implementation of theirs,
-tt-scale-flux, keeps only the best of each round.
+With m independent candidates in all, the density of a sample is m p(x) F(r(x))^(m-1) for rewards without ties, as for
+`gk.BestOfN`. It is the baseline of Ma et al. (2025), https://arxiv.org/abs/2501.09732; the implementation tt-scale-flux
+keeps only the best of each round.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def at_least(value: Any, least: int, name: str, what: str) -> None:
-    """An int of that size."""
+    """Check that the value is an int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name}={value!r}: {what}, an int of at least {least}")
 
 
 class Random:
-    """`candidates` fresh noises per sample and round. They do not depend on rewards, so one round is scored while the
-    next is sampled; a subclass that learns sets `independent = False`."""
+    """Draws `candidates` fresh noise vectors per sample and round. They do not depend on rewards, so a round is scored
+    while the next is sampled; a subclass that learns from rewards sets `independent = False`."""
 
     independent = True
 

@@ -1,13 +1,13 @@
-"""The folder of a search: what it is, every evaluation, and the best so far.
+"""The folder of a search: its settings, every evaluation, and the best candidates so far.
 
     search.json         what decides the outcome
-    evaluations.jsonl   one line for each candidate (round, condition, sample, candidate, worth, scores and, where it is
-                        text or a row of tokens, what was scored), and a line with the cost so far behind each round
+    evaluations.jsonl   one line for each candidate (round, condition, sample, candidate, worth, scores, and the sample
+                        if it is text or a row of tokens), and after each round a line with the cost so far
     best.safetensors    noise, x and rewards of the best candidate of every sample so far
-    state*.safetensors  of a gradient search, which cannot be told its past again
+    state*.safetensors  of searches like gradient ascent that do not replay their past rounds
 
-An interrupted search resumes after its last complete round: the strategy is asked and told the past again, and texts
-and tokens that are in the log are not scored again.
+An interrupted search resumes after its last complete round: the strategy replays the past rounds, and texts and tokens
+in the log are not scored again.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ..errors import CheckpointError
 
 
 class Evaluations(NamedTuple):
-    """A round: what was asked, cell by cell and candidate by candidate, and what was found.
+    """The candidates of a round with their scores, cell by cell and candidate by candidate.
 
     scores, worth   (cells, k, V) and (cells, k)
     samples         what was scored: texts, or rows of tokens; None for anything else
     cost            of the search so far
-    conditions      the indices of those that took part, each with equally many cells
-    numbers         of the candidates of each cell
+    conditions      the indices of those that took part, all with the same number of cells
+    numbers         which candidates of each cell these are
     """
 
     scores: Tensor
@@ -52,7 +52,7 @@ class Evaluations(NamedTuple):
         return torch.tensor(self.conditions, device=self.worth.device).repeat_interleave(each)
 
     def lines(self, number: int) -> list[dict[str, Any]]:
-        """One for each candidate."""
+        """The lines of the log, one for each candidate."""
         cells, k = self.worth.shape
         n, samples = cells // len(self.conditions), self.samples
         kind = "tokens" if isinstance(samples, Tensor) else "text"
@@ -102,7 +102,7 @@ class Record:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
 
     def lines(self) -> list[dict[str, Any]]:
-        """One for each candidate of all rounds."""
+        """The lines of all rounds, one for each candidate."""
         return [line for number, found in enumerate(self.rounds) for line in found.lines(number)]
 
     def keep(self, name: str, tensors: dict[str, Tensor], meta: Any = None) -> None:
@@ -156,7 +156,7 @@ class Record:
 
 
 def _evaluations(rows: list[dict[str, Any]], end: dict[str, Any]) -> Evaluations:
-    """A round, from its lines and the one behind them."""
+    """A round, read from its lines and the one that ends it."""
     cells, k, _ = end["end"]
     scores = torch.tensor([[_number(v) for v in row["scores"]] for row in rows], dtype=torch.float64)
     worth = torch.tensor([-math.inf if row["worth"] is None else row["worth"] for row in rows], dtype=torch.float64)
@@ -178,14 +178,14 @@ def _number(v: float | None) -> float:
 
 
 def _plain(v: Any) -> Any:
-    """null for numbers that JSON does not have."""
+    """The value with None for numbers that JSON does not have, which becomes null."""
     if isinstance(v, list):
         return [_plain(x) for x in v]
     return None if isinstance(v, float) and not math.isfinite(v) else v
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file beside the old one and move it over it."""
+    """Write a file atomically: it is written next to the old one and then replaces it."""
     part = file.with_name(file.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(file)

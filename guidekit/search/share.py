@@ -1,15 +1,15 @@
-r"""Many conditions and one budget: more candidates go where best-of-N still gains.
+r"""One budget for many conditions: more candidates go to conditions in which best-of-N still improves.
 
-For every sample, best-of-N gains little once N is large, and more where rewards are widely spread. Of N rewards
-r_(1) <= ... <= r_(N) a random m have the expected maximum
+Best-of-N gains little once N is large, and more where rewards are widely spread. A random subset of m of N rewards
+r_(1) <= ... <= r_(N) has the expected maximum
 
     E[max of m] = sum_i r_(i) C(i - 1, m - 1) / C(N, m),
 
-because i is the largest of the m if the others are among the i - 1 below. So the gain of the last doubling of N is
+because r_(i) is the largest of the m if the others are among the i - 1 below. So the gain of the last doubling of N is
 estimated from the N rewards seen, without further noise, by max - E[max of N/2]; its mean over the samples of a
 condition stands for the gain of the next doubling. The better half of the conditions continues after each of log2 C
 rounds, and each round has an equal part of the budget: sequential halving (Karnin et al., 2013,
-https://proceedings.mlr.press/v28/karnin13.html), except that all conditions keep what they have.
+https://proceedings.mlr.press/v28/karnin13.html), except that all conditions keep their candidates.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def share(
 ) -> Found:
     """Best-of-N for n samples of every condition, with larger N for conditions that gain from it.
 
-    conds        conditions; `cond` is not accepted as well
+    conds        a list of conditions, in place of `cond`
     candidates   mean number per sample: the budget is n * candidates * len(conds) runs, and n * len(conds) for the
                  winners. A remainder of less than one candidate per condition of the last round is not used
-    allocation   "halving", or "equal" for equally many, which is `gk.search.random`
+    allocation   "halving", or "equal" for the same number each, which is `gk.search.random`
 
     The candidates of a condition are those of its own `gk.search.random`, so they do not depend on the other
     conditions; only their number does. Each row of `rounds` has the `conditions` that took part.
@@ -92,7 +92,7 @@ def plan(conditions: int, candidates: int, halving: bool) -> list[tuple[int, int
 
 
 def expected_max(rewards: Tensor, m: int) -> Tensor:
-    """E[max of m of them, drawn without replacement]: (..., N) -> (...)."""
+    """E[max of m rewards drawn without replacement]: (..., N) -> (...)."""
     count = rewards.shape[-1]
     share = [math.comb(i, m - 1) / math.comb(count, m) for i in range(count)]
     return rewards.sort(-1).values @ torch.tensor(share, dtype=rewards.dtype, device=rewards.device)
@@ -117,13 +117,13 @@ class _Shared:
     seen: Tensor | None = None
 
     def keep(self, alive: int) -> None:
-        """Keep the conditions that have the most to gain, in their order."""
+        """Keep this many conditions, those with the largest gain, in their order."""
         if self.seen is not None and alive < len(self.seen):
             best = gain(self.seen).sort(descending=True, stable=True).indices[:alive].sort().values
             self.search.alive, self.seen = [self.search.alive[i] for i in best.tolist()], self.seen[best]
 
     def round(self, k: int) -> None:
-        """The next k candidates of them."""
+        """Evaluate the next k candidates of the conditions that are alive."""
         asked = 0 if self.seen is None else self.seen.shape[-1]
         Round(self.search, self, self.search.part.draw(range(asked, asked + k))).end()
         self.search.rounds[-1]["conditions"] = list(self.search.alive)

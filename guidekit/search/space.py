@@ -1,9 +1,9 @@
 """What is searched: the noise of a sampler, in standard normal coordinates.
 
-A **cell** is one sample to be returned, (condition, place); each is searched for separately. A **candidate** is a noise
-for it. Noises are tensors (cells, candidates, *shape), where shape is that of the starting noise, or (moves + 1, ...)
-for the whole chain. Candidate j of place i is the noise of row j n + i of `gk.sample`, so candidate 0 is the plain
-sampler's own, and best-of-N chooses among the samples that `gk.BestOfN` would draw.
+A **cell** is one sample to be returned, (condition, place); each has a search of its own. A **candidate** is a noise
+vector for it. Noise is a tensor (cells, candidates, *shape), where shape is that of the starting noise, or (moves + 1,
+...) for the whole chain. Candidate j of place i is the noise of row j n + i of `gk.sample`, so candidate 0 is the plain
+sampler's own noise, and random search chooses among the samples that `gk.BestOfN` would draw.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Space:
 
     @staticmethod
     def of(run: Run, over: str | None) -> Space:
-        """The starting noise if the rest of the run is deterministic, otherwise that of the chain."""
+        """By default the starting noise if the rest of the run is deterministic, otherwise that of the whole chain."""
         if over not in (None, "start", "chain"):
             raise ValueError(f"over={over!r}: there is 'start', 'chain', or None for what the solver draws")
         process, random_moves = run.model.process, any(map(run.model.process.draws, run.moves))
@@ -69,7 +69,7 @@ class Space:
         return torch.arange(self.groups, device=self.keys.device).repeat_interleave(self.n)
 
     def draw(self, numbers: Sequence[int]) -> Tensor:
-        """The candidates with these numbers, (cells, candidates, *shape)."""
+        """The noise of the candidates with these numbers, (cells, candidates, *shape)."""
         device = self.keys.device
         place = torch.arange(self.n, device=device).repeat(self.groups)
         slot = place[:, None] + self.n * torch.as_tensor(numbers, device=device)
@@ -84,16 +84,16 @@ class Space:
         return random.fold(keys, torch.arange(self.n, device=keys.device).repeat(self.groups))
 
     def directions(self, name: str, number: int, candidates: int) -> Tensor:
-        """Standard normal numbers of a strategy, float64 (cells, candidates, size of a candidate)."""
+        """Standard normal random numbers for a strategy, float64 (cells, candidates, size of a candidate)."""
         keys = random.fold(self.key(name, number)[:, None], torch.arange(candidates, device=self.keys.device))
         return random.normal(keys, (torch.Size(self.shape).numel(),), torch.float64)
 
     def flat(self, z: Tensor) -> Tensor:
-        """The noises as float64 (cells, candidates, size)."""
+        """Candidates as vectors, float64 (cells, candidates, size)."""
         return z.double().flatten(2)
 
     def shaped(self, z: Tensor) -> Tensor:
-        """The inverse of `flat`, as the sampler takes it."""
+        """The inverse of `flat`, in the dtype that the sampler takes."""
         return z.unflatten(2, self.shape).to(torch.float64 if self._gumbel else self.dtype)
 
     def normal(self, noise: Tensor) -> Tensor:
@@ -101,16 +101,16 @@ class Space:
         return gumbel_to_normal(noise) if self._gumbel else noise
 
     def noise(self, z: Tensor) -> Tensor:
-        """The process's noise at standard normal coordinates."""
+        """The process's noise with these standard normal coordinates."""
         return normal_to_gumbel(z) if self._gumbel else z
 
     def rows(self, z: Tensor) -> Tensor:
-        """Candidates (cells, k, *shape) as `noise=` of a run in which condition g, candidate c is group g k + c."""
+        """Candidates (cells, k, *shape) as `noise=` of a run; its group g k + c is candidate c of condition g."""
         noise = self.noise(z).unflatten(0, (self.groups, self.n)).transpose(1, 2).flatten(0, 2)
         return noise if self.moves is None else noise.transpose(0, 1).contiguous()
 
     def by_cell(self, rows: Tensor) -> Tensor:
-        """(rows, ...) of such a run as (cells, k, ...)."""
+        """Rearrange values of such a run from (rows, ...) to (cells, k, ...)."""
         return rows.view(self.groups, -1, self.n, *rows.shape[1:]).transpose(1, 2).flatten(0, 1)
 
     @property

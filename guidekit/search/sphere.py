@@ -2,7 +2,7 @@ r"""Geometry of noise. In high dimensions, Gaussian noise lies near a sphere of 
 instead of shifting it:
 
     turned(z, w, angle) = cos(angle) z + sin(angle) |z| w_/|w_|,    w_ = w - <w, z> z / |z|^2,
-    between(a, b, u)    = the great circle from a (u = 0) to b (u = 1), with the norm going evenly from |a| to |b|.
+    between(a, b, u)    = the great circle from a (u = 0) to b (u = 1), with the norm linear in u from |a| to |b|.
 
 Gumbel noise g of tokens has normal coordinates z with Phi(z) = exp(-exp(-g)), and keeps its distribution when z is
 rotated.
@@ -40,5 +40,5 @@ def gumbel_to_normal(g: Tensor) -> Tensor:
 
 
 def normal_to_gumbel(z: Tensor) -> Tensor:
-    """The inverse."""
+    """The inverse of `gumbel_to_normal`."""
     return -(-torch.special.log_ndtr(z)).log()

@@ -35,7 +35,7 @@ from .sphere import turned
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-POOL = 256  # directions that are compared, and as many near the best
+POOL = 256  # random directions that are compared, and the same number near the best one
 
 
 class Subspace:
@@ -72,7 +72,7 @@ class Subspace:
         return torch.cat([u[:, :POOL] / u[:, :POOL].norm(dim=-1, keepdim=True), turned(best, u[:, POOL:], angle)], 1)
 
     def _chosen(self, pool: Tensor) -> Tensor:
-        """The next w's, one after the other, each counted as seen with its mean when the next is chosen."""
+        """The next points w, chosen one by one; each counts as seen, with y = mu, when the next is chosen."""
         w, y, cell = self.w, self.y, torch.arange(len(pool), device=pool.device)
         process = Process.fitted(w, y)
         for _ in range(self.candidates):
@@ -96,8 +96,8 @@ def subspace(
 ) -> Found:
     """Combine `dims` noises for each of n samples; 6 rounds unless rounds or a budget are given.
 
-    For noise with d dimensions, the norm of a combination is that of noise times about 1 -+ sqrt(dims/d), so d should
-    be many times dims.
+    In d dimensions, the norm of a combination deviates from that of noise by a fraction of about sqrt(dims/d), so d
+    should be many times dims.
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [[-2.0] * 64, [2.0] * 64], [0.5, 0.5])

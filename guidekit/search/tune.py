@@ -1,4 +1,4 @@
-r"""gk.tune: strengths of a guide by a beam search on a small budget, as for TFG (Ye et al., 2024,
+r"""gk.tune: choose the strengths of a guide by a beam search on a small budget, as for TFG (Ye et al., 2024,
 https://arxiv.org/abs/2409.15761).
 
 Starting from the first setting, a sweep takes each setting of the beam and raises one of its strengths, a number by a
@@ -6,8 +6,8 @@ factor of 2 and a list of values to the next one. New settings are run, and the 
 ends after `sweeps` sweeps, or when one does not change the beam. The authors start at (rho, mu, sigma) = (.5, .5, .01),
 with a beam of 3 and 8 sweeps.
 
-All settings are run from the same noise, so they differ by the strengths alone. The best of many measurements looks
-better than it is: measure the chosen setting again, with another seed and more samples.
+All settings are run from the same noise, so they differ by the strengths alone. The best of many noisy measurements is
+biased upwards: measure the chosen setting again, with another seed and more samples.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..guides import Guide
 from ..models import Model
 from ..solvers import Solver
 
-Levels = tuple[int, ...]  # of each strength, how often it has been moved up
+Levels = tuple[int, ...]  # how often each strength has been raised
 _MEASURED = ("metric", "error", "scored", "network_rows", "reward_calls", "seconds", "failed")
 
 
@@ -43,8 +43,8 @@ class Tuned:
     """What `tune` found.
 
     best     the settings with the highest metric
-    guides   the guides at these settings, including those given beside them, as gk.sample takes them
-    table    one dict per setting tried, in their order: the settings, metric, error (its standard error), scored (the
+    guides   the list for gk.sample: the further guides, and the tuned one at these settings
+    table    one dict per setting tried, in order: the settings, metric, error (its standard error), scored (the
              number of samples that were scored), network_rows, reward_calls, seconds, and failed (why there is no
              metric, or None)
     """
@@ -184,7 +184,7 @@ class _Search:
         return [*self.guides, replace(self.guide, **settings)]
 
     def measured(self, levels: Levels) -> dict[str, Any]:
-        """Run the guides there."""
+        """Run the guides at these levels and measure them."""
         row = dict.fromkeys(_MEASURED, 0) | {"metric": math.nan, "error": math.nan, "failed": None}
         parts = []
         try:
@@ -210,7 +210,7 @@ class _Search:
         return sample(self.model, self.n, guides=self.made(self.settings(levels)), seed=seeds, **self.run)
 
     def _scored(self, result: Result) -> tuple[Tensor, Tensor]:
-        """Values of the metric with their weights: one for each sample, or one in all."""
+        """Values of the metric with their weights: one per sample, or a single one."""
         if isinstance(self.metric, Reward):
             found = self.metric(result.samples)
         else:
@@ -235,7 +235,7 @@ class _Search:
         return value, result.weights.cpu()
 
     def opened(self, file: Path | None) -> dict[Levels, dict[str, Any]]:
-        """The rows in the file of this search, if there are any."""
+        """The rows already in the file of this search."""
         self.file, self.config = file, {} if file is None else self._described()
         if file is None or not file.exists():
             return {}
@@ -258,7 +258,7 @@ class _Search:
             part.replace(self.file)
 
     def _described(self) -> dict[str, Any]:
-        """What decides the numbers, as given in the call."""
+        """The arguments that determine the result."""
         run = {k: v for k, v in self.run.items() if k != "batch_size"}
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("file", "config", "run")} | run
         return json.loads(json.dumps({k: describe(v) for k, v in given.items()}))

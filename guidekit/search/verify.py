@@ -28,8 +28,8 @@ from ..errors import RewardError
 
 @dataclass
 class Verifier:
-    """Scores samples (rows, V), and combines the V scores of a candidate into one number. Samples that can be compared,
-    strings and rows of tokens, are scored once in its lifetime."""
+    """Scores samples (rows, V), and combines the V scores of a candidate into one number. Each distinct string or row
+    of tokens is scored only once."""
 
     rewards: list[Any]
     reference: dict[int, list[np.ndarray]] = field(default_factory=dict)  # of each condition and reward, sorted
@@ -54,7 +54,7 @@ class Verifier:
         return scores.detach()
 
     def learn(self, samples: Any, group: Tensor, scores: Tensor) -> None:
-        """What the folder of a search knows: these samples (rows) have these scores (rows, V)."""
+        """Take over known scores (rows, V) of these samples from the folder of a search."""
         for v, reward in enumerate(self.rewards):
             self._scorer(group.device).learn(reward, samples, scores[:, v], group)
 
@@ -77,7 +77,7 @@ class Verifier:
 
 
 def _robust(scorer: Scorer, reward: Any, samples: Any, group: Tensor) -> Tensor:
-    """The scores; if the reward raises, those of the samples one by one, with NaN for each on which it raises."""
+    """The scores. If the reward raises on the batch, score samples one by one, and return NaN where it raises again."""
     try:
         return scorer(reward, samples, group)
     except RewardError:
@@ -107,7 +107,7 @@ def _sorted(scores: Tensor) -> np.ndarray:
 
 
 def _rank(scores: np.ndarray, reference: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The fraction of the reference below, interpolated and extrapolated."""
+    """The fraction of the reference that lies below each score, interpolated and extrapolated."""
     if len(reference) < 2 or np.std(reference) == 0:
         return np.where(np.isnan(scores), np.nan, 0.0)
     inside = np.interp(scores, reference, np.linspace(0, 1, len(reference)))

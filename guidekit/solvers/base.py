@@ -80,7 +80,7 @@ def fractions(table: Sequence[Move]) -> list[float]:
 
 
 def noised(t: Point, s: Point) -> Move:
-    """Forward process from t up to s."""
+    """The forward process from t up to s."""
     if t.alpha == 0:
         raise ValueError(f"times go up from t={t.t} where nothing but noise is left")
     a = s.alpha / t.alpha

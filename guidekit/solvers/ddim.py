@@ -3,7 +3,7 @@ r"""DDIM and DDPM: the posterior of the forward process given the clean predicti
     x_s = alpha_s d + sqrt(sigma_s^2 - c^2) (x_t - alpha_t d) / sigma_t + c z
     c   = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2)
 
-eta = 1 is ancestral sampling (DDPM, the true reverse kernel if d were x_0), and eta = 0 the deterministic DDIM. Both
+eta = 1 is ancestral sampling (DDPM, the true reverse kernel if d were x_0), and eta = 0 is deterministic DDIM. Both
 work on every schedule; on a flow, eta = 1 is the stochastic process with the flow's marginals.
 
 References: Ho et al. (2020), https://arxiv.org/abs/2006.11239; Song et al. (2020), https://arxiv.org/abs/2010.02502.

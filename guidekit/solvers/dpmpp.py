@@ -1,15 +1,15 @@
 r"""DPM-Solver++ and its stochastic form, for the clean prediction, of first order and second order (2M).
 
-With lambda = log(alpha/sigma), h = lambda_s - lambda_t and h' the step before,
+With lambda = log(alpha/sigma), h = lambda_s - lambda_t and h' that of the step before,
 
     DPM-Solver++      x_s = (sigma_s/sigma_t) x_t + alpha_s (1 - e^-h) D
     SDE-DPM-Solver++  x_s = (sigma_s/sigma_t) e^-h x_t + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z
     D = d_0                                  order 1
     D = d_0 + h/(2 h') (d_0 - d_1)           order 2, from the second step on
 
-The first and the last step have order 1: in the first there is no d_1, and in the last h is infinite. Order 1 is the
-same as DDIM(eta=0) and DDPM. The second order is reached on grids that are even in lambda (times="log_snr"); on evenly
-spaced times, the last steps, in which lambda diverges, reduce it to about 1.75.
+The first and the last step have order 1: in the first there is no d_1, and in the last h is infinite. At order 1 the
+two are DDIM(eta=0) and DDPM. Second-order convergence is reached on grids that are even in lambda (times="log_snr"); on
+evenly spaced times, the last steps, in which lambda diverges, reduce the order to about 1.75.
 
 References: Lu et al. (2022), https://arxiv.org/abs/2211.01095, equations 13 and 18 of its appendix on the SDE.
 """
@@ -25,13 +25,13 @@ from .times import Grid
 
 
 def _two_step(move: Move, ratio: float, gain: float) -> Move:
-    """Replace d_0 by d_0 + ratio (d_0 - d_1) in the term of weight `gain`."""
+    """Replace d_0 by d_0 + ratio (d_0 - d_1) in the term with coefficient `gain`."""
     (b,) = move.b
     return move._replace(b=(b + gain * ratio, -gain * ratio))
 
 
 def _ratio(t: Point, s: Point, last: Point | None) -> float:
-    """h/(2 h'), or 0 where the step is of first order."""
+    """h/(2 h'), or 0 for a first-order step."""
     if last is None or s.sigma == 0 or last.alpha == 0:
         return 0.0
     return math.log(decay(t, s)) / (2 * math.log(decay(last, t)))

@@ -2,12 +2,12 @@ r"""Euler's and Heun's methods for the probability-flow ODE.
 
 Divided by a suitable scale r(t), the path x_t = alpha x_0 + sigma z becomes straight. With r = alpha + sigma it is the
 rectified flow y = (1 - w) x_0 + w z, w = sigma/r, which has no singularity at alpha = 0. If alpha is constant (VE,
-EDM), r = alpha and w = sigma, the coordinates of Karras et al. In these coordinates
+EDM), r = alpha and w = sigma, the coordinates of Karras et al. Then
 
     dy/dw = (y - d) / w,      Euler: y_s = y + (w_s - w_t) (y - d)/w_t,
     Heun: the same, then y_s = y' + (w_s - w_t)/(2 w_s) (d_t - d'_s) with d' predicted at the Euler point.
 
-Euler's step does not depend on r: it is DDIM(eta=0), under the name that users of flows and of EDM look for. Heun's
+Euler's step does not depend on r: it is DDIM(eta=0) under the name that users of flows and EDM know. Heun's
 correction is a second row of the table, with a second evaluation; the last step, to w = 0, is an Euler step.
 
 References: Karras et al. (2022), https://arxiv.org/abs/2206.00364; Lipman et al. (2023),

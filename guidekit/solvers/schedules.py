@@ -1,7 +1,7 @@
 r"""Noise schedules: x_t = alpha(t) x_0 + sigma(t) z, with t = 1 noise and t = 0 data.
 
-A schedule is a callable t -> (alpha, sigma). At t = 0 it returns exactly (1, 0), whatever its smallest noise level is,
-so that samples are free of noise. One class of process, `guidekit.process.Gaussian`, serves all schedules.
+A schedule is a callable t -> (alpha, sigma). At t = 0 it returns exactly (1, 0), whatever its smallest noise level, so
+that samples are free of noise. One class of process, `guidekit.process.Gaussian`, serves all schedules.
 
 | schedule | alpha(t) | sigma(t) | kind |
 |---|---|---|---|
@@ -11,7 +11,7 @@ so that samples are free of noise. One class of process, `guidekit.process.Gauss
 | VE | 1 | sigma_min (sigma_max/sigma_min)^t | variance exploding (Song et al., 2021) |
 | EDM | 1 | (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho | Karras et al., 2022 |
 
-Networks receive t in [0, 1]. Wrap one that was trained on sigma or on step numbers, for example as
+Networks receive t in [0, 1]. Wrap a network that was trained on sigma or on step numbers, for example as
 `lambda x, t, c: net(x, gk.schedules.EDM()(t)[1], c)`.
 """
 
@@ -102,4 +102,4 @@ def _scales(schedule: Schedule, t: float) -> tuple[float, float]:
     return float(alpha), float(sigma)
 
 
-_known = lru_cache(maxsize=8192)(_scales)  # of our own schedules, which cannot change
+_known = lru_cache(maxsize=8192)(_scales)  # for the schedules of this module, which are immutable

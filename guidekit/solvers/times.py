@@ -6,8 +6,8 @@ t_max down to 0.
     log_snr    log(alpha/sigma) evenly spaced (Lu et al., 2022), then a last step to 0
     karras     (sigma/alpha)^(1/rho) evenly spaced, rho = 7 (Karras et al., 2022), then a last step to 0
 
-The last two need a schedule. If its sigma/alpha starts at infinity they start at 200 instead, and if it ends at zero
-they space the levels down to 0.002. `restart` makes times that go up again, for any process.
+The last two need a schedule. If sigma/alpha is infinite at the start they begin at 200 instead, and if it is zero at
+the end they space the levels down to 0.002. `restart` makes times that go up again, for any process.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def restart(
 ) -> list[float]:
     """Times that go up again, for `steps=`: Restart sampling (Xu et al., 2023, https://arxiv.org/abs/2306.14878).
 
-    They go from t_max to low, then `count` times up to high by noising and down again in `inner` steps, then from low
-    to 0. A deterministic solver thus forgets the errors it made above `low`, at the small cost of a few more steps.
+    They go from t_max to low, then `count` times back up to high by noising and down again in `inner` steps, then from
+    low to 0. The noise makes a deterministic solver forget the errors it made above `low`, for a few more steps.
 
     >>> restart(4, low=0.25, high=0.5, count=1, inner=2)
     [1.0, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.0]
@@ -80,7 +80,7 @@ GRIDS: dict[str, Grid] = {"uniform": uniform, "cosine": cosine, "log_snr": log_s
 
 
 def _spaced(schedule: Schedule | None, steps: int, t_max: float, name: str, between: Callable) -> list[float]:
-    """t_max, then the times at which sigma/alpha takes the values `between` gives, then 0."""
+    """t_max, then the times at which sigma/alpha takes the values that `between` returns, then 0."""
     if schedule is None:
         raise ValueError(f"the time grid {name!r} needs a noise schedule; for tokens take 'uniform' or 'cosine'")
     low, high = _ratio(schedule, torch.tensor([1e-14, t_max], dtype=torch.float64)).tolist()

@@ -1,5 +1,5 @@
-"""Values: look-aheads, which estimate at x_t the reward that the finished sample will get. A value is a callable
-view -> one float64 per row, in the reward's own units (not divided by alpha), NaN where it is unknown."""
+"""Values: look-aheads, which estimate at x_t the reward that the finished sample will get. A value is a callable from a
+view to one float64 per row, in the reward's own units (not divided by alpha), NaN where it is unknown."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .tweedie import Tweedie
 
 
 class Value(Protocol):
-    """A look-ahead: a callable view -> float64 (rows,). It may have an attribute `sees_prediction = False`, which says
-    that it reads x_t alone and saves network evaluations, and a method `at(alpha)`, which returns the value at the
-    temperature of the guide that asks."""
+    """A look-ahead: a callable view -> float64 (rows,). It may set `sees_prediction = False` if it reads only x_t; this
+    saves network evaluations. It may have a method `at(alpha)`, which returns the value at the temperature of the guide
+    that uses it."""
 
     def __call__(self, view: View) -> Tensor: ...
 

@@ -1,7 +1,7 @@
 r"""Learned values: V(x_t) = net(x_t, t, cond), in the reward's own units.
 
 `gk.values.fit` trains one on rollouts of a model, and any network trained elsewhere can be used too. A learned value
-reads x_t alone, not the model's prediction, so guides that weight by it need no network evaluation for candidates that
+reads only x_t, not the model's prediction, so guides that weight by it need no network evaluation for candidates that
 are not selected.
 
 Reference: Li et al. (2024), https://arxiv.org/abs/2408.08252 (where the value is learned "by Monte Carlo").
@@ -47,14 +47,14 @@ class Bin(NamedTuple):
 class Calibration:
     """What `fit` measured on held-out rollouts, which it used for early stopping but not for training.
 
-    target, alpha        as given to fit; means are alpha log mean exp(v/alpha), or plain means for target "mean"
+    target, alpha        as given to fit; means are alpha log mean exp(v/alpha), or plain means if target is "mean"
     rollouts, held_out   numbers of rollouts trained on and measured on
     unscored             rollouts left out because their sample could not be scored
     epochs               epochs of training
     error, noise         root mean square over the bins, weighted by count: of predicted - realised, and of the part
                          of it that is expected by chance
     explained_variance   1 - Var(r - V)/Var(r)
-    loss, constant       mean loss of the value and of the best constant; the value is of use if its loss is lower
+    loss, constant       mean loss of the value and of the best constant; the value is useful if its loss is lower
     rows                 the bins
     """
 
@@ -103,7 +103,7 @@ class Learned:
                   device and in its own precision, with gradients if a guide needs those in x. NaN means unknown
     calibration   what `fit` measured, or None
 
-    A Learned stands for the weights that the network has when it is created: create another after further training.
+    A Learned stands for the network's weights at the time of its creation: create a new one after further training.
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 2.0], [0.5, 0.5])
@@ -115,7 +115,7 @@ class Learned:
 
     net: Network
     calibration: Calibration | None = field(default=None, compare=False, repr=False)
-    digest: str = field(init=False, compare=False, repr=False)  # so that checkpoints tell two trainings apart
+    digest: str = field(init=False, compare=False, repr=False)  # of the weights, for checkpoints
 
     sees_prediction = False
 
@@ -188,7 +188,7 @@ def soft_mean(v: Tensor, w: Tensor, alpha: float) -> float:
 def bins(
     value: Tensor, reward: Tensor, t: Tensor, w: Tensor, rollout: Tensor, alpha: float, times: int = 5, levels: int = 4
 ) -> tuple[Bin, ...]:
-    """States in `times` intervals of time, and in each of them in `levels` ranges of the value, of like counts."""
+    """Group states by `times` intervals of time, and within each by `levels` ranges of the value with equal counts."""
     rows = []
     for interval in t.unique().tensor_split(times):
         own = ((t >= interval[0]) & (t <= interval[-1])).nonzero()[:, 0] if len(interval) else t.new_empty(0).long()
@@ -200,7 +200,7 @@ def bins(
 
 def _bin(value: Tensor, reward: Tensor, t: Tensor, w: Tensor, rollout: Tensor, alpha: float) -> Bin:
     realised = soft_mean(reward, w, alpha)
-    # exp((r - realised)/alpha) has mean 1, and so alpha times its deviation is that of alpha log of the mean
+    # exp((r - realised)/alpha) has mean 1, so to first order alpha times its error is the error of the soft mean
     spread = reward - realised if alpha == math.inf else alpha * torch.expm1((reward - realised) / alpha)
     of_rollout = torch.zeros(int(rollout.max()) + 1, dtype=w.dtype, device=w.device).index_add_(0, rollout, w * spread)
     noise = float(of_rollout.square().sum().sqrt() / w.sum())  # states of one rollout share its reward

@@ -1,9 +1,9 @@
-r"""The reward of samples drawn from x_t by the model itself: with k of them, x_0^j ~ p(x_0 | x_t),
+r"""The reward of k samples that the model itself draws from x_t, x_0^j ~ p(x_0 | x_t):
 
     V(x_t) = alpha log 1/k sum_j exp(r(x_0^j)/alpha)        at temperature alpha,
     V(x_t) = 1/k sum_j r(x_0^j)                             at alpha = 0, the value of the SVDD paper.
 
-For tokens, a single step already draws x_0 from prod_i p(x_0^i | x_t), with the prediction at hand and no further
+For tokens, a single step already draws x_0 from prod_i p(x_0^i | x_t), given by the prediction, without a further
 network evaluation, as in the text experiments of Feynman-Kac steering. For a Gaussian process the last step is
 deterministic, so a single step returns the clean mean; more steps cost k (steps - 1) network evaluations per particle.
 
@@ -31,7 +31,7 @@ class Rollout:
     alpha   the temperature; None takes that of the guide
 
     The first step uses the guided prediction, the others the model at the user's condition. A sample that cannot be
-    scored counts as exp(r/alpha) = 0, the weight that it will have at the end; the plain mean leaves it out.
+    scored counts as exp(r/alpha) = 0, the weight that it would have at the end; the plain mean leaves it out.
     """
 
     reward: Any

@@ -1,7 +1,7 @@
 r"""The reward of the clean estimate: V(x_t) = r(E[x_0 | x_t]), for tokens r(mode of p(x_0 | x_t)).
 
 It works with any reward, without training. It is not the optimal twist alpha log E[exp(r(x_0)/alpha) | x_t]: methods
-that correct with the true reward at the end stay exact with it, others inherit its error.
+that correct with the true reward at the end remain exact, others inherit its error.
 """
 
 from __future__ import annotations

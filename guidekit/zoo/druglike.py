@@ -1,12 +1,12 @@
-r"""The molecules of MOSES and ZINC250k as rows of fragments, with what the model is told of each: prepared once, in
-shards, into the folder of the data.
+r"""The molecules of MOSES and ZINC250k as rows of fragments with their conditions, prepared once, in shards, in the
+folder of the data.
 
     python -m guidekit.zoo.druglike --shards 40
 
-A shard takes as many molecules of either source as the others and goes on where the one before it stopped; when a
-source is used up it begins again, each molecule in a new random order of its fragments.
+Every shard has the same number of molecules from each source and continues where the last one ended. When a source is
+used up it starts again, with a new random order of fragments in each molecule.
 
-    QED, logP, size    a third each, of all molecules: low, middle, high
+    QED, logP, size    the third among all molecules: low, middle or high
     source             MOSES or ZINC
 """
 
@@ -31,11 +31,11 @@ PROPERTIES, SOURCES = ("QED", "logP", "size"), ("MOSES", "ZINC")
 THIRDS = ("low", "middle", "high")
 CLASSES = (len(THIRDS), len(THIRDS), len(THIRDS), len(SOURCES))
 VOCAB, LENGTH = 800, 32
-EACH, SAMPLE, VALID = 10_000, 20_000, 2_000  # molecules of each source: in a shard, to learn tokens, to validate with
+EACH, SAMPLE, VALID = 10_000, 20_000, 2_000  # molecules of each source: in a shard, for learning tokens, for validation
 
 
 def sources(held_out: bool = False) -> tuple[list[str], list[str]]:
-    """SMILES of MOSES and of ZINC, in a fixed random order; or some of either that no training sees."""
+    """SMILES of MOSES and of ZINC, in a fixed random order; or some of each that are never used in training."""
     moses = data.molecules("train")
     moses = [moses[i] for i in np.random.default_rng(2).permutation(len(moses))]
     if held_out:
@@ -44,7 +44,7 @@ def sources(held_out: bool = False) -> tuple[list[str], list[str]]:
 
 
 def prepared() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Rows and conditions, to train on and to validate with: all shards that there are, and one at least."""
+    """Rows and conditions for training and for validation: all existing shards, of which there is at least one."""
     if not _shard(0).exists():
         write(1)
     found = [load_file(file) for file in sorted(data.folder().glob(_shard(0).name.replace("0000", "*")))]
@@ -86,7 +86,7 @@ def properties(smiles: Sequence[str]) -> dict[str, Tensor]:
 
 
 def write(shards: int) -> None:
-    """The shards up to that number that are not there, and the rows to validate with."""
+    """Write the missing ones of the first `shards` shards, and the validation rows."""
     tokens, file = Fragments.of(about()["tokens"]), data.folder() / f"{_name()}-validation.safetensors"
     if not file.exists():
         _rows(file, tokens, sources(held_out=True), 0)
@@ -97,7 +97,7 @@ def write(shards: int) -> None:
 
 
 def _turn(every: list[str], start: int) -> list[str]:
-    """So many from there on, the first after the last."""
+    """The next EACH items from `start` on, beginning again after the last."""
     return [every[i % len(every)] for i in range(start, start + EACH)]
 
 
@@ -113,7 +113,7 @@ def _rows(file: Path, tokens: Fragments, of_sources: Sequence[list[str]], seed: 
 
 
 def _whole(file: Path, write: Any) -> None:
-    """Whole or not at all."""
+    """Write a file completely or not at all."""
     part = file.with_name(file.name + ".part")
     write(part)
     part.replace(file)

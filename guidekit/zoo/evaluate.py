@@ -2,7 +2,7 @@
 
     python -m guidekit.zoo.evaluate fashion --n 2000
 
-Every figure stands beside the same one for real data, with the number of samples.
+Every figure is accompanied by the same one for real data, and by the number of samples.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def classifier(name: str, n: int, steps: int) -> Figures:
 
 
 def fashion(name: str, n: int, steps: int) -> Figures:
-    """Accuracy of conditional samples by the classifier, Frechet distances on the features of the judge, rareness."""
+    """Accuracy of conditional samples by the classifier, Frechet distances in features of the judge, rareness."""
     from rewards.images import frechet_distance
 
     from ..guides.minority_guidance import minority_score
@@ -84,7 +84,7 @@ def fashion(name: str, n: int, steps: int) -> Figures:
 
 
 def picture(images: Tensor, group: Tensor, file: Path) -> None:
-    """Ten samples of each class, a row each, where there is a docs folder."""
+    """Draw ten samples of each class, one row per class, if there is a docs folder."""
     from ..report.export import sheet
     from ..report.images import pixels, png
 
@@ -104,7 +104,7 @@ _EFFECTS: dict[str, Callable[[], list[Any]]] = {
 
 
 def dna(name: str, n: int, steps: int) -> Figures:
-    """k-mers against held-out sequences, cell types by the judge, and distances to the training set."""
+    """k-mers compared with held-out sequences, cell types according to the judge, and distances to the training set."""
     from rewards.dna import kmer_correlation, nearest_edit_distance, uniqueness
 
     model, judge = load(name), network("dna-judge")
@@ -136,7 +136,7 @@ def dna(name: str, n: int, steps: int) -> Figures:
 
 
 def clip(name: str, n: int, steps: int) -> Figures:
-    """Share of test images that are nearest to the caption of their class, of ten; loaded as the rewards load it."""
+    """Fraction of test images whose nearest caption, of ten, is that of their class; loaded as the rewards load it."""
     from . import clip as load_clip
     from .train import TEMPLATES
 
@@ -152,7 +152,7 @@ def clip(name: str, n: int, steps: int) -> Figures:
 
 
 def noisy(name: str, n: int, steps: int) -> Figures:
-    """Of test images with their own scores: rank correlation of the expected quantile with the score, by noise."""
+    """Rank correlation of the expected quantile with the actual score of test images, at several noise levels."""
     from scipy.stats import spearmanr
 
     from ..guides import minority_guidance as minority
@@ -174,7 +174,7 @@ PROPERTIES = ("QED", "LogP", "HeavyAtoms", "Rings", "aromatic atoms")
 
 
 def properties(smiles: list[str]) -> dict[str, Tensor]:
-    """Descriptors of molecules that are valid."""
+    """Descriptors of the valid molecules."""
     from rdkit import Chem
 
     from rewards import molecules as m
@@ -187,7 +187,7 @@ def properties(smiles: list[str]) -> dict[str, Tensor]:
 
 
 def alike(texts: list[str], known: list[str]) -> list[str]:
-    """Those of the known molecules that might be one of the texts: with as many of each atom and as many rings."""
+    """The known molecules that could equal one of the texts: they have the same atoms and number of rings."""
 
     def formula(s: str) -> str:
         return "".join(sorted(c.lower() for c in s if c.isalnum() and c not in "Hh"))
@@ -200,7 +200,7 @@ def alike(texts: list[str], known: list[str]) -> list[str]:
 
 
 def molecules(name: str, n: int, steps: int) -> Figures:
-    """Validity, uniqueness, novelty, means of descriptors and FCD, against as many molecules of MOSES' test set."""
+    """Validity, uniqueness, novelty, descriptor means and FCD, compared with as many molecules of MOSES' test set."""
     from rewards.molecules.descriptors import canonical
     from rewards.molecules.metrics import fcd, internal_diversity, novelty, uniqueness, validity
 
@@ -237,7 +237,7 @@ def molecules(name: str, n: int, steps: int) -> Figures:
 
 
 def plot_properties(ours: dict[str, Tensor], theirs: dict[str, Tensor], file: Path) -> None:
-    """Histograms side by side, where there is a docs folder."""
+    """Draw histograms side by side, if there is a docs folder."""
     import matplotlib
 
     matplotlib.use("Agg")

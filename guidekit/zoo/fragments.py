@@ -1,14 +1,14 @@
 r"""Molecules as fragments in any order, joined by numbered open bonds, as in SAFE (Noutahi et al., 2024,
 https://doi.org/10.1039/D4DD00019F):
 
-    CC(=O)Nc1ccccc1   is   .CC%10=O .N%10%10 .c%101ccccc1      (spaces for the eye)
+    CC(=O)Nc1ccccc1   is   .CC%10=O .N%10%10 .c%101ccccc1      (spaces added for reading)
 
 Single bonds that BRICS cuts (Degen et al., 2008, https://doi.org/10.1002/cmdc.200800178) are written as ring closures
-%10, %11, ... between fragments, so that any SMILES reader joins them again. A label is free again once its bond is
-closed, and a new bond takes the lowest free label: the N above closes one bond %10 and opens another. Every fragment
-begins with a dot, also the first, and a token never holds a dot but at its beginning. A row of whole fragments is
-therefore a row of whole tokens, and any fragments of a molecule can be the first ones: what is to be kept is a prefix.
-Token 0 is the end.
+%10, %11, ... between fragments, so that any SMILES reader joins them again. A label becomes free when its bond is
+closed, and a new bond takes the lowest free label: the N above closes one bond %10 and opens another. Every fragment,
+including the first, begins with a dot, and a token contains a dot only at its beginning. So whole fragments are whole
+tokens, and since any fragments of a molecule can come first, fragments to be kept are a prefix of the row. Token 0 is
+the end.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 from .tokens import Merged, merges
 
 _SYMBOL = re.compile(r"\[[^]]+]|%\d\d|Br|Cl|.")
-_OPEN = "%99"  # an open bond that has no number yet
+_OPEN = "%99"  # an open bond without a number yet
 FIRST, LABELS = 10, 16  # the open bonds are %10 to %25
-EXTRA = 0.15  # share of other bonds that are cut beside those of BRICS, where bonds are cut at random
+EXTRA = 0.15  # fraction of other bonds that are cut in addition to those of BRICS, if cuts are random
 
 
 def split(text: str) -> list[str]:
@@ -39,11 +39,11 @@ def split(text: str) -> list[str]:
 
 
 def text(smiles: str, rng: np.random.Generator | None = None) -> str:
-    """The molecule as a text of fragments, or "" where there is no molecule or it needs more than 16 labels.
+    """The molecule as a text of fragments, or "" if it is invalid or needs more than 16 labels.
 
-    Dummy atoms stand for what is to come: bonds to them stay open, so that the text begins a molecule. With `rng` the
-    fragments are in random order, each begins at a random atom, and a few bonds more or fewer are cut; without, the
-    text depends on the molecule alone.
+    Dummy atoms stand for fragments still to come: bonds to them stay open, so the text is the beginning of a molecule.
+    With `rng`, fragments are in random order, each begins at a random atom, and the choice of cut bonds varies a
+    little; without it, the text depends on the molecule alone.
 
     >>> text("CC(=O)Nc1ccccc1")
     '.CC%10=O.N%10%10.c%101ccccc1'
@@ -69,7 +69,7 @@ def text(smiles: str, rng: np.random.Generator | None = None) -> str:
 
 
 def smiles(text: str) -> str:
-    """Canonical SMILES of a text of fragments, "" where it is none.
+    """Canonical SMILES of a text of fragments, or "" if it is not a molecule.
 
     Bonds that are still open, as in the first fragments of a molecule, are closed by hydrogen.
 
@@ -84,7 +84,7 @@ def smiles(text: str) -> str:
 
 
 def without_open(text: str) -> str:
-    """The text without the labels of bonds that are open at its end.
+    """The text without the labels of bonds that are still open at its end.
 
     >>> without_open("C%10%11.O%10%10")
     'C%10.O%10'
@@ -98,19 +98,19 @@ def without_open(text: str) -> str:
 
 @dataclass(frozen=True)
 class Fragments(Merged):
-    """Tokens of texts of fragments."""
+    """The tokens of fragment texts."""
 
     def encode(self, smiles: Sequence[str], length: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Rows (molecules, length), 0 after the end, of the molecules that fit; with `rng` in a random order each."""
+        """Rows (molecules, length), 0 after the end, of the molecules that fit; with `rng`, in random order."""
         return self.rows([split(text(s, rng)) for s in smiles], length)[0]
 
     def decode(self, tokens: Any) -> list[str]:
-        """SMILES of rows, up to their first end or mask; "" where a row is no molecule."""
+        """SMILES of rows, up to their first end or mask; "" for rows that are not molecules."""
         return [smiles(t) for t in self.texts(tokens)]
 
 
 def learned(texts: Sequence[str], vocab: int, progress: bool = True) -> Fragments:
-    """Tokens of so many ids, from texts of fragments: pairs inside a fragment are merged, the most frequent first.
+    """Learn `vocab` tokens from fragment texts: pairs inside a fragment are merged, the most frequent first.
 
     The symbols are those of the texts, their mirror images, and all labels.
     """
@@ -128,7 +128,7 @@ Cuts = dict[int, list[int]]  # atoms at the other end of the cut bonds of an ato
 
 
 def _joined(mol: Any) -> Any:
-    """The molecule; its components, if there are several, joined at a dummy of each, and None where one has none."""
+    """The molecule. Several components are joined at one dummy of each; None if a component has no dummy."""
     from rdkit import Chem
 
     components = Chem.GetMolFrags(mol)
@@ -166,7 +166,7 @@ def _both(bond: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _ends(bond: Any) -> bool:
-    """Whether one end is a dummy."""
+    """Whether the bond ends in a dummy atom."""
     return not (bond.GetBeginAtom().GetAtomicNum() and bond.GetEndAtom().GetAtomicNum())
 
 
@@ -182,7 +182,7 @@ def _others(mol: Any, chosen: set[tuple[int, ...]]) -> list[Any]:
 
 
 def _directed(bond: Any) -> bool:
-    """Whether the bond says on which side of a double bond it is."""
+    """Whether the bond is next to a double bond with stereo, whose geometry it then encodes."""
     from rdkit.Chem import BondStereo
 
     ends = (bond.GetBeginAtom(), bond.GetEndAtom())
@@ -215,7 +215,7 @@ def _components(near: Sequence[Iterable[int]]) -> list[list[int]]:
 
 
 def _order(parts: list[list[int]], cuts: Cuts, rng: np.random.Generator | None) -> list[int]:
-    """Fragments as they come, or, by `rng`, in any order or so that each is bound to one before it."""
+    """The order of fragments: as given, or with `rng` random, sometimes such that each is bound to an earlier one."""
     if rng is None:
         return list(range(len(parts)))
     order = rng.permutation(len(parts)).tolist()
@@ -231,7 +231,7 @@ def _order(parts: list[list[int]], cuts: Cuts, rng: np.random.Generator | None) 
 
 
 def _piece(mol: Any, part: list[int], symbols: list[str], rng: np.random.Generator | None) -> tuple[str, list[int]]:
-    """SMILES of a fragment with nameless labels, and its atoms as they are written."""
+    """SMILES of a fragment with open bonds not yet numbered, and its atoms in the order in which they are written."""
     from rdkit import Chem
 
     root = part[0] if rng is None else part[int(rng.integers(len(part)))]
@@ -240,12 +240,12 @@ def _piece(mol: Any, part: list[int], symbols: list[str], rng: np.random.Generat
 
 
 def _symbol(atom: Any) -> str:
-    """As in SMILES, each stereo centre as if it were anticlockwise."""
+    """The atom's symbol in SMILES, with every stereo centre written as anticlockwise."""
     return atom.GetSmarts().replace("@@", "@")
 
 
 def _numbered(pieces: list[tuple[str, list[int]]], cuts: Cuts) -> tuple[str, dict[int, int]]:
-    """The labels by number, the lowest that is free; and the atoms that those lead to that stay open."""
+    """The text with numbered labels, always the lowest free one; and the labels of the atoms behind open bonds."""
     free, used, out = list(range(LABELS)), {}, []
     for piece, atoms in pieces:
         bonds = ((a, b) for a in atoms for b in _closing_first(a, cuts, used))
@@ -264,12 +264,12 @@ def _numbered(pieces: list[tuple[str, list[int]]], cuts: Cuts) -> tuple[str, dic
 
 
 def _closing_first(a: int, cuts: Cuts, used: dict[tuple[int, int], int]) -> list[int]:
-    """The other ends of the cut bonds of an atom: opened ones by label, then new ones."""
+    """The other ends of an atom's cut bonds: those already open, by label, then new ones."""
     return sorted(cuts.get(a, ()), key=lambda b: (used.get((b, a), LABELS), b))
 
 
 def _stereo(text: str, mol: Any, atoms: list[int], ends: dict[int, int]) -> str:
-    """The text with every centre written so that it is read as it is in the molecule."""
+    """The text with the chirality of every centre corrected to that in the molecule."""
     from rdkit import Chem
 
     if "@" not in text:

@@ -1,13 +1,13 @@
-r"""Which tokens may follow a row of fragments, so that it can be read: an automaton of SMILES with open bonds.
+r"""Which tokens may follow in a row of fragments, for it to be valid: an automaton for SMILES with open bonds.
 
-It knows the branches and rings that are open, the bonds that each atom has left, and which open bonds lead to the same
-connected part. It forbids what no reader accepts (a ring closed at the atom that opened it or at a neighbour, a branch
-that is not closed, a label open at the end) and what no text of fragments has (a bond between two parts that are
-connected already, an atom with more bonds than its valence, a branch at the end of a chain). Whatever it allows can be
-brought to an end. It does not know which rings can be aromatic.
+It tracks the open branches and rings, the bonds that each atom has left, and which open bonds lead to the same
+connected part. It forbids what SMILES readers reject (a ring closed at the atom that opened it or at a neighbour, a
+branch that is not closed, a label open at the end) and what fragment texts do not contain (a bond between two parts
+that are already connected, an atom with more bonds than its valence, a branch at the end of a chain). Every row that it
+allows can be completed. It does not know which rings can be aromatic.
 
-States of many rows are one tensor of small integers (rows, SIZE), so that they are gathered like particles. The
-symbols of all tokens form a tree of prefixes; what rows allow is found along it for all rows at once.
+The states of many rows are one tensor of small integers (rows, SIZE), so that they are gathered like particles. The
+symbols of all tokens form a prefix tree, along which the allowed tokens are found for all rows at once.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch import Tensor
 from .fragments import FIRST, LABELS, Fragments, split
 
 END, ATOM, BOND, OPEN, CLOSE, RING, LABEL, DOT = range(8)  # kinds of symbols
-# what was last; bonds after an atom, at the beginning of a branch, and after a branch
+# the last symbol; bonds are told apart after an atom, at the beginning of a branch, and after a branch
 BEGIN, START, AFTER_ATOM, AFTER_BOND, AFTER_OPEN, AFTER_CLOSE, BRANCH_BOND, CHAIN_BOND, ENDED, BROKEN = range(10)
-DEPTH, RINGS, MOST = 8, 9, 100  # branches and rings open at once, atoms in a fragment and fragments
+DEPTH, RINGS, MOST = 8, 9, 100  # limits: of branches and of rings open at once; of atoms in a fragment and fragments
 
 # the columns of a state
 LAST, ORDER, ATOMS, CURRENT, FREE, AROMATIC, NESTED, HERE, PARTS = range(9)
-NEAR = slice(9, 13)  # atoms bound to the current one: the one before it, and those that it closed rings with
+NEAR = slice(9, 13)  # atoms bound to the current one: the one before it, and those with which it closed rings
 STACK, STACK_FREE, STACK_AROMATIC = (slice(13 + i * DEPTH, 13 + (i + 1) * DEPTH) for i in range(3))
-OPENER = slice(13 + 3 * DEPTH, 13 + 3 * DEPTH + RINGS)  # the atom that opened the ring, -1
-PART = slice(OPENER.stop, OPENER.stop + LABELS)  # the connected part that the open bond leads to, 0
+OPENER = slice(13 + 3 * DEPTH, 13 + 3 * DEPTH + RINGS)  # the atom that opened each ring, or -1
+PART = slice(OPENER.stop, OPENER.stop + LABELS)  # the connected part to which each open bond leads, or 0
 SIZE = PART.stop
 
 _UNANSWERED = (AFTER_BOND, AFTER_OPEN, AFTER_CLOSE, BRANCH_BOND, CHAIN_BOND)  # an atom must follow
@@ -40,7 +40,7 @@ _VALENCES = {5: 3, 6: 4, 7: 3, 8: 2, 9: 1, 14: 4, 15: 5, 16: 6, 17: 1, 34: 6, 35
 
 @dataclass(frozen=True)
 class Grammar:
-    """tokens: the symbols of each token, none for the end."""
+    """The automaton. tokens: the symbols of each token; the end has none."""
 
     tokens: tuple[tuple[str, ...], ...]
 
@@ -49,13 +49,13 @@ class Grammar:
         return Grammar(tuple(tuple(split(word)) for word in fragments.words()))
 
     def start(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
-        """The state of rows that hold nothing yet."""
+        """The state of empty rows."""
         state = torch.zeros(rows, SIZE, dtype=torch.int8, device=device)
         state[:, OPENER] = -1
         return state
 
     def after(self, state: Tensor, tokens: Tensor) -> Tensor:
-        """States with a token more. A row that breaks the grammar stays broken, and only its end may follow."""
+        """The states after one more token. A row that breaks the grammar stays broken, and only the end may follow."""
         symbols, lengths = (v.to(state.device) for v in self._tables)
         state = state.clone()
         for j in range(symbols.shape[1]):
@@ -66,7 +66,7 @@ class Grammar:
         return state
 
     def read(self, tokens: Tensor) -> Tensor:
-        """States after whole rows (rows, places)."""
+        """The states after whole rows (rows, positions)."""
         state = self.start(len(tokens), tokens.device)
         for column in tokens.unbind(1):
             state = self.after(state, column)
@@ -75,8 +75,8 @@ class Grammar:
     def allowed(self, state: Tensor, left: int | None = None) -> Tensor:
         """Which tokens may follow, (rows, tokens).
 
-        With `left`, the number of tokens that there is room for, only those after which the row can still be brought
-        to an end symbol by symbol; a few that could be ended by longer tokens are then forbidden too.
+        With `left`, the number of tokens for which there is room, only those after which the row can still be completed
+        by tokens of one symbol; this also forbids a few rows that only longer tokens could complete in time.
         """
         nodes, first, count, own = (v.to(state.device) for v in self._tree)
         fine = torch.zeros(len(state), len(nodes), dtype=torch.bool, device=state.device)
@@ -95,10 +95,10 @@ class Grammar:
         return fine
 
     def need(self, state: Tensor) -> Tensor:
-        """A number of symbols with which the row can be ended, the end itself apart; one of them makes it smaller.
+        """A number of symbols, not counting the end, that complete the row; some next symbol always reduces it.
 
-        It counts carbons: one where an atom must follow, one after every branch, one for every ring (and one more where
-        the last atom opened it), and a fragment .C%10 for every open bond.
+        It counts carbons: one if an atom must follow, one after every branch, one for every ring (and one more if the
+        last atom opened it), and a fragment .C%10 for every open bond.
         """
         rings, labels = state[:, OPENER] >= 0, state[:, PART] > 0
         nested, many, last = state[:, NESTED].long(), rings.sum(1), _is(state, AFTER_ATOM) & (state[:, FREE] >= 2)
@@ -113,7 +113,7 @@ class Grammar:
     # one symbol -------------------------------------------------------------------------------------------------------
 
     def _step(self, state: Tensor, symbol: Tensor) -> tuple[Tensor, Tensor]:
-        """The states after a symbol each, and whether it may follow; `state` is written over."""
+        """The states after one symbol per row, and whether it is allowed; `state` is overwritten."""
         kind, argument, aromatic = (v.to(state.device)[symbol] for v in self._symbols)
         fine = torch.zeros(len(state), dtype=torch.bool, device=state.device)
         for k, move in enumerate((_end, _atom, _bond, _open, _close, _ring, _label, _dot)):
@@ -130,7 +130,7 @@ class Grammar:
 
     @cached_property
     def _symbols(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each symbol: its kind; the valence, order or number; whether it is an aromatic atom."""
+        """For each symbol its kind, its valence, order or number, and whether it is an aromatic atom."""
         each = [_meaning(s) for s in self._names]
         kind, argument, aromatic = (torch.tensor(v) for v in zip(*each, strict=True))
         return kind, argument.to(torch.int8), aromatic.to(torch.int8)
@@ -142,14 +142,14 @@ class Grammar:
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:
-        """The symbols of each token, and how many they are."""
+        """The symbols of each token, and their number."""
         longest = max(map(len, self._rows))
         symbols = torch.tensor([[*row, *[0] * (longest - len(row))] for row in self._rows])
         return symbols, torch.tensor([len(row) for row in self._rows])
 
     @cached_property
     def _tree(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The tree of prefixes, level by level: symbol, first child and number of children; the nodes of tokens."""
+        """The prefix tree, level by level: symbol, first child and number of children; and the nodes of the tokens."""
         prefixes = {row[:i] for row in self._rows for i in range(1, len(row) + 1)}
         order = [(), *sorted(prefixes, key=lambda p: (len(p), p))]
         place = {p: i for i, p in enumerate(order)}
@@ -178,7 +178,7 @@ def _meaning(symbol: str) -> tuple[int, int, bool]:
 
 
 def _valence(symbol: str) -> tuple[int, bool]:
-    """Bonds that an atom can have beside its hydrogens, and whether it is aromatic; there every bond counts as one."""
+    """Bonds that an atom can form besides its hydrogens, and whether it is aromatic; then every bond counts as one."""
     from rdkit import Chem
 
     atom = Chem.MolFromSmiles(symbol, sanitize=False).GetAtomWithIdx(0)
@@ -188,17 +188,17 @@ def _valence(symbol: str) -> tuple[int, bool]:
     return (3 if most in (3, 4) else 2) - atom.GetNumExplicitHs(), True
 
 
-# what a symbol of each kind does to states, and whether it may follow -------------------------------------------------
+# how a symbol of each kind changes states, and whether it is allowed --------------------------------------------------
 
 
 def _lives(s: Tensor) -> Tensor:
-    """Whether the row can be ended: at the end of a chain no atom without bonds to spare may leave anything open."""
+    """Whether the row can be completed: if the last atom of a chain has no bonds left, nothing may be left open."""
     stuck = (s[:, LAST] == AFTER_ATOM) & (s[:, NESTED] == 0) & (s[:, FREE] == 0)
     return ~stuck | (s[:, OPENER] < 0).all(1) & (_own(s) | (s[:, PART] == 0).all(1))
 
 
 def _own(s: Tensor) -> Tensor:
-    """Whether a bond of the connected part at hand is open."""
+    """Whether the current connected part has an open bond."""
     return ((s[:, PART] > 0) & (s[:, PART] == s[:, [HERE]])).any(1)
 
 
@@ -277,7 +277,7 @@ def _close(s: Tensor, argument: Tensor, aromatic: Tensor) -> Tensor:
 
 
 def _ring(s: Tensor, number: Tensor, aromatic: Tensor) -> Tensor:
-    """A ring is closed where it is open, also by a bond of an order; else it is opened."""
+    """Close the ring of this number if it is open, possibly with a bond order; otherwise open it."""
     column = number.long()[:, None]
     opener = s[:, OPENER].gather(1, column)
     closes, free = opener[:, 0] >= 0, s[:, FREE] - _cost(s[:, ORDER], s[:, AROMATIC])
@@ -292,7 +292,7 @@ def _ring(s: Tensor, number: Tensor, aromatic: Tensor) -> Tensor:
 
 
 def _label(s: Tensor, number: Tensor, aromatic: Tensor) -> Tensor:
-    """An open bond is closed, which joins the part at its other end to this one; or a new one is opened."""
+    """Close an open bond, which joins the part at its other end to this one; or open a new bond."""
     column, here = number.long()[:, None], s[:, [HERE]]
     part = s[:, PART].gather(1, column)
     fine = _is(s, AFTER_ATOM) & (s[:, FREE] >= 1) & (part != here)[:, 0]

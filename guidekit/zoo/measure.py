@@ -1,12 +1,12 @@
-r"""How good is the model of fragments by now? Draws molecules from the last checkpoint's moving average and adds a line
-of figures to druglike-figures.jsonl, so that they can be plotted against the minutes of training:
+r"""Measure the model of fragments during training: sample molecules from the moving average in the last checkpoint, and
+add a line of figures to druglike-figures.jsonl, to be plotted against the minutes of training:
 
     python -m guidekit.zoo.measure --n 1000 --folder out/zoo --tasks fragments.csv
 
-Every figure is of molecules drawn under the condition of their source alone, beside as many held-out ones of it.
+Molecules are sampled given their source alone, and compared with the same number of held-out ones from that source.
 `--tasks` names a table of parts to keep, with a column for each task (linker_design, motif_extension ...) and dummy
-atoms at open bonds, as the benchmark of SAFE has them; quality is the share of samples that are valid, different, and
-have a QED of at least .6 and a synthetic accessibility of at most 4.
+atoms at open bonds, as in the benchmark of SAFE; quality is the fraction of samples that are valid, unique, and have a
+QED of at least .6 and a synthetic accessibility of at most 4.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ NONE = torch.tensor(druglike.CLASSES)  # no condition
 def draw(
     net: Any, grammar: Grammar, cond: Tensor, begun: Tensor | None = None, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Rows (conditions, length) of tokens, one after the other from the model, those that the grammar forbids left out.
+    """Rows (conditions, length) of tokens, sampled one after the other from the model, restricted to the grammar.
 
-    begun   rows of tokens to begin with, each up to its first 0
+    begun   prefixes, rows of tokens up to their first 0
     """
     rows = torch.zeros(len(cond), net.place.shape[0], dtype=torch.long) if begun is None else begun.clone()
     first = int((rows > 0).sum(1).min())
@@ -52,7 +52,7 @@ def draw(
 
 
 def averaged(checkpoint: dict[str, Any], options: dict[str, Any]) -> nn.Module:
-    """The network with the moving average of a checkpoint."""
+    """The network with the moving average of its weights in a checkpoint."""
     head, net = "average.module.", nets.PrefixNet(**options)
     net.load_state_dict({k[len(head) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(head)})
     return net.eval()
@@ -92,7 +92,7 @@ def _means(name: str, smiles: list[str]) -> dict[str, float]:
 
 
 def _answer(net: Any, grammar: Grammar, tokens: Fragments, i: int, j: int, n: int, generator: torch.Generator) -> float:
-    """Mean of a property under the condition of its own third."""
+    """Mean of property i of molecules sampled under the condition of its j-th third."""
     cond = NONE.repeat(n, 1)
     cond[:, i] = j
     smiles = [s for s in tokens.decode(draw(net, grammar, cond, None, generator)) if s]
@@ -112,7 +112,7 @@ def kept(net: Any, tokens: Fragments, file: Path, n: int, seed: int = 0) -> dict
 def _complete(
     net: Any, grammar: Grammar, tokens: Fragments, part: str, n: int, generator: torch.Generator
 ) -> list[str]:
-    """Molecules with a part, each time written in another order; "" where there is no room for it."""
+    """Molecules that contain a part, each time written in another order; "" if it does not fit."""
     begun = tokens.encode([part] * n, net.place.shape[0], np.random.default_rng(0))
     rows = draw(net, grammar, NONE.repeat(len(begun), 1), torch.from_numpy(begun).long(), generator)
     return tokens.decode(rows) + [""] * (n - len(begun))

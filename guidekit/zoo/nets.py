@@ -18,7 +18,7 @@ def frequencies(t: Tensor, count: int = 16) -> Tensor:
 
 
 class Context(nn.Module):
-    """Embedding of time and class for every block, (rows, width). The last class stands for no class."""
+    """Embedding of time and class for all blocks, (rows, width). The last class stands for no class."""
 
     def __init__(self, classes: int, width: int):
         super().__init__()
@@ -135,11 +135,11 @@ class Local(nn.Module):
 
 
 class Grams(nn.Module):
-    r"""Logits of each place from tables of the n-grams around it, (rows, length, vocab):
+    r"""Logits at each position from tables of the n-grams around it, (rows, length, vocab):
 
         logits_i = sum over n and o of  S_no[w] + C_no[w, class],    w the other letters of the n-gram whose o-th is x_i
 
-    with S shared by all classes and C for each class, none for no class. The mask is one more letter.
+    with S shared by all classes and C specific to each class, absent for no class. The mask is one more letter.
     """
 
     def __init__(self, vocab: int, classes: int, sizes: Sequence[int], scale: float = 3.0):
@@ -156,7 +156,7 @@ class Grams(nn.Module):
         return shared[:, :, 0] + own * (cond < self.classes)[:, None, None]
 
     def _words(self, tokens: Tensor, n: int) -> Tensor:
-        """Rows of the table of n, (rows, length, n): n-grams by where they have the place that they surround."""
+        """Indices into the table of n-grams, (rows, length, n): one for each place of the position in its n-gram."""
         base = self.vocab + 1
         around = F.pad(tokens, (n - 1, n - 1), value=self.vocab).unfold(1, 2 * n - 1, 1)  # (rows, length, 2n - 1)
         digits = base ** torch.arange(n - 1, device=tokens.device)
@@ -171,7 +171,7 @@ class Grams(nn.Module):
 class TokenNet(nn.Module):
     """Logits (rows, length, vocab) of clean tokens. The mask has the id vocab.
 
-    patch     letters in one token of the transformer; convolutions before and after it see each letter
+    patch     letters per token of the transformer; convolutions before and after it see each letter
     letters   width of a letter; `wide` is that inside a convolution
     grams     sizes of the n-grams with tables
     """
@@ -208,9 +208,9 @@ class OrderedNet(nn.Module):
     """Logits (rows, length, vocab) of clean tokens, for positions that are unmasked in order. The mask has the id
     vocab.
 
-    A token sees itself and the tokens before it, and a mask sees itself too: the prediction at position i, given the
-    first k tokens, is p(x_i | x_1..k), whatever the other masks. So one pass over the tokens and as many masks, each
-    with its own k (`taught`), trains all positions of a sequence at once. Token 0 ends a sequence; only it may follow.
+    A token attends to itself and earlier tokens, a mask also to itself: the prediction at position i, given the first k
+    tokens, is p(x_i | x_1..k), whatever the other masks. So one pass over the tokens and as many masks, each with its
+    own k (`taught`), trains all positions of a sequence at once. Token 0 ends a sequence; only it may follow.
     """
 
     def __init__(self, vocab: int, length: int, classes: int, width: int = 256, depth: int = 4):
@@ -230,7 +230,7 @@ class OrderedNet(nn.Module):
         return torch.where(((tokens == 0).cumsum(1) > 0)[..., None], end, logits)
 
     def taught(self, tokens: Tensor, known: Tensor, cond: Tensor) -> Tensor:
-        """Logits of position i given the tokens before known[:, i], which is at most i. Rows may be cut short."""
+        """Logits at position i given the tokens before known[:, i], which is at most i. Rows may be truncated."""
         place = torch.arange(tokens.shape[1], device=tokens.device)
         own = (place == place[:, None]).expand(len(tokens), -1, -1)
         before = (place <= place[:, None]).expand_as(own)
@@ -247,12 +247,12 @@ class OrderedNet(nn.Module):
 
 
 class PrefixNet(nn.Module):
-    """Logits (rows, length, vocab) of clean tokens, for masks that end one after the other. The mask has the id vocab.
+    """Logits (rows, length, vocab) of clean tokens, for positions unmasked in order. The mask has the id vocab.
 
-    Place i sees what is before it, tokens or masks. So one pass says p(x_i | x_1..i-1) of all places of a sequence,
-    and of those after the first mask at k what is known from the first k tokens. Token 0 is the end, and only it
-    follows. cond (rows, factors) holds a class of each factor, or as many as it has classes for none: any of them may
-    be left out. Rows may be cut short.
+    Position i sees what is before it, tokens or masks. So one pass gives p(x_i | x_1..i-1) at all positions, and after
+    a first mask at k the prediction from the first k tokens. Token 0 is the end, and only it may follow. cond (rows,
+    factors) holds a class for each factor, or its number of classes for none: any may be left out. Rows may be
+    truncated.
     """
 
     def __init__(self, vocab: int, length: int, classes: Sequence[int], width: int = 256, depth: int = 4):
@@ -284,7 +284,7 @@ class PrefixNet(nn.Module):
 
 
 class ImageClassifier(nn.Module):
-    """Logits of images in [0, 1]. The widths are those of three stages of two convolutions."""
+    """Logits of images in [0, 1], from three stages of two convolutions with these widths."""
 
     def __init__(self, channels: int = 1, classes: int = 10, widths: Sequence[int] = (32, 64, 128), kernel: int = 3):
         super().__init__()
@@ -298,7 +298,7 @@ class ImageClassifier(nn.Module):
         self.out = nn.Linear(before, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """(rows, width of the last stage)."""
+        """Features (rows, width of the last stage)."""
         return self.stages(x).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -317,7 +317,7 @@ class ImagePerceptron(nn.Module):
         self.out = nn.Linear(width, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """(rows, width)."""
+        """Features (rows, width)."""
         return self.layers(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -342,7 +342,7 @@ class DNAClassifier(nn.Module):
         self.out = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, classes))
 
     def features(self, x: Tensor) -> Tensor:
-        """(rows, 2 width)."""
+        """Features (rows, 2 width)."""
         h = self.layers(x)
         return torch.cat([h.amax(2), h.mean(2)], 1)
 

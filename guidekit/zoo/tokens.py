@@ -1,8 +1,8 @@
 r"""Molecules as short rows of tokens: SELFIES symbols (Krenn et al., 2020, https://doi.org/10.1088/2632-2153/aba947),
-neighbours that are often together merged into one, as in byte-pair encoding (Sennrich et al., 2016,
+of which frequent neighbours are merged, as in byte-pair encoding (Sennrich et al., 2016,
 https://arxiv.org/abs/1508.07909).
 
-Every row of symbols is a molecule, so that every partly denoised state has one to score. Token 0 is the end.
+Every row of symbols is a molecule, so every clean estimate can be scored. Token 0 is the end.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _BREAK = -1  # between molecules in a flat array
 
 @dataclass(frozen=True)
 class Merged:
-    """Texts of symbols as rows of tokens.
+    """Maps texts of symbols to rows of tokens and back.
 
-    symbols: the ids 1, 2, ...; merges: pairs of ids, which make the ids that follow.
+    symbols: with the ids 1, 2, ...; merges: pairs of ids, each of which makes the next id.
     """
 
     symbols: tuple[str, ...]
@@ -45,7 +45,7 @@ class Merged:
     def rows(
         self, texts: Sequence[Sequence[str]], length: int, progress: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows, and the places of the texts: those that are empty, too long or hold other symbols are left out."""
+        """Rows, and the indices of their texts: empty or too long texts, or those with other symbols, are left out."""
         ids = {s: i for i, s in enumerate(self.symbols, 1)}
         flat, first = _flat([_known([ids.get(s, 0) for s in text]) for text in texts]), 1 + len(self.symbols)
         for i, (a, b) in enumerate(tqdm(self.merges, desc="merges", disable=not progress)):
@@ -70,7 +70,7 @@ class Merged:
         return rows[0]
 
     def texts(self, tokens: Any) -> list[str]:
-        """Texts of rows, up to their first end."""
+        """The texts of rows, up to their first end."""
         words = self.words()
         rows = (row[: row.index(0)] if 0 in row else row for row in np.asarray(tokens).tolist())
         return ["".join(words[v] for v in row if v < len(words)) for row in rows]
@@ -85,14 +85,14 @@ class Merged:
 
 @dataclass(frozen=True)
 class Tokens(Merged):
-    """Tokens of SELFIES."""
+    """The tokens of SELFIES."""
 
     def encode(self, smiles: Sequence[str], length: int) -> np.ndarray:
         """Rows (molecules, length), 0 after the end, of the molecules that fit."""
         return self.encode_each(smiles, length)[0]
 
     def encode_each(self, smiles: Sequence[str], length: int, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Rows, and the places of the molecules: those that are too long, or hold other symbols, are left out."""
+        """Rows, and the indices of their molecules: those that are too long, or have other symbols, are left out."""
         return self.rows([_selfies(s) for s in tqdm(smiles, desc="SELFIES", disable=not progress)], length, progress)
 
     def read(self, smiles: Sequence[str], length: int) -> np.ndarray:
@@ -128,7 +128,7 @@ class Tokens(Merged):
 
 
 def _selfies(smiles: str) -> list[str]:
-    """The symbols, [] where there are none."""
+    """The SELFIES symbols of a molecule, or [] if it cannot be encoded."""
     try:
         return list(selfies.split_selfies(selfies.encoder(smiles)))
     except selfies.EncoderError:
@@ -140,7 +140,7 @@ def _known(ids: list[int]) -> list[int]:
 
 
 def learned(smiles: Sequence[str], vocab: int, progress: bool = True) -> Tokens:
-    """Tokens of so many ids, from the molecules given: the most frequent pair is merged, again and again."""
+    """Learn `vocab` tokens from molecules, by repeatedly merging the most frequent pair."""
     texts = [list(selfies.split_selfies(selfies.encoder(s))) for s in tqdm(smiles, disable=not progress)]
     symbols = tuple(sorted({s for text in texts for s in text}))
     return Tokens(symbols, merges(texts, symbols, vocab, progress))
@@ -149,7 +149,7 @@ def learned(smiles: Sequence[str], vocab: int, progress: bool = True) -> Tokens:
 def merges(
     texts: Sequence[Sequence[str]], symbols: Sequence[str], vocab: int, progress: bool = True
 ) -> tuple[tuple[int, int], ...]:
-    """Pairs to merge, the most frequent first, until there are so many ids."""
+    """Pairs to merge, the most frequent first, until there are `vocab` ids."""
     ids = {s: i for i, s in enumerate(symbols, 1)}
     flat, found = _flat([[ids[s] for s in text] for text in texts]), []
     for new in tqdm(range(1 + len(symbols), vocab), disable=not progress):
@@ -160,7 +160,7 @@ def merges(
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """All rows one after the other, a break before each."""
+    """All rows one after the other, with a break before each."""
     return np.array([v for row in rows for v in (_BREAK, *row)], np.int32)
 
 
@@ -172,9 +172,9 @@ def _most_frequent(flat: np.ndarray, size: int) -> tuple[int, int]:
 
 
 def merged(flat: np.ndarray, a: int, b: int, new: int) -> np.ndarray:
-    """Every a b, from the left, as one new id."""
+    """Replace every pair a b, from the left, by one new id."""
     at = np.flatnonzero((flat[:-1] == a) & (flat[1:] == b))
-    if a == b and len(at):  # of a run a a a every second place
+    if a == b and len(at):  # in a run a a a, every second position
         start = np.flatnonzero(np.diff(at, prepend=-2) != 1)
         at = at[(np.arange(len(at)) - np.repeat(start, np.diff(start, append=len(at)))) % 2 == 0]
     flat = flat.copy()

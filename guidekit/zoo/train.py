@@ -1,15 +1,15 @@
 r"""Train a bundled model or oracle: `python -m guidekit.zoo.train NAME --minutes 60 --folder out/zoo`.
 
-Runs are resumed by the same command. The weights that are kept are a moving average; when a run ends they are written,
-in half precision, beside their card, to guidekit/zoo/weights (or --weights).
+The same command resumes training. At the end of a run, a moving average of the weights is written in half precision,
+with its card, to guidekit/zoo/weights (or --weights).
 
     Gaussian   E |v(x_t, t) - (alpha z - sigma x_0)|^2,    t ~ U(0, 1)
     masked     E mean over masked places of -log p(x_0^i | x_t),    each place masked with probability t ~ U(0, 1);
-               as each sequence with a mask weighs the same, this is 1/L of the bound on -log p(x_0)
-    oracles    cross entropy of labels; of a noised image where the classifier is to know x_t
-    CLIP       cross entropy of images against captions and back, all captions of an image's class being right
+               since all sequences with a mask have the same weight, this is 1/L of the bound on -log p(x_0)
+    oracles    cross entropy of labels; on noised images for classifiers of x_t
+    CLIP       cross entropy of images against captions and vice versa; all captions of an image's class are right
 
-A tenth of the conditions is replaced by "none", so that the models are conditional and unconditional at once.
+A tenth of the conditions is replaced by "none", so that the models are both conditional and unconditional.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tqdm.auto import tqdm
 from . import WEIGHTS, data, druglike, nets, written
 from .tokens import Tokens, learned
 
-SAVED, VALIDATED = 5, 1000  # minutes between checkpoints, steps between validations at most
+SAVED, VALIDATED = 5, 1000  # minutes between checkpoints, largest number of steps between validations
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[nn.Module, Batch, bool], Tensor]  # network, batch, whether it is training
@@ -55,8 +55,8 @@ class Task:
     make      the class in nets, with its options
     sets      training and validation tensors, inputs and labels
     loss      of a batch
-    about     entries of the card; `more` are read once the data is there
-    constant  the learning rate stays, so that training need not know its end: `--cool` steps down to nothing end it
+    about     entries of the card; `more` returns those that need the data
+    constant  whether the learning rate is constant, so that training has no fixed length; `--cool` ends it
     """
 
     network: str
@@ -77,7 +77,7 @@ class Training(pl.LightningModule):
     def __init__(self, task: Task, steps: int):
         super().__init__()
         self.task, self.steps = task, steps
-        self.cooling: tuple[int, int] | None = None  # the first step of it, and how many
+        self.cooling: tuple[int, int] | None = None  # its first step, and the number of steps
         self.net = getattr(nets, task.network)(**task.options)
         self.average = AveragedModel(self.net, multi_avg_fn=partial(_averaged, task.decay))
         self.average.requires_grad_(False)
@@ -98,7 +98,7 @@ class Training(pl.LightningModule):
         torch.random.set_rng_state(generator)
 
     def _rate(self, step: int) -> float:
-        """Up in 500 steps at most, and down along a cosine; or constant, and at last down along a line."""
+        """Linear warm-up in at most 500 steps, then a cosine decay; or constant, with a linear decay at the end."""
         up = min(1.0, (step + 1) / min(500, 1 + self.steps // 10))
         if not self.task.constant:
             return up * max(0.02, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps)))
@@ -115,28 +115,28 @@ class Training(pl.LightningModule):
 
 
 def _quick(device: torch.device) -> Any:
-    """bfloat16, where the processor multiplies in it: 1.8 times as fast on one core with AVX-512 BF16."""
+    """bfloat16 if the processor supports it: 1.8 times as fast on one core with AVX-512 BF16."""
     quick = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=quick)
 
 
 @torch.no_grad()
 def _averaged(decay: float, averaged: Any, current: Any, count: Any) -> None:
-    """a <- d a + (1 - d) w, with d rising to `decay`, so that the first weights are soon forgotten."""
+    """a <- d a + (1 - d) w, with d rising to `decay`, so that the initial weights are soon forgotten."""
     d = min(decay, (1 + int(count)) / (10 + int(count)))
     for a, w in zip(averaged, current, strict=True):
         a.lerp_(w, 1 - d)
 
 
 class Limit(Timer):
-    """Minutes of this run alone."""
+    """A limit on the minutes of this run alone; those of earlier runs do not count."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
 
 
 class Alike(Sampler[list[int]]):
-    """Batches in random order of rows alike in length: of 50 batches drawn at random, sorted."""
+    """Batches of rows of similar length, in random order: 50 batches are drawn at random and sorted by length."""
 
     def __init__(self, lengths: Tensor, batch: int):
         self.lengths, self.batch = lengths, batch
@@ -152,7 +152,7 @@ class Alike(Sampler[list[int]]):
 
 
 class Loaded(pl.LightningDataModule):
-    """The loaders of a task. Where training has no end, more may have been prepared before its next epoch."""
+    """The loaders of a task. If training has no fixed length, they read data that was prepared in the meantime too."""
 
     def __init__(self, task: Task):
         super().__init__()
@@ -171,7 +171,7 @@ class Loaded(pl.LightningDataModule):
 
 
 class Clock(Callback):
-    """Adds up the seconds of all runs."""
+    """Adds up the training seconds of all runs."""
 
     def __init__(self) -> None:
         self.before, self.began = 0.0, time.perf_counter()
@@ -188,7 +188,7 @@ class Clock(Callback):
 
 
 class Figures(Callback):
-    """Adds a line to a file after every validation: minutes of all runs, steps, loss since the last, validation."""
+    """Adds a line to a file after every validation: minutes of all runs, steps, training loss since the last one."""
 
     def __init__(self, file: Path, clock: Clock):
         self.file, self.clock, self.losses = file, clock, []
@@ -218,7 +218,7 @@ def _dropped(labels: Tensor, classes: int, training: bool, share: float = 0.1) -
 
 
 def gaussian(classes: int) -> Loss:
-    """The loss of a velocity under the cosine schedule."""
+    """The loss of velocity prediction under the cosine schedule."""
 
     def loss(net: nn.Module, batch: Batch, training: bool) -> Tensor:
         x, labels = batch
@@ -232,7 +232,7 @@ def gaussian(classes: int) -> Loss:
 
 
 def masked(vocab: int, classes: int, prepare: Callable[[Tensor, bool], Tensor]) -> Loss:
-    """The loss of logits at the masked places."""
+    """The loss of the logits at masked positions."""
 
     def loss(net: nn.Module, batch: Batch, training: bool) -> Tensor:
         x, labels = batch
@@ -247,9 +247,9 @@ def masked(vocab: int, classes: int, prepare: Callable[[Tensor, bool], Tensor]) 
 
 
 def ordered(classes: int) -> Loss:
-    """The loss of logits of each position given all tokens before it; a tenth of them, given fewer.
+    """The loss of the logits at each position given all tokens before it; at a tenth of them, given fewer.
 
-    Three rows of ten lose their condition, as what is asked of the model is mostly asked without one.
+    Three rows of ten lose their condition, because the model is mostly used without one.
     """
 
     def loss(net: nn.Module, batch: Batch, training: bool) -> Tensor:
@@ -259,16 +259,16 @@ def ordered(classes: int) -> Loss:
         fewer = (torch.rand(x.shape, device=x.device) * (place + 1)).long()
         known = place.where(torch.rand(x.shape, device=x.device) > 0.1 * training, fewer)
         logits: Tensor = net.taught(x, known, _dropped(labels, classes, training, 0.3))  # type: ignore[operator]
-        real = place <= (x != 0).sum(1, keepdim=True)  # up to the first end
+        real = place <= (x != 0).sum(1, keepdim=True)  # up to and including the first end
         return F.cross_entropy(logits[real].float(), x[real])
 
     return loss
 
 
 def prefixes(classes: Sequence[int]) -> Loss:
-    """The loss of logits of each place given all tokens before it; in a tenth of the rows, given the first few alone.
+    """The loss of the logits at each position given all tokens before it; in a tenth of the rows, only the first few.
 
-    Each condition is left out in three rows of ten, all of them in a tenth.
+    Each condition is dropped in three rows of ten, and all of them in a tenth.
     """
 
     def loss(net: nn.Module, batch: Batch, training: bool) -> Tensor:
@@ -280,7 +280,7 @@ def prefixes(classes: Sequence[int]) -> Loss:
         none = torch.rand(own.shape, device=x.device) < 0.3
         none = (none | (torch.rand(size.shape, device=x.device) < 0.1)) & training
         logits = net(x.masked_fill(place >= known, net.vocab), None, own.where(~none, own.new_tensor(classes)))  # type: ignore[arg-type]
-        real = place <= size  # up to the first end
+        real = place <= size  # up to and including the first end
         return F.cross_entropy(logits[real].float(), x[real])
 
     return loss
@@ -318,7 +318,7 @@ def captions(classes: Sequence[str], template: int) -> Tensor:
 
 
 def contrast(net: nn.Module, batch: Batch, training: bool) -> Tensor:
-    """Images against captions in both directions; captions of the same class are all right."""
+    """The contrastive loss of images and captions in both directions; all captions of the same class are right."""
     x, own = batch
     image, text, scale = net(clip_pixels(_shifted(x, training)), _texts(training).to(x.device)[own])
     logits = scale.float() * image.float() @ text.float().T
@@ -343,7 +343,7 @@ def clip_pixels(x: Tensor) -> Tensor:
 
 
 def _strands(x: Tensor, training: bool) -> Tensor:
-    """Sequences, half of them the other strand while training."""
+    """Sequences; during training, half of them are replaced by their reverse complement."""
     other = (torch.rand(len(x), 1, device=x.device) < 0.5) & training
     return torch.where(other, 3 - x.flip(1), x)
 
@@ -354,7 +354,7 @@ def _hot(x: Tensor, training: bool) -> Tensor:
 
 
 def _shifted(x: Tensor, training: bool) -> Tensor:
-    """Images a pixel up, down or aside, and mirrored."""
+    """Images, during training shifted by up to a pixel and mirrored at random."""
     if not training:
         return x
     x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
@@ -376,11 +376,11 @@ def _fashion(scaled: bool) -> Callable[[], tuple[Batch, Batch]]:
     return sets
 
 
-QUANTILES, SCORED = 10, 10_000  # of the minority score, and images that it is measured for
+QUANTILES, SCORED = 10, 10_000  # quantiles of the minority score, and number of images for which it is measured
 
 
 def _rare() -> tuple[Batch, Batch]:
-    """Images with the quantile of their minority score; scored once, which takes minutes, and kept beside the data."""
+    """Images with the quantile of their minority score; computed once, in minutes, and kept with the data."""
     from ..guides import minority_guidance as minority
     from . import load
 
@@ -400,12 +400,12 @@ def _dna() -> tuple[Batch, Batch]:
 
 
 BINS = 3  # of QED and of logP
-COUNT, VALID = 1_000_000, 3000  # molecules to train on, and to validate with
+COUNT, VALID = 1_000_000, 3000  # molecules for training, and for validation
 VOCAB, LENGTH = 512, 20
 
 
 def _molecules() -> tuple[Batch, Batch]:
-    """Tokens with their bin; prepared once, which takes half an hour, and kept beside the data."""
+    """Tokens with their bin; prepared once, in half an hour, and kept with the data."""
     file = data.folder() / f"molecules-{COUNT}-{VOCAB}-{LENGTH}.safetensors"
     if not file.exists():
         smiles = data.molecules("train")
@@ -419,7 +419,7 @@ def _molecules() -> tuple[Batch, Batch]:
 
 
 def molecule_tokens() -> Tokens:
-    """Merges learned from 50,000 training molecules; kept beside the data."""
+    """Tokens with merges learned from 50,000 training molecules; kept with the data."""
     file = data.folder() / f"molecules-tokens-{VOCAB}.json"
     if not file.exists():
         smiles = data.molecules("train")
@@ -433,7 +433,7 @@ def _selfies() -> dict[str, Any]:
 
 
 def binned(smiles: list[str]) -> Tensor:
-    """3 q + l, with q and l the thirds of QED and logP among these molecules."""
+    """The bin 3 q + l of each molecule, with q and l its thirds in QED and logP among these molecules."""
     from rewards.molecules import QED, LogP
 
     thirds = []
@@ -525,19 +525,19 @@ def train(
     name: str, minutes: float, folder: Path, weights: Path = WEIGHTS, epochs: int = 40, progress: bool = True,
     cool: int = 0,
 ) -> None:  # fmt: skip
-    """Train, or go on training, and write the weights with their card."""
+    """Train, or resume training, and write the weights with their card."""
     task, last = TASKS[name], folder / name / "last.ckpt"
     before: dict[str, Any] = torch.load(last, weights_only=True) if last.exists() else {"global_step": 0}
-    pl.seed_everything(before["global_step"], verbose=False)  # a run that goes on draws other batches
+    pl.seed_everything(before["global_step"], verbose=False)  # so that a resumed run draws other batches
     loaded = Loaded(task)
     batches = len(loaded.train_dataloader())
     training, clock = Training(task, epochs * batches), Clock()
     training.cooling = before.get("cooling") or ((int(before["global_step"]), cool) if cool else None)
     trainer = pl.Trainer(
         max_epochs=-1,
-        max_steps=_end(training),  # Lightning counts an epoch that was broken off as one
+        max_steps=_end(training),  # not epochs: Lightning counts an interrupted one as complete
         callbacks=[*_kept(last), clock, Limit(timedelta(minutes=minutes)), Figures(folder / f"{name}.jsonl", clock)],
-        logger=CSVLogger(folder, name),  # a folder for each run: it would begin its one file anew
+        logger=CSVLogger(folder, name),  # a folder for each run, since it would overwrite a single file
         val_check_interval=min(VALIDATED, batches),
         reload_dataloaders_every_n_epochs=int(task.constant),
         enable_progress_bar=progress,
@@ -545,7 +545,7 @@ def train(
         gradient_clip_val=1.0,
         accelerator="auto",
     )
-    # on a CPU attention by plain matrix products has the faster backward pass
+    # on a CPU, attention by plain matrix products has the faster backward pass
     kernel = sdpa_kernel([SDPBackend.MATH]) if trainer.strategy.root_device.type == "cpu" else nullcontext()
     with kernel:
         trainer.fit(training, loaded, ckpt_path=str(last) if last.exists() else None, weights_only=True)
@@ -561,7 +561,7 @@ def train(
 
 
 def _end(training: Training) -> int:
-    """The last step, -1 for none."""
+    """The number of the last step, -1 if there is no limit."""
     if not training.task.constant:
         return training.steps
     return sum(training.cooling) if training.cooling else -1
@@ -574,7 +574,7 @@ def _kept(last: Path) -> list[Callback]:
 
 
 def export(name: str, training: Training, about: dict[str, Any], weights: Path) -> None:
-    """The moving average in half precision, and its card; to be measured again."""
+    """Write the moving average in half precision with its card, whose figures must then be measured again."""
     task = training.task
     own = {"name": name, "network": task.network, "options": task.options, **task.about, "training": about}
     own |= task.more()

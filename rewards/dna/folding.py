@@ -20,7 +20,7 @@ from torch import Tensor
 from ..base import Reward, needs
 from .sequence import OTHER, OfBases, as_batch, texts, warn_failures
 
-# dH and dS of the step from A, C, G, T (rows) to A, C, G, T, row by row, and 0 for no step; then those of each end
+# dH and dS of the step from A, C, G, T (rows) to A, C, G, T, row by row, then 0 for no step; below, those of the ends
 _DH = [-7.9, -8.4, -7.8, -7.2, -8.5, -8.0, -10.6, -7.8, -8.2, -9.8, -8.0, -8.4, -7.2, -8.2, -8.5, -7.9, 0.0]
 _DS = [
     -22.2,
@@ -46,7 +46,7 @@ _TABLES = (_DH, _DS, [2.3, 0.1, 0.1, 2.3, 0.0], [4.1, -2.8, -2.8, 4.1, 0.0])
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MeltingTemperature(OfBases):
-    """Melting temperature in degrees Celsius of the DNA duplex of a strand and its complement.
+    """Melting temperature, in degrees Celsius, of the DNA duplex of a strand and its complement.
 
     sodium    [Na+] in mmol/l, or all monovalent cations
     strands   C_T in nmol/l: both strands together, in equal parts
@@ -102,7 +102,7 @@ def _own_complement(x: Tensor, base: Tensor, first: Tensor, last: Tensor) -> Ten
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FoldingEnergy(Reward):
-    """Free energy in kcal/mol of the best fold of a single strand; 0 is the open chain, and higher means less folded.
+    """Free energy, in kcal/mol, of the best fold of a single strand; 0 is the open chain, and higher is less folded.
 
     molecule      "dna" or "rna": which energies to use, whatever letters are given
     temperature   in degrees Celsius
@@ -161,7 +161,7 @@ class FoldingEnergy(Reward):
 
 
 def _seqfold(s: str, molecule: str, temperature: float) -> float:
-    """The energy by seqfold, which is infinite if it finds no pair; that is the open chain."""
+    """The energy by seqfold; where it finds no pair its energy is infinite, and the strand is the open chain."""
     if molecule == "dna" and "T" not in s and {"C", "G"} <= set(s):
         raise ValueError("seqfold takes a strand without T for RNA, so its DNA energy cannot be had")
     energy = needs("seqfold", "dna", "FoldingEnergy").dg(s.replace("T", "U") if molecule == "rna" else s, temperature)

@@ -37,7 +37,7 @@ def kmer_counts(samples: Any, k: int = 3) -> Tensor:
 
 
 def _words(codes: np.ndarray, k: int) -> Tensor:
-    """Counts (rows, 4^k); a k-mer is the number that its letters form to the base 4."""
+    """Counts (rows, 4^k); the index of a k-mer is the number that its letters form in base 4."""
     places = max(codes.shape[1] - k + 1, 0)
     word, whole = np.zeros((len(codes), places), np.int64), np.ones((len(codes), places), bool)
     for i in range(k if places else 0):
@@ -183,7 +183,7 @@ def _bits(codes: np.ndarray) -> np.ndarray:
 
 
 def _column(equal: np.ndarray, up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the next column in place; returns the bits where it is above and below the one before, words first."""
+    """Compute the next column in place; returns the bits where it exceeds, and is below, the previous one."""
     rise, fall = np.empty_like(up), np.empty_like(up)
     carry_up, carry_down = np.full(up.shape[1], _ONE), np.zeros(up.shape[1], np.uint64)
     for w in range(len(up)):

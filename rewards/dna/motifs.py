@@ -5,7 +5,7 @@ A motif has counts n_ib of base b at position i. With pseudocounts s and a backg
     p_ib = (n_ib + s q_b) / (sum_b n_ib + s),      w_ib = log2(p_ib / q_b),      score of a site = sum_i w_{i, b_i},
 
 see Stormo (2000), https://doi.org/10.1093/bioinformatics/16.1.16. The other strand is scanned with w reversed and
-complemented. A stretch with a letter that is not a base is not a site. Names and ids are looked up in JASPAR,
+complemented. A window with a letter that is not a base is not a site. Names and ids are looked up in JASPAR,
 Rauluseviciute et al. (2024), https://doi.org/10.1093/nar/gkad1059, in the copy contained in pyjaspar.
 """
 
@@ -98,7 +98,7 @@ class Motif(OfBases):
         object.__setattr__(self, "weights", torch.stack([w, w.flip(0, 1)] if self.both_strands else [w]))
 
     def sites(self, x: Any) -> Tensor:
-        """s_j of codes or one-hot rows, (rows, strands, positions); -inf where a stretch has a letter that is not a
+        """s_j of codes or one-hot rows, (rows, strands, positions); -inf where a window has a letter that is not a
         base."""
         w: Tensor = self.weights  # type: ignore[attr-defined]
         bases = present(x, ALPHABET)
@@ -129,8 +129,8 @@ class Motif(OfBases):
 class MotifScan(OfBases):
     """Number of sites of a whole collection of motifs.
 
-    A site is a stretch whose log-odds have a p-value below `threshold` under random sequence with uniform bases, on
-    each strand (a palindrome counts twice). FIMO, Grant, Bailey and Noble (2011),
+    A site is a window whose log-odds have a p-value below `threshold` under random sequences of uniform bases, on each
+    strand (a palindrome counts twice). FIMO, Grant, Bailey and Noble (2011),
     https://doi.org/10.1093/bioinformatics/btr064, as implemented in memelite. For one or a few motifs see `Motif`.
 
     motifs      JASPAR names or ids, a mapping of names to counts (4, width), or None: all CORE profiles of `tax_group`
@@ -251,7 +251,7 @@ def _database(release: str | int | None) -> Any:
 
 @functools.lru_cache(32)
 def _release(release: str | int | None) -> str:
-    """Its name, like JASPAR2024."""
+    """The full name of a release, like JASPAR2024."""
     known = needs("pyjaspar", "dna", "looking up JASPAR motifs").jaspardb().get_releases()
     name = known[0] if release is None else f"JASPAR{str(release).upper().removeprefix('JASPAR')}"
     if name not in known:

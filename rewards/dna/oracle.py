@@ -1,4 +1,4 @@
-"""Networks that predict the function of sequences, as rewards of strings, tokens and one-hot tensors."""
+"""Networks that predict the function of sequences, as rewards for strings, tokens and one-hot tensors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LogOdds:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Network(Reward):
-    """A network of yours that scores one-hot sequences.
+    """Your own network as a reward: it scores one-hot sequences.
 
     module           takes (rows, 4, length), or (rows, length, 4) with channels_last; other letters are zeros
     output           None if the module returns one number per row, an index along dimension 1 (a task, a class), or a
@@ -44,8 +44,8 @@ class Network(Reward):
     length           number of bases that it was trained on: other lengths are scored with a `RewardWarning`
 
     It runs in evaluation mode, on the device and in the precision of its parameters, and is left as it was. Gradients
-    reach one-hot samples, never its parameters. Strings of equal length are batched, so none is padded. Strings of a
-    length for which it raises are NaN, with a `RewardWarning`.
+    reach one-hot samples, never its parameters. Strings of equal length are batched, so none is padded. If it raises
+    for a length, strings of that length are NaN, with a `RewardWarning`.
     """
 
     module: nn.Module
@@ -133,7 +133,7 @@ def CellType(name: str, oracle: str = "dna-oracle") -> Network:
     """Log-odds that a sequence of 200 bp is accessible in a cell type, by a bundled oracle; the mean of both strands.
 
     name     GM12878, HepG2, K562 or hESCT0
-    oracle   of guidekit.zoo; "dna-judge" is a second one, to judge samples that the first has guided
+    oracle   of guidekit.zoo; "dna-judge" is an independent one, for evaluating samples guided by the first
     """
     zoo = needs("guidekit.zoo", "dna", f"CellType({name!r})")
     classes: list[str] = zoo.card(oracle)["classes"]

@@ -4,8 +4,8 @@ Samples are a list of strings (lower case is fine, U is read as T), an integer t
 T=3, or a one-hot tensor (rows, length, 4) in that order. Any other letter or number, or a row of zeros, is not a base:
 it is not counted, and no window or k-mer spans it. A sample without any base, or one that is not a string, is NaN.
 
-On a one-hot tensor x, "position j is one of the letters S" is the number sum_{b in S} x_jb, and "and" is a product. The
-counts equal those of strings and are polynomials in x, so gradients flow.
+For a one-hot tensor x, "position j is one of the letters S" becomes the number sum_{b in S} x_jb, and "and" a product.
+So counts equal those of strings, and are polynomials in x with gradients.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from ..base import Reward, RewardWarning
 
 ALPHABET = "ACGT"
-OTHER = 4  # code of what is no base, padding too
+OTHER = 4  # code of anything that is not a base, including padding
 
 _MEANT = ("A", "C", "G", "T", "AG", "CT", "CG", "AT", "GT", "AC", "CGT", "AGT", "ACT", "ACG", "ACGT")
 IUPAC: dict[str, str] = dict(zip("ACGTRYSWKMBDHVN", _MEANT, strict=True))
@@ -185,11 +185,11 @@ class OfBases(Reward):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GC(OfBases):
-    """GC content f, or with `low` or `high` how well it lies in [low, high]:
+    """GC content f, or with `low` or `high` a score of how well f lies in [low, high]:
 
         1 inside, f/low below and (1 - f)/(1 - high) above, falling to 0 at f = 0 and f = 1.
 
-    window   score every stretch of this many bases and take the worst; a shorter sequence is one stretch
+    window   score every window of this many bases and take the worst; a shorter sequence is one window
 
     >>> GC()(["GGCA", "acgu", "NNN"])
     tensor([0.7500, 0.5000,    nan], dtype=torch.float64)
@@ -256,7 +256,7 @@ class Homopolymer(OfBases):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Kmer(OfBases):
-    """Weighted frequency of k-mers: sum_k w_k (sites of k) / (stretches of len(k) bases).
+    """Weighted frequency of k-mers: sum_k w_k (sites of k) / (windows of len(k) bases).
 
     kmers          one k-mer, several, or a mapping of k-mers to weights w; IUPAC letters are fine, and sites may
                    overlap
@@ -333,8 +333,8 @@ class Length(OfBases):
 class CpG(OfBases):
     """Observed over expected CpG: n_CG L / (n_C n_G), with L bases; NaN without C or without G.
 
-    Gardiner-Garden and Frommer (1987), https://doi.org/10.1016/0022-2836(87)90689-9, call stretches of 200 bases or
-    more CpG islands if it exceeds 0.6 and the GC content one half.
+    Gardiner-Garden and Frommer (1987), https://doi.org/10.1016/0022-2836(87)90689-9, define CpG islands as regions of
+    200 bases or more in which it exceeds 0.6 and the GC content one half.
 
     >>> CpG()(["CGCG", "GGCC", "CCCC"])
     tensor([2., 0., nan], dtype=torch.float64)
@@ -358,7 +358,7 @@ def warn_failures(name: str, errors: Sequence[Exception], count: int) -> None:
 
 
 def _sums(v: Tensor, window: int) -> Tensor:
-    """Sums over every stretch of this many positions, (rows, length - window + 1)."""
+    """Sums over every window of this many positions, (rows, length - window + 1)."""
     total = F.pad((v if v.is_floating_point() else v.double()).cumsum(1), (1, 0))
     return total[:, window:] - total[:, :-window]
 

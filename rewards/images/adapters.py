@@ -1,4 +1,4 @@
-"""Thin adapters to rewards of other packages, which you install and whose weights you provide.
+"""Thin adapters to rewards of other packages, which you install yourself and whose weights you provide.
 
 Packages are imported and weights loaded on first use, once per process. Weights are given as paths, and the adapters
 download nothing. A package may download files by itself; HF_HUB_OFFLINE=1 prevents most of that.
@@ -57,8 +57,8 @@ class PickScore(_Prompted):
 
     scale cos(image, prompt) of a CLIP model trained on human preferences, with its own scale (about 100).
 
-    model, processor   folders with yuvalkirstain/PickScore_v1 and laion/CLIP-ViT-H-14-laion2B-s32B-b79K; None means
-                       that the processor is in the model's folder
+    model, processor   folders with yuvalkirstain/PickScore_v1 and laion/CLIP-ViT-H-14-laion2B-s32B-b79K; a processor
+                       of None is in the model's folder
     batch              number of images per pass
     """
 

@@ -1,9 +1,9 @@
-r"""Rewards computed from pixels alone, and what all rewards of images have in common.
+r"""Rewards computed from pixels alone, and what all image rewards have in common.
 
 Samples are a float tensor (rows, C, H, W) with C = 1 or 3, a NumPy array (rows, H, W) or (rows, H, W, C), or a list of
 PIL images, arrays (H, W[, C]) and tensors (C, H, W), of any sizes. Floats are clamped to [0, 1], because models
-overshoot; 8-bit integers are divided by 255. Transparent images are put on white. A sample with a pixel that is not
-finite is NaN, and so is a list item that is not an image.
+overshoot; 8-bit integers are divided by 255. Transparent images are composited on white. A sample with a pixel that is
+not finite is NaN, and so is a list item that is not an image.
 
 Y = 0.299 R + 0.587 G + 0.114 B is the luma of ITU-R BT.601, and the image itself if C = 1.
 """
@@ -100,14 +100,14 @@ def by_size(samples: Any, name: str) -> Iterator[tuple[list[int], Tensor]]:
 
 
 def without_nan(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Which images (n, C, H, W) have no NaN, (n,), and the images with the others replaced by grey, so that networks
-    and gradients of the others see no NaN."""
+    """Which images (n, C, H, W) have no NaN, (n,), and the batch with the other images replaced by grey, so that no NaN
+    reaches networks or the gradients of good images."""
     good = x.detach().flatten(1).sum(1).isfinite()
     return good, x if good.all() else torch.where(good[:, None, None, None], x, 0.5)
 
 
 def device_of(network: Any, default: torch.device) -> torch.device:
-    """The device of the network."""
+    """The device of the network, or the default if it has no tensors."""
     tensors = [*network.parameters(), *network.buffers()] if isinstance(network, nn.Module) else []
     return tensors[0].device if tensors else default
 
@@ -257,7 +257,7 @@ def check_count(given: Any, count: int, what: str) -> None:
 
 
 def of_rows(given: Any, rows: list[int]) -> list[Any]:
-    """What belongs to each of the rows: its own value, or the one for all."""
+    """The value for each of the rows: its own, or the one given for all."""
     return [given[row] for row in rows] if isinstance(given, tuple) else [given] * len(rows)
 
 

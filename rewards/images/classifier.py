@@ -23,7 +23,7 @@ MODES = ("log_prob", "logit", "margin")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Classifier(ImageScore):
-    """Log-probability, logit or margin of a label, by a network of yours.
+    """Log-probability, logit or margin of a label under your own classifier.
 
     network      images (n, C, H, W) in [0, 1] -> logits (n, classes); runs in evaluation mode on its own device and is
                  left as it was

@@ -1,4 +1,4 @@
-r"""Rewards by CLIP, with an open_clip model and weights from a file of yours. Nothing is downloaded.
+r"""CLIP rewards, with an open_clip model and weights from a local file. Nothing is downloaded.
 
     score = scale cos(f(image), g(prompt)),        f, g the towers of the model
 
@@ -28,7 +28,7 @@ from torch import Tensor
 from ..base import needs
 from .basic import ImageScore, check_count, check_prompt, of_rows
 
-LONGEST = 2000  # characters of a prompt that are read; a tokenizer keeps less than 100 tokens of them
+LONGEST = 2000  # characters of a prompt that are read; tokenizers keep fewer than 100 tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +200,7 @@ def _network(model: str, checkpoint: str, changed: int, settings: str | None, de
 
 def _registered(open_clip: Any, model: str) -> tuple[str, dict]:
     """Name of the model in open_clip, and its preprocessing as far as a configuration sets it."""
-    if model.replace("/", "-") in open_clip.list_models():  # other names may be addresses, which open_clip would ask
+    if model.replace("/", "-") in open_clip.list_models():  # open_clip would download other names that are addresses
         return model.replace("/", "-"), {}
     if model.lstrip().startswith("{"):
         config = json.loads(model)

@@ -1,4 +1,4 @@
-"""Rewards of images, for videos."""
+"""Image rewards applied to videos."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..base import Reward, as_reward
 class Frames(Reward):
     """A reward of images for videos (rows, frames, C, H, W): the mean or minimum over every `every`-th frame.
 
-    reward    a reward of single images, which does not depend on the row or its group
+    reward    a reward of single images that does not depend on the row or its group
     pool      "mean" or "min"; a video is NaN if one of its frames is
 
     >>> import torch

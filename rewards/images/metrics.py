@@ -1,4 +1,4 @@
-r"""Metrics of sets of images, and distances of pairs, in the features of a network of yours.
+r"""Metrics of sets of images, and distances of pairs, in the feature space of your own network.
 
 Features are float tensors or arrays (rows, D); metrics are computed in double precision. A metric is NaN if a feature
 is; distances of covariances also if a set has fewer than two rows.
@@ -21,8 +21,8 @@ from .basic import by_size, device_of, image_batch, without_nan
 def features(images: Any, network: Callable[[Tensor], Tensor], batch: int = 256) -> Tensor:
     """Features (rows, D) of images, without gradients: network(images) in evaluation mode, flattened.
 
-    They are on the device of the images. The network is left as it was. Images that could not be read or have a NaN
-    pixel become rows of NaN.
+    They are on the device of the images. The network is left as it was. Images that cannot be read or have a NaN pixel
+    become rows of NaN.
     """
     found: dict[int, Tensor] = {}
     with evaluating(network), torch.no_grad():

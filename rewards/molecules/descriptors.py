@@ -1,9 +1,9 @@
 """Descriptors of single molecules as rewards: samples are SMILES strings, scores are computed by RDKit.
 
 Each sample is parsed once, however many rewards use it. A sample is NaN if RDKit cannot parse it, if it has no atoms,
-is not a string, has white space inside or is longer than `LONGEST` characters. For descriptors that are neither good
-nor bad in themselves, such as logP, `higher_is_better` is True and means nothing: say what you want with
-`.transformed`.
+is not a string, has white space inside or is longer than `LONGEST` characters. For descriptors of which neither high
+nor low values are good in themselves, such as logP, `higher_is_better` is True and means nothing: say what you want
+with `.transformed`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _reader() -> Any:
 def _parsed(text: str) -> Any:
     try:
         mol = _reader()(text)
-    except (ValueError, RuntimeError):  # text that has no UTF-8, or that RDKit chokes on
+    except (ValueError, RuntimeError):  # text that cannot be encoded in UTF-8, or on which RDKit fails
         return None
     return mol if mol is not None and mol.GetNumAtoms() else None
 
@@ -475,5 +475,5 @@ def _scorer() -> Any:
 
 @lru_cache(1)
 def _natural() -> Any:
-    with contextlib.redirect_stderr(io.StringIO()):  # it reports on its reading
+    with contextlib.redirect_stderr(io.StringIO()):  # it reports what it reads
         return _scorer().readNPModel()

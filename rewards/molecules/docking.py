@@ -1,8 +1,8 @@
-"""Docking scores by AutoDock Vina, https://doi.org/10.1021/acs.jcim.1c00203: how tightly a molecule binds a protein.
+"""Docking scores by AutoDock Vina, https://doi.org/10.1021/acs.jcim.1c00203: how tightly a molecule binds to a protein.
 
 A sample is embedded in 3D (ETKDG, https://doi.org/10.1021/acs.jcim.5b00654, relaxed by MMFF94), prepared by meeko, and
-docked into a rigid receptor. The score is the energy of the best pose in kcal/mol; the lower (more negative), the
-tighter. Receptors are those of dockstring (Garcia-Ortegon et al., 2022), https://arxiv.org/abs/2110.15486, or your own.
+docked into a rigid receptor. The score is the energy of the best pose in kcal/mol; lower (more negative) is tighter.
+Receptors are those of dockstring (Garcia-Ortegon et al., 2022), https://arxiv.org/abs/2110.15486, or your own.
 It needs `vina`, `meeko`, `gemmi` and `dockstring`; the last is not imported, only its files are read. The protonation
 state is that of the SMILES.
 """
@@ -27,7 +27,7 @@ from typing import Any
 from ..base import needs
 from .descriptors import Molecule, blocked, canonical, check_whole, parsed
 
-_ELEMENTS = {1, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53}  # that Vina has types for
+_ELEMENTS = {1, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53}  # for which Vina has atom types
 Box = tuple[Sequence[float], Sequence[float]]  # centre and edges, in Angstrom
 
 
@@ -74,7 +74,7 @@ class Docking(Molecule):
         object.__setattr__(self, "name", f"docking to {Path(path).stem.removesuffix('_target')}")
 
     def score(self, samples: Any) -> list[float]:
-        for module in ("vina", "meeko", "gemmi"):  # their absence is no fault of a sample
+        for module in ("vina", "meeko", "gemmi"):  # a missing package is not the fault of a sample
             needs(module, "docking", "docking")
         if len(samples):
             (_vina if self.timeout is None else _worker)(self._receptor)
@@ -112,7 +112,7 @@ def _resources() -> Path:
 
 
 def _located(target: Any, box: Any) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
-    """Path, centre and edges."""
+    """Path of a receptor, with the centre and the edges of its box."""
     if not isinstance(target, (str, os.PathLike)):
         raise TypeError(f"Docking(target) is a name or a path, not {type(target).__name__}")
     if str(target).lower().endswith(".pdbqt"):
@@ -181,7 +181,7 @@ def _vina(receptor: _Receptor) -> Any:
     vina = needs("vina", "docking", "docking").Vina(
         sf_name="vina",
         cpu=receptor.cpu,
-        seed=receptor.seed + 1,  # to Vina, 0 is any
+        seed=receptor.seed + 1,  # a seed of 0 means any seed to Vina
         verbosity=0,
     )
     with _silent():
@@ -250,7 +250,7 @@ class _Worker:
             timer.start()
             try:
                 answer = self.answer()
-            except BaseException:  # its answer would be taken for that of the next
+            except BaseException:  # a late answer would be taken for that of the next sample
                 self.end()
                 raise
             finally:
@@ -269,7 +269,7 @@ class _Worker:
                     pipe.close()
 
 
-_WORKERS: dict[tuple[int, _Receptor], _Worker] = {}  # by process, for a fork does not own its parent's
+_WORKERS: dict[tuple[int, _Receptor], _Worker] = {}  # by process, because a fork does not own its parent's
 
 
 def _worker(receptor: _Receptor) -> _Worker:

@@ -231,7 +231,7 @@ _HOP_DECORATION = "[#6]-[#6]-[#6]-[#8]-[#6]~[#6]~[#6]~[#6]~[#6]-[#7]-c1ccc2ncsc2
 
 
 def _osimertinib() -> Reward:
-    """As osimertinib but not in detail, more polar."""
+    """Like osimertinib in its features but not in detail, and more polar."""
     return Mean(
         [
             similarity(_OSIMERTINIB, "FCFP4", 0.8),
@@ -243,13 +243,13 @@ def _osimertinib() -> Reward:
 
 
 def _fexofenadine() -> Reward:
-    """As fexofenadine, less greasy."""
+    """Like fexofenadine, less lipophilic."""
     polar, greasy = TPSA().transformed(MaxGaussian(90, 10)), LogP().transformed(MinGaussian(4, 1))
     return Mean([similarity(_FEXOFENADINE, "AP", 0.8), polar, greasy])
 
 
 def _ranolazine() -> Reward:
-    """As ranolazine, more polar, with one fluorine."""
+    """Like ranolazine, more polar, with one fluorine."""
     return Mean(
         [
             similarity(_RANOLAZINE, "AP", 0.7),
@@ -261,12 +261,12 @@ def _ranolazine() -> Reward:
 
 
 def _perindopril() -> Reward:
-    """As perindopril, with two aromatic rings."""
+    """Like perindopril, with two aromatic rings."""
     return Mean([CountSimilarity(_PERINDOPRIL), Rings("aromatic").transformed(Gaussian(2, 0.5))])
 
 
 def _amlodipine() -> Reward:
-    """As amlodipine, with three rings."""
+    """Like amlodipine, with three rings."""
     return Mean([CountSimilarity(_AMLODIPINE), Rings().transformed(Gaussian(3, 0.5))])
 
 
@@ -277,7 +277,7 @@ def _sitagliptin() -> Reward:
 
 
 def _zaleplon() -> Reward:
-    """As zaleplon, with another formula."""
+    """Like zaleplon, with another formula."""
     return Mean([CountSimilarity(_ZALEPLON), isomers("C19H17N3O2")])
 
 
