@@ -38,6 +38,7 @@ from ..engine.scoring import Cost, Scorer
 from ..errors import CheckpointError
 from ..guides import Guide, StartFrom
 from ..models import Model
+from ..models.networks import lent, networks_in
 from ..solvers import Solver
 
 Merge = Callable[[Result, Result], tuple[Tensor, Tensor]]  # chosen rows of old and new, and the old row each is from
@@ -178,8 +179,9 @@ class _Search:
                 "a number of samples is needed"
             )
         cost, x = Cost(), x.to(self.model.device)
-        samples, scorer = self.model.decode(x), Scorer(cost, x.device)
-        rewards = scorer(self.reward, samples)
+        with lent([*self.model.modules(), *networks_in(self.reward)]):
+            samples, scorer = self.model.decode(x), Scorer(cost, x.device)
+            rewards = scorer(self.reward, samples)
         scorer.settle()
         return _state(x, samples, rewards, groups, cost, config)
 

@@ -32,6 +32,7 @@ from ..engine.sample import sample
 from ..errors import CheckpointError, NetworkError, RewardError
 from ..guides import Guide
 from ..models import Model
+from ..models.networks import lent, networks_in
 from ..solvers import Solver
 
 Levels = tuple[int, ...]  # of each strength, how often it has been moved up
@@ -212,7 +213,8 @@ class _Search:
     def _scored(self, result: Result) -> tuple[Tensor, Tensor]:
         """Values of the metric with their weights: one for each sample, or one in all."""
         if isinstance(self.metric, Reward):
-            found = self.metric(result.samples)
+            with lent(networks_in(self.metric)):
+                found = self.metric(result.samples)
         else:
             try:
                 found = self.metric(result)
