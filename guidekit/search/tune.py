@@ -4,7 +4,8 @@ https://arxiv.org/abs/2409.15761).
 Starting from the first setting, a sweep takes each setting of the beam and raises one of its strengths, a number by a
 factor of 2 and a list of values to the next one. New settings are run, and the best `beam` settings so far continue. It
 ends after `sweeps` sweeps, or when one does not change the beam. The authors start at (rho, mu, sigma) = (.5, .5, .01),
-with a beam of 3 and 8 sweeps.
+with a beam of 3 and 8 sweeps. Their code raises sigma by a factor of 10, where here one `factor` serves all numbers:
+give a list of values, like [.001, .01, .1, 1.], for a strength that should grow otherwise.
 
 All settings are run from the same noise, so they differ by the strengths alone. The best of many measurements looks
 better than it is: measure the chosen setting again, with another seed and more samples.
