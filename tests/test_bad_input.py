@@ -91,6 +91,7 @@ WRONG: dict[str, tuple[dict, type[Exception], str]] = {
     "a guide in words": ({"guides": ["CFG"]}, TypeError, r"guides.*'CFG'.*not a Guide"),
     "none among the guides": ({"guides": [None]}, TypeError, r"guides.*None.*not a Guide"),
     "a reward among the guides": ({"guides": [score]}, TypeError, r"guides.*score.*not a Guide"),
+    "a strength in words": ({"guides": [gk.DPS(score, "7")]}, TypeError, r"DPS\(scale='7'\).*number.*function of t"),
     "a scale in words": ({"guides": [gk.CFG("7")]}, TypeError, r"CFG\(scale='7'\).*number.*function of t"),
     "a true scale": ({"guides": [gk.CFG(True)]}, TypeError, r"CFG\(scale=True\).*number"),
     "strengths in a list": ({"guides": [gk.TCFG([1.0])]}, TypeError, r"TCFG\(scale=\[1\.0\]\).*number"),
@@ -260,6 +261,12 @@ def test_a_reward_that_cannot_be_called_is_refused_at_construction(reward):
 def test_a_misspelt_setting_is_a_type_error(make):
     with pytest.raises(TypeError, match=r"scal|temperature"):
         make()
+
+
+@pytest.mark.parametrize("guide", [gk.FKSteering, gk.SVDD, gk.TDS, gk.DAS])
+def test_a_temperature_in_words_is_named(guide):
+    with pytest.raises(TypeError, match=rf"{guide.__name__}\(alpha='7'\): the temperature is a number"):
+        guide(score, "7")
 
 
 def test_a_shape_that_is_a_number_is_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from guidekit.guides.cfgpp import CFGpp
 from guidekit.guides.magnitude_aware import MagnitudeAware
 from guidekit.guides.shared.contrast import Contrast
 from guidekit.guides.tcfg import TCFG
+from guidekit.report.recorder import Recorder
 
 D = 5
 ALL = [APG, CFGZero, TCFG, MagnitudeAware, CFGpp]
@@ -236,6 +238,47 @@ def test_cfgpp_moves_by_the_ordinary_step_bit_for_bit_and_other_guides_are_shown
     assert hooks == {"tilt", "finish", "log_weight"}
     shown = lambda hook, view: None  # noqa: E731, F811
     assert torch.allclose(one, gk.sample(model(), 6, steps=8, cond=2, guides=[Ordinary(0.6), Witness()]).x, rtol=1e-9)
+
+
+def test_recorders_and_path_searches_take_the_guided_mean_of_cfgpp_as_the_estimate(tmp_path):
+    """What lineage.json shows of a particle is what its reward was told, and so is what a level of paths ranks by."""
+    steps, n, seen, told = 12, 5, [], []
+    options = {"steps": steps, "cond": 2, "guides": [CFGpp(0.6)]}
+    run = gk.Run(model(), n, steps=steps, cond=2)
+    with torch.no_grad():
+        noises = run.noise(run.born(), 0), *(run.noise(run.born(), i + 1) for i in range(steps))
+    by_hand(0.6, steps, seen, [z.numpy() for z in noises], model().process.schedule)
+
+    def reward(x):
+        told.append(x.detach().numpy().copy())
+        return x[:, 0]
+
+    found = gk.search.paths(model(), n, reward, levels=3, width=1, branch=1, **options)
+    assert np.allclose(told, [seen[4], seen[8], found.x], rtol=1e-9)
+
+    recorder = Recorder(model())
+    steering = [CFGpp(0.6), gk.FKSteering(reward, 2.0, ess=1.0)]
+    result = gk.sample(model(), n, **options | {"guides": steering}, callbacks=[recorder], batch_size=6)
+    moments = json.loads(recorder.save(tmp_path, result).read_text(encoding="utf-8"))["nodes"]
+    nodes = [node for moment in moments for node in moment]
+    shown = [float(node["text"].split(",")[0].replace("\N{MINUS SIGN}", "-")) for node in nodes]
+    assert len(moments) == steps
+    assert np.allclose(shown, [node["reward"] for node in nodes], rtol=0.005)  # three digits
+
+
+def test_an_estimate_apart_follows_its_particle_and_ends_with_the_window():
+    run, rows = gk.Run(model(), 4, steps=8, cond=2, guides=[CFGpp(0.6, stop=0.5)]), torch.tensor([2, 0])
+    with torch.no_grad():
+        pop = run.start()
+        for index in range(8):
+            if 0 < index < 4:  # before any move the two are the same
+                assert torch.equal(pop.take(rows).seen, pop.seen[rows])
+                assert not torch.allclose(pop.seen, pop.predictions[0])
+            if index >= 4:
+                assert pop.shown == () and pop.seen is pop.predictions[0]
+            moved = run.move(run.branch(pop, index), index)
+            assert moved.shown == ()
+            pop = run.select(run.look(moved, index + 1), index + 1)
 
 
 def test_cfgpp_shows_rewards_estimates_that_are_within_the_data():

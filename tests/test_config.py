@@ -110,6 +110,8 @@ def test_a_spec_that_cannot_be_read_says_where(text, said):
 def test_names_do_not_mind_case_and_underscores_and_the_nearest_is_told():
     known = list(sources.guides())
     assert find("fk_steering", known, "guide") == find("FKSTEERING", known, "guide") == "FKSteering"
+    with pytest.raises(ConfigError, match="no guide 'fk'; did you mean 'FKSteering'"):
+        find("fk", known, "guide")
     with pytest.raises(ConfigError, match="no guide 'sdvd'; did you mean 'SVDD'"):
         find("sdvd", known, "guide")
 

@@ -354,6 +354,20 @@ def test_a_self_guided_row_does_not_depend_on_its_batch(guide):
     assert torch.allclose(whole.x, parts.x, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_self_guided_row_is_not_led_by_rounding_where_it_is_pure_noise(batch_size: int):
+    """At t = 1 of a flow the estimate is the same for all x_t, so its gradient is rounding and not a direction."""
+    problem = PROBLEMS["flow-2d"]
+    options = {"steps": STEPS, "cond": problem.cond, "guides": [SelfGuidedMinority(0.8, interval=2)]}
+    whole, parts = (gk.sample(problem.model, 9, batch_size=b, **options) for b in (None, batch_size))
+    assert torch.allclose(whole.x, parts.x, rtol=1e-9, atol=1e-9)
+    run = gk.Run(problem.model, 9, **options)
+    with torch.no_grad():
+        pop = run.start()
+    known = problem.model(pop.x, 1.0, torch.full((9,), problem.cond))
+    assert torch.allclose(pop.predictions[0], known, rtol=1e-12, atol=1e-12)
+
+
 # Boost-and-Skip ------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import guidekit as gk
+from guidekit.cli.evaluation import metrics
 from rewards import Cached, as_reward, weighted_sum
 from rewards.transforms import Sigmoid
 
@@ -124,3 +125,86 @@ def test_a_network_whose_scoring_is_interrupted_comes_back_as_it_was(place: str)
     with pytest.raises(KeyboardInterrupt):
         drawn(net, "sum", place, 0)
     assert state(net)[:2] == before
+
+
+# what scores outside of a run ----------------------------------------------------------------------------------------
+
+
+def base() -> gk.analytic.GaussianMixture:
+    return gk.analytic.GaussianMixture([1.0], torch.zeros(1, 2, dtype=torch.float64), [1.0])
+
+
+def first(x: Tensor) -> Tensor:
+    return x[:, 0]
+
+
+def told(result: gk.Result) -> list[Tensor | None]:
+    return [result.x, result.rewards, result.holdout]
+
+
+def chained(reward: Any) -> Sequence[Tensor]:
+    run = gk.Run(base(), 3, steps=4)
+    return gk.search.gradients(run, run.chain_noise(), reward)
+
+
+def tuned(reward: Any) -> list[Tensor]:
+    space = {"scale": 0.5}
+    found = gk.tune(lambda scale: gk.DPS(first, scale=scale), base(), as_reward(reward), space, n=8, sweeps=1, steps=4)
+    return [torch.tensor([row["metric"] for row in found.table])]
+
+
+def held_out(bank: gk.search.Bank) -> Tensor:
+    assert bank.holdout is not None
+    return torch.tensor(bank.holdout)
+
+
+def fitted(reward: Any) -> list[Tensor]:
+    """What a fit has seen of the rewards of its rollouts."""
+    seen = gk.values.fit(base(), reward, rollouts=64, steps=4, epochs=1).calibration
+    return [torch.tensor([seen.constant, *(row.realised for row in seen.rows)])]
+
+
+NOW: dict[str, Any] = {"steps": 4, "seed": 0}
+SCORERS: dict[str, Callable[[Any], Sequence[Tensor | None]]] = {
+    "random": lambda r: told(gk.search.random(base(), 3, r, rounds=2, candidates=3, **NOW)),
+    "random, held out": lambda r: told(gk.search.random(base(), 3, first, rounds=1, holdout=r, **NOW)),
+    "zero order": lambda r: told(gk.search.zero_order(base(), 3, r, rounds=2, **NOW)),
+    "gradient": lambda r: told(gk.search.gradient(base(), 3, r, rounds=2, **NOW)),
+    "gradients": chained,
+    "bank": lambda r: [gk.search.bank(base(), 4, r, [None] * 4, looks=8, **NOW).noise],
+    "bank, held out": lambda r: [held_out(gk.search.bank(base(), 4, first, [None] * 4, looks=8, holdout=r, **NOW))],
+    "refine": lambda r: told(gk.refine(base(), torch.ones(4, 2).double(), r, rounds=0)),
+    "evolve": lambda r: told(gk.evolve(base(), torch.ones(4, 2).double(), r, rounds=1, steps=3)),
+    "tune": tuned,
+    "fit": fitted,
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("shape", ["module", "sum"])
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_searches_and_fits_score_with_a_network_in_evaluation_mode(scorer: str, shape: str):
+    found, net = [], Score()
+    before = state(net)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append([v for v in SCORERS[scorer](SHAPES[shape][0](net)) if v is not None])
+    assert net.seen and not any(net.seen)
+    after = state(net)
+    assert after[:2] == before[:2]
+    assert all(torch.equal(v, after[2][k]) for k, v in before[2].items())
+    assert all(torch.equal(v, w) for v, w in zip(*found, strict=True))
+    assert not any(v.requires_grad for v in found[0])
+
+
+def test_a_file_is_evaluated_with_a_network_in_evaluation_mode(tmp_path):
+    (tmp_path / "scores.py").write_text(
+        "from torch import nn\n"
+        "class Length(nn.Module):\n"
+        "    def forward(self, texts):\n"
+        "        return [-1.0 if self.training else float(len(text)) for text in texts]\n"
+        "length = Length()\n"
+    )
+    (tmp_path / "some.smi").write_text("CCO\nCCNC\n")
+    found = metrics(tmp_path / "some.smi", "molecules", None, [f"{tmp_path / 'scores.py'}:length"])
+    assert found["mean Length"] == 3.5

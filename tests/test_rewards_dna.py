@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from rewards import RewardError, RewardWarning, dna
+from rewards import RewardError, RewardWarning, as_reward, dna
 from rewards.dna import sequence
 
 NAN = math.nan
@@ -490,6 +490,28 @@ def test_lengths_that_a_network_cannot_take_are_nan_and_told():
     with pytest.raises(RewardError, match=r"\(2, 2\) for 2 rows.*output="):
         dna.Network(net)(["ACGTAC", "AAAAAA"])
     assert reward([]).shape == (0,)
+
+
+def test_sequences_of_another_length_than_a_network_was_trained_on_are_scored_and_told():
+    reward = dna.Network(Net(), output=0, length=6)
+    reward(["ACGTAC", ""])  # warnings are errors here
+    with pytest.warns(RewardWarning, match="trained on 4 bases; its score of 6 bases may mean little"):
+        scores = dna.Network(reward.module, output=0, length=4)(["ACGTAC"])
+    close(scores, reward(["ACGTAC"]).tolist())
+
+
+def test_a_bare_network_that_is_given_texts_is_told_what_to_take():
+    with pytest.raises(RewardError, match=r"a network was given texts.*rewards\.dna\.Network\(network\)"):
+        as_reward(torch.nn.Conv1d(4, 1, 3))(["ACGTAC"])
+
+
+def test_the_score_of_a_band_does_not_go_by_the_name_of_the_content():
+    assert [dna.GC().name, dna.GC(0.4, 0.6).name, dna.GC(high=0.5).name] == [
+        "GC",
+        "GC within 0.4 to 0.6",
+        "GC within 0 to 0.5",
+    ]
+    assert float(dna.GC(0.4, 0.6)(["ACGT"])) == 1.0 and float(dna.GC()(["ACGT"])) == 0.5
 
 
 def test_log_odds_of_a_class_and_the_missing_oracle():

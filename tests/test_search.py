@@ -514,6 +514,18 @@ def test_what_beats_the_whole_first_round_still_climbs():
     assert float(worth[1, 0]) == pytest.approx(2) and float(worth[1, 1]) == -math.inf
 
 
+@pytest.mark.parametrize("kind", [k for k in SEARCHES if k != "gradient"])
+@pytest.mark.parametrize("conds", [None, [None, None]], ids=["one condition", "two conditions"])
+def test_every_sample_is_searched_from_its_own_start(kind: str, conds: list | None):
+    """Rewards that a search was told are those of the samples that it returns, each of which is near its start."""
+    x = torch.tensor([[-30.0, 0.0], [-10.0, 0.0], [10.0, 0.0], [30.0, 0.0]], dtype=torch.float64)
+    n, guides = 4 // len(conds or [None]), [gk.StartFrom(x, level=0.1)]
+    times = [0.1, 0.08, 0.06, 0.04, 0.02, 0.0]
+    found = SEARCHES[kind](normal(2), n, lambda v: v.sum(1), steps=times, guides=guides, cond=conds)
+    assert found.rewards is not None and torch.allclose(found.rewards, found.x.sum(1))
+    assert bool((found.x[:, 0].diff() > 10).all())
+
+
 def test_every_condition_may_have_a_reward_of_its_own():
     p = PROBLEMS["flow-2d"]
     own = [lambda x: x[:, 0], lambda x: -x[:, 1]]

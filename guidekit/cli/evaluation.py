@@ -12,6 +12,7 @@ from torch import Tensor
 from ..jobs import names
 from ..jobs.inputs import read
 from ..jobs.specs import ConfigError
+from ..models.networks import lent, networks_in
 from ..report import table as comparison
 
 
@@ -32,7 +33,7 @@ def metrics(path: Path, domain: str, reference: Path | None, specs: list[str], f
         from rewards.molecules.metrics import fcd as distance
 
         found["FCD"] = distance(samples, known)
-    with torch.no_grad():
+    with torch.no_grad(), lent(networks_in(*(part.raw for part in parts))):
         found |= {f"mean {part.name}": float(part.raw(samples).double().nanmean()) for part in parts}
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
 

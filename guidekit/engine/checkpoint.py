@@ -25,7 +25,7 @@ from .population import Population
 from .run import Run
 from .trace import Record
 
-_FORMAT = "guidekit-checkpoint-2"
+_FORMAT = "guidekit-checkpoint-3"
 _SHARE = 0.05  # of the time at most goes into saving
 
 

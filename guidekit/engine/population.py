@@ -33,6 +33,8 @@ class Population:
     rewards       the last known reward of the clean estimate, float64, NaN where unknown
     groups        number of groups
     branch        children of each parent that are together in this population, side by side
+    shown         the prediction that guides and rewards saw, where it is not that of the target (a tilt is `Apart`);
+                  else ()
     """
 
     x: Tensor
@@ -47,6 +49,7 @@ class Population:
     rewards: Tensor
     groups: int = 1
     branch: int = 1
+    shown: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
@@ -81,6 +84,11 @@ class Population:
     def by_group(self, v: Tensor) -> Tensor:
         """A per-row tensor as (groups, rows of a group, ...)."""
         return v.view(self.groups, -1, *v.shape[1:])
+
+    @property
+    def seen(self) -> Tensor:
+        """The prediction whose clean estimate guides and rewards saw in the last look."""
+        return (self.shown or self.predictions)[0]
 
     @property
     def ess(self) -> Tensor:

@@ -187,7 +187,7 @@ class Run:
         x = q.push(noise)
         log_w = pop.log_w if q is p else pop.log_w + q.correction(p, x)
         proposals = q.history if pop.proposals else ()
-        return replace(pop, x=x, log_w=log_w, memos=memos, predictions=p.history, proposals=proposals)
+        return replace(pop, x=x, log_w=log_w, memos=memos, predictions=p.history, proposals=proposals, shown=())
 
     def look(self, pop: Population, index: int) -> Population:
         """Evaluate the network, apply the tilts, update the weights and memos."""
@@ -299,7 +299,8 @@ class Run:
             predictions = (_cut(view.prediction), *predictions[: self.order - 1])
             if proposal is not None:
                 proposals = (_cut(proposal), *proposals[: self.order - 1])
-        return replace(pop, predictions=predictions, proposals=proposals)
+        shown = () if view.shown is None else (_cut(view.shown),)
+        return replace(pop, predictions=predictions, proposals=proposals, shown=shown)
 
     def _verify(self, view: View, pop: Population, prediction: Tensor) -> None:
         """No NaN or infinity in the prediction: at once on the host, at the end of the run on a device."""

@@ -6,7 +6,9 @@ With tau = 0.8 t_max, and sg() the stop-gradient,
     mean of x_s <- mean + c^2 w g,      that is d <- d + c^2 w g / b_0
 
 in every fifth step, where c^2 is the variance of the coming move and b_0 its coefficient of d; so the guidance fades
-out by itself. It acts at steps 0, 5, 10, ...; the authors' code acts at the last step of each five, 4, 9, ...
+out by itself. Where x_t is almost pure noise (alpha_t < 0.001) d(x_t) is nearly the same for all x_t, and g would be
+rounding, scaled up to 1: there it is 0. It acts at steps 0, 5, 10, ...; the authors' code acts at the last step of each
+five, 4, 9, ...
 """
 
 from __future__ import annotations
@@ -99,4 +101,5 @@ class SelfGuidedMinority(Guide):
             again = view.evaluate(view.model.process.noised(clean.detach(), z, tau), tau)[Cond()]
         slope = gradient(measured(self.distance, clean, again), view.x)
         most = view.rows(slope.flatten(1).abs().amax(1))
-        return at(self.scale, view.t) * move.c**2 / move.b[0] * torch.where(most > 0, slope / most, 0.0)
+        known = (most > 0) & (view.model.process.scales(view.t)[0] >= 1e-3)
+        return at(self.scale, view.t) * move.c**2 / move.b[0] * torch.where(known, slope / most, 0.0)

@@ -77,7 +77,7 @@ class Recorder:
             self._kept.clear()
         self._total = step.total
         if step.index in moments(step.total, self.every):
-            clean = pop.x if step.last else self.model.process.clean(pop.predictions[0], pop.x)
+            clean = pop.x if step.last else self.model.process.clean(pop.seen, pop.x)
             self._kept[step.index] = (step.t, _copy(clean), _copy(pop.rewards))
 
     def save(self, folder: str | Path, result: Result) -> Path:

@@ -30,6 +30,7 @@ from ..engine.run import Run
 from ..engine.tilts import tilted
 from ..errors import RewardError
 from ..models.base import Model
+from ..models.networks import lent, networks_in
 from ..process import Gaussian
 from .core import Found, Options, Search, limits
 
@@ -105,7 +106,7 @@ def gradients(run: Run, noise: Tensor, reward: Any, rows: Tensor | None = None) 
     rows    which rows of the run the noise belongs to; None is all
     """
     rows = torch.arange(noise.shape[1], device=noise.device) if rows is None else rows
-    with torch.inference_mode(False), run.borrowed():
+    with torch.inference_mode(False), run.borrowed(), lent(networks_in(reward)):
         with torch.no_grad():
             states: list[State] = [(run.model.process.prior(noise[0], run.moves[0].t),)]
             for index in range(len(run.moves)):

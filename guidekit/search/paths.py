@@ -145,7 +145,7 @@ class _Levels:
             run.settle()
             self.search.measured(run.cost.network_rows - before, len(pop) * self._rows(level))
             done = self.ends[level] == len(run.moves)
-            return kept, pop.x if done else space.process.clean(pop.predictions[0], pop.x)
+            return kept, pop.x if done else space.process.clean(pop.seen, pop.x)
 
     def _branched(self, run: Run, kept: Population, parents: Tensor, level: int) -> Population:
         """The survivors at the branching point, copied once per continuation, at their new addresses."""

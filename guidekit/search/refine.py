@@ -38,6 +38,7 @@ from ..engine.scoring import Cost, Scorer
 from ..errors import CheckpointError
 from ..guides import Guide, StartFrom
 from ..models import Model
+from ..models.networks import lent, networks_in
 from ..solvers import Solver
 
 Merge = Callable[[Result, Result], tuple[Tensor, Tensor]]  # chosen rows of old and new, and the old row each is from
@@ -190,8 +191,9 @@ class _Search:
             return _state(drawn.x, drawn.samples, _scores(drawn), drawn.groups, drawn.cost, config)
         groups = len(self.cond) if isinstance(self.cond, list) else 1
         cost, x = Cost(), start.to(self.model.device)
-        samples, scorer = self.model.decode(x), Scorer(cost, x.device)
-        rewards = scorer(self.reward, samples)
+        with lent([*self.model.modules(), *networks_in(self.reward)]):
+            samples, scorer = self.model.decode(x), Scorer(cost, x.device)
+            rewards = scorer(self.reward, samples)
         scorer.settle()
         return _state(x, samples, rewards, groups, cost, config)
 

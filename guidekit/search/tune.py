@@ -4,7 +4,8 @@ https://arxiv.org/abs/2409.15761).
 Starting from the first setting, a sweep takes each setting of the beam and raises one of its strengths, a number by a
 factor of 2 and a list of values to the next one. New settings are run, and the best `beam` settings so far continue. It
 ends after `sweeps` sweeps, or when one does not change the beam. The authors start at (rho, mu, sigma) = (.5, .5, .01),
-with a beam of 3 and 8 sweeps.
+with a beam of 3 and 8 sweeps. Their code raises sigma by a factor of 10, where here one `factor` serves all numbers:
+give a list of values, like [.001, .01, .1, 1.], for a strength that should grow otherwise.
 
 All settings are run from the same noise, so they differ by the strengths alone. The best of many noisy measurements is
 biased upwards: measure the chosen setting again, with another seed and more samples.
@@ -32,6 +33,7 @@ from ..engine.sample import sample
 from ..errors import CheckpointError, NetworkError, RewardError
 from ..guides import Guide
 from ..models import Model
+from ..models.networks import lent, networks_in
 from ..solvers import Solver
 
 Levels = tuple[int, ...]  # how often each strength has been raised
@@ -212,7 +214,8 @@ class _Search:
     def _scored(self, result: Result) -> tuple[Tensor, Tensor]:
         """Values of the metric with their weights: one per sample, or a single one."""
         if isinstance(self.metric, Reward):
-            found = self.metric(result.samples)
+            with lent(networks_in(self.metric)):
+                found = self.metric(result.samples)
         else:
             try:
                 found = self.metric(result)

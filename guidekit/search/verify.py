@@ -24,6 +24,7 @@ from rewards import as_reward
 
 from ..engine.scoring import Cost, Scorer
 from ..errors import RewardError
+from ..models.networks import lent, networks_in
 
 
 @dataclass
@@ -49,7 +50,8 @@ class Verifier:
         scorer = self._scorer(group.device)
         scorer.cost = cost
         scorer.begin()
-        scores = torch.stack([_robust(scorer, r, samples, group) for r in self.rewards], -1)
+        with lent(networks_in(*self.rewards)):
+            scores = torch.stack([_robust(scorer, r, samples, group) for r in self.rewards], -1)
         scorer.settle()
         return scores.detach()
 

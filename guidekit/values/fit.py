@@ -312,7 +312,8 @@ def _draw(run: Run, steps: Any, options: Options, progress: bool, file: Path | N
         return _draw(run, steps, options, progress, file)
     index, x = ends[0].memos[-1]
     t = torch.tensor([move.t for move in run.moves], dtype=run.model.dtype, device=x.device)[index]
-    reward = Scorer(Cost(), run.model.device)(run.reward, result.samples).detach()
+    with lent(networks_in(run.reward)):
+        reward = Scorer(Cost(), run.model.device)(run.reward, result.samples).detach()
     return Rollouts(x, t, result.x, reward, result.weights * run.n, result.group, ends[0].root)
 
 

@@ -92,7 +92,7 @@ class TrainingFree(Guide):
             raise ValueError(f"{name}(schedule={self.schedule!r}): there is {', '.join(SCHEDULES)}")
         for field in ("rho", "mu", "sigma"):
             v = getattr(self, field)
-            if not callable(v) and not (math.isfinite(v) and v >= 0):
+            if hasattr(v, "__float__") and not (math.isfinite(v) and v >= 0):
                 raise ValueError(f"{name}({field}={v}): a number of at least 0, or a function of t, is needed")
         for field in ("recur", "iters", "draws"):
             v = getattr(self, field)

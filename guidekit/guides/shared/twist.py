@@ -69,6 +69,8 @@ def check_reward(guide: Any, positive: bool = True) -> None:
     if not callable(guide.reward):
         raise TypeError(f"{name}(reward=...) takes a function of samples, not {type(guide.reward).__name__}")
     alpha = getattr(guide, "alpha", 1.0)
+    if not hasattr(alpha, "__float__"):
+        raise TypeError(f"{name}(alpha={alpha!r}): the temperature is a number, in units of the reward")
     if not alpha > 0 and (positive or alpha != 0):
         raise ValueError(
             f"{name}(alpha={alpha}): the temperature must be positive{'' if positive else ', or 0 for argmax'}"
