@@ -429,14 +429,14 @@ def test_wrong_options_are_refused_when_the_guide_is_made(make, words: str):
     ("model", "guide", "words"),
     [
         (lambda: mixture("vp"), gk.Keep(K, torch.tensor([1.0, 0.0, 1.0])), "boolean mask of shape"),
-        (lambda: mixture("vp"), gk.Keep(K[:2], M), "states have shape"),
+        (lambda: mixture("vp"), gk.Keep(K[:2], M), "shape"),
         (lambda: mixture("vp"), gk.Keep(template=[0, 1, None]), "for tokens"),
         (lambda: mixture("vp"), gk.Sites(forbidden=["A"]), "is for tokens"),
         (dna, gk.Keep(template="NNN"), "3 positions and samples have 24"),
         (dna, gk.Keep(template="NNNNNNNNNNNNNNNNNNNNNNNX"), "'X' is not one token"),
         (dna, gk.Sites(forbidden=["A"], required=["GATA"]), "no sequence of 24 tokens"),
         (dna, gk.Sites(required=[[7]]), "token 7"),
-        (dna, gk.MaxEdits(torch.zeros(5).long(), 1), "one sequence of shape"),
+        (dna, gk.MaxEdits(torch.zeros(5).long(), 1), "MaxEdits.reference"),
     ],
 )
 def test_what_a_model_cannot_keep_is_refused_before_the_network_is_called(model, guide, words: str):

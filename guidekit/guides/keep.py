@@ -93,7 +93,7 @@ class Keep(Within):
             2023,
             "2206.04119",
         ),
-        example="gk.Keep(point, where)",
+        example="gk.Keep(point, torch.tensor([True, False]))",
     )
 
     even = False  # whether all weights are equal, since every kept token is there from the start
@@ -338,14 +338,13 @@ def _log_normal(x: Tensor, mean: Tensor, std: float, where: Tensor | None = None
 
 def _states(model: Model, known: Any) -> Tensor:
     """States (1 or groups, *shape) of states or samples."""
-    if isinstance(known, Tensor):
-        x = known if known.dim() > len(model.shape) else known[None]
-    else:
-        x = model.read(list(known) if isinstance(known, (list, tuple)) else [known])
-    if tuple(x.shape[1:]) != model.shape:
-        raise ValueError(f"Keep(known of shape {tuple(known.shape)}): states have shape {model.shape}")
-    like = torch.empty(0, dtype=model.dtype) if isinstance(model.process, Gaussian) else torch.empty(0).long()
-    return x.to(model.device, like.dtype)
+    several = isinstance(known, (Tensor, list, tuple))
+    try:
+        x = model.as_states(known if several else [known])
+    except ValueError as error:
+        raise ValueError(f"Keep(known=...): {error}") from error
+    x = x if x.dim() > len(model.shape) else x[None]
+    return x.to(model.device, model.dtype) if isinstance(model.process, Gaussian) else x.to(model.device)
 
 
 def _mask(model: Model, where: Any) -> Tensor:

@@ -3,7 +3,8 @@ r"""A bound on the number of positions that differ from a given sequence, kept b
     p(x | #{i : x_i != reference_i} <= edits)
 
 A sequence is read by an automaton that counts differences; moves are drawn within what can still be completed, and the
-weights correct for it (see `shared/constrained`). Started from noise, sequences near a given one are improbable and the
+weights correct for it (see `shared/constrained`), as Lew et al. (2023, https://arxiv.org/abs/2306.03081) do for hard
+constraints of language models. Started from noise, sequences near a given one are improbable and the
 weights say so; the bound is most useful in `refine` and `evolve`, or with `StartFrom`.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.card import Card
+from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..errors import is_count
 from ..models.base import Model
@@ -46,7 +47,15 @@ class MaxEdits(Within):
         refusal="is for tokens; keep parts of other samples with Keep",
         exact="p(x | at most so many edits), for the weighted samples",
         changes="weights",
-        example="gk.MaxEdits(sequence, 2)",
+        paper=Paper(
+            "lew2023smc",
+            "Lew, Alexander K. and Zhi-Xuan, Tan and Grand, Gabriel and Mansinghka, Vikash K.",
+            "Sequential Monte Carlo Steering of Large Language Models using Probabilistic Programs",
+            2023,
+            "2306.03081",
+        ),
+        example="gk.MaxEdits(torch.tensor([11, 11]), 1)",
+        picture="tokens",
     )
 
     def __post_init__(self) -> None:
@@ -55,8 +64,11 @@ class MaxEdits(Within):
             raise ValueError(f"MaxEdits(edits={self.edits!r}): a number of positions is needed")
 
     def bind(self, model: Model) -> Guide:
-        x = self.reference if isinstance(self.reference, Tensor) else model.read([self.reference])
-        if tuple(x.shape[-1:]) != model.shape or x.numel() != model.shape[0]:
+        try:
+            x = model.as_states(self.reference if isinstance(self.reference, Tensor) else [self.reference])
+        except ValueError as error:
+            raise ValueError(f"MaxEdits(reference=...): {error}") from error
+        if x.numel() != model.shape[0]:
             raise ValueError(f"MaxEdits(reference of shape {tuple(x.shape)}): one sequence of shape {model.shape}")
         return self.having(reference=x.view(model.shape).to(model.device))
 

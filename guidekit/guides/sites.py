@@ -1,9 +1,11 @@
 r"""Sites that samples must not have, or must have: hard constraints on tokens, by an automaton that looks ahead.
 
 The automaton of Aho and Corasick (1975, https://doi.org/10.1145/360825.360855) reads a sequence and knows whether a
-site has occurred. At each move the probability that the sequence can still be completed within the constraint is
-computed backwards over the positions, and tokens are drawn forwards by it, so that no sample breaks the constraint,
-however short the run; the weights correct for what was forced (see `shared/constrained`).
+site has occurred. At each move the probability that the sequence will be completed within the constraint is computed
+backwards over the positions, and tokens are drawn forwards by it, so that no sample breaks the constraint, however short
+the run; the weights correct for what was forced (see `shared/constrained`). Zhang et al. (2024,
+https://arxiv.org/abs/2406.13892) do the same for language models, with a hidden Markov model in place of the
+diffusion's own independent predictions.
 """
 
 from __future__ import annotations
@@ -45,13 +47,14 @@ class Sites(Within):
         exact="p(x | constraint), for the weighted samples",
         changes="weights",
         paper=Paper(
-            "aho1975matching",
-            "Aho, Alfred V. and Corasick, Margaret J.",
-            "Efficient string matching: an aid to bibliographic search",
-            1975,
-            "Communications of the ACM 18(6)",
+            "zhang2024ctrlg",
+            "Zhang, Honghua and Kung, Po-Nien and Yoshida, Masahiro and Van den Broeck, Guy and Peng, Nanyun",
+            "Adaptable Logical Control for Large Language Models",
+            2024,
+            "2406.13892",
         ),
-        example='gk.Sites(forbidden=["GAATTC"])',
+        example="gk.Sites(forbidden=[[3], [4]], required=[[11]])",
+        picture="tokens",
     )
 
     def __post_init__(self) -> None:

@@ -196,6 +196,9 @@ class MixtureKernel:
         log_n = -0.5 * (square / self.var + d * self.var.log() + d * math.log(2 * math.pi))
         return (self.rho.log() + log_n).double().logsumexp(-1)
 
+    def correction(self, p: MixtureKernel, x: Tensor) -> Tensor:
+        return p.log_prob(x) - self.log_prob(x)
+
 
 @dataclass(frozen=True)
 class ExactReverse(Gaussian):

@@ -110,8 +110,8 @@ class Weakened(Model):
 
     @contextmanager
     def _weak(self, modules: dict[str, nn.Module], hit: set[str], where: Where) -> Iterator[None]:
-        """Hooks on the modules that act only here, since others may be using the network; `hit` records what ran. Others
-        may meet them while they are put in or taken out, and then without the keyword arguments."""
+        """Hooks on the modules that act only here, since others may be using the network (and may meet a hook that is
+        half put in, without the keyword arguments); `hit` records what ran."""
 
         def hook(change, name, module, args, *rest):
             if not where():

@@ -73,6 +73,10 @@ class Kernel:
         z = (x - self.mean).double().div_(self.move.c).reshape(len(x), -1)
         return -0.5 * z.square().sum(1) - z.shape[1] * (math.log(self.move.c) + 0.5 * math.log(2 * math.pi))
 
+    def correction(self, p: Kernel, x: Tensor) -> Tensor:
+        """log p(x)/q(x), one float64 per row."""
+        return p.log_prob(x) - self.log_prob(x)
+
 
 @dataclass(frozen=True)
 class Scheduled(Gaussian):
