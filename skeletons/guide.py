@@ -92,6 +92,9 @@ class Pull(Guide):  # Guide adds the keywords steer=False, start=0., stop=1.
     def condition(self, view, cond):  # the encoded condition of each row, as the network is to see it
         return cond
 
+    def propose(self, model, population, kernel, step):  # the kernel to move by; weights take kernel.correction(p, x)
+        return kernel
+
     def noise(self, population, step, noise):  # the noise of the move that starts here, and the new memo
         return noise, population.memos[step.place]
 

@@ -257,6 +257,26 @@ def test_at_most_so_many_edits_in_ten_thousand_samples_and_in_refinement():
     assert float(better.rewards.mean()) > 12.5
 
 
+@pytest.mark.parametrize("kind", [gk.MaskedModel, gk.UniformModel])
+def test_without_weights_constraints_hold_in_searches_too(kind):
+    model, reference = dna(kind), "ACGTACGTACGTACGTACGTACGT"
+    guides = [
+        gk.Keep(template="NNR" + "N" * 21, method="replace"),
+        gk.Sites(forbidden=["CG", "GC"], required=["TATA"], method="replace"),
+        gk.MaxEdits(reference, 14, method="replace"),
+    ]
+    for result in (
+        gk.sample(model, 200, steps=6, guides=guides),
+        gk.search.random(model, 4, gc, rounds=2, candidates=3, steps=4, guides=guides),
+    ):
+        assert float(result.log_weights.abs().max()) == 0
+        for s in result.samples:
+            assert s[2] in "AG" and "CG" not in s and "GC" not in s and "TATA" in s
+            assert sum(a != b for a, b in zip(s, reference, strict=True)) <= 14
+    with pytest.raises(ValueError, match="one of the two"):
+        gk.sample(model, 4, steps=2, guides=[guides[0], gk.Sites(forbidden=["CG"])])
+
+
 def test_refinement_evolution_and_searches_keep_what_is_kept():
     model, keep = dna(), gk.Keep(template="NNNNGATAANNNNNNNNNNNNNNN")
     options = {"guides": [keep], "seed": 1}

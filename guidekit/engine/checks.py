@@ -65,11 +65,12 @@ def keys(seed: int | Sequence[int], groups: int, device: torch.device) -> Tensor
 
 
 def bound(guides: Iterable[Any], model: Model) -> tuple[Guide, ...]:
-    """The guides as they are in runs of this model."""
+    """The guides as they are in runs of this model, whose process they all serve."""
     listed = tuple(guides)
     for guide in listed:
         if not isinstance(guide, Guide):
             raise TypeError(f"guides holds {guide!r}, which is not a Guide; a list like [gk.CFG(3.)] is needed")
+        guide.card.refuse(type(guide).__name__, model.process)
     return tuple(guide.bind(model) for guide in listed)
 
 

@@ -47,11 +47,9 @@ from ..models.evaluations import Cond
 from ..process import Categorical, Gaussian, Masked
 from ..solvers import Move, starting_at
 from ..solvers.base import Point, noised
-from .shared.constrained import Constrained, Within
+from .shared.constrained import Within
 from .shared.language import Language, letters
 from .shared.sites import template
-
-METHODS = ("weighted", "replace", "repaint")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +94,11 @@ class Keep(Within):
         example="gk.Keep(point, torch.tensor([True, False]))",
     )
 
+    methods = ("weighted", "replace", "repaint")
     even = False  # whether all weights are equal, since every kept token is there from the start
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method not in METHODS:
-            raise ValueError(f"Keep(method={self.method!r}): there is {', '.join(METHODS)}")
         if (self.known is None) == (self.template is None):
             raise ValueError("Keep needs either known=... and where=..., or template=... of tokens")
         if self.known is not None and self.where is None:
@@ -141,12 +138,8 @@ class Keep(Within):
         return self.having(**shaped)
 
     @property
-    def stochastic(self) -> bool:
-        return self.method == "weighted"
-
-    @property
     def independent(self) -> bool:
-        return self.method != "weighted" or self.even
+        return self.even or not self.weighted
 
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         if isinstance(model.process, Masked) and model.process.places:
@@ -174,20 +167,18 @@ class Keep(Within):
 
     def propose(self, model: Model, population: Population, kernel: Any, step: Step) -> Any:
         assert step.move is not None
-        weighted = self.method == "weighted"
         if isinstance(model.process, Gaussian):
             if step.move.s > step.move.t:
                 return kernel
             k = _of_group(self.known, population.group)
-            return Held(kernel, population.x, k, self.where, step.move, model.process, weighted)
+            return Held(kernel, population.x, k, self.where, step.move, model.process, self.weighted)
         if step.move.s > step.move.t and isinstance(model.process, Masked):
             held = _of_group(self._held(model), population.group)
             return Still(kernel.log_probs, held, population.x)
-        kernel = super().propose(model, population, kernel, step)
-        return kernel if weighted or not isinstance(kernel, Constrained) else Forced(kernel)
+        return super().propose(model, population, kernel, step)
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
-        if self.method != "weighted":
+        if not self.weighted:
             return 0.0, memo
         if isinstance(view.model.process, Gaussian):
             return self._path(view, memo)
@@ -201,12 +192,9 @@ class Keep(Within):
         known = population.by_group(memo[1]).sum(1) / population.branch  # siblings hold their parent's part
         return population.weighed(step.place, known[population.group], memo)
 
-    def select(self, population: Population, step: Step) -> Population:
-        return super().select(population, step) if self.method == "weighted" else population
-
     def further(self, step: Step) -> int:
         known = 0 if step.index or not isinstance(self.template, Tensor) else int((self.template.sum(-1) == 1).sum())
-        return known if self.method == "weighted" else 0
+        return known if self.weighted else 0
 
     # Gaussian ----------------------------------------------------------------------------------------------------
 
@@ -305,24 +293,6 @@ class Still(Categorical):
 
     def push(self, noise: Tensor) -> Tensor:
         return torch.where(self.held, self.x, super().push(noise))
-
-    def correction(self, p: Any, x: Tensor) -> Tensor:
-        return torch.zeros(len(x), dtype=torch.float64, device=x.device)
-
-
-@dataclass(frozen=True)
-class Forced:
-    """A constrained kernel without weights."""
-
-    inner: Constrained
-    random = True
-    history = ()
-
-    def push(self, noise: Tensor) -> Tensor:
-        return self.inner.push(noise)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        return self.inner.log_prob(x)
 
     def correction(self, p: Any, x: Tensor) -> Tensor:
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)

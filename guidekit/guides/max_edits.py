@@ -32,12 +32,14 @@ class MaxEdits(Within):
 
     reference   a sequence that the model can read, or its tokens, (length,)
     edits       the largest number of positions that may differ
+    method      "weighted", or "replace": the constraint holds without weights, and independent samples stay independent
     ess         particles are resampled when the effective sample size falls below this fraction of them
     """
 
     reference: Any
     edits: int
     _: KW_ONLY
+    method: str = "weighted"
     ess: float = 0.5
 
     card = Card(

@@ -1,8 +1,8 @@
 r"""Sites that samples must not have, or must have: hard constraints on tokens, by an automaton that looks ahead.
 
 The automaton of Aho and Corasick (1975, https://doi.org/10.1145/360825.360855) reads a sequence and knows whether a
-site has occurred. At each move the probability that the sequence will be completed within the constraint is computed
-backwards over the positions, and tokens are drawn forwards by it, so that no sample breaks the constraint, however short
+site has occurred. At each move the probability that the sequence will end within the constraint is computed
+backwards over positions, and tokens are drawn forwards by it, so that no sample breaks the constraint, however short
 the run; the weights correct for what was forced (see `shared/constrained`). Zhang et al. (2024,
 https://arxiv.org/abs/2406.13892) do the same for language models, with a hidden Markov model in place of the
 diffusion's own independent predictions.
@@ -31,12 +31,14 @@ class Sites(Within):
 
     forbidden   sites that occur nowhere: texts in the model's letters (for DNA with IUPAC codes), or lists of tokens
     required    sites each of which occurs at least once
+    method      "weighted", or "replace": the constraint holds without weights, and independent samples stay independent
     ess         particles are resampled when the effective sample size falls below this fraction of them
     """
 
     forbidden: Sequence[Site] = ()
     required: Sequence[Site] = ()
     _: KW_ONLY
+    method: str = "weighted"
     ess: float = 0.5
 
     card = Card(

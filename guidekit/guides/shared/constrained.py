@@ -42,14 +42,31 @@ LEAST = 1e-30  # probability of a token that the constraint may need and the mod
 
 
 class Within(Guide):
-    """Base of guides whose samples are in a language: a dataclass with `language(model)` and the field `ess`."""
+    """Base of guides whose samples are in a language: a dataclass with `language(model)` and these fields."""
 
+    methods = ("weighted", "replace")
+    method: str
     ess: float
 
     def __post_init__(self) -> None:
         check_resampling(self.ess, "systematic")
+        name = type(self).__name__
+        if self.method not in self.methods:
+            raise ValueError(f"{name}(method={self.method!r}): there is {', '.join(self.methods)}")
         if (self.start, self.stop) != (0.0, 1.0):
-            raise ValueError(f"{type(self).__name__}(start, stop): a constraint holds throughout the run")
+            raise ValueError(f"{name}(start, stop): a constraint holds throughout the run")
+
+    @property
+    def weighted(self) -> bool:
+        return self.method == "weighted"
+
+    @property
+    def stochastic(self) -> bool:
+        return self.weighted
+
+    @property
+    def independent(self) -> bool:
+        return not self.weighted
 
     def language(self, model: Model) -> Language:
         """The sequences that samples may be."""
@@ -64,13 +81,14 @@ class Within(Guide):
         if step.move.s > step.move.t:
             return kernel
         if isinstance(kernel, Constrained):
-            return kernel.within(self.language(model), population.group)
+            return kernel.within(self.language(model), population.group, self.weighted)
         p = (population.proposals or population.predictions)[0]
-        return constrained(model.process, population.x, p, step.move, self.language(model), population.group)
+        of = model.process, population.x, p, step.move, self.language(model), population.group
+        return constrained(*of, self.weighted)
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
         before = 0.0 if memo is None else memo
-        if view.step.last:
+        if not self.weighted or view.step.last:
             return -before, view.zeros()
         assert view.prediction is not None and view.step.move is not None
         language = self.language(view.model)
@@ -78,7 +96,7 @@ class Within(Guide):
         return kernel.accepted - before, kernel.accepted
 
     def select(self, population: Population, step: Step) -> Population:
-        return resample(population, step, self.ess, "systematic")
+        return resample(population, step, self.ess, "systematic") if self.weighted else population
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +109,17 @@ class Constrained:
     move: Move
     language: Language
     allowed: Tensor
+    weighted: bool = True
     random = True
     history = ()
 
-    def within(self, other: Language, group: Tensor) -> Constrained:
-        """The kernel within a further language."""
+    def within(self, other: Language, group: Tensor, weighted: bool) -> Constrained:
+        """The kernel within a further language; all of them have weights, or none has."""
         language = self.language & other
         if not language.possible:
             raise ValueError("the constraints of these guides contradict each other: no sequence satisfies them all")
+        if weighted != self.weighted:
+            raise ValueError('constraints with method="weighted" and "replace" in one list: take one of the two')
         return replace(self, language=language, allowed=_rows_of(language, group))
 
     def push(self, noise: Tensor) -> Tensor:
@@ -122,6 +143,8 @@ class Constrained:
         return self._kernel(self.given).log_prob(x) + accepted - self.accepted
 
     def correction(self, p: Any, x: Tensor) -> Tensor:
+        if not self.weighted:
+            return torch.zeros(len(x), dtype=torch.float64, device=x.device)
         return p.log_prob(x) - self.log_prob(x)
 
     @property
@@ -215,11 +238,13 @@ class _Uniform(Constrained):
         return self._law(b, kept_t / kept_s)[:, :, None] * self._law(every, kept_s) / self._law(b, kept_t)[:, None]
 
 
-def constrained(process: Any, x: Tensor, log_p: Tensor, move: Move, language: Language, group: Tensor) -> Constrained:
+def constrained(
+    process: Any, x: Tensor, log_p: Tensor, move: Move, language: Language, group: Tensor, weighted: bool = True
+) -> Constrained:
     """The kernel of a move within a language, from the prediction log p."""
     p = log_p.double().softmax(-1).clamp(min=LEAST)
     kind = {Masked: _Masked, Uniform: _Uniform}[type(process)]
-    return kind(process, x, p / p.sum(-1, keepdim=True), move, language, _rows_of(language, group))
+    return kind(process, x, p / p.sum(-1, keepdim=True), move, language, _rows_of(language, group), weighted)
 
 
 def _rows_of(language: Language, group: Tensor) -> Tensor:
