@@ -6,6 +6,7 @@ from . import (
     values as values,
     zoo as zoo,
 )
+from .edits.invert import invert as invert
 from .engine import resampling as resampling
 from .engine.population import Population as Population
 from .engine.result import Result as Result, load_result as load_result

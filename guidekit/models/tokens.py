@@ -49,6 +49,8 @@ class MaskedModel(_TokenModel):
 
     ordered   positions are unmasked one after the other, from the left, as in an autoregressive model: for networks
               trained that way. With at least `length` steps, samples follow exactly that model.
+    end       of an ordered model whose texts are padded: the token that follows the last one of a text, so that runs
+              that start from samples noise a share of the text, and not of the padding
 
     >>> import torch, guidekit as gk
     >>> model = gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 4), vocab_size=4, length=6)
@@ -67,17 +69,22 @@ class MaskedModel(_TokenModel):
         *,
         read: Callable[[Any], Any] | None = None,
         ordered: bool = False,
+        end: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
-        self.ordered = ordered
+        if end is not None and not (ordered and end in range(vocab_size)):
+            raise ValueError(
+                f"end={end!r}: a token below {vocab_size} that ends the texts of a model with ordered=True"
+            )
+        self.ordered, self.end = ordered, end
         super().__init__(net, vocab_size, length, decode, encode_cond, null, read=read, dtype=dtype, device=device)
 
     def facts(self) -> list[str]:
         return [*super().facts(), *(["ordered=True"] if self.ordered else [])]
 
     def _process(self) -> Masked:
-        return Masked(self.vocab_size, self.length if self.ordered else 0)
+        return Masked(self.vocab_size, self.length if self.ordered else 0, self.end)
 
 
 class UniformModel(_TokenModel):

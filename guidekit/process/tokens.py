@@ -5,7 +5,8 @@ positions i; with p_i(v) the prediction, u = s/t and from t down to s:
 
     Masked    a masked position stays masked with probability u and becomes v with (1 - u) p_i(v); others stay.
               If ordered, position i of L is masked with probability m_i(t) = min(1, max(0, L t - (L - 1 - i))), so
-              that positions are unmasked one after the other, from the left, and u_i = m_i(s)/m_i(t).
+              that positions are unmasked one after the other, from the left, and u_i = m_i(s)/m_i(t). Where texts have
+              an `end`, a row may be behind with n > L t masks; it goes from n to ceil(n s/t), also from the left.
     Uniform   q(x_s = v | x_t) = q(x_t | x_s = v) sum_w p_i(w) q(x_s = v | x_0 = w) / q(x_t | x_0 = w),
               q(x_s | x_0) = alpha_s [x_s = x_0] + (1 - alpha_s)/V,
               q(x_t | x_s) = g [x_t = x_s] + (1 - g)/V,      g = alpha_t/alpha_s.
@@ -108,9 +109,15 @@ class Masked(_Tokens):
     places   0, or the length L: then positions are masked in order, from the last to the first, and the model is
              autoregressive. In a grid of at least L steps, the times nearest to k/L are moved there, so that no step
              draws two tokens
+    end      of ordered texts that are padded: the token behind the last one. `noised` then masks the share t of the u
+             tokens that a row uses and all behind them, as an unpadded text is noised; that is what is masked at
+             t' = 1 - (1 - t) u/L
+
+    What `prior` leaves unmasked, as a process with a template does, is not masked on the way up either.
     """
 
     places: int = 0
+    end: int | None = None
 
     @property
     def states(self) -> int:
@@ -131,25 +138,51 @@ class Masked(_Tokens):
             grid[nearest] = k / L
         return grid
 
-    def hidden(self, t: float, x: Tensor) -> Tensor:
-        """Probability that a position is masked at t, of shape () or (length,)."""
+    def hidden(self, t: float | Tensor, x: Tensor) -> Tensor:
+        """Probability that a position is masked at t, of shape () or (length,); of each row at its own t (rows, 1)."""
         if not self.places:
-            return torch.full((), t, dtype=torch.float64, device=x.device)
+            return torch.as_tensor(t, dtype=torch.float64, device=x.device)
         later = torch.arange(self.places - 1, -1, -1, dtype=torch.float64, device=x.device)
         return (self.places * t - later).clamp(0, 1)
 
     def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical:
-        fixed = _fixed(x, self.V + 1)
-        m_t, m_s = self.hidden(move.t, x), self.hidden(move.s, x)
         if move.s > move.t:  # a kept token is masked with probability (m_s - m_t)/(1 - m_t)
-            kept = ((1 - m_s) / (1 - m_t)).nan_to_num(1.0)
-            fixed = fixed + kept.log()[..., None]
-            fixed[..., self.V] = torch.where(x == self.V, 0.0, (1 - kept).log())
-            return Categorical(fixed)
-        u = (m_s / m_t).nan_to_num(0.0)[..., None]
+            m_t, m_s = self.hidden(move.t, x), self.hidden(move.s, x)
+            return self._masking(x, ((1 - m_s) / (1 - m_t)).nan_to_num(1.0))
+        u = self.stays(x, move)[..., None]
         log_p = predictions[0].double().log_softmax(-1) + (1 - u).log()
         stay = u.log().expand(*x.shape, 1)
-        return Categorical(torch.where((x == self.V)[..., None], torch.cat([log_p, stay], -1), fixed))
+        return Categorical(
+            torch.where((x == self.V)[..., None], torch.cat([log_p, stay], -1), _fixed(x, self.V + 1))
+        )  # fmt: skip
+
+    def stays(self, x: Tensor, move: Move) -> Tensor:
+        """The probability u that a masked position stays masked in a move down, of shape (), (length,) or that of x."""
+        m_t, m_s = self.hidden(move.t, x), self.hidden(move.s, x)
+        u = (m_s / m_t).nan_to_num(0.0).clamp(max=1)
+        return u if self.end is None else self._late(x, m_t, u, move)
+
+    def noised(self, clean: Tensor, noise: Tensor, t: float) -> Tensor:
+        if not self.places or self.end is None:
+            return super().noised(clean, noise, t)
+        used = (clean == self.end).cumsum(-1).eq(0).sum(-1, keepdim=True)
+        return self._masking(clean, 1 - self.hidden(1 - (1 - t) * used.double() / self.places, clean)).push(noise)
+
+    def _masking(self, x: Tensor, kept: Tensor) -> Categorical:
+        """Masks each token that is not one of the template with probability 1 - kept."""
+        template = self.prior(torch.zeros(*x.shape, self.states, device=x.device), self.t_max)
+        kept = torch.where(template == self.V, kept, 1.0)
+        fixed = _fixed(x, self.V + 1) + kept.log()[..., None]
+        fixed[..., self.V] = torch.where(x == self.V, 0.0, (1 - kept).log())
+        return Categorical(fixed)
+
+    def _late(self, x: Tensor, m_t: Tensor, u: Tensor, move: Move) -> Tensor:
+        """The probabilities of staying masked, also of rows that have more masks than time t says."""
+        masked = x == self.V
+        count, rank = masked.sum(-1, keepdim=True), masked.cumsum(-1)
+        left = (count * (move.s / move.t) - 1e-9).ceil()
+        late = (masked & (m_t == 0)).any(-1, keepdim=True)
+        return torch.where(late, (rank > count - left).double(), u)
 
 
 @dataclass(frozen=True)

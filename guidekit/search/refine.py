@@ -20,6 +20,7 @@ import json
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,7 +154,17 @@ class _Search:
             state = _merged(state, new, *merge(state, new), time.perf_counter() - began, self.level)
             if folder is not None:
                 _save(state, folder)
+        self.tell_if_idle(state)
         return state
+
+    def tell_if_idle(self, state: Result) -> None:
+        """Warn where no round has changed a sample."""
+        if len(state.trace) and not state.trace["changed"].any():
+            warnings.warn(
+                f"none of the {len(state)} samples changed in {len(state.trace)} rounds at level={self.level}: what "
+                "was noised came back as it was. Take a higher level",
+                stacklevel=3,
+            )
 
     def round(self, state: Result, number: int) -> Result:
         """The samples noised and denoised again."""
@@ -230,6 +241,7 @@ def _scores(result: Result) -> Tensor:
 def _merged(old: Result, new: Result, chosen: Tensor, parent: Tensor, seconds: float, level: float) -> Result:
     """The chosen rows of old and new together, (rows,); parent is the old row from which each of them descends."""
     x, rewards = (torch.cat([getattr(r, k) for r in (old, new)])[chosen] for k in ("x", "rewards"))
+    changed = (new.x != old.x[_parents(old, new)]).flatten(1).any(1)
     samples = picked(_joined(old.samples, new.samples), chosen)
     cost = Cost(**{k: v + getattr(new.cost, k) for k, v in vars(old.cost).items()})
     ancestors = torch.cat([old.ancestors, parent[None]])
@@ -246,11 +258,17 @@ def _merged(old: Result, new: Result, chosen: Tensor, parent: Tensor, seconds: f
         "mean_reward": by_group.nanmean(1).tolist(),
         "max_reward": by_group.nan_to_num(-torch.inf).amax(1).tolist(),
         "accepted": (chosen >= len(old)).view(old.groups, -1).double().mean(1).tolist(),
+        "changed": changed.view(old.groups, -1).double().mean(1).tolist(),
         "seconds": seconds + (old.trace[-1]["seconds"] if old.trace else 0.0),
     }
     return replace(
         old, x=x, rewards=rewards, samples=samples, cost=cost, ancestors=ancestors, trace=Trace([*old.trace, row])
     )
+
+
+def _parents(old: Result, new: Result) -> Tensor:
+    """The old row from which each new one started."""
+    return new.memos[0] // (len(new) // len(old))
 
 
 def _replaced(old: Result, new: Result, always: bool) -> tuple[Tensor, Tensor]:
@@ -266,7 +284,7 @@ def _replaced(old: Result, new: Result, always: bool) -> tuple[Tensor, Tensor]:
 def _fittest(old: Result, new: Result) -> tuple[Tensor, Tensor]:
     """The n best of every group, equal samples counting once as long as there are others."""
     rewards = torch.cat([_scores(old), _scores(new)]).nan_to_num(-torch.inf)
-    group, parent = torch.cat([old.group, new.group]), torch.cat([old.row, new.memos[0] // (len(new) // len(old))])
+    group, parent = torch.cat([old.group, new.group]), torch.cat([old.row, _parents(old, new)])
     again = _repeated(_joined(old.samples, new.samples), torch.cat([old.x, new.x]), group)
     order = torch.arange(len(rewards), device=rewards.device)
     for key in (-rewards, again.to(rewards), group.to(rewards)):  # the last sort counts most

@@ -140,7 +140,7 @@ def _molecules(net: nn.Module, own: dict[str, Any]) -> Model:
     return MaskedModel(
         net, options["vocab"], options["length"], lambda x: tokens.decode(x.cpu()),
         lambda c: torch.tensor(_label(c, classes)), len(classes), read=readers.Molecules(tokens, options["length"]),
-        ordered=own["network"] == "OrderedNet",
+        ordered=own["network"] == "OrderedNet", end=0 if own["network"] == "OrderedNet" else None,
     )  # fmt: skip
 
 

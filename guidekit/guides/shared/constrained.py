@@ -187,19 +187,17 @@ class _Masked(Constrained):
     def seen(self, x: Tensor) -> Tensor:
         p = self.p
         if self.process.places:  # the network looks no further than the next position
-            p = torch.where((self.stays == 1)[:, None], 1 / p.shape[-1], p)
+            p = torch.where((self.stays == 1)[..., None], 1 / p.shape[-1], p)
         letter = torch.nn.functional.one_hot(x.clamp(max=p.shape[-1] - 1), p.shape[-1]).to(p)
         return torch.where((x == self.process.V)[..., None], p, letter)
 
     @cached_property
     def stays(self) -> Tensor:
-        """u of every position, (L,)."""
-        (t, s), x = self.move[:2], self.x
-        u = (self.process.hidden(s, x) / self.process.hidden(t, x)).nan_to_num(0.0).clamp(max=1)
-        return u.expand(self.language.length)
+        """u of every position, (rows, L)."""
+        return self.process.stays(self.x, self.move).expand(self.x.shape)
 
     def values(self, i: int, w: Tensor) -> Tensor:
-        u = torch.where(self.x[:, i] == self.process.V, self.stays[i], 0.0)[:, None]
+        u = torch.where(self.x[:, i] == self.process.V, self.stays[:, i], 0.0)[:, None]
         return torch.cat([(1 - u) * w, u], -1)
 
     def letters(self, i: int, value: Tensor, w: Tensor) -> Tensor:

@@ -1,0 +1,69 @@
+r"""The Gumbel noise of a chain of tokens that comes to a given sample (DICE: He et al., 2025,
+https://arxiv.org/abs/2410.08207).
+
+Tokens move by x_s = argmax_v (log p_v + g_v) with Gumbel noise g. States between the sample and noise are drawn by the
+forward process. Given that v* is the largest, the maximum G is a Gumbel variable and independent of v*, and the others
+are Gumbel variables cut off at G (Maddison et al., 2014, https://arxiv.org/abs/1411.0030), log p being normalised:
+
+    g_v* = G - log p_v*,      g_v = -log(exp(-G) + exp(-(log p_v + g'_v))) - log p_v,      g' fresh noise.
+
+So every state, and the sample, is met again exactly, and the noise has the law that it has given the sample.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..process import Categorical
+from ..solvers import Move
+from .walk import Walk
+
+
+def check(walk: Walk) -> None:
+    """The chain begins in pure noise."""
+    if walk.moves[0].t < walk.run.model.process.t_max:
+        raise ValueError(f"the times of a chain of tokens begin at 1, in pure noise, and not at {walk.moves[0].t}")
+
+
+def noise(walk: Walk, x_0: Tensor) -> Tensor:
+    """The noise of the whole chain, (moves + 1, rows, length, states)."""
+    run, process = walk.run, walk.run.model.process
+    path = _path(walk, x_0)
+    fresh = walk.noise(0)
+    chain = [given(torch.full_like(fresh, 1.0).log_softmax(-1), path[0], fresh)]
+    pop = walk.seen(run.born(), process.prior(chain[0].clone(), walk.moves[0].t), 0)
+    for index, (move, (_, x)) in enumerate(zip(walk.moves, pairwise(path), strict=True)):
+        kernel = process.kernel(pop.x, pop.predictions, move)
+        assert isinstance(kernel, Categorical)
+        _check_possible(kernel, x)
+        chain.append(given(kernel.log_probs, x, walk.noise(index + 1)))
+        pop = walk.seen(pop, kernel.push(chain[-1].clone()), index + 1)
+    return torch.stack(chain)
+
+
+def given(log_p: Tensor, x: Tensor, fresh: Tensor) -> Tensor:
+    """Gumbel noise given that x is the argmax of log_p + noise."""
+    place = x[..., None]
+    top = fresh.gather(-1, place)
+    others = -torch.logaddexp(-top, -(log_p + fresh)) - log_p
+    others = torch.where(log_p == -torch.inf, fresh, others)
+    return others.scatter(-1, place, top - log_p.gather(-1, place))
+
+
+def _path(walk: Walk, x: Tensor) -> list[Tensor]:
+    """States from noise to the sample, by the forward process."""
+    path = [x]
+    for index, move in reversed(list(enumerate(walk.moves))):
+        up = walk.run.model.process.kernel(path[0], (), Move(move.s, move.t))
+        path.insert(0, up.push(walk.noise(index, "path")))
+    return path
+
+
+def _check_possible(kernel: Categorical, x: Tensor) -> None:
+    impossible = kernel.log_probs.gather(-1, x[..., None])[..., 0] == -torch.inf
+    if impossible.any():
+        row, place = impossible.nonzero()[0].tolist()
+        raise ValueError(f"sample {row}: its token at position {place} has probability zero on the way there")

@@ -1,0 +1,236 @@
+"""Inversion: samples come back, and another condition edits them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+from torch import Tensor
+
+import guidekit as gk
+from guidekit.edits import tokens
+from guidekit.edits.walk import Walk
+from guidekit.models.analytic import TokenTable
+from guidekit.process import Masked
+
+DDIM = gk.solvers.DDIM()
+SCHEDULES = {"cosine": gk.schedules.Cosine(), "flow": gk.schedules.Flow(), "edm": gk.schedules.EDM()}
+
+
+def mixture(schedule: str = "cosine", labels: Any = None) -> Any:
+    means = torch.tensor([[-2.0, 0.0], [2.0, 1.0], [0.0, -2.0]], dtype=torch.float64)
+    return gk.analytic.GaussianMixture([0.4, 0.3, 0.3], means, [0.5, 0.4, 0.6], SCHEDULES[schedule], labels)
+
+
+def error(model: Any, x: Tensor, method: str, steps: int, **options: Any) -> float:
+    noise = gk.invert(model, x, method=method, steps=steps, **options)
+    return float((gk.sample(model, len(x), noise=noise, steps=steps, solver=DDIM).x - x).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_noise_of_one_normal_distribution_is_the_one_of_its_flow(name: str):
+    """Of N(m, s^2), DDIM's map is linear: x_0 = m + k z. Solved exactly by fixed points, at any number of steps."""
+    model = gk.analytic.GaussianMixture(*(torch.tensor(v).double() for v in ([1.0], [1.5], [0.7])), SCHEDULES[name])
+    x = model.exact_sample(50)
+    for steps in (4, 20):
+        noise = gk.invert(model, x, method="fixed_point", steps=steps, iterations=60)
+        basis = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+        at = gk.sample(model, 2, noise=basis, steps=steps, solver=DDIM).x[:, 0]
+        assert torch.allclose(noise[:, 0], (x[:, 0] - at[0]) / (at[1] - at[0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_fixed_points_come_closer_than_ddim_inversion_and_ddim_gets_better_with_steps(name: str):
+    model = mixture(name)
+    x = model.exact_sample(100)
+    plain = [error(model, x, "ddim", steps) for steps in (10, 40, 160)]
+    assert plain[2] < 0.5 * plain[1] < 0.5 * plain[0]
+    for steps, before in ((10, plain[0]), (40, plain[1])):
+        solved = error(model, x, "fixed_point", steps)
+        assert solved < 0.3 * before
+        assert error(model, x, "fixed_point", steps, iterations=40) < 0.3 * solved
+        assert error(model, x, "renoise", steps) < before
+
+
+def test_half_of_the_noise_says_where_a_run_may_begin():
+    """Times that begin at .6: the state there, and not only noise."""
+    model, times = mixture(), [0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
+    x = model.exact_sample(20)
+    noise = gk.invert(model, x, method="fixed_point", steps=times, iterations=60)
+    again = gk.sample(model, 20, noise=noise, steps=times, solver=DDIM)
+    assert torch.allclose(again.x, x, atol=1e-5)
+
+
+def test_guides_and_groups_take_part():
+    model = mixture(labels=[0, 1, 0])
+    x, guides = model.exact_sample(12), [gk.CFG(2.0)]
+    options = {"cond": [0, 1], "steps": 20, "guides": guides}
+    noise = gk.invert(model, x, method="fixed_point", iterations=80, **options)
+    again = gk.sample(model, 6, noise=noise, solver=DDIM, **options).x
+    assert float((again - x).abs().median()) < 1e-4
+    parts = gk.invert(model, x, method="fixed_point", iterations=80, batch_size=5, **options)
+    assert torch.allclose(parts, noise, atol=1e-9)
+
+
+# chains --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["chain", "edit_friendly"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_noise_of_a_chain_replays_the_sample(name: str, method: str):
+    model = mixture(name)
+    x = model.exact_sample(60)
+    noise = gk.invert(model, x, method=method, steps=30, iterations=60)
+    assert noise.shape == (31, 60, 2)
+    again = gk.sample(model, 60, steps=30, noise=noise)
+    assert float((again.x - x).abs().max()) < 1e-6
+    twice = gk.sample(model, 60, steps=30, noise=noise, seed=5)
+    assert torch.equal(twice.x, again.x)  # nothing else is drawn
+    assert torch.equal(noise, gk.invert(model, x, method=method, steps=30, iterations=60))
+    assert not torch.equal(noise, gk.invert(model, x, method=method, steps=30, iterations=60, seed=1))
+
+
+def test_states_of_a_replay_are_those_of_the_inversion_bit_for_bit(monkeypatch):
+    """Noise is found for the states as the sampler computes them, so rounding does not add up."""
+    model, met, plain = mixture("flow"), {}, Walk.seen
+
+    def seen(walk, pop, x, index):
+        met[index] = x.clone()  # the last one of each step: earlier ones are iterates
+        return plain(walk, pop, x, index)
+
+    monkeypatch.setattr(Walk, "seen", seen)
+    noise = gk.invert(model, model.exact_sample(8).float(), method="chain", steps=12)
+    states = {}
+    gk.sample(model, 8, steps=12, noise=noise, callbacks=[lambda p, s: states.setdefault(s.index, p.x.clone())])
+    assert met.keys() == set(range(12)) and states.keys() == set(range(1, 13))
+    assert all(torch.equal(met[index], states[index]) for index in range(1, 12))
+
+
+def test_the_noise_of_samples_of_the_model_is_normal_for_its_exact_chain():
+    """Samples of p, noised by the forward process: the noise of the exact reverse kernel of a normal is N(0, 1)."""
+    one = gk.analytic.GaussianMixture(*(torch.tensor(v).double() for v in ([1.0], [0.0], [1.0])))
+    x = one.exact_sample(4000)
+    noise = gk.invert(one, x, method="chain", steps=200)
+    for index in (1, 50, 120):
+        assert kstest(noise[index, :, 0].numpy(), "norm").pvalue > 1e-4
+    wide = gk.invert(one, x, method="edit_friendly", steps=50)
+    assert float(wide[10].std()) > 2  # larger, as the paper says
+
+
+@pytest.mark.parametrize("method", ["ddim", "fixed_point", "chain", "edit_friendly"])
+def test_another_condition_edits_the_sample_and_keeps_what_it_can(method: str):
+    """Two classes, each of which has the same two rows of means: the class is the column, what is kept is the row."""
+    means = torch.tensor([[-3.0, 2.0], [-3.0, -2.0], [3.0, 2.0], [3.0, -2.0]], dtype=torch.float64)
+    model = gk.analytic.GaussianMixture([0.25] * 4, means, [0.5] * 4, labels=[0, 0, 1, 1])
+    x = torch.cat([model.exact_sample(400)])
+    x = x[x[:, 0] < 0][:100]
+    solver = DDIM if method in ("ddim", "fixed_point") else None
+    noise = gk.invert(model, x, cond=0, method=method, steps=50)
+    edited = gk.sample(model, len(x), noise=noise, cond=1, steps=50, solver=solver).x
+    fresh = gk.sample(model, len(x), cond=1, steps=50, solver=solver).x
+    assert (edited[:, 0] > 0).double().mean() > 0.98  # what the condition says
+    kept, chance = ((v[:, 1] > 0) == (x[:, 1] > 0) for v in (edited, fresh))
+    assert kept.double().mean() > 0.9 > 0.7 > chance.double().mean()
+    assert (edited - x)[:, 1].abs().mean() < 0.5 * (fresh - x)[:, 1].abs().mean()
+
+
+# tokens --------------------------------------------------------------------------------------------------------------
+
+TABLE = torch.randn((3,) * 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def table(noising: str, classes: Any = None) -> TokenTable:
+    return TokenTable(TABLE, noising, classes)
+
+
+@pytest.mark.parametrize("noising", ["masked", "ordered", "uniform"])
+@pytest.mark.parametrize("steps", [3, 12])
+def test_tokens_are_replayed_bit_for_bit(noising: str, steps: int):
+    model = table(noising)
+    x = torch.cat([model.states, model.states])[:300]
+    noise = gk.invert(model, x, steps=steps)
+    assert noise.shape[:3] == (steps + 1, 300, 5)
+    assert torch.equal(gk.sample(model, 300, steps=steps, noise=noise, seed=9).x, x)
+    assert torch.equal(noise, gk.invert(model, x, method="chain", steps=steps))
+
+
+def test_texts_with_an_end_are_replayed_too():
+    model = table("ordered")
+    model.process = Masked(3, 5, 0)
+    noise = gk.invert(model, model.states, steps=7)
+    assert torch.equal(gk.sample(model, len(model.states), steps=7, noise=noise).x, model.states)
+
+
+def test_gumbel_noise_given_its_argmax_has_the_law_of_gumbel_noise():
+    """Draw v ~ p, then noise given v: together that is plain Gumbel noise, in every place."""
+    n, p = 20_000, torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    keys = gk.random.fold(gk.random.key(4), torch.arange(n))
+    v = (p.log() + gk.random.gumbel(gk.random.fold(keys, 0), (3,))).argmax(-1)
+    g = tokens.given(p.log().expand(n, 3), v, gk.random.gumbel(gk.random.fold(keys, 1), (3,)))
+    assert torch.equal((p.log() + g).argmax(-1), v)
+    for place in range(3):
+        assert kstest(g[:, place].numpy(), "gumbel_r").pvalue > 1e-4
+    assert abs(np.corrcoef(g.numpy().T)[0, 1]) < 4.5 / n**0.5
+
+
+def test_the_noise_of_the_models_own_samples_gives_the_models_own_edits():
+    """Under another condition the edits follow that condition's law, and keep more than fresh samples."""
+    classes = torch.stack([TABLE, TABLE + 1.5 * (torch.arange(3).double() == 2)[:, None, None, None, None]])
+    model, n = table("masked", classes), 6000
+    x = gk.sample(model, n, cond=0, steps=20, seed=1).x
+    noise = gk.invert(model, x, cond=0, steps=20, seed=2)
+    assert torch.equal(gk.sample(model, n, cond=0, steps=20, noise=noise).x, x)
+    edited = gk.sample(model, n, cond=1, steps=20, noise=noise).x
+    fresh = gk.sample(model, n, cond=1, steps=20, seed=3).x
+    law = [float((v[:, 0] == 2).double().mean()) for v in (edited, fresh, x)]
+    assert abs(law[0] - law[1]) < 4.5 * (0.5 / n) ** 0.5 and law[0] > law[2] + 0.1
+    kept, chance = (float((v == x)[:, 1:].double().mean()) for v in (edited, fresh))
+    assert kept > 0.85 > 0.6 > chance
+
+
+# what is wrong -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"method": "magic"}, "method='magic': there is ddim, fixed_point, renoise, chain, edit_friendly"),
+        ({"method": "reversible"}, "EDICT and BDIA move pairs of states"),
+        ({"solver": gk.solvers.DDPM()}, r"solver=DDPM\(\): inversion by moves needs a deterministic solver"),
+        ({"solver": gk.solvers.Heun()}, "down in time, each with one evaluation"),
+        ({"solver": gk.solvers.DPMpp()}, "without memory"),
+        ({"method": "chain", "solver": DDIM}, "needs a stochastic solver"),
+        ({"method": "chain", "steps": 1}, "at least two steps"),
+        ({"guides": [gk.FKSteering(lambda x: x[:, 0], 1.0)], "method": "chain"}, "FKSteering weighs, selects"),
+        ({"steps": gk.times.restart(8)}, "down in time"),
+        ({"iterations": 0}, "iterations=0"),
+        ({"cond": [None, None, None]}, "4 samples for 3 conditions"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_wrong_is_said_before_the_first_network_call(options: Any, why: str):
+    calls = []
+
+    def net(x, t, cond):
+        calls.append(1)
+        return x
+
+    model = gk.GaussianModel(net, (2,), predicts="clean")
+    with pytest.raises(ValueError, match=why):
+        gk.invert(model, torch.zeros(4, 2), **options)
+    assert not calls
+
+
+def test_what_is_wrong_with_tokens():
+    model = table("masked")
+    with pytest.raises(ValueError, match="tokens have one method, 'chain'"):
+        gk.invert(model, model.states, method="renoise")
+    with pytest.raises(ValueError, match="times of a chain of tokens begin at 1"):
+        gk.invert(model, model.states, steps=[0.5, 0.2, 0.0])
+    with pytest.raises(ValueError, match="cannot be read"):
+        gk.invert(model, ["abc"])
+    with pytest.raises(TypeError, match="a base model is needed"):
+        gk.invert(lambda x: x, model.states)  # type: ignore[arg-type]
