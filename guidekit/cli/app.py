@@ -75,6 +75,13 @@ Level = Annotated[
     float | None,
     typer.Option(help="With --start: how far they are noised, between 0 and 1; the larger, the less is left."),
 ]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        help="What every sample keeps: letters by position (NNAGATAANN), or a PNG mask, white where the image of "
+        "--start stays."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
@@ -146,6 +153,7 @@ def sample(
     title: Title = None,
     start: Start = None,
     level: Level = None,
+    keep: Keep = None,
     report: Report = True,
     progress: Progress = None,
     overwrite: Overwrite = False,
@@ -161,7 +169,7 @@ def sample(
         config = Config(
             model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), solver, holdout,
             compare=compare, batch_size=batch_size, device=device, domain=domain, title=title,
-            start=start, level=level,
+            start=start, level=level, keep=keep,
         )  # fmt: skip
         _run(config, out, overwrite, report, progress, as_json)
 

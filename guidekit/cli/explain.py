@@ -38,6 +38,7 @@ _VALUES: dict[str, Any] = {
     "alpha": 0.1, "scale": 2, "beta": 1.5, "width": 16, "branch": 4, "n": 4, "gamma": 2.5, "candidates": 8,
     "CFGpp.scale": 0.6, "Distillation.scale": 0.5, "SelfGuidedMinority.scale": 0.4, "DSearch.width": "(16, 4)",
     "CellType.name": "HepG2", "Kmer.kmers": "{'CG': 1}", "Forbidden.sites": "GAATTC", "Motif.motif": "MA0139.1",
+    "Sites.forbidden": "GAATTC", "Keep.known": None, "Keep.where": None,
     "Similarity.query": "CC(=O)Oc1ccccc1C(=O)O", "Scaffold.query": "c1ccccc1", "Substructure.smarts": "c1ccccc1",
     "Docking.target": "EGFR", "ADMET.endpoint": "hERG", "objective.name": "osimertinib", "Color.rgb": "(1, 0, 0)",
 }  # fmt: skip
@@ -203,10 +204,10 @@ def _links(make: Callable[..., Any]) -> str:
 
 
 def _example(name: str, make: Callable[..., Any], domain: str) -> tuple[dict[str, Any], str]:
-    """The required options for a spec, and the same in Python."""
+    """The required options for a spec, those that have an example of their own, and the same in Python."""
     given, written = {}, []
     for k, p in parameters(make).items():
-        if p.default is not p.empty:
+        if p.default is not p.empty and f"{name}.{k}" not in _VALUES:
             continue
         if k == "reward":
             written.append("reward")

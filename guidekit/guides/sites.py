@@ -10,9 +10,9 @@ diffusion's own independent predictions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -22,7 +22,7 @@ from ..models.base import Model
 from ..process import Masked, Uniform
 from .shared.constrained import Within
 from .shared.language import Language, Word, avoiding, both, containing, spelled
-from .shared.sites import Site, tokens_of
+from .shared.sites import tokens_of
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Sites(Within):
     ess         particles are resampled when the effective sample size falls below this fraction of them
     """
 
-    forbidden: Sequence[Site] = ()
-    required: Sequence[Site] = ()
+    forbidden: Any = ()
+    required: Any = ()
     _: KW_ONLY
     method: str = "weighted"
     ess: float = 0.5

@@ -31,6 +31,11 @@ _WHOLE = ("n", "steps", "batch_size")  # of at least 1
 DOMAINS = ("molecules", "dna", "images", "other")
 
 
+def is_picture(text: str) -> bool:
+    """Whether a text is the path of a picture."""
+    return text.lower().endswith((".png", ".jpg", ".jpeg"))
+
+
 @dataclass(frozen=True)
 class Config:
     """One run.
@@ -51,6 +56,8 @@ class Config:
     title        of the report; runs that differ only in their title are the same run
     start        a file of samples to start from: SMILES, SDF, FASTA or CSV, a PNG image or a folder of them
     level        with start: the time in (0, 1] up to which its samples are noised; None is 0.5
+    keep         what every sample keeps: letters by position, like "NNAGATAANN"; or a black-and-white PNG, white where
+                 the one image of start stays as it is
 
     >>> Config("dna", rewards=("gc",), guides=("svdd:candidates=4",)).n
     16
@@ -74,6 +81,7 @@ class Config:
     title: str | None = None
     start: str | None = None
     level: float | None = None
+    keep: str | None = None
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -96,6 +104,8 @@ class Config:
             raise ConfigError("budget limits a search: give search as well")
         if self.level is not None and self.start is None:
             raise ConfigError("level says how far the samples of a start are noised: give start=FILE as well")
+        if self.keep is not None and is_picture(self.keep) and self.start is None:
+            raise ConfigError(f"keep {self.keep!r} is a mask of an image: give that image as start=FILE")
         if self.compare and not self.guides and self.search is None:
             raise ConfigError("compare needs something to compare with the unguided model: give a guide")
 
@@ -139,13 +149,17 @@ class Config:
 
     def rooted(self, folder: Path) -> Config:
         """The config with absolute paths of its files, which were relative to a folder."""
-        start = None if self.start is None else os.path.normpath(folder / self.start)
-        return replace(self._with_specs(lambda text: rooted(text, folder)), start=start)
+        return self._with_files(lambda path: os.path.normpath(folder / path), lambda text: rooted(text, folder))
 
     def relative(self, folder: Path) -> Config:
         """The config with paths of its files relative to a folder."""
-        start = None if self.start is None else seen_from(folder.resolve(), self.start)
-        return replace(self._with_specs(lambda text: relative(text, folder.resolve())), start=start)
+        folder = folder.resolve()
+        return self._with_files(lambda path: seen_from(folder, path), lambda text: relative(text, folder))
+
+    def _with_files(self, move: Callable[[str], str], change: Callable[[str], str]) -> Config:
+        start = None if self.start is None else move(self.start)
+        keep = move(self.keep) if self.keep is not None and is_picture(self.keep) else self.keep
+        return replace(self._with_specs(change), start=start, keep=keep)
 
     def _with_specs(self, change: Callable[[str], str]) -> Config:
         texts = {k: v for k in ("model", "solver", "holdout", "search") if (v := getattr(self, k)) is not None}

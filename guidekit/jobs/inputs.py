@@ -6,11 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ..guides.keep import Keep
 from ..models.base import Model
 from ..report import export
+from .config import Config, is_picture
 from .specs import ConfigError
 
 
@@ -25,6 +29,18 @@ def read(path: Path, domain: str) -> Any:
     if isinstance(samples, list):
         _check_fits(path, samples, domain)
     return samples
+
+
+def kept(config: Config, domain: str | None, model: Model) -> Keep:
+    """The guide that keeps what a run is told to keep."""
+    assert config.keep is not None
+    if not is_picture(config.keep):
+        return Keep(template=config.keep)
+    assert config.start is not None
+    image = starts(Path(config.start), domain, model, 1, 1)
+    with Image.open(config.keep) as picture:
+        mask = torch.as_tensor(np.asarray(picture.convert("L")) > 127)
+    return Keep(image, mask)
 
 
 def starts(path: Path, domain: str | None, model: Model, n: int, groups: int) -> Tensor:

@@ -16,6 +16,7 @@ from rewards import Reward, RewardWarning
 
 from ..engine.guide import Guide
 from ..engine.run import Run
+from ..guides.shared.constrained import Within
 from ..guides.start_from import StartFrom
 from ..models.base import Model
 from ..models.evaluations import Null
@@ -24,7 +25,7 @@ from ..search import Budget
 from ..search.core import Search
 from ..solvers import Solver
 from . import inputs, names
-from .config import Config
+from .config import Config, is_picture
 from .specs import Call, ConfigError, call, parse_options
 
 _EXAMPLES: dict[str, Any] = {"molecules": ["CCO"], "dna": ["ACGT" * 50]}
@@ -84,9 +85,14 @@ class Job:
 
 
 def _only_bends(guide: Guide) -> bool:
-    """Whether a guide changes only predictions, conditions or starts, without a reward, weights or selection."""
+    """Whether a guide changes only predictions, conditions or starts, without a reward, weights or selection; or is a
+    constraint."""
     selects = any(map(guide.has, ("plan", "noise", "weigh", "select")))
-    return guide.judge is None and not (guide.steer or selects or "weights" in guide.card.changes)
+    return (
+        isinstance(guide, Within)
+        or (guide.judge is None
+        and not (guide.steer or selects or "weights" in guide.card.changes))
+    )
 
 
 def prepare(config: Config) -> Job:
@@ -105,7 +111,9 @@ def _make(config: Config) -> Job:
     reward = reward or next((r for g in guides if (r := getattr(g, "reward", None)) is not None), None)
     judges = _make_holdout(config.holdout)
     domain = config.domain or domain
-    if config.start is not None:
+    if config.keep is not None:
+        guides = [inputs.kept(config, domain, model), *guides]
+    if config.start is not None and (config.level is not None or not is_picture(config.keep or "")):
         x = inputs.starts(Path(config.start), domain, model, config.n, max(1, len(config.cond)))
         guides = [StartFrom(x, config.level), *guides]
     for component in (*parts, *judges):
