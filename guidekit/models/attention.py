@@ -316,7 +316,8 @@ class Frame:
 
 
 class _Patch:
-    """The context of one forward. It acts in its own thread only, and leaves hooks and modes as it found them.
+    """The context of one forward. It acts in its own thread only, and leaves hooks and modes as it found them. Another
+    thread may meet a hook that torch is just adding or removing, and then calls it without kwargs.
 
     first   the patch of the forward of which this one holds in recomputations. They run inner parts alone, and so what
             the outer ones told is taken from there: the rows of the forward, and what is cross-attention
@@ -359,8 +360,8 @@ class _Patch:
         if kind is None and self.first is None:
             self._verify()
 
-    def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if not self.here():
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
+        if kwargs is None or not self.here():
             return
         frame = Frame(module, self.chosen.layers.get(module, ()), args, kwargs)
         if not self.frames:
@@ -374,10 +375,10 @@ class _Patch:
             if self.inside == 1 and not self.need.by.whole:
                 self.mode.__enter__()
 
-    def _leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any) -> Any:
-        if not self.frames or self.frames[-1].module is not module or not self.here():
+    def _leave(self, module: nn.Module, args: tuple, *kwargs_and_out: Any) -> Any:
+        if not self.here() or not self.frames or self.frames[-1].module is not module:
             return None
-        frame = self.frames[-1]
+        frame, out = self.frames[-1], kwargs_and_out[-1]
         try:
             if frame.layers and self.need.by.whole and out is not None:  # None: an exception is on its way
                 self.hits.update(frame.layers)

@@ -109,11 +109,13 @@ class Weakened(Model):
 
     @contextmanager
     def _weak(self, modules: dict[str, nn.Module], hit: set[str], where: Where) -> Iterator[None]:
-        """Hooks on the modules, which act here alone: others may be using the same network. They note what they hit."""
+        """Hooks on the modules, which act here alone: others may be using the same network, and may call without kwargs
+        a hook that torch is just adding or removing. They note what they hit."""
 
-        def hook(change, name, module, args, kwargs, out):
+        def hook(change, name, module, args, *kwargs_and_out):
             if not where():
                 return None
+            kwargs, out = kwargs_and_out
             hit.add(name)
             first = out[0] if isinstance(out, (tuple, list)) and out else out
             if not isinstance(first, Tensor):
