@@ -263,7 +263,8 @@ def wrapped(base: gk.Model, net: nn.Module, **options) -> gk.Model:
 def populations(problem: Problem, groups: int, n: int, guides, *, first: int = 0, **options) -> gk.Result:
     """Independent runs of n particles, side by side as groups with seeds of their own."""
     seeds = list(range(first, first + groups))
-    return gk.sample(problem.model, n, steps=STEPS, guides=guides, cond=[problem.cond] * groups, seed=seeds, **options)
+    options = {"steps": STEPS, "cond": [problem.cond] * groups, "seed": seeds} | options
+    return gk.sample(problem.model, n, guides=guides, **options)
 
 
 def estimates(problem: Problem, result: gk.Result) -> np.ndarray:

@@ -476,6 +476,25 @@ def test_other_threads_see_the_plain_network():
     assert torch.equal(net(x, t), plain)
 
 
+def test_another_thread_may_meet_a_hook_that_is_being_added_or_removed():
+    """torch notes apart from a hook that it takes kwargs, so for a moment another thread calls it without them."""
+    net, x, t = Net(), noise(6), times(6)
+    plain, outs = net(x, t), []
+    with Perturbed.of(Identity(), "blocks.3").during(wrap(net), slice(2, 4)):
+        for module in net.modules():
+            module._forward_hooks_with_kwargs.clear()
+            module._forward_pre_hooks_with_kwargs.clear()
+        thread = threading.Thread(target=lambda: outs.append(net(x, t)))
+        thread.start()
+        thread.join()
+        for module in net.modules():
+            module._forward_hooks_with_kwargs.update(dict.fromkeys(module._forward_hooks, True))
+            module._forward_pre_hooks_with_kwargs.update(dict.fromkeys(module._forward_pre_hooks, True))
+        own = net(x, t)
+    assert len(outs) == 1 and torch.allclose(outs[0], plain, atol=1e-12)
+    assert torch.allclose(own[2:4], by_hand(net, x[2:4], t[2:4], maps=identity([3])), atol=1e-12)
+
+
 def test_several_perturbations_of_one_forward_are_those_of_forwards_of_their_own():
     net, x, t = Net(), noise(8), times(8)
     needs = [

@@ -226,6 +226,26 @@ def test_another_thread_that_uses_the_network_is_not_weakened(model):
     assert torch.equal(found[1], plain)
 
 
+def test_a_thread_that_meets_a_hook_while_it_is_added_or_removed_is_not_weakened(model):
+    """torch notes apart from a hook that it takes kwargs, so for a moment another thread calls it without them."""
+    weak, plain, outs = weakened(model, drop=["blocks.0"], share=0.5), model(noisy(), 0.5, None), []
+    layer = model.modules()[0].get_submodule("blocks.0")
+
+    def meanwhile(module, args):
+        if weakening:
+            layer._forward_hooks_with_kwargs.clear()
+            thread = Thread(target=lambda: outs.append(model(noisy(), 0.5, None)))
+            weakening.clear()
+            thread.start()
+            thread.join()
+            layer._forward_hooks_with_kwargs.update(dict.fromkeys(layer._forward_hooks, True))
+
+    weakening, handle = [True], layer.register_forward_pre_hook(meanwhile)
+    weak(noisy(), 0.5, None)
+    handle.remove()
+    assert len(outs) == 1 and torch.allclose(outs[0], plain, rtol=1e-12)
+
+
 def test_of_a_stitched_model_the_part_that_is_called_is_weakened(model):
     early = gk.GaussianModel(Net().double().eval(), (3, 5, 5), predicts="velocity")
     with torch.no_grad():

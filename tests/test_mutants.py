@@ -166,6 +166,9 @@ MUTANTS = [
     ("labels of the first group for all", "guides/shared/labelled.py", "torch.tensor(label).to(group)[group]", "torch.tensor(label).to(group)[group * 0]", "tests/test_classifier.py"),
     ("a radius that shrinks where it improved", "search/zero_order.py", "torch.where(better, self.angle, self.angle * self.shrink)", "torch.where(better, self.angle * self.shrink, self.angle)", "tests/test_search.py::test_the_radius_shrinks_where_no_neighbour_is_better_and_only_there"),
     ("a path of sigma that is not whitened", "search/cma.py", "self.effective, step / self.c.sqrt())", "self.effective, step)", "tests/test_search.py::test_cma_follows_the_paper_round_after_round"),
+    ("lineages of what particles move with", "report/recorder.py", "pop.seen", "pop.predictions[0]", "tests/test_cfg_family.py::test_recorders_and_path_searches_take_the_guided_mean_of_cfgpp_as_the_estimate"),
+    ("searches that score in training mode", "search/verify.py", "with lent(networks_in(*self.rewards)):", "with lent([]):", "tests/test_reward_modes.py"),
+    ("rounding taken for a direction", "guides/self_guided_minority.py", " & (view.model.process.scales(view.t)[0] >= 1e-3)", "", "tests/test_minority.py"),
 ]  # fmt: skip
 
 
