@@ -15,7 +15,7 @@ A move of DDIM goes from x_t to x_s = a x_t + b d(x_t), with the clean mean d at
 k = alpha_t / alpha_s is the published iteration, which puts the new prediction of the noise in; k = 1/a puts that of
 the clean mean in, and is what converges where alpha_t is close to 0. With q = alpha_t^2 / (alpha_t^2 + sigma_t^2) and
 rho = a alpha_t / alpha_s, errors shrink by (1 - rho)(1 - q) and by (1/rho - 1) q on standard normal data; the smaller
-is taken. The iterate with the smallest |r| that was seen is never given up for a worse one.
+is taken. fixed_point goes on from the iterate with the smallest |r| in its second half, with half of k where |r| grew.
 """
 
 from __future__ import annotations
@@ -58,18 +58,23 @@ def up(walk: Walk, x: Tensor, index: int, iterations: int, average: bool) -> Ten
 
 def solved(walk: Walk, guess: Tensor, x: Tensor, index: int, iterations: int, average: bool = False) -> Tensor:
     """A better solution of r = 0 than this guess, by so many evaluations."""
-    move = walk.moves[index]
-    rate, state, best = _rate(walk, move), guess, guess
-    least = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+    move, k = walk.moves[index], _rate(walk, walk.moves[index])
+    state, best, rate = guess, (guess, guess), guess.new_full((len(x),), k)
+    least = guess.new_full((len(x),), torch.inf, dtype=torch.float64)
     late: list[Tensor] = []
     for i in range(iterations):
         r = move.a * state + sum(move.b) * walk.prediction(state, index) - x
         error = r.flatten(1).double().norm(dim=1)
-        improved = _rows(error < least, x)
-        state, least = state - rate * r, torch.minimum(error, least)
-        best = torch.where(improved, state, best)  # one step on from the best that was seen
+        better = error < least
+        best = tuple(torch.where(_rows(better, x), new, old) for new, old in zip((state, r), best, strict=True))
+        least = torch.minimum(error, least)
+        if average or 2 * i + 2 < iterations:
+            state = state - k * r
+        else:
+            rate = torch.where(better, rate, rate / 2)
+            state = best[0] - _rows(rate, x) * best[1]
         late += [state] if 2 * i >= iterations else []
-    return torch.stack(late).mean(0) if average and late else best
+    return torch.stack(late).mean(0) if average and late else state
 
 
 def _rate(walk: Walk, move: Move) -> float:
@@ -80,5 +85,5 @@ def _rate(walk: Walk, move: Move) -> float:
     return alpha / alpha_s if by_noise else 1 / move.a
 
 
-def _rows(flags: Tensor, like: Tensor) -> Tensor:
-    return flags.view(-1, *[1] * (like.dim() - 1))
+def _rows(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))

@@ -4,7 +4,8 @@ r"""Starting from given samples, noised part of the way (SDEdit, Meng et al., 20
 
 Gaussian: x_t = alpha_t x_0 + sigma_t z. Tokens: each is noised with probability t. Of an ordered masked model whose
 texts have an end, the last share t of each text is masked with all behind it, so padding does not count, and the model
-writes it anew given what is left. Refinement, evolution and editing begin like this.
+writes it anew given what is left; as the length of a text decides how much is left, samples of p then do not stay
+exactly at p. Refinement, evolution and editing begin like this.
 
 A run of so many steps makes those of them that lie below the level, as the `strength` of image editing does; times that
 begin below pure noise, like steps=[.5, .4, .3, .2, .1, 0.], are taken as they are. A run whose times leave it far above
@@ -53,7 +54,7 @@ class StartFrom(Guide):
     card = Card(
         "starts from given samples, noised part of the way",
         section="Starts, noise and resampling",
-        exact="p, if the given samples follow p and their levels do not depend on their lengths",
+        exact="p, if the given samples follow p",
         changes="start",
         paper=Paper(
             "meng2021sdedit",
