@@ -62,7 +62,7 @@ from rewards import RewardError, as_reward
 from .. import random
 from ..engine.describe import describe, difference, weights
 from ..engine.scoring import Cost, Scorer
-from ..errors import CheckpointError
+from ..errors import CheckpointError, is_count
 from ..models.base import Encoded, Model, stack
 from ..models.evaluations import rows_of
 from ..models.networks import lent, networks_in
@@ -105,16 +105,13 @@ class Options:
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise ValueError(f"fit(target={self.target!r}): there is {', '.join(map(repr, TARGETS))}")
-        for name in ("alpha", "lr"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"fit({name}={value!r}): a positive number is needed")
+        for name in ("alpha", "lr", "decay"):
+            value, least = getattr(self, name), 0 if name == "decay" else 1e-300
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+                raise ValueError(f"fit({name}={value!r}): a {'positive number' if least else 'number >= 0'} is needed")
         for name, least in {"rollouts": _FEWEST, "per_rollout": 1, "batch_size": 1, "epochs": 1, "patience": 1}.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"fit({name}={value!r}): an int of at least {least} is needed")
-        if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0 <= self.decay < math.inf:
-            raise ValueError(f"fit(decay={self.decay!r}): a weight decay of at least 0 is needed")
+            if not is_count(getattr(self, name), least):
+                raise ValueError(f"fit({name}={getattr(self, name)!r}): an int of at least {least} is needed")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"fit(seed={self.seed!r}): an int is needed")
         if isinstance(self.holdout, bool) or not isinstance(self.holdout, float) or not 0 < self.holdout < 1:
@@ -221,10 +218,10 @@ def fit(
 
 def _useless(found: Calibration) -> str:
     return (
-        f"the value is of no use: its loss on {found.held_out} held-out rollouts is {found.loss:.4g}, and that of a "
-        f"constant {found.constant:.4g}. Take the default look-ahead instead (value=None), or fit again with more "
-        "rollouts, a larger alpha, a larger decay or another net; print(value.calibration) shows the times at which "
-        "it explains anything"
+        f"the value is no better than a constant: its loss on {found.held_out} held-out rollouts is {found.loss:.4g}, "
+        f"and that of a constant {found.constant:.4g} (the difference is uncertain by {found.doubt:.2g}). Take the "
+        "default look-ahead, value=None, or fit again with more rollouts, a larger alpha or another net; "
+        "print(value.calibration) says what it explains at each time"
     )
 
 
@@ -487,14 +484,18 @@ def _calibration(
     t = data.t.flatten()
     rows = bins(value, r, t, w, rollout, options.softness)
 
-    def interval(own: Tensor) -> Interval:
-        v, r_, w_ = value[own], r[own], w[own]
-        constant = torch.full_like(v, soft_mean(r_, w_, options.softness))
-        losses = (float(module.loss(v, r_, w_).sum() / w_.sum()) for v in (v, constant))
-        explained = 1 - _variance(r_ - v, w_) / (_variance(r_, w_) or math.nan)
-        return Interval(float(t[own].min()), float(t[own].max()), explained, *losses, len(own))
+    def losses(own: Tensor) -> tuple[Tensor, Tensor]:
+        constant = torch.full_like(r[own], soft_mean(r[own], w[own], options.softness))
+        return module.loss(value[own], r[own], w[own]), module.loss(constant, r[own], w[own])
 
-    whole = interval(torch.arange(len(t), device=t.device))
+    def interval(own: Tensor) -> Interval:
+        found = (float(loss.sum() / w[own].sum()) for loss in losses(own))
+        explained = 1 - _variance((r - value)[own], w[own]) / (_variance(r[own], w[own]) or math.nan)
+        return Interval(float(t[own].min()), float(t[own].max()), explained, *found, len(own))
+
+    every = torch.arange(len(t), device=t.device)
+    whole, (own, constant) = interval(every), losses(every)
+    gain = (constant - own - (whole.constant - whole.loss) * w).view(len(data), -1).sum(1)
     return Calibration(
         target=options.target,
         alpha=options.alpha,
@@ -509,6 +510,7 @@ def _calibration(
         constant=whole.constant,
         rows=rows,
         times=tuple(map(interval, intervals(t))),
+        doubt=float(gain.square().sum().sqrt() / w.sum()),
     )
 
 

@@ -66,7 +66,8 @@ class Calibration:
     error, noise         root mean square over the bins, weighted by count: of predicted - realised, and of the part
                          of it that is expected by chance
     explained_variance   1 - Var(r - V)/Var(r)
-    loss, constant       mean loss of the value and of the best constant; the value is of use if its loss is lower
+    loss, constant       mean loss of the value and of the best constant
+    doubt                standard error of constant - loss, from the spread over rollouts
     rows                 the bins
     times                explained variance and losses at each time; at t = 1 nothing can be explained
     """
@@ -84,11 +85,12 @@ class Calibration:
     constant: float
     rows: tuple[Bin, ...]
     times: tuple[Interval, ...] = ()
+    doubt: float = 0.0
 
     @property
     def useful(self) -> bool:
-        """The value predicts held-out rewards better than a constant does."""
-        return self.loss < self.constant
+        """The loss is lower than that of a constant, by more than two standard errors."""
+        return self.constant - self.loss > 2 * self.doubt
 
     def to_frame(self):
         """The bins as a pandas DataFrame."""
