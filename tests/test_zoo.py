@@ -174,7 +174,8 @@ def test_a_value_that_predicts_nothing_is_not_written(tmp_path: Path, monkeypatc
 
     task = replace(values.TASKS["molecules-value"], reward=lambda: _noise, rollouts=20, steps=2)
     monkeypatch.setitem(values.TASKS, "molecules-value", task)
-    with pytest.warns(UserWarning, match="no better than a constant"), pytest.raises(RuntimeError, match="no better than a constant"):
+    message = "no better than a constant"
+    with pytest.warns(UserWarning, match=message), pytest.raises(RuntimeError, match=message):
         values.train("molecules-value", tmp_path / "fit", tmp_path / "weights", progress=False)
     assert not (tmp_path / "weights").exists()
 

@@ -169,7 +169,7 @@ class Images(nn.Module):
 class Words(nn.Module):
     r"""The linear path of tokens: tables of the tokens at their places and of the words anywhere, which start at zero,
 
-        sum over i of (P[i, x_i] + sum over n of W_n[x_i x_i+1 ... x_i+n-1]) . (1, t, t^2)
+        sum over i of (P[i, x_i] + sum over n of W_n[x_i x_i+1 ... x_i+n-1]) . (1, t, t^2) / sqrt(length)
 
     with words of n = 1 to 6 letters where their table has at most 2^14 rows. The mask is one more letter.
     """
@@ -183,12 +183,12 @@ class Words(nn.Module):
         for table in self.parameters():
             nn.init.zeros_(table)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Encoded = None) -> Tensor:
         total = sum(table(self._words(x, n)) for n, table in zip(self.sizes, self.words, strict=True))
         if self.places is not None:
             total = total + self.places(x + self.states * torch.arange(x.shape[1], device=x.device))
         t = t.to(total)
-        return (total * torch.stack([torch.ones_like(t), t, t.square()], 1)).sum(1)
+        return (total * torch.stack([torch.ones_like(t), t, t.square()], 1)).sum(1) / x.shape[1] ** 0.5
 
     def _words(self, x: Tensor, n: int) -> Tensor:
         """The number of the word that begins at each place, (rows, length - n + 1)."""

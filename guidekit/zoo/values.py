@@ -34,7 +34,8 @@ from .data import CLASSES
 class Task:
     """The model, the reward with its description for the card, another to judge by, and how the value is fitted.
 
-    Rollouts are drawn in groups of equal size, each from a seed of its own.
+    Rollouts are drawn in groups of equal size, each from a seed of its own. A value that is `linear` is the linear path
+    of tokens alone.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Task:
     rollouts: int = 2000
     groups: int = 1
     steps: int = 40
+    linear: bool = False
     fit: dict[str, Any] = field(default_factory=dict)
 
 
@@ -70,7 +72,8 @@ def _bag(name: str = "fashion-classifier") -> Any:
 TASKS = {
     "dna-value": Task(
         "dna", _cell, "rewards.dna.CellType('HepG2'), log-odds by dna-oracle", partial(_cell, "dna-judge"),
-        "the same by dna-judge", 4, 3000, 3, 20, {"per_rollout": 10},
+        "the same by dna-judge", 4, 3000, 3, 20, True,
+        {"per_rollout": 10, "epochs": 12, "patience": 3, "decay": 0.1},
     ),
     "fashion-value": Task(
         "fashion", _bag, "log-probability of a bag by fashion-classifier", partial(_bag, "fashion-judge"),
@@ -78,15 +81,17 @@ TASKS = {
     ),
     "molecules-value": Task(
         "molecules", partial(_molecule, "LogP"), "rewards.molecules.LogP()", partial(_molecule, "QED"), "QED",
-        0.5, 5000, 4, 20, {"per_rollout": 20},
+        0.5, 5000, 4, 20, True, {"per_rollout": 20, "epochs": 20, "patience": 3, "decay": 0.1},
     ),
 }  # fmt: skip
 
 
-def blank(model: Model) -> nn.Module:
+def blank(name: str, model: Model) -> nn.Module:
     """The network of a value without a condition, untrained."""
-    from ..values.nets import default
+    from ..values.nets import Words, default
 
+    if TASKS[name].linear:
+        return Scaled(Words(model.process.states, model.shape[0]))
     dtype = model.dtype if model.dtype.is_floating_point else torch.float32
     return Scaled(default(model, torch.zeros(2, *model.shape, dtype=dtype), stack([model.encode(None)])))
 
@@ -98,7 +103,7 @@ def load_value(name: str, device: torch.device | str | None = None) -> values.Le
     own = card(name)
     if own["kind"] != "value":
         raise ValueError(f"zoo: {name!r} is a {own['kind']}, and no value")
-    net = blank(load(own["model"]))
+    net = blank(name, load(own["model"]))
     net.load_state_dict(state(name))
     return values.Learned(net.eval().requires_grad_(False).to(device or "cpu"))
 
@@ -106,9 +111,11 @@ def load_value(name: str, device: torch.device | str | None = None) -> values.Le
 def train(name: str, folder: Path, weights: Path = WEIGHTS, progress: bool = True) -> None:
     """Fit a value and write it with its card; one that is no better than a constant is not written."""
     task, began = TASKS[name], time.perf_counter()
+    model = load(task.model)
+    net = blank(name, model).net if task.linear else None  # from the best constant on, which fit finds
     value = values.fit(
-        load(task.model), task.reward(), alpha=task.alpha, rollouts=task.rollouts // task.groups, steps=task.steps,
-        cond=[None] * task.groups, batch_size=256, epochs=60, folder=folder / name, progress=progress, **task.fit,
+        model, task.reward(), net, alpha=task.alpha, rollouts=task.rollouts // task.groups, steps=task.steps,
+        cond=[None] * task.groups, batch_size=256, folder=folder / name, progress=progress, **{"epochs": 60} | task.fit,
     )  # fmt: skip
     found = value.calibration
     assert isinstance(value.net, nn.Module) and found is not None
@@ -140,13 +147,14 @@ def explained(name: str, n: int, seed: int = 1) -> dict[float, float]:
     model, states = load(task.model), {}
     result = sample(
         model, n, steps=task.steps, seed=seed, batch_size=256, reward=task.reward(),
-        callbacks=[lambda pop, step: states.update({step.s: pop.x})],
+        callbacks=[lambda pop, step: states.update({step.t: pop.x})],
     )  # fmt: skip
     cond = rows_of(stack([model.encode(None)]), torch.zeros(n, dtype=torch.long))
-    found, r = {}, result.rewards
+    found, scored = {}, result.rewards.isfinite()
+    r = result.rewards[scored]
     for t, x in list(states.items())[:-1]:
-        v = call(value.net, x, torch.full((n,), t), cond)
-        found[round(t, 3)] = float(1 - (r - v).nanvar() / r.nanvar())
+        v = call(value.net, x, torch.full((n,), t), cond)[scored]
+        found[round(t, 3)] = float(1 - (r - v).var() / r.var())
     return found
 
 
