@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 128
 _FREQUENCIES = 3  # few, so that the value is smooth between the times of the rollouts
-_ROWS, _LONGEST = 2**14, 6  # of a table of words, letters of a word
+_ROWS, _PLACES, _LONGEST = 2**14, 2**12, 6  # of a table of words and of one of places at most, letters of a word
 _LONG = 64  # sequences above are pooled
 _DECAY = 0.99  # of the moving average of the weights, a step
 
@@ -171,7 +171,8 @@ class Words(nn.Module):
 
         sum over i of (P[i, x_i] + sum over n of W_n[x_i x_i+1 ... x_i+n-1]) . (1, t, t^2) / sqrt(length)
 
-    with words of n = 1 to 6 letters where their table has at most 2^14 rows. The mask is one more letter.
+    with words of n = 1 to 6 letters where their table has at most 2^14 rows, and places where it has at most 2^12. The
+    mask is one more letter.
     """
 
     def __init__(self, states: int, length: int):
@@ -179,7 +180,7 @@ class Words(nn.Module):
         self.states = states
         self.sizes = [n for n in range(1, min(_LONGEST, length) + 1) if n == 1 or states**n <= _ROWS]
         self.words = nn.ModuleList(nn.EmbeddingBag(states**n, 3, mode="sum") for n in self.sizes)
-        self.places = nn.EmbeddingBag(length * states, 3, mode="sum") if length * states <= _ROWS else None
+        self.places = nn.EmbeddingBag(length * states, 3, mode="sum") if length * states <= _PLACES else None
         for table in self.parameters():
             nn.init.zeros_(table)
 

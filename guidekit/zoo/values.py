@@ -81,7 +81,7 @@ TASKS = {
     ),
     "molecules-value": Task(
         "molecules", partial(_molecule, "LogP"), "rewards.molecules.LogP()", partial(_molecule, "QED"), "QED",
-        0.5, 5000, 4, 20, True, {"per_rollout": 20, "epochs": 20, "patience": 3, "decay": 0.1},
+        1, 5000, 4, 20, True, {"per_rollout": 20, "epochs": 20, "patience": 3, "lr": 1e-2, "decay": 0.01},
     ),
 }  # fmt: skip
 
