@@ -3,7 +3,8 @@
     python -m guidekit.zoo.values dna-value
 
 draws rollouts of the model, trains the soft value alpha log E[exp(r/alpha) | x_t] of one reward (`gk.values.fit`), and
-writes the weights with their card. It resumes from --folder if it was interrupted.
+writes the weights with their card, unless the value is no better than a constant. It resumes from --folder if it was
+interrupted. `python -m guidekit.zoo.evaluate dna-value --n 400` measures it on new rollouts, and steers by it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..guides import SVDD, BestOfN
 from ..models import Model
 from ..models.base import stack
 from ..models.evaluations import rows_of
+from ..process import Masked, Uniform
 from ..values.learned import Scaled, call
 from . import WEIGHTS, card, load, network, written
 from .data import CLASSES
@@ -86,11 +88,12 @@ TASKS = {
 }  # fmt: skip
 
 
-def blank(name: str, model: Model) -> nn.Module:
+def blank(name: str, model: Model) -> Scaled:
     """The network of a value without a condition, untrained."""
     from ..values.nets import Words, default
 
     if TASKS[name].linear:
+        assert isinstance(model.process, (Masked, Uniform))
         return Scaled(Words(model.process.states, model.shape[0]))
     dtype = model.dtype if model.dtype.is_floating_point else torch.float32
     return Scaled(default(model, torch.zeros(2, *model.shape, dtype=dtype), stack([model.encode(None)])))
