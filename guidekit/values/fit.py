@@ -62,12 +62,12 @@ from rewards import RewardError, as_reward
 from .. import random
 from ..engine.describe import describe, difference, weights
 from ..engine.scoring import Cost, Scorer
-from ..errors import CheckpointError
+from ..errors import CheckpointError, is_count
 from ..models.base import Encoded, Model, stack
 from ..models.evaluations import rows_of
 from ..models.networks import lent, networks_in
 from ..solvers import Solver
-from .learned import Calibration, Learned, Scaled, bins, call, soft_mean
+from .learned import Calibration, Interval, Learned, Scaled, bins, call, intervals, soft_mean
 
 if TYPE_CHECKING:
     from ..engine.guide import Guide
@@ -100,18 +100,18 @@ class Options:
     holdout: float
     patience: int
     seed: int
+    decay: float = 0.01
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise ValueError(f"fit(target={self.target!r}): there is {', '.join(map(repr, TARGETS))}")
-        for name in ("alpha", "lr"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"fit({name}={value!r}): a positive number is needed")
+        for name in ("alpha", "lr", "decay"):
+            value, least = getattr(self, name), 0 if name == "decay" else 1e-300
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+                raise ValueError(f"fit({name}={value!r}): a {'positive number' if least else 'number >= 0'} is needed")
         for name, least in {"rollouts": _FEWEST, "per_rollout": 1, "batch_size": 1, "epochs": 1, "patience": 1}.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"fit({name}={value!r}): an int of at least {least} is needed")
+            if not is_count(getattr(self, name), least):
+                raise ValueError(f"fit({name}={getattr(self, name)!r}): an int of at least {least} is needed")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"fit(seed={self.seed!r}): an int is needed")
         if isinstance(self.holdout, bool) or not isinstance(self.holdout, float) or not 0 < self.holdout < 1:
@@ -132,7 +132,7 @@ def fit(
     *,
     alpha: float = 1.0,
     target: str = "soft",
-    rollouts: int = 1024,
+    rollouts: int = 2048,
     steps: int | Sequence[float] = 50,
     cond: Any = None,
     guides: Iterable[Guide] = (),
@@ -143,6 +143,7 @@ def fit(
     per_rollout: int = 8,
     holdout: float = 0.2,
     patience: int = 10,
+    decay: float = 0.01,
     folder: str | Path | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -155,15 +156,17 @@ def fit(
     reward        a Reward or a function of decoded samples. Samples that it cannot score are left out, so the value is
                   that of samples which can be scored
     net           a torch module net(x, t, cond) -> (rows,); a copy is trained, and net stays as it was. None builds a
-                  small one: residual layers for vectors, convolutions for images (C, H, W), attention for tokens (the
-                  mask is one more token, with the id vocab_size). For graphs and the like, give your own; whatever it
-                  reads besides x comes in cond, as a dict. It is trained at t > 0, because at t = 0 the value is the
-                  reward
+                  small one: residual layers for vectors, convolutions for images (C, H, W); for tokens a linear path of
+                  their places and words, and attention beside it, which is kept if it predicts held-out rollouts better
+                  (the mask is one more token, with the id vocab_size). For graphs and the like, give your own;
+                  whatever it reads besides x comes in cond, as a dict. It is trained at t > 0, because at t = 0 the
+                  value is the reward
     alpha         temperature of the soft value: that of the guide which will use it
     target        "soft" | "bellman" | "mean", explained in the module's docstring
     per_rollout   states kept of each path, at random steps; memory grows with rollouts * per_rollout
     batch_size    the largest number of rows in one forward pass, of the model and of the net
     epochs        the largest number; training stops after `patience` epochs without progress on held-out rollouts
+    decay         weight decay of AdamW, in units of the learning rate: larger where rollouts are few
     holdout       fraction of the rollouts that is held out, for early stopping and for `calibration`
     folder        keeps the rollouts and the state of training: the same call resumes an interrupted fit and ends with
                   the same weights, and returns those of a finished one
@@ -171,7 +174,8 @@ def fit(
     progress      show progress bars
     trainer       further options of pytorch_lightning.Trainer, like {"logger": CSVLogger("logs"), "callbacks": [...]}
 
-    Returns the weights that were best on held-out rollouts; `.calibration` says how well they predict.
+    Returns the weights that were best on held-out rollouts; `.calibration` says how well they predict, at each time. A
+    UserWarning says so if they predict no better than a constant.
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 2.0], [0.5, 0.5])
@@ -184,7 +188,7 @@ def fit(
     """
     from ..engine.run import Run
 
-    options = Options(alpha, target, rollouts, per_rollout, batch_size, epochs, lr, holdout, patience, seed)
+    options = Options(alpha, target, rollouts, per_rollout, batch_size, epochs, lr, holdout, patience, seed, decay)
     as_reward(reward)
     run = Run(
         model, rollouts, steps=steps, guides=guides, cond=cond, reward=reward, solver=solver, batch_size=batch_size
@@ -207,7 +211,18 @@ def fit(
         calibration = _calibration(module, loaders[1], len(train), unscored, done, options)
         for mine, theirs in zip(best.parameters(), module.net.parameters(), strict=True):
             mine.requires_grad_(theirs.requires_grad)
-        return Learned(best, calibration)
+    if not calibration.useful:
+        warnings.warn(_useless(calibration), stacklevel=2)
+    return Learned(best, calibration)
+
+
+def _useless(found: Calibration) -> str:
+    return (
+        f"the value is no better than a constant: its loss on {found.held_out} held-out rollouts is {found.loss:.4g}, "
+        f"and that of a constant {found.constant:.4g} (the difference is uncertain by {found.doubt:.2g}). Take the "
+        "default look-ahead, value=None, or fit again with more rollouts, a larger alpha or another net; "
+        "print(value.calibration) says what it explains at each time"
+    )
 
 
 # bad input ---------------------------------------------------------------------------------------------------------
@@ -412,7 +427,7 @@ def _module(net: nn.Module | None, model: Model, train: Rollouts, conds: Encoded
     else:
         loss = partial(soft_loss, alpha=options.alpha, count=len(train))
     copies = copy.deepcopy(scaled), copy.deepcopy(scaled)
-    return Regression(scaled, copies, loss, options.lr, options.seed, config)
+    return Regression(scaled, copies, loss, options, config)
 
 
 def _train(
@@ -427,13 +442,10 @@ def _train(
     """Run Lightning's Trainer, from the last checkpoint in the folder if there is one. Returns the epochs done."""
     import pytorch_lightning as pl
 
-    from .nets import Last, Patience
+    from .nets import Last
 
     last = path / "last.ckpt"
-    callbacks = [
-        Patience("held_out_loss", patience=options.patience),
-        Last(path, "last", save_on_train_epoch_end=True, enable_version_counter=False),
-    ]
+    kept = Last(path, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     settings = {
         "accelerator": "gpu" if device.type == "cuda" else device.type,
         "devices": [device.index or 0] if device.type == "cuda" and "accelerator" not in extra else 1,
@@ -444,7 +456,7 @@ def _train(
         "num_sanity_val_steps": 0,
     }
     own = {"max_epochs": options.epochs, "enable_progress_bar": progress}
-    own["callbacks"] = [*callbacks, *_listed(extra.get("callbacks"))]
+    own["callbacks"] = [kept, *_listed(extra.get("callbacks"))]
     trainer = pl.Trainer(**settings | extra | own)
     _check_checkpoint(last, module.config)
     try:
@@ -470,8 +482,21 @@ def _calibration(
         value = torch.cat([call(module.best, *batch["state"]) for batch in held])
     rollout = torch.arange(len(data), device=value.device).repeat_interleave(data.t.shape[1])
     r, w = data.reward[rollout], data.weight[rollout]
-    rows = bins(value, r, data.t.flatten(), w, rollout, options.softness)
-    constant = torch.full_like(value, soft_mean(r, w, options.softness))
+    t = data.t.flatten()
+    rows = bins(value, r, t, w, rollout, options.softness)
+
+    def losses(own: Tensor) -> tuple[Tensor, Tensor]:
+        constant = torch.full_like(r[own], soft_mean(r[own], w[own], options.softness))
+        return module.loss(value[own], r[own], w[own]), module.loss(constant, r[own], w[own])
+
+    def interval(own: Tensor) -> Interval:
+        found = (float(loss.sum() / w[own].sum()) for loss in losses(own))
+        explained = 1 - _variance((r - value)[own], w[own]) / (_variance(r[own], w[own]) or math.nan)
+        return Interval(float(t[own].min()), float(t[own].max()), explained, *found, len(own))
+
+    every = torch.arange(len(t), device=t.device)
+    whole, (own, constant) = interval(every), losses(every)
+    gain = (constant - own - (whole.constant - whole.loss) * w).view(len(data), -1).sum(1)
     return Calibration(
         target=options.target,
         alpha=options.alpha,
@@ -481,10 +506,12 @@ def _calibration(
         epochs=epochs,
         error=_root_mean_square([(b.predicted - b.realised, b.count) for b in rows]),
         noise=_root_mean_square([(b.noise, b.count) for b in rows]),
-        explained_variance=1 - _variance(r - value, w) / (_variance(r, w) or math.nan),
-        loss=float(module.loss(value, r, w).sum() / w.sum()),
-        constant=float(module.loss(constant, r, w).sum() / w.sum()),
+        explained_variance=whole.explained_variance,
+        loss=whole.loss,
+        constant=whole.constant,
         rows=rows,
+        times=tuple(map(interval, intervals(t))),
+        doubt=float(gain.square().sum().sqrt() / w.sum()),
     )
 
 

@@ -1,8 +1,8 @@
 r"""Learned values: V(x_t) = net(x_t, t, cond), in the reward's own units.
 
 `gk.values.fit` trains one on rollouts of a model, and any network trained elsewhere can be used too. A learned value
-reads only x_t, not the model's prediction, so guides that weight by it need no network evaluation for candidates that
-are not selected.
+reads x_t alone, not the model's prediction, so guides that weight by it need no network evaluation for candidates that
+are not selected: to see the prediction too would cost SVDD one evaluation for each candidate instead of each particle.
 
 Reference: Li et al. (2024), https://arxiv.org/abs/2408.08252 (where the value is learned "by Monte Carlo").
 """
@@ -43,6 +43,18 @@ class Bin(NamedTuple):
     count: int
 
 
+class Interval(NamedTuple):
+    """Held-out states with times in [t_low, t_high]: 1 - Var(r - V)/Var(r), which is 0 for a constant; the mean losses
+    of the value and of the best constant; and how many there are."""
+
+    t_low: float
+    t_high: float
+    explained_variance: float
+    loss: float
+    constant: float
+    count: int
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What `fit` measured on held-out rollouts, which it used for early stopping but not for training.
@@ -54,8 +66,10 @@ class Calibration:
     error, noise         root mean square over the bins, weighted by count: of predicted - realised, and of the part
                          of it that is expected by chance
     explained_variance   1 - Var(r - V)/Var(r)
-    loss, constant       mean loss of the value and of the best constant; the value is useful if its loss is lower
+    loss, constant       mean loss of the value and of the best constant
+    doubt                standard error of constant - loss, from the spread over rollouts
     rows                 the bins
+    times                explained variance and losses at each time; at t = 1 nothing can be explained
     """
 
     target: str
@@ -70,6 +84,13 @@ class Calibration:
     loss: float
     constant: float
     rows: tuple[Bin, ...]
+    times: tuple[Interval, ...] = ()
+    doubt: float = 0.0
+
+    @property
+    def useful(self) -> bool:
+        """The loss is lower than that of a constant, by more than two standard errors."""
+        return self.constant - self.loss > 2 * self.doubt
 
     def to_frame(self):
         """The bins as a pandas DataFrame."""
@@ -86,11 +107,15 @@ class Calibration:
             f"error {self.error:.3g} (by chance {self.noise:.2g}), explained variance {self.explained_variance:.3g}, "
             f"loss {self.loss:.3g} (of a constant {self.constant:.3g})\n"
         )
-        lines = [f"{'t':>13}  {'predicted':>10}  {'realised':>10}  {'noise':>8}  {'count':>6}"]
-        lines += [
-            f"{b.t_low:.3f} - {b.t_high:.3f}  {b.predicted:10.4g}  {b.realised:10.4g}  {b.noise:8.2g}  {b.count:6d}"
-            for b in self.rows
-        ]
+        columns = ("predicted", "realised", "noise", "count", "explained", "loss", "of a constant")
+        lines = [f"{'t':>13}  {'  '.join(f'{c:>10}' for c in columns)}"]
+        own = {next(b for b in self.rows if b.t_low >= at.t_low): at for at in self.times}
+        for b in self.rows:
+            line = [f"{b.predicted:10.4g}", f"{b.realised:10.4g}", f"{b.noise:10.2g}", f"{b.count:10d}"]
+            if b in own:  # the first of its time
+                at = own[b]
+                line += [f"{at.explained_variance:10.3f}", f"{at.loss:10.3g}", f"{at.constant:13.3g}"]
+            lines.append("  ".join([f"{b.t_low:.3f} - {b.t_high:.3f}", *line]))
         return head + "\n".join(lines)
 
 
@@ -185,13 +210,18 @@ def soft_mean(v: Tensor, w: Tensor, alpha: float) -> float:
     return float(alpha * ((v / alpha + w.log()).logsumexp(0) - w.sum().log()))
 
 
+def intervals(t: Tensor, times: int = 5) -> list[Tensor]:
+    """The places of the states of each of so many intervals of time, which hold like numbers of different times."""
+    parts = [part for part in t.unique().tensor_split(times) if len(part)]
+    return [((t >= part[0]) & (t <= part[-1])).nonzero()[:, 0] for part in parts]
+
+
 def bins(
     value: Tensor, reward: Tensor, t: Tensor, w: Tensor, rollout: Tensor, alpha: float, times: int = 5, levels: int = 4
 ) -> tuple[Bin, ...]:
     """Group states by `times` intervals of time, and within each by `levels` ranges of the value with equal counts."""
     rows = []
-    for interval in t.unique().tensor_split(times):
-        own = ((t >= interval[0]) & (t <= interval[-1])).nonzero()[:, 0] if len(interval) else t.new_empty(0).long()
+    for own in intervals(t, times):
         for part in own[value[own].argsort(stable=True)].tensor_split(levels):
             if len(part):
                 rows.append(_bin(value[part], reward[part], t[part], w[part], rollout[part], alpha))

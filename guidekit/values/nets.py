@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,8 +24,13 @@ from ..models.base import Encoded, Model
 from ..process import Gaussian, Masked, Uniform
 from .learned import Scaled, call
 
+if TYPE_CHECKING:
+    from .fit import Options
+
 _WIDTH = 128
 _FREQUENCIES = 3  # few, so that the value is smooth between the times of the rollouts
+_ROWS, _PLACES, _LONGEST = 2**14, 2**12, 6  # of a table of words and of one of places at most, letters of a word
+_LONG = 64  # sequences above are pooled
 _DECAY = 0.99  # of the moving average of the weights, a step
 
 
@@ -161,28 +166,72 @@ class Images(nn.Module):
         return self.leave(F.silu(h).mean((2, 3)))[:, 0]
 
 
+class Words(nn.Module):
+    r"""The linear path of tokens: tables of the tokens at their places and of the words anywhere, which start at zero,
+
+        sum over i of (P[i, x_i] + sum over n of W_n[x_i x_i+1 ... x_i+n-1]) . (1, t, t^2) / sqrt(length)
+
+    with words of n = 1 to 6 letters where their table has at most 2^14 rows, and places where it has at most 2^12. The
+    mask is one more letter.
+    """
+
+    def __init__(self, states: int, length: int):
+        super().__init__()
+        self.states = states
+        self.sizes = [n for n in range(1, min(_LONGEST, length) + 1) if n == 1 or states**n <= _ROWS]
+        self.words = nn.ModuleList(nn.EmbeddingBag(states**n, 3, mode="sum") for n in self.sizes)
+        self.places = nn.EmbeddingBag(length * states, 3, mode="sum") if length * states <= _PLACES else None
+        for table in self.parameters():
+            nn.init.zeros_(table)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Encoded = None) -> Tensor:
+        total = sum(table(self._words(x, n)) for n, table in zip(self.sizes, self.words, strict=True))
+        if self.places is not None:
+            total = total + self.places(x + self.states * torch.arange(x.shape[1], device=x.device))
+        t = t.to(total)
+        return (total * torch.stack([torch.ones_like(t), t, t.square()], 1)).sum(1) / x.shape[1] ** 0.5
+
+    def _words(self, x: Tensor, n: int) -> Tensor:
+        """The number of the word that begins at each place, (rows, length - n + 1)."""
+        return (x.unfold(1, n, 1) * self.states ** torch.arange(n, device=x.device)).sum(2)
+
+
 class Tokens(nn.Module):
-    """Two layers of attention over x of shape (rows, length), then the mean over positions."""
+    """The linear path of words for x of shape (rows, length), and, once `joined`, a network beside it.
+
+    The network is a convolution over neighbours, of which long sequences keep the largest value in every four places,
+    two layers of attention, and the mean and the maximum over positions. It learns what the linear path leaves over.
+    """
+
+    joined: Tensor
 
     def __init__(self, states: int, length: int, context: Context, width: int = _WIDTH // 2, heads: int = 4):
         super().__init__()
-        self.context, self.heads = context, heads
-        self.token, self.place = nn.Embedding(states, width), nn.Embedding(length, width)
+        self.register_buffer("joined", torch.tensor(False))
+        self.linear, self.context, self.heads = Words(states, length), context, heads
+        self.token, self.pool = nn.Embedding(states, width), 4 if length > _LONG else 1
+        self.near = nn.Conv1d(width, width, 9 if length > _LONG else 3, padding="same")
+        self.place = nn.Embedding(-(-length // self.pool), width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.mixes = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
         self.feeds = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
             for _ in range(2)
         )
-        self.leave = _head(width)
+        self.leave = _head(2 * width)
 
     def forward(self, x: Tensor, t: Tensor, cond: Encoded) -> Tensor:
-        h = self.token(x) + self.place.weight + self.context(t, cond)[:, None]
+        linear = self.linear(x, t)
+        return linear.detach() + self._beside(x, t, cond) if self.joined else linear
+
+    def _beside(self, x: Tensor, t: Tensor, cond: Encoded) -> Tensor:
+        h = self.token(x) + self.context(t, cond)[:, None]
+        h = F.max_pool1d((h.mT + F.silu(self.near(h.mT))), self.pool, ceil_mode=True).mT + self.place.weight
         for norm, mix, feed in zip(self.norms, self.mixes, self.feeds, strict=True):
             parts = mix(norm(h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
             h = h + F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
             h = h + feed(h)
-        return self.leave(h.mean(1))[:, 0]
+        return self.leave(torch.cat([h.mean(1), h.amax(1)], 1))[:, 0]
 
 
 def _head(width: int) -> nn.Sequential:
@@ -207,24 +256,33 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (value, target, weight) -> 
 class Regression(pl.LightningModule):
     """Trains `net`. `slow` is its exponential moving average, which is what is measured, and `best` its best state.
 
-    All three are in the checkpoint, which is all that is needed to resume.
+    A network with a linear path trains that first, and once it makes no progress for `patience` epochs, or half of the
+    `epochs` are over, goes on from its best state with what is beside it: so the best state may be the linear path
+    alone. All this is in the checkpoint, which is all that is needed to resume.
     """
 
     best_loss: Tensor
+    waited: Tensor
 
-    def __init__(self, net: Scaled, copies: tuple[Scaled, Scaled], loss: Loss, lr: float, seed: int, config: str):
+    def __init__(self, net: Scaled, copies: tuple[Scaled, Scaled], loss: Loss, options: Options, config: str):
         super().__init__()
         self.net = net.train()
         self.slow, self.best = (copy.eval().requires_grad_(False) for copy in copies)
         self.register_buffer("best_loss", torch.tensor(math.inf, dtype=torch.float64))
-        self.loss, self.lr, self.seed, self.config = loss, lr, seed, config
+        self.register_buffer("waited", torch.tensor(0))
+        self.loss, self.options, self.config = loss, options, config
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam([p for p in self.net.parameters() if p.requires_grad], lr=self.lr)
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+        return torch.optim.AdamW(trained, lr=self.options.lr, weight_decay=self.options.decay)
+
+    def on_train_start(self) -> None:
+        """A fit that has stopped early stays stopped when it is resumed."""
+        self._stop()
 
     def on_train_epoch_start(self) -> None:
         """Seed dropout and the like by the epoch, so that training can be interrupted after any of them."""
-        seed_all((self.seed, self.current_epoch), self.device)
+        seed_all((self.options.seed, self.current_epoch), self.device)
         self.trainer.train_dataloader.epoch = self.current_epoch  # type: ignore[union-attr]
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
@@ -258,19 +316,29 @@ class Regression(pl.LightningModule):
                 f"training diverged: the loss on held-out rollouts is {float(loss)} after {self.current_epoch + 1} "
                 "epochs; take a smaller lr or a larger alpha, or mend the network"
             )
+        self.waited += 1
         if loss < self.best_loss:
+            self.waited.zero_()
             self.best_loss.copy_(loss)
             self.best.load_state_dict(self.slow.state_dict())
+        if isinstance(self.net.net, Tokens) and not self.net.net.joined:
+            self._join(self.net.net)
+        self._stop()
+
+    def _stop(self) -> None:
+        if int(self.waited) >= self.options.patience:
+            self.trainer.should_stop = True
+
+    def _join(self, net: Tokens) -> None:
+        """Go on from the best linear path with the network beside it, if it is time to."""
+        if int(self.waited) >= self.options.patience or 2 * (self.current_epoch + 1) >= self.options.epochs:
+            for one in (self.net, self.slow):
+                one.load_state_dict(self.best.state_dict())
+            net.joined.fill_(True)
+            self.waited.zero_()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["guidekit"] = self.config
-
-
-class Patience(EarlyStopping):
-    """Early stopping that stays stopped when a finished fit is resumed."""
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.should_stop = self.wait_count >= self.patience
 
 
 class Last(ModelCheckpoint):

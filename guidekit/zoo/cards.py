@@ -32,8 +32,9 @@ print(bags.rewards, bags.cost.network_rows)  # one evaluation per particle and s
 
 There are base models of drug-like molecules, regulatory DNA and Fashion-MNIST, each with a weaker version for
 autoguidance; classifiers to steer by, and others to judge by, trained separately; a CLIP; and learned values for
-look-aheads. Read the card of a learned value before you use it: if it explains almost no variance, or its loss is not
-below that of the best constant, the default look-ahead is the better choice.
+look-aheads. The card of a learned value says how much of the variance of the reward to come it explains at each time,
+and what `SVDD` reaches with it and without: read it before you use the value, for the default look-ahead may be the
+better choice.
 
 `gk.zoo.card(name)` returns what stands below. Weights are stored in half precision as safetensors, and loading verifies
 their SHA-256. Each entry can be trained again by the command on its card, from data that `guidekit.zoo.data` extracts

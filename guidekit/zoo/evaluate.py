@@ -268,7 +268,16 @@ def evaluate(name: str, n: int, steps: int, weights: Path = WEIGHTS) -> Figures:
     return own["metrics"]
 
 
+def value(name: str, n: int, steps: int) -> Figures:
+    """What the fit measured, and the same on new rollouts; and what SVDD reaches with the value and without."""
+    from .values import measured
+
+    fitted = {k: v for k, v in card(name)["metrics"].items() if " on " not in k and "network rows" not in k}
+    return fitted | measured(name, n)
+
+
 _MEASURES = {
+    "value": value,
     "classifier": classifier,
     "image model": fashion,
     "DNA model": dna,

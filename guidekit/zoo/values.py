@@ -3,7 +3,8 @@
     python -m guidekit.zoo.values dna-value
 
 draws rollouts of the model, trains the soft value alpha log E[exp(r/alpha) | x_t] of one reward (`gk.values.fit`), and
-writes the weights with their card. It resumes from --folder if it was interrupted.
+writes the weights with their card, unless the value is no better than a constant. It resumes from --folder if it was
+interrupted. `python -m guidekit.zoo.evaluate dna-value --n 400` measures it on new rollouts, and steers by it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,54 +21,80 @@ import torch
 from torch import nn
 
 from .. import values
+from ..engine.sample import sample
+from ..guides import SVDD, BestOfN
 from ..models import Model
 from ..models.base import stack
+from ..models.evaluations import rows_of
+from ..process import Masked, Uniform
+from ..values.learned import Scaled, call
 from . import WEIGHTS, card, load, network, written
 from .data import CLASSES
 
 
 @dataclass(frozen=True)
 class Task:
-    """The model, the reward with its description for the card, and the temperature."""
+    """The model, the reward with its description for the card, another to judge by, and how the value is fitted.
+
+    Rollouts are drawn in groups of equal size, each from a seed of its own. A value that is `linear` is the linear path
+    of tokens alone.
+    """
 
     model: str
     reward: Callable[[], Any]
     words: str
+    judge: Callable[[], Any]
+    judged: str
     alpha: float
     rollouts: int = 2000
+    groups: int = 1
     steps: int = 40
+    linear: bool = False
+    fit: dict[str, Any] = field(default_factory=dict)
 
 
-def _cell() -> Any:
+def _cell(oracle: str = "dna-oracle") -> Any:
     from rewards.dna import CellType
 
-    return CellType("HepG2")
+    return CellType("HepG2", oracle)
 
 
-def _logp() -> Any:
-    from rewards.molecules import LogP
+def _molecule(name: str) -> Any:
+    from rewards import molecules
 
-    return LogP()
+    return getattr(molecules, name)()
 
 
-def _bag() -> Any:
+def _bag(name: str = "fashion-classifier") -> Any:
     from rewards.images import Classifier
 
-    return Classifier(network("fashion-classifier"), CLASSES.index("bag"))
+    return Classifier(network(name), CLASSES.index("bag"))
 
 
 TASKS = {
-    "dna-value": Task("dna", _cell, "rewards.dna.CellType('HepG2'), log-odds by dna-oracle", 4),
-    "fashion-value": Task("fashion", _bag, "log-probability of a bag by fashion-classifier", 2),
-    "molecules-value": Task("molecules", _logp, "rewards.molecules.LogP()", 0.5, 4000, 20),
+    "dna-value": Task(
+        "dna", _cell, "rewards.dna.CellType('HepG2'), log-odds by dna-oracle", partial(_cell, "dna-judge"),
+        "the same by dna-judge", 4, 3000, 3, 20, True,
+        {"per_rollout": 10, "epochs": 12, "patience": 3, "decay": 0.1},
+    ),
+    "fashion-value": Task(
+        "fashion", _bag, "log-probability of a bag by fashion-classifier", partial(_bag, "fashion-judge"),
+        "the same by fashion-judge", 2,
+    ),
+    "molecules-value": Task(
+        "molecules", partial(_molecule, "LogP"), "rewards.molecules.LogP()", partial(_molecule, "QED"), "QED",
+        1, 5000, 4, 20, True, {"per_rollout": 20, "epochs": 20, "patience": 3, "lr": 1e-2, "decay": 0.01},
+    ),
 }  # fmt: skip
 
 
-def blank(model: Model) -> nn.Module:
+def blank(name: str, model: Model) -> Scaled:
     """The network of a value without a condition, untrained."""
-    from ..values.learned import Scaled
-    from ..values.nets import default
+    from ..values.nets import Words, default
 
+    if TASKS[name].linear:
+        assert isinstance(model.process, (Masked, Uniform))
+        return Scaled(Words(model.process.states, model.shape[0]))
     dtype = model.dtype if model.dtype.is_floating_point else torch.float32
     return Scaled(default(model, torch.zeros(2, *model.shape, dtype=dtype), stack([model.encode(None)])))
 
@@ -78,21 +106,24 @@ def load_value(name: str, device: torch.device | str | None = None) -> values.Le
     own = card(name)
     if own["kind"] != "value":
         raise ValueError(f"zoo: {name!r} is a {own['kind']}, and no value")
-    net = blank(load(own["model"]))
+    net = blank(name, load(own["model"]))
     net.load_state_dict(state(name))
     return values.Learned(net.eval().requires_grad_(False).to(device or "cpu"))
 
 
 def train(name: str, folder: Path, weights: Path = WEIGHTS, progress: bool = True) -> None:
-    """Fit a value and write it with its card."""
+    """Fit a value and write it with its card; one that is no better than a constant is not written."""
     task, began = TASKS[name], time.perf_counter()
-    model, reward = load(task.model), task.reward()
+    model = load(task.model)
+    net = blank(name, model).net if task.linear else None  # from the best constant on, which fit finds
     value = values.fit(
-        model, reward, alpha=task.alpha, rollouts=task.rollouts, steps=task.steps, batch_size=256, epochs=60,
-        folder=folder / name, progress=progress,
+        model, task.reward(), net, alpha=task.alpha, rollouts=task.rollouts // task.groups, steps=task.steps,
+        cond=[None] * task.groups, batch_size=256, folder=folder / name, progress=progress, **{"epochs": 60} | task.fit,
     )  # fmt: skip
     found = value.calibration
     assert isinstance(value.net, nn.Module) and found is not None
+    if not found.useful:
+        raise RuntimeError(f"{name} is not written, for it predicts no better than a constant:\n{found}")
     epochs = card(task.model)["training"]["epochs"]
     about = {
         "name": name, "network": "values", "kind": "value", "model": task.model, "options": {}, "classes": [],
@@ -111,6 +142,45 @@ def train(name: str, folder: Path, weights: Path = WEIGHTS, progress: bool = Tru
         },
     }  # fmt: skip
     written(name, value.net, about, weights)
+
+
+def explained(name: str, n: int, seed: int = 1) -> dict[float, float]:
+    """The explained variance 1 - Var(r - V)/Var(r) at each time, over n rollouts that the value was not fitted to."""
+    task, value = TASKS[name], load_value(name)
+    model, states = load(task.model), {}
+    result = sample(
+        model, n, steps=task.steps, seed=seed, batch_size=256, reward=task.reward(),
+        callbacks=[lambda pop, step: states.update({step.t: pop.x})],
+    )  # fmt: skip
+    cond = rows_of(stack([model.encode(None)]), torch.zeros(n, dtype=torch.long))
+    found, scored = {}, result.rewards.isfinite()
+    r = result.rewards[scored]
+    for t, x in list(states.items())[:-1]:
+        v = call(value.net, x, torch.full((n,), t), cond)[scored]
+        found[round(t, 3)] = float(1 - (r - v).var() / r.var())
+    return found
+
+
+def measured(name: str, n: int) -> dict[str, Any]:
+    """Figures for the card: explained variance on fresh rollouts, and what SVDD reaches with the value and without."""
+    task, value = TASKS[name], load_value(name)
+    reward, judge, few = task.reward(), task.judge(), max(8, n // 8)
+    curve = explained(name, n)
+    found: dict[str, Any] = {
+        f"explained variance at t = {t} on {n} new rollouts": round(curve[t], 3)
+        for t in (0.9, 0.75, 0.5, 0.25, 0.1) if t in curve
+    }  # fmt: skip
+    learned = SVDD(reward, candidates=4, value=value)
+    for words, guides in {
+        "unguided": [],
+        "SVDD of 4 with this value": [learned],
+        "SVDD of 4 with this value, best of 4": [learned, BestOfN(reward, 4)],
+        "SVDD of 4 with the default look-ahead": [SVDD(reward, candidates=4)],
+    }.items():
+        result = sample(load(task.model), few, steps=task.steps, guides=guides, seed=2, batch_size=256)
+        scores = (round(float(f(result.samples).nanmean()), 3) for f in (reward, judge))
+        found[f"{words}: reward, {task.judged}, network rows"] = [*scores, result.cost.network_rows]
+    return found
 
 
 def main() -> None:
