@@ -50,7 +50,7 @@ class Task:
     groups: int = 1
     steps: int = 40
     linear: bool = False
-    fit: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=lambda: {"epochs": 60})
 
 
 def _cell(oracle: str = "dna-oracle") -> Any:
@@ -118,7 +118,7 @@ def train(name: str, folder: Path, weights: Path = WEIGHTS, progress: bool = Tru
     net = blank(name, model).net if task.linear else None  # from the best constant on, which fit finds
     value = values.fit(
         model, task.reward(), net, alpha=task.alpha, rollouts=task.rollouts // task.groups, steps=task.steps,
-        cond=[None] * task.groups, batch_size=256, folder=folder / name, progress=progress, **{"epochs": 60} | task.fit,
+        cond=[None] * task.groups, batch_size=256, folder=folder / name, progress=progress, **task.fit,
     )  # fmt: skip
     found = value.calibration
     assert isinstance(value.net, nn.Module) and found is not None
@@ -153,6 +153,7 @@ def explained(name: str, n: int, seed: int = 1) -> dict[float, float]:
         callbacks=[lambda pop, step: states.update({step.t: pop.x})],
     )  # fmt: skip
     cond = rows_of(stack([model.encode(None)]), torch.zeros(n, dtype=torch.long))
+    assert result.rewards is not None
     found, scored = {}, result.rewards.isfinite()
     r = result.rewards[scored]
     for t, x in list(states.items())[:-1]:
