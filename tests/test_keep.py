@@ -273,7 +273,7 @@ def test_without_weights_constraints_hold_in_searches_too(kind):
         for s in result.samples:
             assert s[2] in "AG" and "CG" not in s and "GC" not in s and "TATA" in s
             assert sum(a != b for a, b in zip(s, reference, strict=True)) <= 14
-    with pytest.raises(ValueError, match="one of the two"):
+    with pytest.raises(ValueError, match="have weights or have none"):
         gk.sample(model, 4, steps=2, guides=[guides[0], gk.Sites(forbidden=["CG"])])
 
 
@@ -465,9 +465,21 @@ def test_what_a_model_cannot_keep_is_refused_before_the_network_is_called(model,
 
 
 def test_contradicting_constraints_say_so():
-    guides = [gk.Keep(template="A" * 24), gk.Sites(forbidden=["AAA"])]
+    two = [gk.Keep(template="A" * 24), gk.Sites(forbidden=["AAA"])]
+    with pytest.raises(ValueError, match="no sequence satisfies both"):
+        gk.Run(dna(), 4, steps=3, guides=two)
+    three = [gk.Keep(template="A" + "N" * 23), gk.Keep(template="N" * 23 + "A"), gk.MaxEdits("C" * 24, 1)]
     with pytest.raises(ValueError, match="contradict each other"):
-        gk.sample(dna(), 4, steps=3, guides=guides)
+        gk.sample(dna(), 4, steps=3, guides=three)
+
+
+def test_a_part_without_probability_is_named():
+    table = torch.zeros(3, 3, 3)
+    table[:, 2] = -1e4
+    for noising in ("masked", "uniform"):
+        model = gk.analytic.TokenTable(table, noising)
+        with pytest.raises(ValueError, match=r"position 1 \(counted from 0\)"):
+            gk.sample(model, 4, steps=3, guides=[gk.Keep(template=[None, {2}, {0, 1}])])
 
 
 def test_a_deterministic_solver_is_refused_where_weights_are_needed():

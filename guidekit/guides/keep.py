@@ -47,8 +47,8 @@ from ..models.evaluations import Cond
 from ..process import Categorical, Gaussian, Masked
 from ..solvers import Move, starting_at
 from ..solvers.base import Point, noised
-from .shared.constrained import Within
-from .shared.language import Language, letters
+from .shared.constrained import LEAST, Within
+from .shared.language import letters
 from .shared.sites import template
 
 
@@ -115,8 +115,9 @@ class Keep(Within):
                 raise ValueError("Keep(template=...) is for tokens; give known=... and where=... for this model")
             return self.having(known=_states(model, self.known), where=_mask(model, self.where))
         allowed = self._allowed(model) if self.template is None else template(model, self.template)
-        own = self.having(template=allowed, known=None, where=None)
-        return own.having(even=bool((own._held(model) | letters(allowed).allowed.all(-1)).all()))
+        language = letters(allowed)
+        own = self.having(template=allowed, known=None, where=None, language=language)
+        return own.having(even=bool((own._held(model) | language.allowed.all(-1)).all()))
 
     def _allowed(self, model: Model) -> Tensor:
         """The tokens that each position may have, (1 or groups, length, V)."""
@@ -135,7 +136,7 @@ class Keep(Within):
     def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
         own = {k: v for k in ("known", "template") if isinstance(v := getattr(self, k), Tensor) and len(v) == of > 1}
         shaped = {k: v[list(groups)] for k, v in own.items() if v.dim() > (2 if k == "template" else len(model.shape))}
-        return self.having(**shaped)
+        return self.having(**shaped)  # and bound again by the run that takes it
 
     @property
     def independent(self) -> bool:
@@ -152,9 +153,6 @@ class Keep(Within):
         begins = 1 - int(self._held(model).all(0).sum()) / length
         first = next((i for i, m in enumerate(moves) if m.s < begins - 1e-9), len(moves) - 1)
         return starting_at(moves, first) if first else moves
-
-    def language(self, model: Model) -> Language:
-        return letters(self.template)
 
     # in the run --------------------------------------------------------------------------------------------------
 
@@ -213,14 +211,16 @@ class Keep(Within):
 
     def _held(self, model: Model) -> Tensor:
         """The positions that are known from the start of a masked run, bool (groups or 1, length)."""
-        one = letters(self.template).allowed.sum(-1) == 1
+        assert self.language is not None
+        one = self.language.allowed.sum(-1) == 1
         if not isinstance(model.process, Masked):
             return torch.zeros_like(one)
         return one.cumprod(-1).bool() if model.process.places else one
 
     def _known(self, group: Tensor) -> Tensor:
         """The one letter of each position that has one."""
-        return _of_group(letters(self.template).allowed.long().argmax(-1), group)
+        assert self.language is not None
+        return _of_group(self.language.allowed.long().argmax(-1), group)
 
     def _log_known(self, view: View) -> Tensor:
         """Of log p of the tokens that are known from the start, each row's part. By the chain rule, from the left, each
@@ -236,7 +236,10 @@ class Keep(Within):
             x = torch.where(before, letter.expand_as(view.x)[row], view.model.process.V)  # type: ignore[attr-defined]
             log_p = view.take(row).evaluate(x, view.t)[Cond()].double().log_softmax(-1)
             each = torch.arange(len(row), device=x.device)
-            total[row] += log_p[each, here, letter.expand_as(view.x)[row, here]]
+            found = log_p[each, here, letter.expand_as(view.x)[row, here]]
+            if bool((found < math.log(LEAST)).any()):
+                self.refuse(here[found < math.log(LEAST)].tolist())
+            total[row] += found
         return total
 
 

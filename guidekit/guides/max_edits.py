@@ -11,10 +11,8 @@ weights say so; the bound is most useful in `refine` and `evolve`, or with `Star
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..engine.card import Card, Paper
@@ -23,7 +21,7 @@ from ..errors import is_count
 from ..models.base import Model
 from ..process import Masked, Uniform
 from .shared.constrained import Within
-from .shared.language import Language, near
+from .shared.language import near
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +70,6 @@ class MaxEdits(Within):
             raise ValueError(f"MaxEdits(reference=...): {error}") from error
         if x.numel() != model.shape[0]:
             raise ValueError(f"MaxEdits(reference of shape {tuple(x.shape)}): one sequence of shape {model.shape}")
-        return self.having(reference=x.view(model.shape).to(model.device))
-
-    def language(self, model: Model) -> Language:
-        tokens = tuple(self.reference.tolist())
-        return _near(tokens, self.edits, model.vocab_size, model.device)  # type: ignore[attr-defined]
-
-
-@lru_cache(maxsize=32)
-def _near(reference: tuple[int, ...], edits: int, V: int, device: torch.device) -> Language:
-    return near(torch.tensor(reference, device=device), edits, V)
+        x = x.view(model.shape).to(model.device)
+        V = model.vocab_size  # type: ignore[attr-defined]
+        return self.having(reference=x, language=near(x, self.edits, V))

@@ -11,17 +11,14 @@ diffusion's own independent predictions.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache
 from typing import Any
-
-import torch
 
 from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..models.base import Model
 from ..process import Masked, Uniform
 from .shared.constrained import Within
-from .shared.language import Language, Word, avoiding, both, containing, spelled
+from .shared.language import avoiding, both, containing, spelled
 from .shared.sites import tokens_of
 
 
@@ -70,18 +67,9 @@ class Sites(Within):
             raise ValueError("Sites: an empty site occurs everywhere")
 
     def bind(self, model: Model) -> Guide:
-        own = {name: [tokens_of(model, site) for site in getattr(self, name)] for name in ("forbidden", "required")}
-        return self.having(**{name: tuple(map(tuple, sites)) for name, sites in own.items()})
-
-    def language(self, model: Model) -> Language:
-        never = tuple(sorted({word for site in self.forbidden for word in spelled(site)}))
-        always = tuple(tuple(spelled(site)) for site in self.required)
-        return _language(never, always, model.shape[0], model.vocab_size, model.device)  # type: ignore[attr-defined]
-
-
-@lru_cache(maxsize=32)
-def _language(
-    never: tuple[Word, ...], always: tuple[tuple[Word, ...], ...], L: int, V: int, device: torch.device
-) -> Language:
-    parts = [containing(words, L, V, device) for words in always]
-    return both([*([avoiding(never, L, V, device)] if never else []), *parts])
+        never, always = ([tokens_of(model, site) for site in sites] for sites in (self.forbidden, self.required))
+        size = model.shape[0], model.vocab_size, model.device  # type: ignore[attr-defined]
+        parts = [containing(spelled(site), *size) for site in always]
+        if never:
+            parts.append(avoiding([word for site in never for word in spelled(site)], *size))
+        return self.having(forbidden=tuple(never), required=tuple(always), language=both(parts))

@@ -42,9 +42,10 @@ LEAST = 1e-30  # probability of a token that the constraint may need and the mod
 
 
 class Within(Guide):
-    """Base of guides whose samples are in a language: a dataclass with `language(model)` and these fields."""
+    """Base of guides whose samples are in a language: a dataclass with these fields, whose `bind` sets `language`."""
 
     methods = ("weighted", "replace")
+    language: Language | None = None  # of token processes
     method: str
     ess: float
 
@@ -68,32 +69,50 @@ class Within(Guide):
     def independent(self) -> bool:
         return not self.weighted
 
-    def language(self, model: Model) -> Language:
-        """The sequences that samples may be."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its samples may be")
-
     def check(self, model: Model, steps: int) -> None:
-        if not self.language(model).possible:
+        if self.language is not None and not self.language.possible:
             raise ValueError(f"{type(self).__name__}: no sequence of {model.shape[0]} tokens satisfies all of it")
+
+    def clashes(self, other: Guide, after: bool) -> str | None:
+        if not isinstance(other, Within) or self.language is None or other.language is None:
+            return None
+        if self.weighted != other.weighted:
+            return 'one has method="weighted" and one has not; constraints of one list have weights or have none'
+        return None if (self.language & other.language).possible else "no sequence satisfies both; relax one of them"
 
     def propose(self, model: Model, population: Population, kernel: Any, step: Step) -> Any:
         assert step.move is not None
         if step.move.s > step.move.t:
             return kernel
+        assert self.language is not None
         if isinstance(kernel, Constrained):
-            return kernel.within(self.language(model), population.group, self.weighted)
+            return kernel.within(self.language, population.group)
         p = (population.proposals or population.predictions)[0]
-        of = model.process, population.x, p, step.move, self.language(model), population.group
+        of = model.process, population.x, p, step.move, self.language, population.group
         return constrained(*of, self.weighted)
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
         before = 0.0 if memo is None else memo
         if not self.weighted or view.step.last:
             return -before, view.zeros()
-        assert view.prediction is not None and view.step.move is not None
-        language = self.language(view.model)
-        kernel = constrained(view.model.process, view.x, view.prediction, view.step.move, language, view.group)
+        assert view.prediction is not None and view.step.move is not None and self.language is not None
+        kernel = constrained(view.model.process, view.x, view.prediction, view.step.move, self.language, view.group)
+        if memo is None:
+            self._check_probable(kernel)
         return kernel.accepted - before, kernel.accepted
+
+    def _check_probable(self, kernel: Constrained) -> None:
+        """Raise where no token that the constraint allows has any probability, at the start of the run."""
+        never = ((kernel.given * kernel.allowed).sum(-1) <= 2 * LEAST * kernel.p.shape[-1]).any(0)
+        if bool(never.any()):
+            self.refuse(never.nonzero()[:, 0].tolist())
+
+    def refuse(self, places: list[int]) -> None:
+        """Raise the error for positions of which no allowed token has any probability."""
+        raise ValueError(
+            f"{type(self).__name__}: the model gives no probability to any token that is allowed at position "
+            f"{', '.join(map(str, places[:5]))} (counted from 0); no sample of it satisfies the constraint"
+        )
 
     def select(self, population: Population, step: Step) -> Population:
         return resample(population, step, self.ess, "systematic") if self.weighted else population
@@ -113,13 +132,11 @@ class Constrained:
     random = True
     history = ()
 
-    def within(self, other: Language, group: Tensor, weighted: bool) -> Constrained:
-        """The kernel within a further language; all of them have weights, or none has."""
+    def within(self, other: Language, group: Tensor) -> Constrained:
+        """The kernel within a further language."""
         language = self.language & other
         if not language.possible:
             raise ValueError("the constraints of these guides contradict each other: no sequence satisfies them all")
-        if weighted != self.weighted:
-            raise ValueError('constraints with method="weighted" and "replace" in one list: take one of the two')
         return replace(self, language=language, allowed=_rows_of(language, group))
 
     def push(self, noise: Tensor) -> Tensor:
