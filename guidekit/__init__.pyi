@@ -6,6 +6,7 @@ from . import (
     values as values,
     zoo as zoo,
 )
+from .edits.brush import brush as brush
 from .edits.invert import invert as invert
 from .engine import resampling as resampling
 from .engine.population import Population as Population

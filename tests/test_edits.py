@@ -234,3 +234,42 @@ def test_what_is_wrong_with_tokens():
         gk.invert(model, ["abc"])
     with pytest.raises(TypeError, match="a base model is needed"):
         gk.invert(lambda x: x, model.states)  # type: ignore[arg-type]
+
+
+# new noise in a region ---------------------------------------------------------------------------------------------
+
+
+def test_a_brush_changes_its_region_from_its_start_on():
+    """Coordinates of one normal distribution do not see each other, so what is outside replays as it was."""
+    base = gk.analytic.GaussianMixture([1.0], [[0.5, -1.0, 2.0]], [0.7])
+    x = base.exact_sample(50)
+    where = torch.tensor([False, True, False])
+    noise = gk.invert(base, x, method="chain", steps=20)
+    far = {}
+    for start in (0.0, 0.5, 0.9, 1.0):
+        again = gk.sample(base, 50, steps=20, noise=gk.brush(base, noise, where, start, seed=3)).x
+        assert torch.allclose(again[:, ~where], x[:, ~where], atol=1e-4)
+        far[start] = float((again - x)[:, 1].square().mean())
+    assert far[0.0] > far[0.5] > far[0.9] > 1e-4 > far[1.0]
+    assert far[0.0] == pytest.approx(2 * 0.49, rel=0.5)  # a new draw, independent of the old one
+
+
+def test_a_brush_on_tokens_keeps_what_its_region_does_not_decide():
+    model = gk.MaskedModel(lambda x, t, cond: torch.arange(4.0).expand(*x.shape, 4), 4, 12)
+    x = gk.sample(model, 40, steps=6, seed=1).x
+    where = torch.arange(12) < 5
+    noise = gk.invert(model, x, steps=6)
+    again = gk.sample(model, 40, steps=6, noise=gk.brush(model, noise, where)).x
+    assert torch.equal(again[:, ~where], x[:, ~where])
+    assert (again != x)[:, where].double().mean() > 0.4
+
+
+def test_what_a_brush_cannot_use_is_an_error():
+    base = gk.analytic.GaussianMixture([1.0], [[0.5, -1.0, 2.0]], [0.7])
+    chain = torch.zeros(5, 2, 3)
+    with pytest.raises(ValueError, match="whole chain"):
+        gk.brush(base, chain[0], torch.ones(3).bool())
+    with pytest.raises(ValueError, match="boolean mask of shape"):
+        gk.brush(base, chain, torch.ones(2).bool())
+    with pytest.raises(ValueError, match="fraction"):
+        gk.brush(base, chain, torch.ones(3).bool(), 2.0)

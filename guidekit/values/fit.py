@@ -490,9 +490,9 @@ def _calibration(
         return module.loss(value[own], r[own], w[own]), module.loss(constant, r[own], w[own])
 
     def interval(own: Tensor) -> Interval:
-        found = (float(loss.sum() / w[own].sum()) for loss in losses(own))
+        loss, constant = (float(each.sum() / w[own].sum()) for each in losses(own))
         explained = 1 - _variance((r - value)[own], w[own]) / (_variance(r[own], w[own]) or math.nan)
-        return Interval(float(t[own].min()), float(t[own].max()), explained, *found, len(own))
+        return Interval(float(t[own].min()), float(t[own].max()), explained, loss, constant, len(own))
 
     every = torch.arange(len(t), device=t.device)
     whole, (own, constant) = interval(every), losses(every)
