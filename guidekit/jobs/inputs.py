@@ -32,7 +32,8 @@ def read(path: Path, domain: str) -> Any:
 
 
 def kept(config: Config, domain: str | None, model: Model) -> Keep:
-    """The guide that keeps what a run is told to keep."""
+    """The guide that keeps what a run is told to keep; parts of images by RePaint, since the exact weights of a few
+    particles would leave one of them."""
     assert config.keep is not None
     if not is_picture(config.keep):
         return Keep(template=config.keep)
@@ -40,7 +41,7 @@ def kept(config: Config, domain: str | None, model: Model) -> Keep:
     image = starts(Path(config.start), domain, model, 1, 1)
     with Image.open(config.keep) as picture:
         mask = torch.as_tensor(np.asarray(picture.convert("L")) > 127)
-    return Keep(image, mask)
+    return Keep(image, mask, method="repaint", recur=4, jump=5)
 
 
 def starts(path: Path, domain: str | None, model: Model, n: int, groups: int) -> Tensor:
