@@ -374,3 +374,19 @@ def test_cads_says_what_it_needs():
     for bad in ({"low": 0.9, "high": 0.6}, {"mix": 2.0}, {"noise_scale": -1.0}):
         with pytest.raises(ValueError, match="low < high"):
             gk.Run(embedded([]), 4, cond=1, guides=[CADS(**bad)])
+
+
+@pytest.mark.parametrize("solver", [gk.solvers.DDPM(), gk.solvers.DDIM(), gk.solvers.DDIM(0.5)], ids=repr)
+def test_cfgpp_takes_times_that_go_up_again(solver):
+    """A move up is the forward process, which no guidance changes."""
+    base = gk.analytic.GaussianMixture([0.5, 0.5], [-1.0, 2.0], [0.5, 0.4], labels=[0, 1])
+    times = [1.0, 0.8, 0.6, 0.4, 0.7, 0.5, 0.3, 0.1, 0.0]
+    result = gk.sample(base, 400, steps=times, cond=1, solver=solver, guides=[gk.CFGpp(0.6)])
+    assert result.cost.network_calls == 8
+    assert float(result.x.mean()) > 1.5  # the condition's mode, which the times up do not lose
+
+
+def test_cfgpp_refuses_solvers_with_a_memory_before_the_network_is_called():
+    base = gk.analytic.GaussianMixture([0.5, 0.5], [-1.0, 2.0], [0.5, 0.4], labels=[0, 1])
+    with pytest.raises(ValueError, match="solvers of one step"):
+        gk.Run(base, 4, steps=8, cond=1, solver=gk.solvers.SDEDPMpp(2), guides=[gk.CFGpp(0.6)])
