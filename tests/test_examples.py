@@ -41,6 +41,7 @@ def ran(name: str, arguments: list[str], monkeypatch, capsys) -> str:
 
 @pytest.mark.filterwarnings("ignore::guidekit.CollapseWarning")
 @pytest.mark.filterwarnings("ignore::rewards.RewardWarning")
+@pytest.mark.filterwarnings("ignore:the value is no better than a constant")  # of twenty rollouts
 @pytest.mark.parametrize("name", SMALL)
 def test_an_example_runs(name: str, tmp_path, monkeypatch, capsys):
     if name == "molecules" and "molecules" not in gk.zoo.names():

@@ -368,7 +368,7 @@ def test_budgets_are_not_passed_and_are_used_up():
     long = S.random(p.model, 3, p.reward, candidates=4, budget=S.Budget(rows=20 * round_), **options)
     assert len(long.rounds) == 19  # more than the usual number
     slow = S.run(p.model, 3, p.reward, S.Random(4), budget=S.Budget(seconds=0.2), **options)
-    assert all(row["seconds"] < 0.2 for row in slow.rounds[:-1]) and len(slow.rounds) < 2000
+    assert 1 <= len(slow.rounds) < 2000  # without rounds or another limit it would not end
 
 
 def test_reward_calls_are_counted_and_equal_samples_of_a_round_scored_once():

@@ -185,7 +185,7 @@ def test_what_is_wrong_is_said_before_the_first_network_call():
         ("rate=nan", {"rate": math.nan}),
         ("over='chain'", {"over": "chain"}),
         (r"target is \(2, 4\)", {"target": torch.zeros(2, 4)}),
-        ("target is list", {"target": [1.0]}),
+        ("sample 0 of 1", {"target": [1.0]}),
         ("target has NaN", {"target": TARGET * torch.nan}),
         (r"start is \(2, 2\)", {"start": TARGET[:, :2]}),
         ("start has 1 rows, and target 2", {"start": TARGET[:1]}),

@@ -179,7 +179,7 @@ def test_molecules_of_a_file_are_where_a_run_starts(here: Path):
     found = {}
     for kind in ("smi", "csv", "sdf"):
         told = answer(
-            "sample", "molecules", "--start", f"leads.{kind}", "--level", "0.05", "-n", "6", "--steps", "40", "--json",
+            "sample", "molecules", "--start", f"leads.{kind}", "--level", "0.001", "-n", "6", "--steps", "40", "--json",
             "--out", f"out/{kind}", "--no-report", "-r", "qed",
         )  # fmt: skip
         assert json.loads(told)
@@ -188,7 +188,7 @@ def test_molecules_of_a_file_are_where_a_run_starts(here: Path):
     assert found["smi"] == found["csv"] == wanted
     assert [s in wanted for s in found["sdf"]].count(True) == 6
     config = gk.Config.load("out/smi/run.toml")
-    assert config.level == 0.05 and Path(config.start) == here / "leads.smi"
+    assert config.level == 0.001 and Path(config.start) == here / "leads.smi"
     assert 'start = "../../leads.smi"' in Path("out/smi/run.toml").read_text()
     again = config.run().result
     assert again.samples == gk.load_result("out/smi/result").samples
