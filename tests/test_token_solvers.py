@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from itertools import combinations, pairwise, product
+from itertools import combinations, pairwise, permutations, product
 from math import comb
 
 import numpy as np
@@ -68,6 +68,61 @@ def own_table() -> np.ndarray:
     return MASKED.model.table[1].exp().numpy()
 
 
+def surest(score: Callable[[np.ndarray], float], temperature: float = 0.0) -> Chances:
+    """Positions with the largest scores, or drawn one after the other, each with probability ~ exp(score/temperature)
+    among those that are left, which is the order of scores with Gumbel noise."""
+
+    def chances(x: tuple[int, ...], p: np.ndarray, k: int) -> dict[tuple[int, ...], float]:
+        masks = [i for i in range(L) if x[i] == MASK]
+        scale = temperature * (len(masks) - k) / L
+        if scale == 0:
+            return {tuple(sorted(sorted(masks, key=lambda i: -score(p[i]))[:k])): 1.0}
+        found: Counter = Counter()
+        for order in permutations(masks, k):
+            w = {i: np.exp(score(p[i]) / scale) for i in masks}
+            chance = 1.0
+            for i in order:
+                chance *= w[i] / sum(w.values())
+                del w[i]
+            found[tuple(sorted(order))] += chance
+        return found
+
+    return chances
+
+
+def in_blocks(chances: Chances) -> Chances:
+    """Blocks of two positions, the last of one, where no move reveals positions of both."""
+
+    def within(x: tuple[int, ...], p: np.ndarray, k: int) -> dict[tuple[int, ...], float]:
+        early = MASK in x[:2]
+        own = tuple(v if (i < 2) == early else 0 for i, v in enumerate(x))
+        return chances(own, p, k)
+
+    return within
+
+
+def remasked(table: np.ndarray, steps: int, eta: float, rescale: bool) -> np.ndarray:
+    """The law of x_0 under ReMDM, position by position."""
+    law = {(MASK,) * L: 1.0}
+    for i in range(steps):
+        t, s = 1 - i / steps, 1 - (i + 1) / steps
+        alpha_t, alpha_s = 1 - t, 1 - s
+        most = min(1.0, (1 - alpha_s) / alpha_t) if alpha_t else 1.0
+        sigma = eta * most if rescale else min(eta, most)
+        show = (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t)
+        after: Counter = Counter()
+        for x, weight in law.items():
+            p = marginals(table, x)
+            kernels = [
+                [*(show * p[j]), 1 - show] if x[j] == MASK else [(1 - sigma) * (v == x[j]) for v in range(V)] + [sigma]
+                for j in range(L)
+            ]
+            for y in product(range(V + 1), repeat=L):
+                after[y] += weight * float(np.prod([kernels[j][v] for j, v in enumerate(y)]))
+        law = {y: w for y, w in after.items() if w > 0}
+    return np.array([law.get(x, 0.0) for x in product(range(V), repeat=L)])
+
+
 # the solvers, with the masks that a run of so many steps leaves, and how positions are chosen
 
 CASES: dict[str, tuple[TokenSolver, int, list[int], Chances]] = {
@@ -75,12 +130,28 @@ CASES: dict[str, tuple[TokenSolver, int, list[int], Chances]] = {
     "more steps than positions": (gk.solvers.FirstHitting(), 50, [3, 2, 1, 0], uniformly),
     "two steps": (gk.solvers.FirstHitting(), 2, [3, 2, 0], uniformly),
     "two at a time": (gk.solvers.FirstHitting(tokens=2), 3, [3, 2, 0], uniformly),
-}
+    "confidence": (gk.solvers.Confidence(), 3, [3, 2, 1, 0], surest(np.max)),
+    "confidence, few at first": (gk.solvers.Confidence(times="cosine"), 2, [3, 2, 0], surest(np.max)),
+    "margin": (gk.solvers.Margin(), 2, [3, 2, 0], surest(lambda p: np.sort(p)[-1] - np.sort(p)[-2])),
+    "entropy": (gk.solvers.Entropy(), 3, [3, 2, 1, 0], surest(lambda p: (p * np.log(p.clip(1e-300))).sum())),
+    "confidence with noise": (
+        gk.solvers.Confidence(0.8), 3, [3, 2, 1, 0], surest(lambda p: np.log(np.max(p)), temperature=0.8),
+    ),
+    "blocks": (gk.solvers.Blocks(2), 3, [3, 2, 1, 0], in_blocks(uniformly)),
+    "blocks in two steps": (gk.solvers.Blocks(2), 2, [3, 1, 0], in_blocks(uniformly)),
+    "blocks of the surest": (gk.solvers.Blocks(2, gk.solvers.Confidence()), 3, [3, 2, 1, 0], in_blocks(surest(np.max))),
+}  # fmt: skip
+REMASKING = {"remasking, capped": (0.3, "cap"), "remasking, rescaled": (0.6, "rescale")}
+for _name, _options in REMASKING.items():
+    CASES[_name] = gk.solvers.ReMDM(*_options), 4, [4, 3, 2, 1, 0], uniformly
 
 
 @lru_cache
 def law(name: str) -> np.ndarray:
-    _, _, left, chances = CASES[name]
+    _, steps, left, chances = CASES[name]
+    if name in REMASKING:
+        eta, schedule = REMASKING[name]
+        return remasked(own_table(), steps, eta, schedule == "rescale")
     return revealed(own_table(), left, chances)
 
 
@@ -242,6 +313,24 @@ REFUSED = {
     "Gaussian": (
         lambda net: gk.GaussianModel(net, (2,)), gk.solvers.Ancestral(), [], r"Ancestral\(.*token processes.*DDPM",
     ),
+    "fewer steps than blocks": (
+        lambda net: gk.MaskedModel(net, V, L), gk.solvers.Blocks(1), 2, r"steps=2: 3 blocks of 1 of 3 positions",
+    ),
+    "a proposal": (
+        lambda net: gk.MaskedModel(net, V, L, null=torch.zeros(1)), gk.solvers.Entropy(), [gk.CFG(2.0, steer=True)],
+        r"CFG\(steer=True\).*Entropy.*follows from the prediction.*FirstHitting",
+    ),
+    "a constraint": (
+        lambda net: gk.MaskedModel(net, V, L), gk.solvers.ReMDM(0.2), [gk.Sites(forbidden=[[0, 1]])],
+        r"Sites draws tokens.*ReMDM.*FirstHitting",
+    ),
+    "experts": (
+        lambda net: gk.MaskedModel(net, V, L, null=torch.zeros(1)), gk.solvers.Margin(), [gk.Mixture([None])],
+        r"Mixture\(adaptive=True\).*Margin.*adaptive=False",
+    ),
+    "remasking of uniform tokens": (
+        lambda net: gk.UniformModel(net, V, L), gk.solvers.ReMDM(0.2), [], "masked noise.*uniform",
+    ),
     "no steps": (lambda net: gk.MaskedModel(net, V, L), gk.solvers.FirstHitting(), 0, "at least one step"),
 }  # fmt: skip
 
@@ -256,9 +345,36 @@ def test_what_a_solver_cannot_do_is_refused_before_the_first_call(name: str):
     assert net.calls == 0
 
 
-def test_numbers_of_tokens_are_counts():
-    with pytest.raises(ValueError, match=r"tokens=0.*at least 1"):
-        gk.solvers.FirstHitting(tokens=0)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gk.solvers.FirstHitting(tokens=0), r"tokens=0.*at least 1"),
+        (lambda: gk.solvers.Confidence(-1.0), r"Confidence\(temperature=-1\.0\).*at least 0"),
+        (lambda: gk.solvers.Blocks(0), r"size=0.*at least 1"),
+        (lambda: gk.solvers.Blocks(2, gk.solvers.Ancestral()), r"inner=Ancestral.*orders positions"),
+        (lambda: gk.solvers.ReMDM(1.5), r"eta=1\.5.*\[0, 1\]"),
+        (lambda: gk.solvers.ReMDM(0.5, "loop"), r"schedule='loop'.*'cap' and 'rescale'"),
+    ],
+)
+def test_settings_that_mean_nothing_are_errors(make, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_remasking_never_masks_what_is_the_template():
+    class Infill(gk.process.Masked):
+        def prior(self, noise, t):
+            return super().prior(noise, t).index_fill(1, torch.tensor([1]), 2)
+
+    model = gk.analytic.TokenTable(MASKED.model.table[1].view(V, V, V))
+    model.process = Infill(V)
+    result = gk.sample(model, 500, steps=6, solver=gk.solvers.ReMDM(1.0))
+    assert (result.x[:, 1] == 2).all() and (result.x < V).all()
+
+
+def test_remasking_with_eta_0_is_ancestral():
+    runs = [gk.sample(MASKED.model, 100, steps=6, solver=s) for s in (None, gk.solvers.ReMDM(0.0))]
+    assert torch.equal(runs[0].x, runs[1].x)
 
 
 def test_the_noise_of_a_chain_is_that_of_the_ancestral_one():

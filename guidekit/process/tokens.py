@@ -20,6 +20,7 @@ Schiff et al. (2025), https://arxiv.org/abs/2412.10193; on float64, Zheng et al.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,8 +80,8 @@ class _Tokens:
         """Moves without coefficients, that know their solver."""
         if not isinstance(solver, DDPM | TokenSolver | None):
             raise ValueError(
-                f"solver={solver!r} is for Gaussian processes; token processes take Ancestral(), FirstHitting() and "
-                "others of their own: leave solver=None, or DDPM(times=...) for another time grid"
+                f"solver={solver!r} is for Gaussian processes; token processes move by their own "
+                "kernels: leave solver=None, which is Ancestral(), or take FirstHitting() or another one of tokens"
             )
         own = solver if isinstance(solver, TokenSolver) else Ancestral(times=solver.times if solver else "uniform")
         if self.noising not in own.noises:
@@ -169,12 +170,23 @@ class Masked(_Tokens):
         solver = solver_of(move)
         if isinstance(solver, Order):
             return Revealing(predictions[0].double().log_softmax(-1), x, self.V, solver, move)
+        again = 0.0 if solver is None else solver.remasked(move.t, move.s)
+        if again > 0:
+            return self._remasking(x, predictions[0].double().log_softmax(-1), move, again)
         u = self.stays(x, move)[..., None]
         log_p = predictions[0].double().log_softmax(-1) + (1 - u).log()
         stay = u.log().expand(*x.shape, 1)
         return Categorical(
             torch.where((x == self.V)[..., None], torch.cat([log_p, stay], -1), _fixed(x, self.V + 1))
         )  # fmt: skip
+
+    def _remasking(self, x: Tensor, log_p: Tensor, move: Move, again: float) -> Categorical:
+        """Tokens are masked with probability `again`, and so many more masked positions are revealed."""
+        stay = (move.s - again * (1 - move.t)) / move.t
+        shown = torch.cat([log_p + math.log1p(-stay) if stay < 1 else log_p - torch.inf, log_p[..., :1] * 0], -1)
+        shown[..., self.V] = math.log(stay) if stay > 1e-15 else -torch.inf
+        kept = self._masking(x, torch.tensor(1 - again, dtype=torch.float64, device=x.device))
+        return Categorical(torch.where((x == self.V)[..., None], shown, kept.log_probs))
 
     def stays(self, x: Tensor, move: Move) -> Tensor:
         """The probability u that a masked position stays masked in a move down, of shape (), (length,) or that of x."""

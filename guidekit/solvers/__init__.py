@@ -4,21 +4,29 @@ tokens move (see `guidekit.solvers.token_solver`)."""
 from . import schedules, times
 from .ancestral import Ancestral
 from .base import Move, Point, Solver, fractions, starting_at
+from .blocks import Blocks
+from .confidence import Confidence, Entropy, Margin
 from .ddim import DDIM, DDPM
 from .dpmpp import DPMpp, SDEDPMpp
 from .first_hitting import FirstHitting
 from .heun import Euler, Heun
+from .remdm import ReMDM
 
 __all__ = [
     "DDIM",
     "DDPM",
     "Ancestral",
+    "Blocks",
+    "Confidence",
     "DPMpp",
+    "Entropy",
     "Euler",
     "FirstHitting",
     "Heun",
+    "Margin",
     "Move",
     "Point",
+    "ReMDM",
     "SDEDPMpp",
     "Solver",
     "fractions",
