@@ -14,6 +14,7 @@ from ..engine.card import Paper
 from ..guides import catalog
 from ..jobs import names
 from ..jobs.specs import ConfigError, nearest, parameters, plain
+from ..solvers.token_solver import TokenSolver
 from .answers import lines
 from .listing import option, sections
 
@@ -125,10 +126,13 @@ def _classifier(name: str) -> dict[str, Any]:
 
 def _solver(name: str) -> dict[str, Any]:
     make = names.solvers()[name]
+    needed = [k for k, p in parameters(make).items() if p.default is p.empty]
+    options, values = (":" + ",".join(f"{k}=1" for k in needed) if needed else ""), ", ".join("1" for _ in needed)
+    model = _MODELS["dna" if issubclass(make, TokenSolver) else "images"]
     return _described(name, make) | {
         "paper": _links(make),
-        "command": f"guidekit sample fashion -c bag --solver {name.lower()}",
-        "python": f"gk.sample(model, 16, solver=gk.solvers.{name}())",
+        "command": f"guidekit sample {model} --solver {name.lower()}{options}",
+        "python": f"gk.sample(model, 16, solver=gk.solvers.{name}({values}))",
     }
 
 

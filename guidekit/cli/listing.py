@@ -11,8 +11,8 @@ from .answers import lines
 
 # Options that every maker of a section has, or that the run fills in.
 _FILLED_IN = {
-    "guides": ("reward", "steer", "start", "stop"), "searches": ("model", "n", "reward"), "solvers": ("times",),
-    "rewards": ("seed",),
+    "guides": ("reward", "steer", "start", "stop"), "searches": ("model", "n", "reward"),
+    "solvers": ("times", "length"), "rewards": ("seed",),
 }  # fmt: skip
 
 

@@ -19,13 +19,17 @@ from torch import Tensor
 
 from ..process import Categorical
 from ..solvers import Move
+from ..solvers.token_solver import chosen
 from .walk import Walk
 
 
 def check(walk: Walk) -> None:
-    """The chain begins in pure noise."""
+    """The chain is an ancestral one and begins in pure noise."""
     if walk.moves[0].t < walk.run.model.process.t_max:
         raise ValueError(f"the times of a chain of tokens begin at 1, in pure noise, and not at {walk.moves[0].t}")
+    solver = chosen(walk.moves)
+    if solver is not None:
+        raise ValueError(f"gk.invert knows the noise of ancestral chains, and not of {solver!r}: leave solver=None")
 
 
 def noise(walk: Walk, x_0: Tensor) -> Tensor:

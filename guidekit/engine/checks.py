@@ -88,6 +88,11 @@ def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, s
                 f"{name} weights, branches or resamples particles, and {solver!r} is deterministic: copies would stay "
                 f"equal and have no log-probability. {solver.advice}"
             )
+        if guide.steer and solver is not None and solver.unsteerable:
+            raise ValueError(
+                f"{name}(steer=True) corrects for its proposal by log p/q, and {solver!r} has none: "
+                f"{solver.unsteerable}. Take Ancestral() or FirstHitting(), or steer=False"
+            )
         for need in (Cond(), *guide.needs):
             need.check(model)
         guide.check(model, steps)

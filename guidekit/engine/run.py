@@ -59,7 +59,7 @@ class Run:
         solver = model.solver if solver is None else solver
         self.model, self.n, self.guides, self.solver = model, n, checks.bound(guides, model), solver
         self.reward, self.seed, self.batch_size, self.holdout = reward, seed, batch_size, holdout
-        moves = model.process.moves(steps, solver)
+        moves = model.moves(steps, solver)
         self.conditions = checks.conditions(model, cond)
         self.groups = len(self.conditions)
         self.keys = checks.keys(seed, self.groups, model.device)

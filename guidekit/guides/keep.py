@@ -143,6 +143,7 @@ class Keep(Within):
         return self.even or not self.weighted
 
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
+        moves = super().moves(model, moves)
         if isinstance(model.process, Masked) and model.process.places:
             moves = self._after_prefix(model, moves)
         return moves if self.method != "repaint" else _repeated(model, moves, self.recur, self.jump)

@@ -27,8 +27,11 @@ from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale, at
 from ..engine.tree import Tree
 from ..engine.view import View
+from ..models.base import Model
 from ..models.evaluations import Cond, evaluation, listed
 from ..process import Gaussian
+from ..solvers import Move
+from ..solvers.token_solver import chosen
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,15 @@ class Mixture(Guide):
     @property
     def needs(self) -> tuple[Cond, ...]:
         return tuple(evaluation(e) for e in listed(self.experts))
+
+    def moves(self, model: Model, moves: list[Move]) -> list[Move]:
+        solver = chosen(moves)
+        if self.adaptive and solver is not None and solver.unsteerable:
+            raise ValueError(
+                f"Mixture(adaptive=True) compares the probabilities of moves, and {solver!r} has none: "
+                f"{solver.unsteerable}. Take Ancestral() or FirstHitting(), or adaptive=False"
+            )
+        return moves
 
     def tilt(self, view: View) -> Tensor:
         every, own = self._every(view), view.evals[Cond()]

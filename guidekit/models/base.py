@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import NetworkError
 from ..process import Gaussian, Process
-from ..solvers import Solver
+from ..solvers import Move, Solver
+from ..solvers.token_solver import sized
 from . import reading
 from .networks import kind_of, lent, networks_in
 
@@ -71,6 +72,10 @@ class Model:
     def encode_all(self, conds: Sequence[Condition]) -> Encoded:
         """The conditions of all groups, with a group axis."""
         return stack([self.encode(c) for c in conds])
+
+    def moves(self, steps: int | Sequence[float], solver: Solver | None) -> list[Move]:
+        """The moves of a run."""
+        return self.process.moves(steps, sized(solver, self.shape))
 
     def nulled(self, cond: Encoded) -> Encoded:
         """The null condition of every row, given the rows' conditions."""

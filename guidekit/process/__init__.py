@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..solvers import Move, Solver
 from .gaussian import Gaussian, Normal
+from .revealing import Revealing
 from .tokens import Categorical, Masked, Uniform
 
 
@@ -73,4 +74,4 @@ class Process(Protocol):
         ...
 
 
-__all__ = ["Categorical", "Gaussian", "Kernel", "Masked", "Normal", "Process", "Uniform"]
+__all__ = ["Categorical", "Gaussian", "Kernel", "Masked", "Normal", "Process", "Revealing", "Uniform"]

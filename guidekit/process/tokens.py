@@ -20,15 +20,18 @@ Schiff et al. (2025), https://arxiv.org/abs/2412.10193; on float64, Zheng et al.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import random
-from ..solvers import DDPM, Move, Solver, times
+from ..solvers import DDPM, Ancestral, Move, Solver, times
+from ..solvers.token_solver import Order, TokenSolver, solver_of
+from .revealing import Revealing
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,27 @@ class _Tokens:
     def states(self) -> int:
         return self.V
 
+    @property
+    def noising(self) -> str:
+        """The kind of noise, as solvers name it."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its noise is")
+
     def moves(self, steps: int | Sequence[float], solver: Solver | None) -> list[Move]:
-        """Moves without coefficients."""
-        if not isinstance(solver, DDPM | None):
+        """Moves without coefficients, that know their solver."""
+        if not isinstance(solver, DDPM | TokenSolver | None):
             raise ValueError(
                 f"solver={solver!r} is for Gaussian processes; token processes move by their own "
-                "ancestral kernel: leave solver=None, or DDPM(times=...) for another time grid"
+                "kernels: leave solver=None, which is Ancestral(), or take FirstHitting() or another one of tokens"
             )
-        named = solver.times if solver else "uniform"
-        grid = times.make(steps, named, None, self.t_max)
-        return [Move(t, s) for t, s in pairwise(self.fitted(grid) if isinstance(steps, int) else grid)]
+        own = solver if isinstance(solver, TokenSolver) else Ancestral(times=solver.times if solver else "uniform")
+        if self.noising not in own.noises:
+            raise ValueError(
+                f"solver={solver!r} is for tokens with {' or '.join(own.noises)} noise, and this process is "
+                f"{self.noising}: leave solver=None, which is Ancestral()"
+            )
+        if not isinstance(steps, (int, np.integer)):
+            return own.table(times.make(steps, own.times, None, self.t_max))
+        return own.table(self.fitted(own.grid(int(steps) if isinstance(steps, np.integer) else steps, self.t_max)))
 
     def fitted(self, grid: list[float]) -> list[float]:
         """A time grid made from a number of steps, adapted to the process."""
@@ -95,7 +109,7 @@ class _Tokens:
     def noised(self, clean: Tensor, noise: Tensor, t: float) -> Tensor:
         return self.kernel(clean, (), Move(0.0, t)).push(noise)
 
-    def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical:
+    def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical | Revealing:
         raise NotImplementedError(f"{type(self).__name__} does not say how tokens move")
 
     def draws(self, move: Move) -> bool:
@@ -123,6 +137,10 @@ class Masked(_Tokens):
     def states(self) -> int:
         return self.V + 1
 
+    @property
+    def noising(self) -> str:
+        return "ordered" if self.places else "masked"
+
     def prior(self, noise: Tensor, t: float) -> Tensor:
         return torch.full(noise.shape[:-1], self.V, device=noise.device)
 
@@ -145,16 +163,30 @@ class Masked(_Tokens):
         later = torch.arange(self.places - 1, -1, -1, dtype=torch.float64, device=x.device)
         return (self.places * t - later).clamp(0, 1)
 
-    def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical:
+    def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical | Revealing:
         if move.s > move.t:  # a kept token is masked with probability (m_s - m_t)/(1 - m_t)
             m_t, m_s = self.hidden(move.t, x), self.hidden(move.s, x)
             return self._masking(x, ((1 - m_s) / (1 - m_t)).nan_to_num(1.0))
+        solver = solver_of(move)
+        if isinstance(solver, Order):
+            return Revealing(predictions[0].double().log_softmax(-1), x, self.V, solver, move)
+        again = 0.0 if solver is None else solver.remasked(move.t, move.s)
+        if again > 0:
+            return self._remasking(x, predictions[0].double().log_softmax(-1), move, again)
         u = self.stays(x, move)[..., None]
         log_p = predictions[0].double().log_softmax(-1) + (1 - u).log()
         stay = u.log().expand(*x.shape, 1)
         return Categorical(
             torch.where((x == self.V)[..., None], torch.cat([log_p, stay], -1), _fixed(x, self.V + 1))
         )  # fmt: skip
+
+    def _remasking(self, x: Tensor, log_p: Tensor, move: Move, again: float) -> Categorical:
+        """Tokens are masked with probability `again`, and so many more masked positions are revealed."""
+        stay = (move.s - again * (1 - move.t)) / move.t
+        shown = torch.cat([log_p + math.log1p(-stay) if stay < 1 else log_p - torch.inf, log_p[..., :1] * 0], -1)
+        shown[..., self.V] = math.log(stay) if stay > 1e-15 else -torch.inf
+        kept = self._masking(x, torch.tensor(1 - again, dtype=torch.float64, device=x.device))
+        return Categorical(torch.where((x == self.V)[..., None], shown, kept.log_probs))
 
     def stays(self, x: Tensor, move: Move) -> Tensor:
         """The probability u that a masked position stays masked in a move down, of shape (), (length,) or that of x."""
@@ -188,6 +220,8 @@ class Masked(_Tokens):
 @dataclass(frozen=True)
 class Uniform(_Tokens):
     """Uniform noise: with probability t, a token is replaced by one drawn uniformly from all V."""
+
+    noising = "uniform"  # type: ignore[assignment]
 
     def prior(self, noise: Tensor, t: float) -> Tensor:
         return noise.argmax(-1)

@@ -173,7 +173,7 @@ def _points(model: Model, n: int, levels: int, back: int | None, options: Option
     times = grid[: places[1] + 1] if levels > 1 else grid
     for place, end in zip(places[1:], (*places[2:], steps), strict=True):
         times = [*times, *grid[max(place - back, 0) : end + 1]]
-    moves = model.process.moves(times, options.get("solver"))
+    moves = model.moves(times, options.get("solver"))
     ups = [i for i, move in enumerate(moves) if move.s > move.t]
     return [0, *ups], {**options, "steps": times, "over": "chain"}
 

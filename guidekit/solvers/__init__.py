@@ -1,19 +1,32 @@
-"""Solvers for Gaussian processes: coefficient tables over a time grid (see `guidekit.solvers.base`)."""
+"""Solvers: coefficient tables over a time grid for Gaussian processes (see `guidekit.solvers.base`), and rules by which
+tokens move (see `guidekit.solvers.token_solver`)."""
 
 from . import schedules, times
+from .ancestral import Ancestral
 from .base import Move, Point, Solver, fractions, starting_at
+from .blocks import Blocks
+from .confidence import Confidence, Entropy, Margin
 from .ddim import DDIM, DDPM
 from .dpmpp import DPMpp, SDEDPMpp
+from .first_hitting import FirstHitting
 from .heun import Euler, Heun
+from .remdm import ReMDM
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "Ancestral",
+    "Blocks",
+    "Confidence",
     "DPMpp",
+    "Entropy",
     "Euler",
+    "FirstHitting",
     "Heun",
+    "Margin",
     "Move",
     "Point",
+    "ReMDM",
     "SDEDPMpp",
     "Solver",
     "fractions",

@@ -50,6 +50,7 @@ class Solver:
     times: str | Grid = "uniform"
 
     stochastic = False
+    unsteerable = ""  # why log-weights cannot correct for a proposal, where they cannot
     advice = "Take DDPM(), DDIM(eta=1.) or SDEDPMpp()"  # to a guide that needs noise and finds none
 
     def step(self, t: Point, s: Point, last: Point | None) -> Sequence[Move]:

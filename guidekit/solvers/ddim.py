@@ -26,7 +26,7 @@ def posterior(t: Point, s: Point, eta: float) -> Move:
 
 @dataclass(frozen=True)
 class DDPM(Solver):
-    """Ancestral sampling: the default, and the only solver for tokens."""
+    """Ancestral sampling: the default. For tokens it is `Ancestral`."""
 
     stochastic = True
 

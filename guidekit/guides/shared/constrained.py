@@ -21,6 +21,7 @@ chooses between the letters that x_0 may have. Where the language excludes nothi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -34,8 +35,9 @@ from ...engine.resampling import check_resampling, resample
 from ...engine.tree import Tree
 from ...engine.view import Step, View
 from ...models.base import Model
-from ...process import Categorical, Masked, Uniform
+from ...process import Kernel, Masked, Revealing, Uniform
 from ...solvers import Move
+from ...solvers.token_solver import Order, chosen
 from .language import Language
 
 LEAST = 1e-30  # probability of a token that the constraint may need and the model excludes
@@ -80,6 +82,15 @@ class Within(Guide):
             return 'one has method="weighted" and one has not; constraints of one list have weights or have none'
         return None if (self.language & other.language).possible else "no sequence satisfies both; relax one of them"
 
+    def moves(self, model: Model, moves: list[Move]) -> list[Move]:
+        solver = chosen(moves)
+        if solver is not None and (solver.unsteerable or not isinstance(solver, Order)):
+            raise ValueError(
+                f"{type(self).__name__} draws tokens within its constraint at positions that do not depend on them, "
+                f"which {solver!r} does not choose: leave solver=None, or take FirstHitting()"
+            )
+        return moves
+
     def propose(self, model: Model, population: Population, kernel: Any, step: Step) -> Any:
         assert step.move is not None
         if step.move.s > step.move.t:
@@ -120,7 +131,8 @@ class Within(Guide):
 
 @dataclass(frozen=True, eq=False)
 class Constrained:
-    """The kernel q; `allowed` is bool (rows or 1, L, V), and `p` the clean probabilities, float64 (rows, L, V)."""
+    """The kernel q; `allowed` is bool (rows or 1, L, V), and `p` the clean probabilities, float64 (rows, L, V). `shown`
+    are the positions that a solver has chosen to reveal, bool (rows, L), where it does."""
 
     process: Any
     x: Tensor
@@ -129,6 +141,7 @@ class Constrained:
     language: Language
     allowed: Tensor
     weighted: bool = True
+    shown: Tensor | None = None
     random = True
     history = ()
 
@@ -173,7 +186,7 @@ class Constrained:
     def _ahead(self) -> tuple[Tensor, list[Tensor]]:
         return self.language.backward(self.given * self.allowed)
 
-    def _kernel(self, p: Tensor) -> Categorical:
+    def _kernel(self, p: Tensor) -> Kernel:
         return self.process.kernel(self.x, (p.log(),), self.move)
 
     @property
@@ -195,7 +208,16 @@ class Constrained:
 
 
 class _Masked(Constrained):
-    """A masked position stays masked with probability u, whatever its letter is."""
+    """A masked position stays masked with probability u, whatever its letter is. Where the solver chooses positions,
+    these are drawn first (`shown`), and u is 0 there and 1 elsewhere."""
+
+    def push(self, noise: Tensor) -> Tensor:
+        kernel = self._kernel(self.given)
+        if self.language.free or self.shown is not None or not isinstance(kernel, Revealing):
+            return super().push(noise)
+        letters = noise[..., :-1]  # of the mask they have chosen positions; a maximum of others stands in for it
+        other = letters.amax(-1, keepdim=True) - math.log(letters.shape[-1])
+        return replace(self, shown=kernel.shown(noise)).push(torch.cat([letters, other], -1))
 
     @cached_property
     def given(self) -> Tensor:  # type: ignore[override]
@@ -211,6 +233,8 @@ class _Masked(Constrained):
     @cached_property
     def stays(self) -> Tensor:
         """u of every position, (rows, L)."""
+        if self.shown is not None:
+            return 1 - self.shown.double()
         return self.process.stays(self.x, self.move).expand(self.x.shape)
 
     def values(self, i: int, w: Tensor) -> Tensor:

@@ -1,0 +1,62 @@
+r"""The kernel of samplers that choose positions: k masked positions of each row are revealed, their tokens drawn.
+
+    q(x_s | x_t) = P(S | x_t) prod_{i in S} p_i(x_s^i),        S the positions that are revealed
+
+P(S | x_t) is the solver's: uniform, or certain where an order follows from the prediction. The token of a position is
+drawn with the Gumbel numbers of its letters, and S with those of the mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..solvers import Move
+from ..solvers.token_solver import Order
+
+
+@dataclass(frozen=True, eq=False)
+class Revealing:
+    """log_probs has shape (rows, length, V), float64, normalised; `mask` is the id of the mask."""
+
+    log_probs: Tensor
+    x: Tensor
+    mask: int
+    order: Order
+    move: Move
+    random = True
+    history = ()
+
+    @cached_property
+    def masked(self) -> Tensor:
+        """Where x_t is masked, bool (rows, length)."""
+        return self.x == self.mask
+
+    @cached_property
+    def count(self) -> Tensor:
+        """How many positions are revealed, (rows, 1)."""
+        masks = self.masked.sum(-1, keepdim=True)
+        return masks - self.order.left(masks, self.move)
+
+    def push(self, noise: Tensor) -> Tensor:
+        shown = self.shown(noise)
+        letters = (self.log_probs + noise[..., : self.mask]).argmax(-1)
+        return torch.where(shown, letters, self.x)
+
+    def shown(self, noise: Tensor) -> Tensor:
+        """The positions that are revealed, bool (rows, length)."""
+        return self.order.first(self.log_probs, noise[..., self.mask], self.masked, self.count, self.move)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log q(x), one float64 per row."""
+        shown = x != self.x
+        tokens = self.log_probs.gather(-1, x.clamp(max=self.mask - 1)[..., None])[..., 0]
+        possible = (shown <= self.masked).all(-1) & (shown.sum(-1, keepdim=True) == self.count)[:, 0]
+        chance = self.order.log_chance(self.log_probs, self.masked, shown & self.masked, self.move)
+        return torch.where(possible, chance + torch.where(shown, tokens, 0.0).sum(-1), -torch.inf)
+
+    def correction(self, p: Revealing, x: Tensor) -> Tensor:
+        return p.log_prob(x) - self.log_prob(x)

@@ -1,0 +1,147 @@
+"""Base of the solvers of token processes.
+
+A token process moves by a kernel that is a product over positions, or that first chooses positions and then draws their
+tokens. A solver says where the times lie, and either how many tokens are masked again (`remasked`) or which positions
+are revealed first (`Order`). The moves carry their solver, and the kernels themselves are in `guidekit.process`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import pairwise
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import times
+from .base import Move, Solver
+from .schedules import Schedule
+
+S = TypeVar("S", bound=Solver)
+
+
+class TokenMove(Move):
+    """A move of tokens with the solver that decides how they move."""
+
+    solver: TokenSolver
+
+    def _replace(self, **fields: Any) -> TokenMove:
+        return self.solver.move(*super()._replace(**fields)[:2])
+
+
+@dataclass(frozen=True)
+class TokenSolver(Solver):
+    """A rule for moves of tokens. `length` is the number of positions, which a run takes from its model."""
+
+    _: KW_ONLY
+    length: int = field(default=0, repr=False)
+
+    stochastic = True
+    noises: ClassVar[tuple[str, ...]] = ("masked",)  # kinds of noise that it serves: "masked", "uniform", "ordered"
+
+    def moves(self, schedule: Schedule, times: Sequence[float]) -> list[Move]:
+        raise ValueError(
+            f"solver={self!r} is for token processes; Gaussian ones take DDPM(), DDIM() and so on: leave solver=None"
+        )
+
+    def grid(self, steps: int, t_max: float) -> list[float]:
+        """The times of a run of so many steps."""
+        return times.make(steps, self.times, None, t_max)
+
+    def table(self, grid: Sequence[float]) -> list[Move]:
+        """The moves between these times."""
+        return [self.move(t, s) for t, s in pairwise(grid)]
+
+    def move(self, t: float, s: float) -> TokenMove:
+        """One move, which carries this solver."""
+        move = TokenMove(t, s)
+        move.solver = self
+        return move
+
+    def remasked(self, t: float, s: float) -> float:
+        """The probability that a token that is not masked is masked in a move down."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Order(TokenSolver):
+    r"""Base of solvers that choose which masked positions are revealed; their tokens are then drawn independently.
+
+    In a move from t to s, a row with m masks keeps ceil(m s/t) of them. In a grid whose times are the shares that are
+    masked, n/L, a row thus has exactly n masks; one with fewer masks, of which a part was known, waits for its turn.
+    """
+
+    def grid(self, steps: int, t_max: float) -> list[float]:
+        if steps < 1 or isinstance(steps, bool):
+            return super().grid(steps, t_max)  # which refuses them
+        return [t_max * n / self.length for n in self.counts(steps, self.length)]
+
+    def counts(self, steps: int, length: int) -> list[int]:
+        """How many of `length` positions are masked at each time: from all of them to none, in at most `steps` steps;
+        the shares are those of the grid `times`, and every step reveals one at least."""
+        steps = min(steps, length)
+        shares, left = times.make(steps, self.times, None, 1.0), [length]
+        for step, share in enumerate(shares[1:], 1):
+            left.append(min(left[-1] - 1, max(round(length * share), steps - step)))
+        return left
+
+    def left(self, masks: Tensor, move: Move) -> Tensor:
+        """How many of a row's masks are left after a move down."""
+        return (masks * (move.s / move.t) - 1e-9).ceil().long()
+
+    def keys(self, log_p: Tensor, gumbel: Tensor, move: Move) -> Tensor:
+        """What orders the positions, (rows, length): the largest are revealed first. log_p is the prediction, and
+        `gumbel` one Gumbel number for each position."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which positions come first")
+
+    def blocks(self, length: int) -> Tensor:
+        """The block of every position: those of an earlier one are all revealed first."""
+        return torch.zeros(length, dtype=torch.long)
+
+    def first(self, log_p: Tensor, gumbel: Tensor, masked: Tensor, count: Tensor, move: Move) -> Tensor:
+        """The `count` (rows, 1) masked positions that are revealed first, as a bool tensor (rows, length)."""
+        by_key = self.keys(log_p, gumbel, move).argsort(dim=-1, descending=True, stable=True)
+        block = self._block_of(masked).gather(-1, by_key)
+        order = by_key.gather(-1, block.argsort(dim=-1, stable=True))
+        return masked & (order.argsort(-1) < count)
+
+    def log_chance(self, log_p: Tensor, masked: Tensor, shown: Tensor, move: Move) -> Tensor:
+        """The log-probability that just the positions `shown` are revealed, float64 (rows,)."""
+        raise ValueError(f"{self!r}: {self.unsteerable}")
+
+    def uniform_chance(self, masked: Tensor, shown: Tensor) -> Tensor:
+        """That log-probability where positions are chosen uniformly: sum over blocks of -log binom(m, k), with k of m
+        masks revealed; -inf where a later block is begun before the end of an earlier one."""
+        m, k = (self._per_block(v) for v in (masked, shown))
+        left = (m - k).cumsum(-1)
+        broken = ((k[:, 1:] > 0) & (left[:, :-1] > 0)).any(-1)
+        chance = (k + 1).lgamma() + (m - k + 1).lgamma() - (m + 1).lgamma()
+        return torch.where(broken, -torch.inf, chance.sum(-1))
+
+    def _block_of(self, masked: Tensor) -> Tensor:
+        """The block of every masked position; all others come last."""
+        length = masked.shape[-1]
+        return torch.where(masked, self.blocks(length).to(masked.device), length)
+
+    def _per_block(self, marked: Tensor) -> Tensor:
+        """How many positions of each block are marked, float64 (rows, blocks)."""
+        block = self.blocks(marked.shape[-1]).to(marked.device)
+        found = torch.zeros(len(marked), int(block[-1]) + 1, dtype=torch.float64, device=marked.device)
+        return found.index_add_(1, block, marked.double())
+
+
+def solver_of(move: Move) -> TokenSolver | None:
+    """The solver that decides how tokens move; None is the ancestral one."""
+    return move.solver if isinstance(move, TokenMove) else None
+
+
+def chosen(moves: Sequence[Move]) -> TokenSolver | None:
+    """The token solver of a table, where it is not the ancestral one."""
+    return next((solver for move in moves if (solver := solver_of(move)) is not None), None)
+
+
+def sized(solver: S | None, shape: tuple[int, ...]) -> S | TokenSolver | None:
+    """The solver as it is in runs of a model with this shape."""
+    return replace(solver, length=shape[0]) if isinstance(solver, TokenSolver) else solver
