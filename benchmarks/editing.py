@@ -52,7 +52,8 @@ def dna(n: int, steps: int) -> list[dict[str, Any]]:
     source = gk.sample(model, n, steps=50, cond="K562", seed=1).samples
     noise = gk.invert(model, source, cond="K562", steps=steps)
     rows = []
-    for name, options in (("chain", {"noise": noise}), ("new samples", {"seed": 2})):
+    own: dict[str, dict[str, Any]] = {"chain": {"noise": noise}, "new samples": {"seed": 2}}
+    for name, options in own.items():
         again = gk.sample(model, n, steps=steps, cond="K562", **options).samples if name == "chain" else None
         edited = gk.sample(model, n, steps=steps, cond="HepG2", **options).samples
         rows.append(
