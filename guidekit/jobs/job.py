@@ -88,10 +88,8 @@ def _only_bends(guide: Guide) -> bool:
     """Whether a guide changes only predictions, conditions or starts, without a reward, weights or selection; or is a
     constraint."""
     selects = any(map(guide.has, ("plan", "noise", "weigh", "select")))
-    return (
-        isinstance(guide, Within)
-        or (guide.judge is None
-        and not (guide.steer or selects or "weights" in guide.card.changes))
+    return isinstance(guide, Within) or (
+        guide.judge is None and not (guide.steer or selects or "weights" in guide.card.changes)
     )
 
 

@@ -45,6 +45,7 @@ class Within(Guide):
     """Base of guides whose samples are in a language: a dataclass with `language(model)` and these fields."""
 
     methods = ("weighted", "replace")
+    advice = 'Or give method="replace", which has no weights and takes any solver'
     method: str
     ess: float
 
