@@ -118,5 +118,8 @@ class Pull(Guide):  # Guide adds the keywords steer=False, start=0., stop=1.
     def select(self, population, step):  # the survivors, step.n in each group; step.key is for random numbers
         return resample(population, step, self.ess, resampler="systematic")
 
+    def paste(self, samples, group):  # what is put into decoded samples, before rewards see them
+        return samples
+
     def traced(self, population, step):  # columns of the trace: means of these numbers, float64 (rows,)
         return {}

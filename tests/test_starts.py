@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -216,6 +217,22 @@ def test_sequences_and_images_too(here: Path):
         assert torch.allclose(means, torch.tensor(shades), atol=0.15)
 
 
+def test_what_a_mask_keeps_of_an_image_is_in_all_samples_bit_for_bit(here: Path):
+    """Also with the weights that make the rest follow it, and with a level from which the whole image is noised."""
+    shoe = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    white = torch.zeros(28, 28, dtype=torch.bool)
+    white[:, :9] = True
+    Image.fromarray(shoe).save("shoe.png")
+    Image.fromarray(white.numpy()).save("mask.png")
+    for out, more in (("plain", []), ("level", ["--level", "0.5"])):
+        answer("sample", "fashion", "--start", "shoe.png", "--keep", "mask.png", "-n", "4", "--steps", "8", *more,
+               "--out", out, "--no-report", "--json")  # fmt: skip
+        samples = gk.load_result(f"{out}/result").samples
+        read = torch.as_tensor(shoe).float()[None, None] / 255
+        assert torch.equal(samples[..., white], read[..., white].expand(4, 1, -1))
+        assert not torch.isclose(samples[..., ~white], read[..., ~white]).all()
+
+
 def test_the_start_is_shared_by_what_a_run_is_compared_with(here: Path):
     Path("one.txt").write_text("ACGT" * 50 + "\n")
     config = gk.Config(
@@ -236,14 +253,19 @@ def test_the_start_is_shared_by_what_a_run_is_compared_with(here: Path):
         (["molecules", "--level", "0.5"], "give start=FILE as well"),
         (["molecules", "--start", "some.smi", "--level", "1.5"], "level must be a number in (0, 1], not 1.5"),
         (["dna", "--start", "some.smi"], "it has 'N' at position 2"),
+        (["fashion", "--start", "small.png", "--keep", "wide.png"], "a boolean mask of shape (1, 28, 28) is needed"),
+        (["fashion", "--start", "two", "--keep", "small.png"], "small.png': one image is kept, and start"),
         (["fashion", "--start", "wide.png"], "a grey image of 20 x 30 pixels; needed is a grey one of 28 x 28"),
     ],
-    ids=["missing", "too many", "unreadable", "level alone", "level", "domain", "size"],
+    ids=["missing", "too many", "unreadable", "level alone", "level", "domain", "mask", "two", "size"],
 )
 def test_what_is_wrong_with_a_start_is_one_line(here: Path, options: list[str], why: str):
     Path("some.smi").write_text("CCO\nCCN\n")
     Path("odd.smi").write_text("CCO\nC[Se]C\n")
     Image.new("L", (30, 20)).save("wide.png")
+    Path("two").mkdir()
+    for name in ("small", "two/0", "two/1"):
+        Image.new("L", (28, 28)).save(f"{name}.png")
     told = refused("sample", *options)
     assert why in told and len(told.strip().splitlines()) == 1
 

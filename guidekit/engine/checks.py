@@ -86,7 +86,7 @@ def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, s
         if guide.stochastic and solver is not None and not solver.stochastic:
             raise ValueError(
                 f"{name} weights, branches or resamples particles, and {solver!r} is deterministic: copies would stay "
-                f"equal and have no log-probability. {solver.advice}"
+                f"equal and have no log-probability. {solver.advice}{guide.advice and f'. {guide.advice}'}"
             )
         if guide.steer and solver is not None and solver.unsteerable:
             raise ValueError(

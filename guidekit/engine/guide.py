@@ -64,6 +64,8 @@ class Guide:
     # The value of its field `scale` at which it does nothing. Where the scale has it, the guide is not asked and costs
     # nothing.
     neutral = None
+    # Where the solver is deterministic and it needs a stochastic one: what else to do than to take another solver.
+    advice = ""
     # False: log_weight reads x_t alone. Children are then selected before the network is called, for survivors only.
     sees_prediction = True
 
@@ -165,6 +167,11 @@ class Guide:
     def select(self, population: Population, step: Step) -> Population:
         """The particles that survive, `step.n` of them in each group."""
         return population
+
+    def paste(self, samples: Any, group: Tensor) -> Any:
+        """Decoded samples, of rows of these groups, with what this guide puts into them. Guides do so in the order of
+        the list; rewards, and `Result.samples`, see what comes out."""
+        return samples
 
     def traced(self, population: Population, step: Step) -> dict[str, Tensor]:
         """Diagnostics of the surviving particles, float64 (rows,) by name, always the same names. Their means become

@@ -76,6 +76,7 @@ class Run:
         checks.check_noise(noise, model, self.groups * self.steps[0].n, len(self.moves))
         self.noise: Callable[[Population, int], Tensor] = Noise(model, self.keys, [s.n for s in self.steps], noise)
         self.given = noise
+        self.paste = self.pasted if any("paste" in seat.hooks for seat in self.seats) else None
         self.order = max(1, *(len(m.b) for m in self.moves))
         self.steered = any(g.steer for g in self.guides)
         self.blind = not any(g.sees_prediction for g in self.guides if g.has("log_weight") or g.has("select"))
@@ -259,7 +260,8 @@ class Run:
         if acts.grad and step.t > 0 and x.is_floating_point():
             x = x.detach().requires_grad_()
         cond = rows_of(self._encoded, pop.group)
-        view = View(self.model, step, x, cond, pop.group, pop.slot, {}, None, self.score, self.batch_size)
+        of = pop.group, pop.slot, {}, None, self.score, self.batch_size
+        view = View(self.model, step, x, cond, *of, paste=self.paste)
         if step.t == 0 or not seen:
             return view
         for seat in acts.condition:
@@ -334,9 +336,16 @@ class Run:
         self.records[:] = records
         vars(self.cost).update(vars(cost))
 
-    def decode(self, x: Tensor) -> Any:
-        """Samples of states, in micro-batches."""
-        parts = [self.model.decode(part) for part in (x.split(self.batch_size) if self.batch_size else [x])]
+    def pasted(self, samples: Any, group: Tensor) -> Any:
+        """Decoded samples with what the guides put into them."""
+        return reduce(lambda samples, guide: guide.paste(samples, group), self.guides, samples)
+
+    def decode(self, x: Tensor, group: Tensor) -> Any:
+        """Samples of states of rows of these groups, in micro-batches."""
+        return self.pasted(self._decoded(x.split(self.batch_size) if self.batch_size else [x]), group)
+
+    def _decoded(self, split: Sequence[Tensor]) -> Any:
+        parts = [self.model.decode(part) for part in split]
         if len(parts) == 1:
             return parts[0]
         if isinstance(parts[0], Tensor):
@@ -346,7 +355,7 @@ class Run:
     def result(self, pop: Population) -> Result:
         """The result, from the population after the last move."""
         self.settle()
-        samples = self.decode(pop.x)
+        samples = self.decode(pop.x, pop.group)
         rewards = pop.rewards if self.judge is not None else None
         if self.reward is not None and same(self.reward) != same(self.judge):
             rewards = self.score(self.reward, samples, pop.group)

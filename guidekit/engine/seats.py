@@ -13,7 +13,8 @@ from .guide import Guide
 from .view import Step
 
 HOOKS = (
-    *("plan", "begin", "condition", "propose", "noise", "tilt", "finish", "log_weight", "weigh", "select", "traced"),
+    *("plan", "begin", "condition", "propose", "noise", "tilt", "finish", "log_weight", "weigh", "select"),
+    *("paste", "traced"),
 )
 
 

@@ -79,6 +79,7 @@ class View:
     cond         the encoded condition of each row
     group, slot  the row's group and its place within it: the address of its random numbers
     memo         what the guide that reads this remembers of each particle
+    paste        (samples, group) -> samples: what guides put into decoded samples; None where they put nothing
     """
 
     model: Model
@@ -91,6 +92,7 @@ class View:
     prediction: Tensor | None
     scorer: Scorer
     limit: int | None = None
+    paste: Callable[[Any, Tensor], Any] | None = None
     memo: Tree = None
     shown: Tensor | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -114,8 +116,13 @@ class View:
     def samples(self) -> Any:
         """The clean estimate, decoded; once for all guides."""
         if "samples" not in self._cache:
-            self._cache["samples"] = self.model.decode(self.clean)
+            self._cache["samples"] = self.decode(self.clean)
         return self._cache["samples"]
+
+    def decode(self, x: Tensor, group: Tensor | None = None) -> Any:
+        """Samples of other states, of rows of these groups (None: as many as here), with what guides put into them."""
+        samples = self.model.decode(x)
+        return samples if self.paste is None else self.paste(samples, self.group if group is None else group)
 
     def score(self, reward: Any) -> Tensor:
         """The reward of each row's clean estimate, float64 (rows,), NaN where it could not be scored. Guides that ask

@@ -103,7 +103,7 @@ class DDCM(Guide):
             return None
         with torch.enable_grad():
             clean = view.clean.detach().requires_grad_()
-            return gradient(view.scorer(self.reward, view.model.decode(clean), view.group), clean)
+            return gradient(view.scorer(self.reward, view.decode(clean), view.group), clean)
 
     def _given(self, step: Step) -> Tensor:
         codes = unpack(self.codes)[0] if isinstance(self.codes, bytes) else self.codes

@@ -268,7 +268,7 @@ class Corrector(Guide):
         def make() -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 x = view.x.detach().requires_grad_()
-                r = view.scorer(self.reward, view.model.decode(x), view.group)
+                r = view.scorer(self.reward, view.decode(x), view.group)
                 return _known(r.detach(), 0.0), gradient(r, x)
 
         return view.once(("slope", same(self.reward)), make)

@@ -30,8 +30,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,7 @@ from ..errors import is_count
 from ..models.analytic import ExactReverse
 from ..models.base import Model
 from ..models.evaluations import Cond
+from ..models.networks import lent
 from ..process import Categorical, Gaussian, Masked
 from ..solvers import Move, starting_at
 from ..solvers.base import Point, noised
@@ -57,7 +59,10 @@ class Keep(Within):
     """Keep a part of the sample. No NFE beyond one row for each known token at the start of a masked run.
 
     known      a state, or a sample that the model can read; one for all rows, or one for each condition
-    where      what of it is kept: a boolean mask of the state's shape, or one that broadcasts to it
+    where      what of it is kept: a boolean mask of the state's shape, or one that broadcasts to it. Of a sample also
+               one of the sample's shape, or a black-and-white PIL picture, white where it stays: parts of the state
+               to which only kept parts of the sample belong are kept in the run, and what is kept of the sample is
+               pasted into the samples
     template   of tokens, instead: a letter or a set of letters for each position. For DNA a text like "NNAGATAANN" in
                IUPAC letters; else a list of None (any), letters, token numbers or sets of them; or bool (length, V)
     method     "weighted" (exact), "replace" or "repaint" (heuristics, without weights)
@@ -65,8 +70,9 @@ class Keep(Within):
     recur      "repaint": how often each stretch is made
     jump       "repaint": steps of a stretch
 
-    The kept part of `result.x` equals `known` bit for bit. With `StartFrom`, the given samples should hold the kept
-    part already; their weights are then taken to be equal at the start, which is exact for small levels only.
+    The kept part of `result.x` equals `known` bit for bit, and so does that of `result.samples` if the mask is one of
+    samples. With `StartFrom`, the given samples should hold the kept part already; their weights are then taken to be
+    equal at the start, which is exact for small levels only.
     """
 
     known: Any = None
@@ -95,6 +101,8 @@ class Keep(Within):
     )
 
     methods = ("weighted", "replace", "repaint")
+    picture: ClassVar[Any] = None  # of what parts are pasted into samples, (1 or groups, ...)
+    pixels: ClassVar[Any] = None  # which parts, bool
     even = False  # whether all weights are equal, since every kept token is there from the start
 
     def __post_init__(self) -> None:
@@ -113,15 +121,25 @@ class Keep(Within):
         if isinstance(model.process, Gaussian):
             if self.template is not None:
                 raise ValueError("Keep(template=...) is for tokens; give known=... and where=... for this model")
-            return self.having(known=_states(model, self.known), where=_mask(model, self.where))
+            return self._bound(model)
         allowed = self._allowed(model) if self.template is None else template(model, self.template)
         language = letters(allowed)
         own = self.having(template=allowed, known=None, where=None, language=language)
         return own.having(even=bool((own._held(model) | language.allowed.all(-1)).all()))
 
+    def _bound(self, model: Model) -> Guide:
+        """With states, their mask and, if the mask is of samples, what of these is pasted."""
+        known, where = _states(model, self.known), _bools(model, self.where)
+        picture = _picture(model, self.known, known, where)
+        if picture is None:
+            return self.having(known=known, where=_mask(model, where))
+        pixels = where.expand(picture.shape[1:])
+        _check_pasted(model, known, picture)
+        return self.having(known=known, where=_cells(model, pixels), picture=picture, pixels=pixels)
+
     def _allowed(self, model: Model) -> Tensor:
         """The tokens that each position may have, (1 or groups, length, V)."""
-        known, where = _states(model, self.known), _mask(model, self.where)
+        known, where = _states(model, self.known), _mask(model, _bools(model, self.where))
         V = model.vocab_size  # type: ignore[attr-defined]
         if not bool(((known >= 0) & (known < V))[:, where].all()):
             raise ValueError(f"Keep(known): the kept tokens are numbers from 0 to {V - 1}")
@@ -134,9 +152,10 @@ class Keep(Within):
             raise ValueError("Keep replaces a part of a Gaussian kernel, and the exact reverse process has another one")
 
     def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
-        own = {k: v for k in ("known", "template") if isinstance(v := getattr(self, k), Tensor) and len(v) == of > 1}
-        shaped = {k: v[list(groups)] for k, v in own.items() if v.dim() > (2 if k == "template" else len(model.shape))}
-        return self.having(**shaped)  # and bound again by the run that takes it
+        dims = {"known": len(model.shape), "template": 2, "picture": 0}
+        own = {k: v for k in dims if isinstance(v := getattr(self, k), Tensor) and len(v) == of > 1}
+        shaped = {k: v[list(groups)] for k, v in own.items() if v.dim() > dims[k]}
+        return self.having(**shaped)
 
     @property
     def independent(self) -> bool:
@@ -190,6 +209,11 @@ class Keep(Within):
             return population
         known = population.by_group(memo[1]).sum(1) / population.branch  # siblings hold their parent's part
         return population.weighed(step.place, known[population.group], memo)
+
+    def paste(self, samples: Any, group: Tensor) -> Any:
+        if self.picture is None:
+            return samples
+        return torch.where(self.pixels, _of_group(self.picture, group).to(samples), samples)
 
     def further(self, step: Step) -> int:
         known = 0 if step.index or not isinstance(self.template, Tensor) else int((self.template.sum(-1) == 1).sum())
@@ -312,18 +336,70 @@ def _log_normal(x: Tensor, mean: Tensor, std: float, where: Tensor | None = None
 
 def _states(model: Model, known: Any) -> Tensor:
     """States (1 or groups, *shape) of states or samples."""
-    several = isinstance(known, (Tensor, list, tuple))
     try:
-        x = model.as_states(known if several else [known])
+        x = model.as_states(_listed(model, known))
     except ValueError as error:
         raise ValueError(f"Keep(known=...): {error}") from error
     x = x if x.dim() > len(model.shape) else x[None]
     return x.to(model.device, model.dtype) if isinstance(model.process, Gaussian) else x.to(model.device)
 
 
-def _mask(model: Model, where: Any) -> Tensor:
-    """The mask as a bool tensor of the state's shape."""
-    mask = torch.as_tensor(where, device=model.device)
+def _listed(model: Model, known: Any) -> Any:
+    """With a row axis: of one picture as a tensor that is no state too."""
+    if isinstance(known, Tensor):
+        one = known.dim() == 3 and known.is_floating_point() and isinstance(model.process, Gaussian) and model.decodes
+        return known[None] if one and model.shape not in (known.shape, known.shape[1:]) else known
+    return known if isinstance(known, (list, tuple)) else [known]
+
+
+def _picture(model: Model, given: Any, known: Tensor, where: Tensor) -> Tensor | None:
+    """The samples of which this is a mask, (1 or groups, ...) as they come out of decoding; None if it is of states."""
+    fits = isinstance(given, Tensor) and model.shape in (given.shape, given.shape[1:])
+    if fits or not model.decodes:
+        return None
+    picture = model.seen(_listed(model, given)).to(known.device)
+    return picture if _broadcasts(where, picture.shape[1:]) else None
+
+
+def _check_pasted(model: Model, known: Tensor, picture: Tensor) -> None:
+    """Decoded samples have the form of what is to be pasted into them."""
+    with torch.no_grad(), model.lent(), lent(model.modules()):
+        samples = model.decode(known[:1])
+    given = tuple(samples.shape[1:]) if isinstance(samples, Tensor) else type(samples).__name__
+    if given != picture.shape[1:]:
+        raise ValueError(
+            f"Keep(where): the mask is of a sample of shape {tuple(picture.shape[1:])}, and this model decodes to "
+            f"{given}, into which it cannot be pasted; give a mask of states, of shape {model.shape}"
+        )
+
+
+def _cells(model: Model, pixels: Tensor) -> Tensor:
+    """What of a state is kept if these parts of a sample are."""
+    try:
+        held = model.cells(pixels)
+    except ValueError as error:
+        raise ValueError(f"Keep(where): {error}; give a mask of states, of shape {model.shape}") from error
+    if pixels.any() and not held.any():
+        raise ValueError(
+            f"Keep(where): of no part of a state, of shape {model.shape}, all of the sample is kept, so that the "
+            "network would not know of what is kept; widen the mask"
+        )
+    return held
+
+
+def _broadcasts(mask: Tensor, shape: torch.Size) -> bool:
+    sides = zip(mask.shape[::-1], shape[::-1], strict=False)
+    return mask.dtype == torch.bool and mask.dim() <= len(shape) and all(a in (1, b) for a, b in sides)
+
+
+def _bools(model: Model, where: Any) -> Tensor:
+    """The mask as a tensor: of a PIL picture, where it is white."""
+    white = where.convert("L").point(lambda v: v > 127 and 255) if hasattr(where, "convert") else None
+    return torch.as_tensor(where if white is None else np.asarray(white) > 0, device=model.device)
+
+
+def _mask(model: Model, mask: Tensor) -> Tensor:
+    """The mask in the state's shape."""
     try:
         if mask.dtype != torch.bool:
             raise RuntimeError

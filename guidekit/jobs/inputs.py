@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -38,10 +37,11 @@ def kept(config: Config, domain: str | None, model: Model) -> Keep:
     if not is_picture(config.keep):
         return Keep(template=config.keep)
     assert config.start is not None
-    image = starts(Path(config.start), domain, model, 1, 1)
+    images = read(Path(config.start), domain or "images")
+    if len(images) != 1:
+        raise ConfigError(f"keep {config.keep!r}: one image is kept, and start {config.start!r} holds {len(images)}")
     with Image.open(config.keep) as picture:
-        mask = torch.as_tensor(np.asarray(picture.convert("L")) > 127)
-    return Keep(image, mask, method="repaint", recur=4, jump=5)
+        return Keep(list(images), picture.convert("L"), method="repaint", recur=4, jump=5)
 
 
 def starts(path: Path, domain: str | None, model: Model, n: int, groups: int) -> Tensor:

@@ -129,6 +129,16 @@ class Model:
         with torch.no_grad(), self.lent(), lent(self.modules()):
             return reading.states(read, samples, self.shape, self.state)
 
+    def seen(self, samples: Any) -> Tensor:
+        """Samples, as `read` takes them, in the form in which they come out of `decode`: what the `seen` of the reader
+        makes of them, if it has one, else numbers as they are."""
+        return getattr(self._read, "seen", reading.identity)(reading.listed(samples))
+
+    def cells(self, mask: Tensor) -> Tensor:
+        """The parts of a state that belong to True parts alone of a mask in the shape of a sample: by the reader's
+        `cells`, if it has them, else by blocks of the sample, one for each part of the state."""
+        return getattr(self._read, "cells", lambda mask: reading.cells(mask, self.shape))(mask)
+
     def state(self, x: Tensor) -> Tensor:
         """Numbers as a state has them: of its precision, on its device; ValueError where they cannot be a state."""
         if not isinstance(self.process, Gaussian):

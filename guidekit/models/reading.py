@@ -57,6 +57,30 @@ def identity(samples: Any) -> Tensor:
     return torch.as_tensor(np.stack([np.asarray(s.cpu() if isinstance(s, Tensor) else s) for s in samples]))
 
 
+def cells(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The parts of a state of this shape that belong to True parts of a mask of samples alone: blocks of the sample. Of
+    three axes and more the first are channels, of which both may have as many as they like."""
+    if mask.dim() == len(shape) > 2 and mask.shape[0] != shape[0]:
+        return blocks(mask.all(0), shape[1:]).expand(shape)
+    return blocks(mask, shape)
+
+
+def blocks(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Whether all of a block is True, where the axes of this shape divide those of the mask.
+
+    >>> blocks(torch.tensor([True, True, True, False]), (2,))
+    tensor([ True, False])
+    """
+    if mask.dim() != len(shape) or any(of % by for of, by in zip(mask.shape, shape, strict=True)):
+        raise ValueError(
+            f"samples have shape {tuple(mask.shape)} and states {shape}, so that no part of a state is known to belong "
+            "to a part of a sample"
+        )
+    for axis, by in enumerate(shape):
+        mask = mask.unflatten(axis, (by, -1)).all(axis + 1)
+    return mask
+
+
 def images(samples: Any, channels: int, height: int, width: int) -> Tensor:
     """Images of one size as floats (rows, channels, height, width) in [0, 1]: tensors, arrays, PIL images or files."""
     from rewards.images import image_batch

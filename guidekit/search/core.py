@@ -306,7 +306,8 @@ class Search:
     def decoded(self, x: Tensor) -> Any:
         """Decoded samples of rows, with the networks in evaluation mode."""
         with torch.no_grad(), self.run.borrowed():
-            return self.run.decode(x)
+            alive = torch.tensor(self.alive, device=x.device)
+            return self.run.decode(x, alive.repeat_interleave(len(x) // len(alive)))
 
     def scored(self, x: Tensor, k: int) -> tuple[Tensor, Any]:
         """Scores (cells, k, V) of rows, and what was scored, cell by cell, if that is text or tokens."""

@@ -150,7 +150,8 @@ def _rewarded(run: Run, x: Tensor, reward: Any, rows: Tensor) -> tuple[Tensor, T
     """Rewards (NaN for samples that could not be scored) and their gradient with respect to x."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        scores = run.score(reward, run.model.decode(x), rows // run.n)
+        group = rows // run.n
+        scores = run.score(reward, run.pasted(run.model.decode(x), group), group)
         run.score.settle()
         if not scores.requires_grad:
             raise ValueError(

@@ -23,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import random
+from ..engine.checks import bound
 from ..engine.describe import describe, difference
 from ..engine.result import Result, Trace, load_result, picked
 from ..engine.sample import sample
@@ -203,10 +205,15 @@ class _Search:
         groups = len(self.cond) if isinstance(self.cond, list) else 1
         cost, x = Cost(), start.to(self.model.device)
         with lent([*self.model.modules(), *networks_in(self.reward)]):
-            samples, scorer = self.model.decode(x), Scorer(cost, x.device)
+            samples, scorer = self.pasted(self.model.decode(x), groups), Scorer(cost, x.device)
             rewards = scorer(self.reward, samples)
         scorer.settle()
         return _state(x, samples, rewards, groups, cost, config)
+
+    def pasted(self, samples: Any, groups: int) -> Any:
+        """Samples with what the guides put into them."""
+        group = torch.arange(len(samples), device=self.model.device) // (len(samples) // groups)
+        return reduce(lambda samples, guide: guide.paste(samples, group), bound(self.guides, self.model), samples)
 
     def described(self, start: Tensor | int, kind: tuple[str, Any]) -> dict[str, Any]:
         """What decides the outcome, apart from the number of rounds."""

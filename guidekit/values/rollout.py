@@ -71,4 +71,4 @@ class Rollout:
             kernel = process.kernel(x, (prediction,), move)
             noise = process.noise(random.fold(keys, i), process.noise_shape(model.shape), model.dtype)
             x = kernel.push(noise if kernel.random else None)
-        return view.scorer(self.reward, model.decode(x), view.group)
+        return view.scorer(self.reward, view.decode(x), view.group)

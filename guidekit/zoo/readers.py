@@ -72,8 +72,11 @@ class Images:
         return f"{kind} images of {height} x {width} pixels: tensors or arrays in [0, 1] or 8 bits, PIL images or files"
 
     def __call__(self, images: Any) -> Tensor:
-        channels, height, width = self.shape
-        return (reading.images(images, channels, height, width) - self.mean) / self.std
+        return (self.seen(images) - self.mean) / self.std
+
+    def seen(self, images: Any) -> Tensor:
+        """Images as they come out of decoding."""
+        return reading.images(reading.listed(images), *self.shape)
 
 
 def _check_texts(samples: Sequence[Any], what: str) -> None:

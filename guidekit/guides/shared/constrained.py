@@ -48,6 +48,7 @@ class Within(Guide):
 
     methods = ("weighted", "replace")
     language: Language | None = None  # of token processes
+    advice = 'Or give method="replace", which has no weights and takes any solver'
     method: str
     ess: float
 

@@ -165,10 +165,10 @@ class TrainingFree(Guide):
         if std == 0 and x is view.clean:
             return view.score(self.reward)
         if std == 0:
-            return view.scorer(self.reward, view.model.decode(x), view.group)
+            return view.scorer(self.reward, view.decode(x), view.group)
         noise = random.normal(random.fold(view.key, place), (self.draws, *x.shape[1:]), x.dtype)
-        samples = view.model.decode((x[:, None] + std * noise).flatten(0, 1))
-        scores = view.scorer(self.reward, samples, view.group.repeat_interleave(self.draws))
+        group = view.group.repeat_interleave(self.draws)
+        scores = view.scorer(self.reward, view.decode((x[:, None] + std * noise).flatten(0, 1), group), group)
         scores = scores.view(len(x), self.draws)
         known = scores.isfinite()
         none = ~known.any(1)

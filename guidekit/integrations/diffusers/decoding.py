@@ -58,6 +58,7 @@ class Encoder:
     def __init__(self, vae: Any, family: Family, channels: int, most: int | None, device: torch.device):
         self.vae, self.most, self.device = vae, most, device
         self.state, self.upcast, self.video = family.state, family.upcast, family.frames is not None
+        self.drawn, self.pack = family.drawn, family.pack
         self.shape = channels, *(v * family.scale for v in family.size[-2:])
 
     @property
@@ -68,8 +69,24 @@ class Encoder:
         return f"videos, each a sequence of {what}" if self.video else what
 
     def __call__(self, pictures: Any) -> Tensor:
-        x = torch.stack([self._seen(v) for v in pictures]) if self.video else self._seen(pictures)
+        x = self.seen(pictures)
         return torch.cat([self._encoded(2 * part - 1) for part in x.split(self.most or len(x))]).float()
+
+    def seen(self, pictures: Any) -> Tensor:
+        """Pictures as they come out of decoding."""
+        return torch.stack([self._seen(v) for v in pictures]) if self.video else self._seen(pictures)
+
+    def cells(self, mask: Tensor) -> Tensor:
+        """The parts of a state of which all pixels are in a mask of the shape of a picture."""
+        drawn = self.drawn[1:]
+        held = self._frames(mask.all(1), drawn) if self.video else reading.blocks(mask.all(0), drawn)
+        return self.pack(held.expand(1, *self.drawn))[0]
+
+    def _frames(self, mask: Tensor, drawn: tuple[int, ...]) -> Tensor:
+        """The same of a video: its first frame is a latent one of its own, and so is every few more."""
+        first, rest = mask[:1], mask[1:]
+        more = [reading.blocks(rest, (drawn[0] - 1, *drawn[1:]))] if len(rest) else []
+        return torch.cat([reading.blocks(first, (1, *drawn[1:])), *more])
 
     def _seen(self, pictures: Any) -> Tensor:
         return reading.images(reading.listed(pictures), *self.shape)

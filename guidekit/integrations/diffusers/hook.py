@@ -31,7 +31,7 @@ from .build import from_diffusers
 from .grids import Grids
 from .model import DiffusersModel
 
-_ELSEWHERE = ("plan", "begin", "condition", "noise")
+_ELSEWHERE = ("plan", "begin", "condition", "noise", "paste")
 
 
 class _Live(DiffusersModel):

@@ -22,6 +22,7 @@ _AWAY = {
     "it weighs particles, or remembers what was before": ("weigh", "log_weight"),
     "it chooses the noise": ("noise",),
     "it acts before the first step": ("begin",),
+    "it changes finished samples": ("paste",),
     "it changes the conditions": ("condition",),
     "it changes the steps": ("moves",),
 }
