@@ -48,5 +48,7 @@ from .switch import Switch as Switch
 from .tag import TAG as TAG
 from .tcfg import TCFG as TCFG
 from .tds import TDS as TDS
+from .temperature import Temperature as Temperature
 from .tfg import DPS as DPS, LGD as LGD, MPGD as MPGD, TFG as TFG, UGD as UGD, FreeDoM as FreeDoM
+from .top_p import TopP as TopP
 from .views import Views as Views

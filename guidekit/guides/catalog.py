@@ -20,6 +20,7 @@ SECTIONS = (  # in the order of the page; within a section the order is that of 
     "Rare samples",
     "Training-free guidance",
     "Guidance by classifiers",
+    "Sampling of tokens",
     "Composition",
     "Diagnosis",
 )
