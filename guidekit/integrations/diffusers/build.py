@@ -13,6 +13,7 @@ from rewards.base import needs
 from ...models.base import as_encoded
 from .decoding import Decoder, Encoder
 from .families import Family, Plain, family_of
+from .given import with_pictures
 from .grids import Grids
 from .model import DiffusersModel
 
@@ -32,6 +33,9 @@ def from_diffusers(
     decode_batch: int | None = None,
     encode: dict[str, Any] | None = None,
     null: Any = None,
+    image: Any = None,
+    mask_image: Any = None,
+    controlnet_conditioning_scale: float | list[float] = 1.0,
 ) -> DiffusersModel:
     """A diffusers pipeline as a base model; the pipeline stays as it is and is used where it stands.
 
@@ -46,6 +50,10 @@ def from_diffusers(
     decode_batch        most pictures that the VAE decodes or encodes at a time
     encode              further arguments of pipe.encode_prompt, like {"max_sequence_length": 128}
     null                the condition of "none" of a denoiser without its pipeline
+    image               what a ControlNet takes (of several, a list), or what a pipeline paints into. It belongs to the
+                        model, and is the same for all samples
+    mask_image          where a pipeline paints: white. To keep a part of a picture with other pipelines, see gk.Keep
+    controlnet_conditioning_scale   of what a ControlNet adds, or a list with one for each
 
     `model.read(pictures)` makes states of pictures by the VAE, as image-to-image pipelines do, so that runs can start
     from pictures of one's own. With output="latent" samples are states, and nothing is read.
@@ -65,6 +73,8 @@ def from_diffusers(
     kind = family_of(net)
     net, scale = kind.denoiser(whole, net), _scale(whole, kind)
     size = (*_frames(whole, kind, num_frames), *_size(whole, net, kind, height, width, scale))
+    pixels = size[-2] * scale, size[-1] * scale
+    net = with_pictures(whole, net, pixels, image, mask_image, controlnet_conditioning_scale)
     family = kind(net, size, embedded_guidance)
     family.read(whole, scale)
     grids = Grids(scheduler, family.prepare, _options(scheduler, eta))
@@ -165,6 +175,7 @@ def _check(pipe: Any, net: Any, family: Family, vae: Any, output: Any, guidance:
     channels = None if vae is None else vae.config.get("latent_channels") or vae.config.get("z_dim")
     if channels is not None and family.drawn[0] != channels:
         raise ValueError(
-            f"the denoiser takes {family.drawn[0]} channels and the VAE has {channels}: pipelines that paint into or "
-            "on top of given pictures are not supported; take the text-to-image one"
+            f"the denoiser takes {family.drawn[0]} channels and the VAE has {channels}: of pipelines that are given "
+            "pictures, StableDiffusionInpaintPipeline and those with a ControlNet are supported; else take the "
+            "text-to-image one"
         )

@@ -32,7 +32,7 @@ class Family:
     def __init__(self, net: Any, size: tuple[int, ...], guidance: float | None):
         self.net, self.size, self.guidance = net, size, guidance
         self.scale = 8  # pixels per latent, as the pipeline says
-        self.shape: tuple[int, ...] = (net.config.in_channels, *size)
+        self.shape: tuple[int, ...] = (getattr(net, "channels", net.config.in_channels), *size)
         self.drawn = self.shape
 
     @classmethod

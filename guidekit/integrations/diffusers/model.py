@@ -200,5 +200,6 @@ class DiffusersModel(Model):
         family = self.family
         return {
             "family": type(family).__name__, "shape": list(self.shape), "guidance": family.guidance,
-            "negative": repr(self.negative), "encoding": describe(self.encoding), **self.process.grids.identity(),
+            "negative": repr(self.negative), "given": describe(getattr(family.net, "given", None)),
+            "encoding": describe(self.encoding), **self.process.grids.identity(),
         }  # fmt: skip

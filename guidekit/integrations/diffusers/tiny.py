@@ -1,6 +1,7 @@
 """Small pipelines with random weights, of the real classes, to try things out offline: they run in a second.
 
-    pipe = tiny("sd")          # also "sdxl", "sd3", "flux", "pixart", "dit", "ddpm", "wan"
+    pipe = tiny("sd")          # also "sdxl", "sd3", "flux", "pixart", "dit", "ddpm", "wan",
+                               # "inpaint", "controlnet", "controlnet_xl"
 
 Pictures are 32 x 32 noise. Videos are as large as those of Wan: say height=32, width=32, num_frames=5. Everything else
 (prompts, schedulers, attention, saving) is as in the large ones.
@@ -18,7 +19,10 @@ import torch
 
 from rewards.base import needs
 
-NAMES = ("sd", "sdxl", "sd3", "flux", "pixart", "dit", "ddpm", "wan")
+NAMES = (
+    *("sd", "sdxl", "sd3", "flux", "pixart", "dit", "ddpm", "wan"),
+    *("inpaint", "controlnet", "controlnet_xl"),
+)
 
 
 def tiny(name: str = "sd", scheduler: Any = None, seed: int = 0) -> Any:
@@ -42,6 +46,34 @@ def _sd(d: Any, scheduler: Any) -> Any:
         _vae(d), _clip(), _tokenizer(), _unet(d), scheduler or d.PNDMScheduler(**_SD, skip_prk_steps=True),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
+
+
+def _inpaint(d: Any, scheduler: Any) -> Any:
+    return d.StableDiffusionInpaintPipeline(
+        _vae(d), _clip(), _tokenizer(), _unet(d, in_channels=9), scheduler or d.DDIMScheduler(**_SD, clip_sample=False),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def _controlnet(d: Any, scheduler: Any) -> Any:
+    parts = _sd(d, scheduler).components
+    return d.StableDiffusionControlNetPipeline(
+        **parts, controlnet=_control(d, parts["unet"]), requires_safety_checker=False
+    )
+
+
+def _controlnet_xl(d: Any, scheduler: Any) -> Any:
+    parts = _sdxl(d, scheduler).components
+    return d.StableDiffusionXLControlNetPipeline(**parts, controlnet=_control(d, parts["unet"]), add_watermarker=False)
+
+
+def _control(d: Any, unet: Any) -> Any:
+    """A ControlNet, whose layers of zeros are filled as if it were trained."""
+    net = d.ControlNetModel.from_unet(unet, conditioning_channels=3, conditioning_embedding_out_channels=(16, 32))
+    zeros = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]
+    for parameter in (p for layer in zeros for p in layer.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1)
+    return net
 
 
 def _sdxl(d: Any, scheduler: Any) -> Any:
@@ -117,7 +149,7 @@ def _wan(d: Any, scheduler: Any) -> Any:
 
 _MAKERS: dict[str, Callable] = {
     "sd": _sd, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "pixart": _pixart, "dit": _dit, "ddpm": _ddpm,
-    "wan": _wan,
+    "wan": _wan, "inpaint": _inpaint, "controlnet": _controlnet, "controlnet_xl": _controlnet_xl,
 }  # fmt: skip
 _SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
