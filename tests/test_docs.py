@@ -125,6 +125,13 @@ def test_the_table_beside_diffusers_is_that_of_the_stored_run():
     assert "\n".join(lines) in (ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8")
 
 
+def test_the_table_of_token_solvers_is_that_of_the_stored_run():
+    found = json.loads((ROOT / "benchmarks" / "results" / "tokens.json").read_text(encoding="utf-8"))
+    lines = runpy.run_path(str(ROOT / "benchmarks" / "tokens.py"))["lines"](found)
+    assert len(lines) == 8
+    assert "\n".join(lines) in (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8")
+
+
 def public(module: ModuleType) -> dict[str, Any]:
     """The public names of a module: those of `__all__`, or else what it defines itself; those of public modules too."""
     own = [name for name, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__]

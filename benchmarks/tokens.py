@@ -1,0 +1,80 @@
+"""Token solvers against the number of evaluations: total variation between samples and a table of known probabilities.
+
+    python benchmarks/tokens.py
+
+writes benchmarks/results/tokens.json. Of n samples even exact ones are at some distance: `floor` is the mean of that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+import guidekit as gk
+
+OUT = Path(__file__).parent / "results" / "tokens.json"
+V, L, STEPS = 2, 6, (4, 8, 16, 64)
+SOLVERS = {
+    "Ancestral()": gk.solvers.Ancestral(),
+    "FirstHitting()": gk.solvers.FirstHitting(),
+    "Confidence()": gk.solvers.Confidence(),
+    "Entropy()": gk.solvers.Entropy(),
+    "Blocks(3)": gk.solvers.Blocks(3),
+    "ReMDM(0.1)": gk.solvers.ReMDM(0.1),
+}
+
+
+def table() -> gk.analytic.TokenTable:
+    """A law of six bits in which all depend on each other."""
+    generator = torch.Generator().manual_seed(0)
+    return gk.analytic.TokenTable(1.5 * torch.randn((V,) * L, generator=generator, dtype=torch.float64))
+
+
+def distance(model: gk.analytic.TokenTable, x: torch.Tensor) -> float:
+    """Half the L1 distance between the frequencies of samples and the table."""
+    place = (x * V ** torch.arange(L - 1, -1, -1)).sum(1)
+    found = place.bincount(minlength=V**L).double() / len(x)
+    return float((found - model.table[0].exp()).abs().sum() / 2)
+
+
+def floor(model: gk.analytic.TokenTable, n: int) -> float:
+    """The mean distance of n exact samples."""
+    p = model.table[0].exp()
+    draws = torch.multinomial(p, 20 * n, replacement=True, generator=torch.Generator().manual_seed(1)).view(20, n)
+    return sum(distance(model, model.states[row]) for row in draws) / len(draws)
+
+
+def measured(n: int) -> dict:
+    model, rows = table(), {}
+    for name, solver in SOLVERS.items():
+        runs = {steps: gk.sample(model, n, steps=steps, solver=solver, seed=2) for steps in STEPS}
+        rows[name] = {
+            str(steps): {"evaluations": run.cost.network_calls, "distance": round(distance(model, run.x), 4)}
+            for steps, run in runs.items()
+        }
+    return {"n": n, "floor": round(floor(model, n), 4), "solvers": rows}
+
+
+def lines(found: dict) -> list[str]:
+    """The table of docs/solvers.md."""
+    head = ["| solver | " + " | ".join(f"{steps} steps" for steps in STEPS) + " |", "|---" * (len(STEPS) + 1) + "|"]
+    cells = {
+        name: [f"{row[str(s)]['distance']:.3f} ({row[str(s)]['evaluations']})" for s in STEPS]
+        for name, row in found["solvers"].items()
+    }
+    return head + [f"| `{name}` | {' | '.join(row)} |" for name, row in cells.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=10_000)
+    found = measured(parser.parse_args().n)
+    OUT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print("\n".join([*lines(found), f"exact samples: {found['floor']:.3f}"]))
+
+
+if __name__ == "__main__":
+    main()
