@@ -33,7 +33,7 @@ def asymmetric(d: int, schedule: str = "vp") -> gk.analytic.GaussianMixture:
 
 @pytest.mark.parametrize("ess", [0.0, 0.8, 1.0])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("d", [1, 2, 16])
+@pytest.mark.parametrize("d", [1, 2, pytest.param(16, marks=pytest.mark.slow)])
 def test_the_law_and_z_of_its_own_chain_in_any_dimension(d: int, schedule: str, ess: float):
     p = problem(d, schedule)
     result = populations(p, 500, 64, [gk.FKSteering(p.reward, p.alpha, ess=ess)])

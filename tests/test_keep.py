@@ -100,7 +100,8 @@ def test_constraints_intersect(process: str):
     assert np.abs(deviations(estimates(problem, result), expected, np.zeros(4))).max() < 4.5
 
 
-@pytest.mark.parametrize("process", ["masked", pytest.param("uniform", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("process", TOKENS)
 def test_times_that_go_up_again_leave_the_conditional_law(process: str):
     """From a chain at t = 1/2 up to 3/4 and down again: each move is a kernel of p, so the law is that of p."""
     table = PROBLEMS[process].model.table[1]
@@ -123,7 +124,10 @@ def table(noising: str) -> gk.analytic.TokenTable:
 
 
 @pytest.mark.parametrize("noising", ["masked", "ordered"])
-@pytest.mark.parametrize("where", [(1, 1, 0, 0), (0, 1, 0, 1), (1, 0, 0, 0), (0, 0, 1, 1)])
+@pytest.mark.parametrize(
+    "where",
+    [(1, 1, 0, 0), (0, 1, 0, 1), *(pytest.param(w, marks=pytest.mark.slow) for w in ((1, 0, 0, 0), (0, 0, 1, 1)))],
+)
 def test_known_tokens_of_masked_models_give_the_exact_conditional_and_its_probability(noising: str, where):
     """Hardly any two positions are drawn in one step, so that chains are nearly exact."""
     model, known, n = table(noising), torch.tensor([2, 0, 1, 1]), 4000
@@ -319,7 +323,7 @@ def conditional() -> tuple[float, float, float]:
         ("vp", gk.solvers.SDEDPMpp(2), 80),
         ("ve", gk.solvers.SDEDPMpp(2, times="karras"), 80),
         ("flow", gk.solvers.DDPM(), 200),
-        ("flow", gk.solvers.DDIM(0.7), 200),
+        pytest.param("flow", gk.solvers.DDIM(0.7), 200, marks=pytest.mark.slow),
     ],
 )
 def test_the_rest_follows_the_conditional_law_and_z_is_the_density_of_what_is_kept(schedule: str, solver, steps: int):

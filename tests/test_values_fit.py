@@ -156,6 +156,7 @@ def test_a_soft_value_is_alpha_log_mean_exp_of_the_reward_given_the_state(t: flo
         assert rms(linear_value(MIXTURE, x, t, 1.0, math.inf) - found) > 0.3  # the mean would be 0.5 and more below
 
 
+@pytest.mark.slow
 def test_a_bellman_value_is_the_same_for_a_quadratic_reward():
     def reward(x: Tensor) -> Tensor:
         return -0.4 * (x[:, 0] - 1.5) ** 2
@@ -172,7 +173,9 @@ def test_a_bellman_value_is_the_same_for_a_quadratic_reward():
             assert rms(exact.mean() - exact) > 0.3 or t > 0.9
 
 
-@pytest.mark.parametrize("ess", [0.0, 0.7], ids=["weighted", "resampled"])
+@pytest.mark.parametrize(
+    "ess", [pytest.param(0.0, marks=pytest.mark.slow, id="weighted"), pytest.param(0.7, id="resampled")]
+)
 def test_a_mean_value_of_a_steered_sampler_is_that_of_its_weighted_law(ess: float):
     """Steering to p exp(x/2): E[x_0 | x_t] then is that of the tilted mixture."""
     steering = gk.FKSteering(x0, alpha=2.0, ess=ess)
@@ -216,7 +219,7 @@ def token_reward(x: Tensor) -> Tensor:
     return 0.5 * x[:, 0] + 0.3 * x[:, 1] * (x[:, 2] == 1) - 0.4 * (x[:, 2] == 0)
 
 
-@pytest.mark.parametrize("target", ["soft", "bellman", "mean"])
+@pytest.mark.parametrize("target", [*(pytest.param(v, marks=pytest.mark.slow) for v in ("soft", "mean")), "bellman"])
 def test_values_of_tokens_are_the_enumerated_ones(target: str):
     """h_0 = exp(r/alpha), h_t = K_t h_s, V_t = alpha log h_t; for the mean V_0 = r, V_t = K_t V_s."""
     generator = torch.Generator().manual_seed(3)

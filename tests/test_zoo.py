@@ -137,7 +137,14 @@ def test_minority_guidance_by_the_bundled_classifier_makes_samples_rarer():
     assert scores[1] > 1.2 * scores[0]
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.entries() if zoo.card(name)["kind"] == "value"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "dna-value" else pytest.mark.slow)
+        for name in zoo.entries()
+        if zoo.card(name)["kind"] == "value"
+    ],
+)
 def test_a_bundled_value_steers_and_costs_one_row_a_particle(name: str):
     from guidekit.zoo.values import TASKS
 

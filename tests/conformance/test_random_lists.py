@@ -22,7 +22,7 @@ import guidekit as gk
 from ..problems import PROBLEMS, Problem, deviations, estimates
 from .cases import CASES, GAUSSIAN, Case
 
-FEW, MANY = 40, 400  # lists in the default run, and among the slow ones
+FEW, MANY = 30, 400  # lists in the default run, and among the slow ones
 N = 8
 GROUPS = 600  # independent populations where means are compared
 
