@@ -468,6 +468,16 @@ def test_what_a_model_cannot_keep_is_refused_before_the_network_is_called(model,
         gk.Run(model(), 4, guides=[guide])
 
 
+def test_processes_of_ones_own_that_are_masked_are_constrained_too():
+    class Own(gk.process.Masked):
+        pass
+
+    model = gk.MaskedModel(Letters(24).eval(), 4, 24)
+    model.process = Own(4)
+    x = gk.sample(model, 50, steps=4, guides=[gk.Sites(forbidden=[[0, 0]], method="replace")]).x
+    assert not bool(((x[:, 1:] == 0) & (x[:, :-1] == 0)).any())
+
+
 def test_contradicting_constraints_say_so():
     two = [gk.Keep(template="A" * 24), gk.Sites(forbidden=["AAA"])]
     with pytest.raises(ValueError, match="no sequence satisfies both"):

@@ -219,6 +219,17 @@ def token_reward(x: Tensor) -> Tensor:
     return 0.5 * x[:, 0] + 0.3 * x[:, 1] * (x[:, 2] == 1) - 0.4 * (x[:, 2] == 0)
 
 
+def enumerated(model: gk.analytic.TokenTable):
+    """All states of the chain, its moves, their kernels, and the law of the states before each move."""
+    grid = np.stack(np.meshgrid(*[np.arange(V + 1)] * L, indexing="ij"), -1).reshape(-1, L)
+    moves = list(pairwise(1 - np.arange(STEPS + 1) / STEPS))
+    kernels = [kernel(model.table[0].exp().numpy(), grid, t, s) for t, s in moves]
+    law = [(grid == V).all(1).astype(float)]
+    for k in kernels[:-1]:
+        law.append(law[-1] @ k)
+    return grid, moves, kernels, law
+
+
 @pytest.mark.parametrize("target", [*(pytest.param(v, marks=pytest.mark.slow) for v in ("soft", "mean")), "bellman"])
 def test_values_of_tokens_are_the_enumerated_ones(target: str):
     """h_0 = exp(r/alpha), h_t = K_t h_s, V_t = alpha log h_t; for the mean V_0 = r, V_t = K_t V_s."""
@@ -226,12 +237,7 @@ def test_values_of_tokens_are_the_enumerated_ones(target: str):
     model = gk.analytic.TokenTable(torch.randn(V, V, V, generator=generator, dtype=torch.float64) * 1.2)
     alpha, options = 0.3, {"rollouts": 2000, "steps": STEPS, "per_rollout": 3, "epochs": 12, "lr": 2e-3}
     value = fit(model, token_reward, alpha=alpha, target=target, **options)
-    grid = np.stack(np.meshgrid(*[np.arange(V + 1)] * L, indexing="ij"), -1).reshape(-1, L)
-    moves = list(pairwise(1 - np.arange(STEPS + 1) / STEPS))
-    kernels = [kernel(model.table[0].exp().numpy(), grid, t, s) for t, s in moves]
-    law = [(grid == V).all(1).astype(float)]
-    for k in kernels[:-1]:
-        law.append(law[-1] @ k)
+    grid, moves, kernels, law = enumerated(model)
     r = token_reward(torch.as_tensor(grid)).double().numpy()
     soft, mean = np.exp(r / alpha), r
     for (t, _), k, p in list(zip(moves, kernels, law, strict=True))[::-1]:
@@ -252,12 +258,7 @@ def test_a_fit_to_few_rollouts_of_tokens_explains_most_of_what_can_be_explained(
     generator = torch.Generator().manual_seed(7)
     model = gk.analytic.TokenTable(torch.randn(V, V, V, generator=generator, dtype=torch.float64) * 1.2)
     value = fit(model, token_reward, target="mean", rollouts=400, steps=STEPS, epochs=40, seed=2)
-    grid = np.stack(np.meshgrid(*[np.arange(V + 1)] * L, indexing="ij"), -1).reshape(-1, L)
-    moves = list(pairwise(1 - np.arange(STEPS + 1) / STEPS))
-    kernels = [kernel(model.table[0].exp().numpy(), grid, t, s) for t, s in moves]
-    law = [(grid == V).all(1).astype(float)]
-    for k in kernels[:-1]:
-        law.append(law[-1] @ k)
+    grid, moves, kernels, law = enumerated(model)
     exact = token_reward(torch.as_tensor(grid)).double().numpy()
     for (t, _), k, p in list(zip(moves, kernels, law, strict=True))[:0:-1]:
         exact = k @ exact

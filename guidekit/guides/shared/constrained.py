@@ -22,6 +22,7 @@ chooses between the letters that x_0 may have. Where the language excludes nothi
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -35,7 +36,7 @@ from ...engine.resampling import check_resampling, resample
 from ...engine.tree import Tree
 from ...engine.view import Step, View
 from ...models.base import Model
-from ...process import Kernel, Masked, Revealing, Uniform
+from ...process import Kernel, Revealing, Uniform
 from ...solvers import Move
 from ...solvers.token_solver import Order, chosen
 from .language import Language
@@ -131,7 +132,7 @@ class Within(Guide):
 
 
 @dataclass(frozen=True, eq=False)
-class Constrained:
+class Constrained(ABC):
     """The kernel q; `allowed` is bool (rows or 1, L, V), and `p` the clean probabilities, float64 (rows, L, V). `shown`
     are the positions that a solver has chosen to reveal, bool (rows, L), where it does."""
 
@@ -191,21 +192,21 @@ class Constrained:
         return self.process.kernel(self.x, (p.log(),), self.move)
 
     @property
+    @abstractmethod
     def given(self) -> Tensor:
         """P(x_0^i = v | x_t), (rows, L, V)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def seen(self, x: Tensor) -> Tensor:
         """P(x_0^i = v | x_t, x_s)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def values(self, i: int, w: Tensor) -> Tensor:
         """The probabilities of the values of x_s at position i, where those of its clean letters are w."""
-        raise NotImplementedError
 
+    @abstractmethod
     def letters(self, i: int, value: Tensor, w: Tensor) -> Tensor:
         """The weights of the clean letters, (rows, V), given this value of x_s."""
-        raise NotImplementedError
 
 
 class _Masked(Constrained):
@@ -283,7 +284,7 @@ def constrained(
 ) -> Constrained:
     """The kernel of a move within a language, from the prediction log p."""
     p = log_p.double().softmax(-1).clamp(min=LEAST)
-    kind = {Masked: _Masked, Uniform: _Uniform}[type(process)]
+    kind = _Uniform if isinstance(process, Uniform) else _Masked
     return kind(process, x, p / p.sum(-1, keepdim=True), move, language, _rows_of(language, group), weighted)
 
 
