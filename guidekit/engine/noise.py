@@ -15,7 +15,7 @@ from .. import random
 from ..models.base import Model
 from .population import Population
 
-_BLOCK = 1 << 17  # numbers of noise made at a time where a step needs fewer
+_BLOCK, _STEPS = 1 << 17, 8  # numbers of noise made at a time where that serves so many steps at least
 
 
 class Noise:
@@ -66,8 +66,8 @@ class Noise:
 
     def _ahead(self, index: int, rows: Tensor) -> Tensor:
         """Noise by address, where it is small for several steps at a time: calls then cost more than their work."""
-        steps = _BLOCK // (len(self._keys) * math.prod(self.shape))
-        if steps < 2:
+        steps = min(_BLOCK // (len(self._keys) * math.prod(self.shape)), max(len(self.alive), _STEPS))
+        if steps < _STEPS:
             return self._made(random.fold(self._keys[rows], index))
         if index // steps != self._block[0]:
             first = index - index % steps

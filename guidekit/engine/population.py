@@ -52,7 +52,7 @@ class Population:
     shown: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.x)
+        return self.x.shape[0]
 
     def take(self, index: Tensor | slice) -> Population:
         """The particles of these rows, with all that belongs to them."""

@@ -290,6 +290,8 @@ class Run:
         if view.step.last and self.judge is not None:
             view.score(self.judge)
         scored = view.scored(self.judge)
+        if scored is None and not self.acts[view.step.index].log_weight:
+            return pop
         rewards = pop.rewards if scored is None else _cut(scored)
         return replace(pop, log_w=_cut(log_w), memos=tree.map(_cut, tuple(memos)), rewards=rewards)
 
@@ -306,12 +308,15 @@ class Run:
 
     def _verify(self, view: View, pop: Population, prediction: Tensor) -> None:
         """No NaN or infinity in the prediction: at once on the host, at the end of the run on a device."""
+        there = prediction.device.type == "cpu"
+        if there and math.isfinite(prediction.detach().sum().item()):
+            return
         total = prediction.detach().reshape(len(prediction), -1).sum(1)
         fault = Fault(view.step.index, total, pop.group, pop.slot, pop.branch * self.rows)
-        if total.device.type != "cpu":
-            self._faults.append(fault)
-        elif not math.isfinite(total.sum().item()):
+        if there:
             fault.raise_if_any(self.moves, view)
+        else:
+            self._faults.append(fault)
 
     def _chunks(self, rows: int, index: int) -> Iterator[slice]:
         """Micro-batches such that one forward at this step has at most batch_size rows."""
