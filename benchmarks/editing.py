@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from guidekit.zoo.data import CLASSES
 from rewards.dna import CellType
 from rewards.images import Classifier
 
+Row = Callable[[str, Tensor | None, Tensor], dict[str, Any]]
 OUT = Path(__file__).parent / "results" / "editing.json"
 
 
@@ -34,16 +36,35 @@ def images(n: int, steps: int) -> list[dict[str, Any]]:
     def row(name: str, again: Tensor | None, edited: Tensor) -> dict[str, Any]:
         error = None if again is None else _distance(model, again, source)
         share = float((judge(model.decode(edited)) > 0).double().mean())
-        return {"method": name, "error": error, "edited": share, "distance": _distance(model, edited, source)}
+        kept = _distance(model, edited, source)
+        return {"method": name, "steps": steps, "error": error, "edited": share, "distance": kept}
 
     rows = []
+    if steps < 10:
+        return [*_few(model, source, target, steps, row), row("new samples", None, _fresh(model, n, steps, target))]
     for method in ("ddim", "fixed_point", "renoise", "chain", "edit_friendly"):
         noise = gk.invert(model, source, cond="sandal", method=method, steps=steps)
         solver = gk.solvers.DDIM() if method in ("ddim", "fixed_point", "renoise") else gk.solvers.DDPM()
         options = {"noise": noise, "steps": steps, "solver": solver}
         again, edited = (gk.sample(model, n, cond=c, **options).x for c in ("sandal", target))
         rows.append(row(method, again, edited))
-    return [*rows, row("new samples", None, gk.sample(model, n, steps=steps, cond=target, seed=2).x)]
+    return [*rows, row("new samples", None, _fresh(model, n, steps, target))]
+
+
+def _fresh(model: gk.Model, n: int, steps: int, target: str) -> Tensor:
+    return gk.sample(model, n, steps=steps, cond=target, seed=2).x
+
+
+def _few(model: gk.Model, source: Tensor, target: str, steps: int, row: Row) -> list[dict[str, Any]]:
+    """Edits in a few steps, with TurboEdit's shift and pseudo-guidance of weight w."""
+    rows = []
+    for shift, w in ((0.0, 1.0), (0.2, 1.0), (0.0, 1.5), (0.2, 1.5)):
+        noise = gk.invert(model, source, cond="sandal", method="edit_friendly", steps=steps, shift=shift)
+        guides = [gk.Compose("sandal", 1 - w, own=w)]
+        own = {"noise": noise, "steps": steps, "guides": guides}
+        again, edited = (gk.sample(model, len(source), cond=c, **own).x for c in ("sandal", target))
+        rows.append(row(f"shift {shift:g}, w {w:g}", again, edited))
+    return rows
 
 
 def dna(n: int, steps: int) -> list[dict[str, Any]]:
@@ -80,11 +101,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--few", type=int, default=4, help="steps of the edits in a few steps")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     found = {"n": args.n, "steps": args.steps, "images": images(args.n, args.steps), "dna": dna(args.n, args.steps)}
+    found["few"] = images(args.n, args.few)
     args.out.write_text(json.dumps(found, indent=1) + "\n")
-    for domain in ("images", "dna"):
+    for domain in ("images", "dna", "few"):
         for line in found[domain]:
             print(domain, *(f"{k} {v:.3g}" if isinstance(v, float) else v for k, v in line.items()))
 

@@ -17,7 +17,9 @@ def cells(domain: str, method: str) -> list[str]:
 
 def test_the_page_says_what_was_measured():
     assert f"{FOUND['n']} samples and {FOUND['steps']} steps" in PAGE
-    for domain, rows, kept in (("fashion", FOUND["images"], "distance"), ("dna", FOUND["dna"], "kept")):
+    few = f"fashion, {FOUND['few'][0]['steps']} steps"
+    tables = (("fashion", FOUND["images"]), ("dna", FOUND["dna"]), (few, FOUND["few"]))
+    for domain, rows, kept in ((name, rows, "kept" if name == "dna" else "distance") for name, rows in tables):
         for row in rows:
             error, edited, last = cells(domain, row["method"])
             assert (float(error) if error else None) == (None if row["error"] is None else float(f"{row['error']:.2g}"))

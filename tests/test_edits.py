@@ -137,6 +137,37 @@ def test_another_condition_edits_the_sample_and_keeps_what_it_can(method: str):
     assert (edited - x)[:, 1].abs().mean() < 0.5 * (fresh - x)[:, 1].abs().mean()
 
 
+def test_a_shift_gives_the_noise_of_few_steps_the_size_that_the_model_expects():
+    """For a standard normal the exact mean and c are known: x_s = alpha' x_0 + sigma' z of the time s - shift."""
+    one = gk.analytic.GaussianMixture(*(torch.tensor(v).double() for v in ([1.0], [0.0], [1.0])))
+    x = one.exact_sample(4000)
+    plain, shifted = (gk.invert(one, x, method="edit_friendly", steps=4, shift=s) for s in (0.0, 0.2))
+    move = one.moves(4, gk.solvers.DDPM())[1]
+    kept = move.a + move.b[0] * one.process.scales(move.t)[0]  # of x_t, in the mean of x_s
+    (a, s), (b, r) = (one.process.scales(t - 0.2) for t in (move.t, move.s))
+    variance = ((b - kept * a) ** 2 + r**2 + (kept * s) ** 2) / move.c**2
+    assert abs(float(shifted[2].var()) / variance - 1) < 0.1
+    assert float(plain[2].std()) > 1.4 > 1.3 > float(shifted[2].std())
+    for noise in (plain, shifted):
+        again = gk.sample(one, len(x), steps=4, noise=noise)
+        assert torch.allclose(again.x, x, atol=1e-5)
+
+
+def test_pseudo_guidance_moves_an_edit_further_and_leaves_a_replay_alone():
+    means = torch.tensor([[-1.0, 2.0], [1.0, 2.0]], dtype=torch.float64)
+    model = gk.analytic.GaussianMixture([0.5, 0.5], means, [0.7, 0.7], labels=[0, 1])
+    x = model.exact_sample(200)
+    x = x[x[:, 0] < 0][:60]
+    noise = gk.invert(model, x, cond=0, method="edit_friendly", steps=4, shift=0.2)
+
+    def at(cond: int, w: float) -> torch.Tensor:
+        return gk.sample(model, len(x), cond=cond, steps=4, noise=noise, guides=[gk.Compose(0, 1 - w, own=w)]).x
+
+    assert torch.allclose(at(0, 1.5), x, atol=1e-4)
+    plain, strong = at(1, 1.0)[:, 0], at(1, 1.5)[:, 0]
+    assert (plain > x[:, 0]).all() and (strong > plain).all()
+
+
 # tokens --------------------------------------------------------------------------------------------------------------
 
 TABLE = torch.randn((3,) * 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -197,6 +228,8 @@ def test_the_noise_of_the_models_own_samples_gives_the_models_own_edits():
 @pytest.mark.parametrize(
     ("options", "why"),
     [
+        ({"method": "chain", "shift": 0.2}, "shift=0.2: a difference of times"),
+        ({"method": "edit_friendly", "shift": 1.0}, "shift=1.0: a difference of times"),
         ({"method": "magic"}, "method='magic': there is ddim, fixed_point, renoise, chain, edit_friendly"),
         ({"method": "reversible"}, "EDICT and BDIA move pairs of states"),
         ({"solver": gk.solvers.DDPM()}, "inversion by moves needs a deterministic solver"),

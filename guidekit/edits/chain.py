@@ -8,6 +8,12 @@ States x_T, ..., x_0 are drawn around the sample, and the noise is what leads fr
                     https://arxiv.org/abs/2210.05559)
     edit_friendly   x_s = alpha_s x_0 + sigma_s z_s, with an independent z_s at every time (DDPM inversion:
                     Huberman-Spiegelglas et al., 2023, https://arxiv.org/abs/2304.06140): larger noise that says more
+    a shift         of `edit_friendly`: x_s has the noise of the time s - shift, and the network is told s (TurboEdit:
+                    Deutch et al., 2024, https://arxiv.org/abs/2408.00735). Noise that is too large for a model of a
+                    few steps becomes as large as that which the model was trained with
+
+TurboEdit makes an edit from c to c' stronger by pseudo-guidance, d <- d_c + w (d_c' - d_c) on the way down: that is
+gk.Compose(c, 1 - w, own=w) in a run at the condition c'.
 
 The last move has no noise and goes to the clean mean. So the last noisy state is moved to where the clean mean is the
 sample, by the fixed-point iteration of `deterministic`.
@@ -34,17 +40,17 @@ def check(walk: Walk) -> None:
         )
 
 
-def noise(walk: Walk, x_0: Tensor, iterations: int, independent: bool) -> Tensor:
+def noise(walk: Walk, x_0: Tensor, iterations: int, independent: bool, shift: float = 0.0) -> Tensor:
     """The noise of the whole chain, (moves + 1, rows, ...)."""
     run, process = walk.run, walk.run.model.process
-    x = process.noised(x_0, walk.noise(0), walk.moves[0].t)
+    x = process.noised(x_0, walk.noise(0), max(walk.moves[0].t - shift, 0.0))
     chain = [first(walk, x)]
     pop = walk.seen(run.born(), process.prior(chain[0].clone(), walk.moves[0].t), 0)
     for index, move in enumerate(walk.moves[:-1]):
         kernel = process.kernel(pop.x, pop.predictions, move)
         if not isinstance(kernel, Normal):
             raise ValueError(f"{run.solver!r} steps by its own arithmetic: give solver=gk.solvers.DDPM()")
-        z, aim = walk.noise(index + 1), walk.run.steps[index + 1].t
+        z, aim = walk.noise(index + 1), max(run.steps[index + 1].t - shift, 0.0)
         wanted = process.noised(x_0, z, aim) if independent else _between(walk, pop.x, x_0, z, index)
         if index == len(walk.moves) - 2:
             wanted = solved(walk, wanted, x_0, index + 1, iterations)

@@ -28,6 +28,7 @@ def invert(
     guides: Iterable[Guide] = (),
     solver: Solver | None = None,
     iterations: int = 8,
+    shift: float = 0.0,
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Tensor:
@@ -44,6 +45,8 @@ def invert(
     steps, guides, solver, batch_size   as in gk.sample, and the same there. The solver is DDIM() by default, and DDPM()
                  for chains
     iterations   evaluations of each step that is solved by iteration
+    shift        of "edit_friendly", in time: states have the noise of so much earlier a time (0.2 for models of a few
+                 steps, as in TurboEdit)
     seed         of the noise of chains
 
     >>> import guidekit as gk
@@ -58,6 +61,8 @@ def invert(
         raise TypeError(f"a base model is needed, not {type(model).__name__}")
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"iterations={iterations!r}: a number of evaluations of each step, at least 1")
+    if not 0 <= shift < 1 or (shift and method != "edit_friendly"):
+        raise ValueError(f"shift={shift}: a difference of times in [0, 1), which method='edit_friendly' takes alone")
     x = _states(model, samples)
     gaussian = isinstance(model.process, Gaussian)
     method = _method(method, gaussian)
@@ -65,12 +70,12 @@ def invert(
         solver = DDIM() if method in METHODS[:3] else DDPM()
     walk = Walk.of(model, x, cond, guides, solver, steps, seed, batch_size)
     with torch.inference_mode(False), torch.no_grad(), walk.run.borrowed():
-        found = _found(walk, x, method, iterations)
+        found = _found(walk, x, method, iterations, shift)
         walk.run.settle()
     return found
 
 
-def _found(walk: Walk, x: Tensor, method: str, iterations: int) -> Tensor:
+def _found(walk: Walk, x: Tensor, method: str, iterations: int, shift: float) -> Tensor:
     if not isinstance(walk.run.model.process, Gaussian):
         tokens.check(walk)
         return tokens.noise(walk, x)
@@ -79,7 +84,7 @@ def _found(walk: Walk, x: Tensor, method: str, iterations: int) -> Tensor:
         state = deterministic.start(walk, x, 0 if method == "ddim" else iterations, method == "renoise")
         return chain.first(walk, state)
     chain.check(walk)
-    return chain.noise(walk, x, iterations, method == "edit_friendly")
+    return chain.noise(walk, x, iterations, method == "edit_friendly", shift)
 
 
 def _states(model: Model, samples: Any) -> Tensor:
