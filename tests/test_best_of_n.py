@@ -96,6 +96,7 @@ def test_the_law_of_tokens_with_ties_by_enumeration():
 
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.usefixtures("every_row")
 def test_rows_are_those_of_a_plain_run_bit_for_bit(name: str, n: int):
     """Chain c of sample i is row c n + i of each group."""
     problem, size = PROBLEMS[name], 20

@@ -125,6 +125,7 @@ def test_tag_is_the_gradient_in_the_one_hot_states():
     assert (tag - full).abs().max() > 0.01
 
 
+@pytest.mark.usefixtures("every_row")
 def test_the_classifier_sees_masked_positions_alone_and_in_parts():
     seen = []
 

@@ -90,6 +90,7 @@ class Memory(gk.Guide):
 
 @every
 @pytest.mark.parametrize("children", [1, 3])
+@pytest.mark.usefixtures("every_row")
 def test_branch_and_nested_selection_are_unbiased(problem: Problem, children: int):
     guides = [Nested(problem.reward, problem.alpha, children)]
     result = populations(problem, 4000, 6, guides)
@@ -154,6 +155,7 @@ def test_branching_without_selection_is_an_error():
 
 
 @pytest.mark.parametrize("name", ["vp-1d", "masked"])
+@pytest.mark.usefixtures("every_row")
 def test_copies_give_best_of_n_rows_that_are_those_of_a_plain_run(name: str):
     problem = PROBLEMS[name]
     best = gk.sample(problem.model, 50, steps=STEPS, cond=problem.cond, guides=[Greedy(problem.reward)])

@@ -156,6 +156,7 @@ def test_few_particles_of_an_ordered_model_estimate_the_probability_of_a_kept_en
 
 
 @pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.usefixtures("every_row")
 def test_the_probability_of_what_is_known_takes_a_row_of_the_network_for_each_token(batch_size):
     model, known, mask = table("masked"), torch.tensor([2, 0, 1, 1]), torch.tensor([True, True, False, True])
     for n in (1, 2, 9):
@@ -173,6 +174,7 @@ def test_children_of_one_particle_count_what_is_known_once():
     assert float(result.log_z) == pytest.approx(float(own), abs=1e-9)
 
 
+@pytest.mark.usefixtures("every_row")
 def test_a_known_beginning_of_an_ordered_model_saves_its_steps():
     model, mask = table("ordered"), torch.tensor([True, True, False, False])
     result = gk.sample(model, 8, steps=8, guides=[gk.Keep(torch.tensor([2, 0, 1, 1]), mask)])

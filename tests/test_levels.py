@@ -16,10 +16,12 @@ from rewards.molecules.descriptors import canonical
 
 V, L, END = 3, 4, 0
 TABLE = torch.randn((V,) * L, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.5
+_after = (torch.cartesian_prod(*[torch.arange(V)] * L) == END).cumsum(1).view(*TABLE.shape, L)
+TABLE -= 30.0 * (_after.diff(dim=-1) == 0).mul(_after[..., :-1] > 0).any(-1)  # what follows the end is the end
 
 
 def ended() -> TokenTable:
-    """An ordered model whose texts end with token 0, also where its table knows of no padding."""
+    """An ordered model whose texts end with token 0 and are padded with it."""
     model = TokenTable(TABLE, "ordered")
     model.process = Masked(V, L, END)
     return model

@@ -320,6 +320,7 @@ def assert_means(probe: Probe, alpha: float, k: int, expected: dict) -> None:
 
 @pytest.mark.parametrize("name", ["masked", "uniform"])
 @pytest.mark.parametrize("alpha, k", [(0.5, 1), (0.5, 3), (0.0, 2)])
+@pytest.mark.usefixtures("every_row")
 def test_one_step_of_tokens_draws_from_the_factorised_posterior(name: str, alpha: float, k: int):
     """E exp(V/alpha) is the mean of exp(r/alpha) under prod_i p(x_0^i | x_t), for any k, and costs no network rows."""
     p, n = PROBLEMS[name], 40_000
@@ -330,6 +331,7 @@ def test_one_step_of_tokens_draws_from_the_factorised_posterior(name: str, alpha
 
 
 @pytest.mark.parametrize("name", ["masked", "uniform"])
+@pytest.mark.usefixtures("every_row")
 def test_more_steps_of_tokens_draw_from_the_models_own_chain(name: str):
     """Evenly spaced from t to 0, here at t = 1/2 through 1/3 and 1/6; not from the factorised posterior."""
     p, n, k, alpha = PROBLEMS[name], 20_000, 2, 0.5
@@ -358,6 +360,7 @@ def test_the_first_step_of_a_rollout_moves_by_the_guided_prediction():
 
 @pytest.mark.parametrize("steps, k", [(1, 1), (1, 4), (2, 3), (4, 2)])
 @pytest.mark.parametrize("name", ["flow-2d", "masked"])
+@pytest.mark.usefixtures("every_row")
 def test_a_rollout_costs_k_times_steps_less_one_rows_a_particle_and_look(name: str, steps: int, k: int):
     p, n = PROBLEMS[name], 7
     guide = gk.FKSteering(p.reward, 0.5, every=[2, 3], value=gk.values.Rollout(p.reward, steps, k))

@@ -22,6 +22,7 @@ def first(name: str, n: int = 24, groups: int = 1) -> gk.Result:
 
 
 @every
+@pytest.mark.usefixtures("every_row")
 def test_each_round_is_a_guided_run_from_the_noised_samples_and_keeps_what_is_better(name: str):
     p, start = PROBLEMS[name], first(name)
     guides = [gk.SVDD(p.reward, candidates=2)]

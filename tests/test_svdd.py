@@ -328,6 +328,7 @@ def test_the_enumeration_of_this_file_is_that_of_the_common_problems(noising: st
     assert np.allclose(chain.plain()[(chain.states < V).all(1)], other, atol=1e-12)
 
 
+@pytest.mark.usefixtures("every_row")
 def test_the_interval_in_which_it_acts_does_not_change_the_target():
     chain = tokens("masked")
     guide = gk.SVDD(token_reward, WARM, 4, start=0.3, stop=0.6)
@@ -604,6 +605,7 @@ def test_one_step_is_best_of_m_and_weighs_like_it():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
 @pytest.mark.parametrize("candidates", [1, 2, 5])
+@pytest.mark.usefixtures("every_row")
 def test_rows_and_calls(candidates: int, alpha: float):
     n, m, steps = 6, candidates, 5
     for model, last in ((mixture(2), 1), (mixture(2).exact(), m)):

@@ -160,6 +160,7 @@ def counted(x: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("every_row")
 def test_samples_follow_the_enumerated_chain(name: str):
     solver, steps, left, _ = CASES[name]
     n = 30_000

@@ -186,8 +186,29 @@ def evaluate(
 ) -> dict[Cond, Tensor]:
     """All evaluations at (x, t), in one forward pass per network (in more if there are over `limit` rows).
 
-    `count` is called with the number of rows of each forward pass.
+    Rows in which nothing is left to draw are not evaluated: their prediction is what they hold. `count` is called with
+    the number of rows of each forward pass.
     """
+    decided = model.process.decided(x)
+    if decided is None or not bool(decided.any()):
+        return _evaluated(model, needs, x, t, cond, count, limit)
+    told, rest = model.process.told(x).to(model.dtype), (~decided).nonzero()[:, 0]
+    if not len(rest):
+        return dict.fromkeys(needs, told)
+    found = _evaluated(model, needs, x[rest], t, rows_of(cond, rest), count, limit)
+    return {need: told.index_put((rest,), out) for need, out in found.items()}
+
+
+def _evaluated(
+    model: Model,
+    needs: Sequence[Cond],
+    x: Tensor,
+    t: float,
+    cond: Encoded,
+    count: Callable[[int], None],
+    limit: int | None,
+) -> dict[Cond, Tensor]:
+    """The evaluations of all rows."""
     rows, found = len(x), dict[Cond, Tensor]()
     if len(needs) == 1 and type(needs[0]) is Cond:  # nothing to join, to hold or to split
         found[needs[0]] = model(x, t, cond)

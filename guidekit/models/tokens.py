@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..process import Masked, Uniform
+from ..process import LOG_ZERO, Masked, Uniform
 from .base import Encoded, Model
-
-LOG_ZERO = -1e3  # of a token that cannot be: its probability is 0 in float64, and differences of two stay finite
 
 
 class _TokenModel(Model):

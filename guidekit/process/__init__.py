@@ -12,7 +12,7 @@ from torch import Tensor
 from ..solvers import Move, Solver
 from .gaussian import Gaussian, Normal
 from .revealing import Revealing
-from .tokens import Categorical, Masked, Uniform
+from .tokens import LOG_ZERO, Categorical, Masked, Uniform
 
 
 class Kernel(Protocol):
@@ -63,6 +63,14 @@ class Process(Protocol):
 
     def noised(self, clean: Tensor, noise: Tensor, t: float) -> Tensor:
         """x_t from x_0 by the forward process."""
+        ...
+
+    def decided(self, x: Tensor) -> Tensor | None:
+        """The rows of x_t in which nothing is left to draw, bool (rows,), or None where that is never so."""
+        ...
+
+    def told(self, x: Tensor) -> Tensor:
+        """The prediction of rows that are decided, for which no network is asked."""
         ...
 
     def draws(self, move: Move) -> bool:

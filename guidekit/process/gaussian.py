@@ -93,6 +93,12 @@ class Gaussian:
         alpha, sigma = self.scales(t)
         return alpha * clean + sigma * noise
 
+    def decided(self, x: Tensor) -> None:
+        return None
+
+    def told(self, x: Tensor) -> Tensor:
+        return x
+
     def draws(self, move: Move) -> bool:
         return move.c > 0
 

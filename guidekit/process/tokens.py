@@ -34,6 +34,9 @@ from ..solvers.token_solver import Order, TokenSolver, solver_of
 from .revealing import Revealing
 
 
+LOG_ZERO = -1e3  # of a token that cannot be: its probability is 0 in float64, and differences of two stay finite
+
+
 @dataclass(frozen=True)
 class Categorical:
     """Independent draws per position; log_probs has shape (rows, length, states), float64, normalised."""
@@ -109,6 +112,13 @@ class _Tokens:
     def noised(self, clean: Tensor, noise: Tensor, t: float) -> Tensor:
         return self.kernel(clean, (), Move(0.0, t)).push(noise)
 
+    def decided(self, x: Tensor) -> Tensor | None:
+        return None
+
+    def told(self, x: Tensor) -> Tensor:
+        """log of the point masses at the tokens."""
+        return torch.full((*x.shape, self.V), LOG_ZERO, device=x.device).scatter_(-1, x[..., None], 0.0)
+
     def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical | Revealing:
         raise NotImplementedError(f"{type(self).__name__} does not say how tokens move")
 
@@ -146,6 +156,15 @@ class Masked(_Tokens):
 
     def clean(self, prediction: Tensor, x: Tensor) -> Tensor:
         return torch.where(x == self.V, prediction.argmax(-1), x)
+
+    def decided(self, x: Tensor) -> Tensor:
+        open = x == self.V
+        if self.end is not None:
+            open = open & (x == self.end).cumsum(-1).eq(0)  # what follows the end is the end
+        return ~open.any(-1)
+
+    def told(self, x: Tensor) -> Tensor:
+        return super().told(x.masked_fill(x == self.V, self.end or 0))
 
     def fitted(self, grid: list[float]) -> list[float]:
         steps, L = len(grid) - 1, self.places

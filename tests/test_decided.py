@@ -1,0 +1,103 @@
+"""Rows in which nothing is left to draw take no evaluation, and everything else is as if they had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import guidekit as gk
+from guidekit.models.analytic import TokenTable
+from guidekit.process import Masked
+
+V, L, STEPS = 3, 4, 10
+TABLE = torch.randn((V,) * L, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+END = 0
+
+
+def reward(x: Tensor) -> Tensor:
+    return (x == 2).sum(1).double() + 0.5 * (x[:, 0] == 1)
+
+
+def padded(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+    """An ordered network of texts with an end: logits depend on the token before, and after the end is the end."""
+    before = torch.cat([torch.full_like(x[:, :1], 1), x[:, :-1]], 1).clamp(max=V - 1)
+    table = torch.tensor([[0.2, 1.0, -0.5], [0.8, -0.3, 1.2], [0.5, 0.9, 0.1]], dtype=torch.float64)
+    ended = (x[:, :-1] == END).cumsum(1).gt(0)
+    ended = torch.cat([torch.zeros_like(ended[:, :1]), ended], 1)
+    end = torch.tensor([0.0, -1e4, -1e4], dtype=torch.float64)
+    return torch.where(ended[..., None], end, table[before])
+
+
+MODELS: dict[str, Callable[[], gk.Model]] = {
+    "any order": lambda: TokenTable(TABLE),
+    "ordered": lambda: TokenTable(TABLE, "ordered"),
+    "with an end": lambda: gk.MaskedModel(padded, V, L, ordered=True, end=END, dtype=torch.float64),
+}
+GUIDES: dict[str, Callable[[], list[gk.Guide]]] = {
+    "none": list,
+    "FK": lambda: [gk.FKSteering(reward, 0.7)],
+    "SVDD": lambda: [gk.SVDD(reward, 0.5, candidates=3)],
+    "greedy SVDD": lambda: [gk.SVDD(reward, candidates=4)],
+    "beam": lambda: [gk.BeamSearch(reward, 3, 2)],
+    "temperature": lambda: [gk.Temperature(0.7), gk.TopP(0.9)],
+}
+
+
+def run(model: gk.Model, name: str, **options: Any) -> gk.Result:
+    return gk.sample(model, 12, steps=STEPS, guides=GUIDES[name](), reward=reward, seed=3, **options)
+
+
+@pytest.mark.parametrize("guides", GUIDES)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_run_is_the_same_bit_for_bit_and_needs_fewer_rows(name: str, guides: str, monkeypatch: pytest.MonkeyPatch):
+    fewer, parts = (run(MODELS[name](), guides, batch_size=size) for size in (None, 5))
+    monkeypatch.setattr(Masked, "decided", lambda self, x: None)
+    every = run(MODELS[name](), guides)
+    for other in (every, parts):
+        assert torch.equal(fewer.x, other.x) and torch.equal(fewer.log_weights, other.log_weights)
+        assert fewer.rewards is not None and other.rewards is not None and torch.equal(fewer.rewards, other.rewards)
+        assert torch.equal(fewer.ancestors, other.ancestors) and fewer.cost.reward_calls == other.cost.reward_calls
+    assert fewer.cost.network_rows == parts.cost.network_rows < every.cost.network_rows
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_rows_are_those_with_something_left_to_draw(name: str):
+    model, left = MODELS[name](), [12]
+
+    def open_rows(population: Any, step: Any) -> None:
+        x = population.x
+        before_end = (x == END).cumsum(1).eq(0) if name == "with an end" else torch.ones_like(x, dtype=torch.bool)
+        left.append(0 if step.last else int(((x == V) & before_end).any(1).sum()))
+
+    cost = run(model, "none", callbacks=[open_rows]).cost
+    assert cost.network_rows == sum(left) and cost.network_calls == sum(n > 0 for n in left)
+
+
+def test_every_evaluation_of_a_decided_row_is_its_own_tokens():
+    """Classifier-free guidance: what is whole is seen by no forward, in either branch."""
+    met = []
+
+    def net(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        met.append(len(x))
+        return cond[:, None, :] + torch.zeros(*x.shape, V)
+
+    model = gk.MaskedModel(net, V, 2, null=torch.zeros(V), encode_cond=lambda c: torch.eye(V)[c] * 3)
+    gk.sample(model, 6, steps=6, cond=1, guides=[gk.CFG(2.0)], seed=1)
+    assert met[0] == 12 and all(a >= b for a, b in zip(met, met[1:], strict=False)) and met[-1] < 12
+    view = model.process.told(torch.tensor([[1, 2], [0, 0]]))
+    assert torch.equal(view.argmax(-1), torch.tensor([[1, 2], [0, 0]]))
+    assert torch.equal(view.exp().sum(-1), torch.ones(2, 2))
+
+
+def test_masking_again_opens_a_row_again():
+    """ReMDM masks tokens of whole rows, which are then evaluated again: its law is that of all rows evaluated."""
+    model = TokenTable(TABLE)
+    solver = gk.solvers.ReMDM(0.4)
+    masks: list[Tensor] = []
+    gk.sample(model, 400, steps=8, solver=solver, callbacks=[lambda p, s: masks.append((p.x == V).any(1))])
+    again = torch.stack([~a & b for a, b in zip(masks, masks[1:], strict=False)])
+    assert int(again.sum()) > 20
