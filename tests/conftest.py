@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from guidekit.models import evaluations
 from guidekit.process import Masked
 
 torch.set_num_threads(1)
@@ -10,5 +11,6 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def every_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All rows are evaluated, also those in which nothing is left to draw: the evaluations that a method declares."""
+    """All rows are evaluated, equal ones and decided ones too: the evaluations that a method declares."""
     monkeypatch.setattr(Masked, "decided", lambda self, x: None)
+    monkeypatch.setattr(evaluations, "distinct", lambda x, cond: None)

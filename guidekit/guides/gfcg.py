@@ -49,6 +49,9 @@ class _Given(Cond):
     def cond(self, model: Model, cond: Encoded) -> Encoded:
         return self.encoded
 
+    def among(self, rows: Tensor) -> Cond:
+        return _Given(rows_of(self.encoded, rows))
+
 
 @dataclass(frozen=True, eq=False)
 class GFCG(Labelled):

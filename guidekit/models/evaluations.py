@@ -14,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from .. import random
 from .base import Condition, Encoded, Model
 from .hooked import held_again, made
 
@@ -37,6 +39,10 @@ class Cond:
     def cond(self, model: Model, cond: Encoded) -> Encoded:
         """The condition of the rows, given the user's condition."""
         return cond
+
+    def among(self, rows: Tensor) -> Cond:
+        """The same evaluation of some of the rows, where it holds something for each of them."""
+        return self
 
     def during(self, model: Model, rows: slice) -> AbstractContextManager:
         """A context for the forward pass in which these rows are evaluated. If it yields an object with a method
@@ -186,17 +192,51 @@ def evaluate(
 ) -> dict[Cond, Tensor]:
     """All evaluations at (x, t), in one forward pass per network (in more if there are over `limit` rows).
 
-    Rows in which nothing is left to draw are not evaluated: their prediction is what they hold. `count` is called with
-    the number of rows of each forward pass.
+    Tokens are evaluated no more than is needed: no rows in which nothing is left to draw, whose prediction is what they
+    hold, and equal rows with equal conditions once. `count` is called with the number of rows of each forward pass.
     """
     decided = model.process.decided(x)
-    if decided is None or not bool(decided.any()):
+    if decided is not None and bool(decided.any()):
+        told, rest = model.process.told(x).to(model.dtype), (~decided).nonzero()[:, 0]
+        own = [need.among(rest) for need in needs]
+        found = evaluate(model, own, x[rest], t, rows_of(cond, rest), count, limit) if len(rest) else {}
+        return {a: told.index_put((rest,), found[b]) if found else told for a, b in zip(needs, own, strict=True)}
+    whole = x.is_floating_point() or any(type(need).among is not Cond.among for need in needs)
+    same = None if whole else distinct(x, cond)
+    if same is None:
         return _evaluated(model, needs, x, t, cond, count, limit)
-    told, rest = model.process.told(x).to(model.dtype), (~decided).nonzero()[:, 0]
-    if not len(rest):
-        return dict.fromkeys(needs, told)
-    found = _evaluated(model, needs, x[rest], t, rows_of(cond, rest), count, limit)
-    return {need: told.index_put((rest,), out) for need, out in found.items()}
+    first, place = same
+    found = _evaluated(model, needs, x[first], t, rows_of(cond, first), count, limit)
+    return {need: out[place] for need, out in found.items()}
+
+
+def distinct(x: Tensor, cond: Encoded) -> tuple[Tensor, Tensor] | None:
+    """One of each kind of equal rows (x, cond), and the place of every row among these; None where all differ.
+
+    Rows are told apart by a sum of their bits times odd numbers, and then compared.
+    """
+    parts = [_bits(v) for v in (x, *(cond.values() if isinstance(cond, dict) else () if cond is None else (cond,)))]
+    key = torch.stack([(v * _odd(i, v.shape[1], v.device)).sum(1) for i, v in enumerate(parts)]).sum(0)
+    kinds, place = key.unique(return_inverse=True)
+    if len(kinds) == len(x):
+        return None
+    row = torch.arange(len(x), device=x.device)
+    first = torch.full_like(kinds, len(x)).scatter_reduce(0, place, row, "amin")
+    fine = all(bool((v[first][place] == v).all()) for v in parts)
+    return (first, place) if fine else None
+
+
+@lru_cache(maxsize=32)
+def _odd(part: int, count: int, device: torch.device) -> Tensor:
+    """Odd numbers that have nothing to do with each other."""
+    return random.fold(random.key(part, device), torch.arange(count, device=device)) | 1
+
+
+def _bits(v: Tensor) -> Tensor:
+    """The bits of every number, as whole numbers (rows, numbers)."""
+    kinds = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+    v = v.detach().reshape(len(v), -1).contiguous()
+    return (v if v.dtype == torch.bool else v.view(kinds[v.element_size()])).long()
 
 
 def _evaluated(

@@ -82,4 +82,4 @@ class Process(Protocol):
         ...
 
 
-__all__ = ["Categorical", "Gaussian", "Kernel", "Masked", "Normal", "Process", "Revealing", "Uniform"]
+__all__ = ["LOG_ZERO", "Categorical", "Gaussian", "Kernel", "Masked", "Normal", "Process", "Revealing", "Uniform"]

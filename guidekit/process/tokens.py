@@ -33,7 +33,6 @@ from ..solvers import DDPM, Ancestral, Move, Solver, times
 from ..solvers.token_solver import Order, TokenSolver, solver_of
 from .revealing import Revealing
 
-
 LOG_ZERO = -1e3  # of a token that cannot be: its probability is 0 in float64, and differences of two stay finite
 
 

@@ -93,6 +93,7 @@ def test_reward_and_temperature_scale_together(case: Case, problem: Problem):
 
 @every
 @pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.usefixtures("every_row")
 def test_a_row_does_not_depend_on_its_micro_batch(case: Case, problem: Problem, batch_size: int):
     guides = [case.make(problem)]
     whole, parts = run(problem, guides), run(problem, guides, batch_size=batch_size)
@@ -135,6 +136,7 @@ def test_groups_equal_runs_of_their_own(case: Case, problem: Problem):
 
 
 @every
+@pytest.mark.usefixtures("every_row")
 def test_rows_and_reward_calls_are_what_the_guide_declares(case: Case, problem: Problem):
     result = run(problem, [case.make(problem)], n=N)
     assert result.cost.network_rows == case.rows(N, STEPS)
@@ -247,6 +249,7 @@ def pairs() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("first, second, name", list(pairs()))
+@pytest.mark.usefixtures("every_row")
 def test_every_pair_of_guides_runs_together_and_in_either_order(first: Case, second: Case, name: str):
     """The order of two matters only where both have a hook that works on what the other one's has made."""
     problem = PROBLEMS[name]
