@@ -134,6 +134,12 @@ class Model:
         makes of them, if it has one, else numbers as they are."""
         return getattr(self._read, "seen", reading.identity)(reading.listed(samples))
 
+    def template(self, text: str) -> Tensor | None:
+        """The tokens that each position may have in samples with a part that is told in words of the field, by the
+        reader's `template`; None where it has none."""
+        read = getattr(self._read, "template", None)
+        return None if read is None else read(text).to(self.device)
+
     def cells(self, mask: Tensor) -> Tensor:
         """The parts of a state that belong to True parts alone of a mask in the shape of a sample: by the reader's
         `cells`, if it has them, else by blocks of the sample, one for each part of the state."""

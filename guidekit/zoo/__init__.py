@@ -144,7 +144,38 @@ def _molecules(net: nn.Module, own: dict[str, Any]) -> Model:
     )  # fmt: skip
 
 
-_MODELS = {"image model": _images, "DNA model": _dna, "molecule model": _molecules}
+def _fragments(net: nn.Module, own: dict[str, Any]) -> Model:
+    from .fragments import Fragments
+    from .grammar import Grammar
+    from .grammatical import Grammatical
+
+    tokens, options = Fragments.of(own["tokens"]), own["options"]
+    factors = dict.fromkeys(own["properties"], own["thirds"]) | {"source": own["sources"]}
+    return MaskedModel(
+        Grammatical(net, Grammar.of(tokens)), options["vocab"], options["length"], lambda x: tokens.decode(x.cpu()),
+        lambda c: _classes(c, factors), torch.tensor(options["classes"]),
+        read=readers.Parts(tokens, options["length"]), ordered=True, end=0,
+    )  # fmt: skip
+
+
+def _classes(condition: Any, factors: dict[str, list[str]]) -> Tensor:
+    """The class of each factor, the last one for none: of a dict, or of a text like "high QED, low logP, ZINC"."""
+    given = _told(condition, factors) if isinstance(condition, str) else condition
+    if not isinstance(given, dict) or any(v not in factors.get(k, ()) for k, v in given.items()):
+        known = "; ".join(f"{name}: {', '.join(values)}" for name, values in factors.items())
+        raise ValueError(f'the condition {condition!r} is no dict or text like "high QED, ZINC" of these: {known}')
+    return torch.tensor([v.index(given[k]) if k in given else len(v) for k, v in factors.items()])
+
+
+def _told(text: str, factors: dict[str, list[str]]) -> dict[str, str] | None:
+    """The factors in a text, None where a part of it says nothing."""
+    words = {f"{v} {k}".lower(): (k, v) for k, values in factors.items() for v in values}
+    words |= {v.lower(): ("source", v) for v in factors["source"]}
+    parts = [part.strip().lower() for part in text.split(",")]
+    return dict(words[part] for part in parts) if all(part in words for part in parts) else None
+
+
+_MODELS = {"fragment model": _fragments, "image model": _images, "DNA model": _dna, "molecule model": _molecules}
 
 
 def _sequences(x: Tensor) -> list[str]:

@@ -104,6 +104,39 @@ class Fragments(Merged):
         """Rows (molecules, length), 0 after the end, of the molecules that fit; with `rng`, in random order."""
         return self.rows([split(text(s, rng)) for s in smiles], length)[0]
 
+    def read(self, smiles: Sequence[str], length: int) -> np.ndarray:
+        """Rows (molecules, length) that decode to these molecules; ValueError where there is none."""
+        return np.stack([self._read(s, length) for s in smiles])
+
+    def _read(self, smiles: str, length: int) -> np.ndarray:
+        from rewards.molecules.descriptors import canonical
+
+        wanted, written = canonical(smiles), text(smiles)
+        if not wanted:
+            raise ValueError("it is no SMILES of a molecule")
+        if "*" in wanted:
+            raise ValueError("it has open bonds: as a part to keep it is read by gk.Keep(template=...)")
+        if not written:
+            raise ValueError(f"it needs more than {LABELS} bonds between fragments, or ten rings, open at once")
+        row = self.row(split(written), length)
+        if (found := canonical(self.decode(row[None])[0])) != wanted:
+            raise ValueError(f"it comes back as {found}, another molecule")
+        return row
+
+    def beginning(self, part: str, length: int) -> np.ndarray:
+        """The first tokens of all molecules that hold this part, whose open bonds lead to dummy atoms."""
+        written = text(part) if "*" in part else ""
+        if not written:
+            raise ValueError(
+                f"{part!r} is no part of a molecule that can be kept: give its SMILES with [*:1], [*:2], ... where it "
+                "goes on by single bonds"
+            )
+        row = self.row(split(written), length)
+        row = row[row > 0]
+        if len(row) + 2 > length:
+            raise ValueError(f"{part!r} takes {len(row)} of {length} tokens, which leaves no room for the rest")
+        return row
+
     def decode(self, tokens: Any) -> list[str]:
         """SMILES of rows, up to their first end or mask; "" for rows that are not molecules."""
         return [smiles(t) for t in self.texts(tokens)]

@@ -94,6 +94,10 @@ class Grammar:
         fine[:, 0] |= ~fine.any(1)
         return fine
 
+    def alive(self, state: Tensor) -> Tensor:
+        """Whether rows have kept to the grammar so far."""
+        return state[:, LAST] != BROKEN
+
     def need(self, state: Tensor) -> Tensor:
         """A number of symbols, not counting the end, that complete the row; some next symbol always reduces it.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..models import reading
 
 if TYPE_CHECKING:
+    from .fragments import Fragments
     from .tokens import Tokens
 
 LETTERS = "ACGTN"
@@ -32,6 +33,29 @@ class Molecules:
     def __call__(self, smiles: Sequence[str]) -> Tensor:
         _check_texts(smiles, "a SMILES")
         return torch.as_tensor(self.tokens.read(smiles, self.length)).long()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """SMILES as rows of fragments, and parts of molecules as their beginning."""
+
+    tokens: Fragments
+    length: int
+
+    @property
+    def takes(self) -> str:
+        return f"SMILES of molecules whose fragments have at most {self.length} tokens of the model's vocabulary"
+
+    def __call__(self, smiles: Sequence[str]) -> Tensor:
+        _check_texts(smiles, "a SMILES")
+        return torch.as_tensor(self.tokens.read(smiles, self.length)).long()
+
+    def template(self, part: str) -> Tensor:
+        """The tokens of each position in molecules that hold this part, bool (length, V)."""
+        first = torch.as_tensor(self.tokens.beginning(part, self.length)).long()
+        allowed = torch.ones(self.length, self.tokens.vocab, dtype=torch.bool)
+        allowed[: len(first)] = torch.nn.functional.one_hot(first, self.tokens.vocab).bool()
+        return allowed
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ def template(model: Any, site: Site | Tensor) -> Tensor:
                 f"tokens each of the {L} positions may have"
             )
         return site.to(model.device)
+    if isinstance(site, str) and (told := model.template(site)) is not None:
+        return told
     if len(site) != L:
         raise ValueError(f"the template has {len(site)} positions and samples have {L}; one for each is needed")
     allowed = torch.zeros(L, V, dtype=torch.bool)

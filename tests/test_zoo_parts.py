@@ -1,0 +1,141 @@
+"""A model of fragments: rows follow the grammar, a kept part is the beginning of every sample, SMILES are read."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from rdkit import Chem
+
+import guidekit as gk
+import guidekit.zoo as zoo
+from guidekit.zoo import fragments, nets
+from guidekit.zoo.grammar import Grammar
+from guidekit.zoo.grammatical import LEAST, Grammatical
+
+SMILES = [
+    "CC(=O)Nc1ccccc1", "CCOC(=O)[C@@H]1CCCN(C(=O)c2nc(C)n(C)c2C)C1", "C[NH+](C)CC(=O)N/N=C(\\C)c1ccc(Br)cc1",
+    "O=[N+]([O-])c1ccc(S(=O)(=O)N2CCOCC2)cc1F", "COc1ccc(CN2CCNCC2)cc1", "Cn1cnc2ccccc21", "CCN(CC)C(=O)c1ccco1",
+]  # fmt: skip
+LENGTH = 24
+
+
+@pytest.fixture(scope="module")
+def tokens() -> fragments.Fragments:
+    texts = [fragments.text(s, np.random.default_rng(i)) for i in range(40) for s in SMILES]
+    return fragments.learned(texts, 90, progress=False)
+
+
+@pytest.fixture(scope="module")
+def card(tokens: fragments.Fragments) -> dict:
+    options = {"vocab": tokens.vocab, "length": LENGTH, "classes": [3, 2], "width": 64, "depth": 1}
+    return {
+        "options": options, "tokens": tokens.card(), "properties": ["QED"], "thirds": ["low", "middle", "high"],
+        "sources": ["MOSES", "ZINC"],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(card: dict) -> gk.Model:
+    torch.manual_seed(0)
+    return zoo._fragments(nets.PrefixNet(**card["options"]).eval().requires_grad_(False), card)
+
+
+def whole(x: torch.Tensor, tokens: fragments.Fragments) -> list[Chem.Mol]:
+    return [Chem.MolFromSmiles(text[1:], sanitize=False) for text in tokens.texts(x)]
+
+
+def test_every_sample_is_one_molecule_by_its_brackets_rings_and_bonds(model, tokens):
+    x = gk.sample(model, 40, steps=LENGTH, seed=1).x
+    found = whole(x, tokens)
+    assert all(mol is not None and len(Chem.GetMolFrags(mol)) == 1 for mol in found)
+    assert len({Chem.MolToSmiles(mol) for mol in found}) > 20
+
+
+def test_the_next_token_is_drawn_from_the_network_among_what_the_grammar_allows(model, tokens):
+    """Also where the states of the grammar are remembered: against reading each row from its beginning."""
+    net, whole_rows, k = model.net, gk.sample(model, 12, steps=LENGTH, seed=2).x, 4
+    x = torch.where(torch.arange(LENGTH) < k, whole_rows, tokens.vocab)
+    x = x[(x[:, :k] > 0).all(1)]
+    cond = torch.tensor([[3, 2]]).repeat(len(x), 1)
+    for again in (net, Grammatical(net.net, Grammar.of(tokens))):
+        p = again(x, None, cond)[:, k].softmax(-1)
+        free = net.net(x, None, cond)[:, k].softmax(-1)
+        grammar = Grammar.of(tokens)
+        allowed = grammar.allowed(grammar.read(x[:, :k]), LENGTH - k) & (free >= LEAST)
+        expected = (free * allowed) / (free * allowed).sum(1, keepdim=True)
+        assert (allowed.sum(1) > 1).all() and not allowed.all()
+        assert torch.allclose(p, expected, atol=1e-6)
+
+
+def test_where_no_likely_token_is_allowed_all_that_are_allowed_are(model, tokens):
+    grammar = Grammar.of(tokens)
+    states = grammar.read(torch.as_tensor(tokens.read(SMILES[:2], LENGTH)[:, :1]).long())
+    p = torch.zeros(2, tokens.vocab)
+    p[:, 0] = 1.0  # the end, which would leave a fragment open
+    assert not grammar.allowed(states, LENGTH - 2)[:, 0].any()
+    assert torch.equal(model.net.allowed(states, p, LENGTH - 2), grammar.allowed(states, LENGTH - 2))
+
+
+@pytest.mark.parametrize("part", ["[*:1]c1ccccc1", "[*:1]N1CCN([*:2])CC1"])
+def test_a_kept_part_is_in_every_molecule_and_log_z_is_its_probability(model, tokens, part: str):
+    result = gk.sample(model, 30, steps=LENGTH, guides=[gk.Keep(template=part)], seed=3)
+    query = Chem.MolFromSmarts(re.sub(r"\[\*:\d]", "*", part))
+    found = whole(result.x, tokens)
+    for mol in found:
+        mol.UpdatePropertyCache(strict=False)
+        Chem.FastFindRings(mol)
+    assert all(mol.HasSubstructMatch(query) for mol in found)
+    assert len({Chem.MolToSmiles(mol) for mol in found}) > 15
+    first = tokens.beginning(part, LENGTH)
+    assert torch.equal(result.x[:, : len(first)], torch.as_tensor(first).long().expand(30, -1))
+    log_p = 0.0
+    for k in range(len(first)):
+        x = torch.full((1, LENGTH), tokens.vocab)
+        x[0, :k] = torch.as_tensor(first[:k]).long()
+        log_p += float(model.net(x, None, torch.tensor([[3, 2]]))[0, k].double().log_softmax(-1)[int(first[k])])
+    assert float(result.log_z) == pytest.approx(log_p, abs=1e-6) and float(result.ess) == pytest.approx(30)
+
+
+def test_molecules_are_read_and_come_back(model):
+    x = model.read(SMILES)
+    assert model.decode(x) == [Chem.CanonSmiles(s) for s in SMILES]
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ("CCX", "no SMILES of a molecule"), ("[*:1]CC", "open bonds"),
+        ("C[Si](C)(C)C", "which the model does not know"),
+        ("C" * 60, "tokens, and the model has"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_an_error_that_says_why(model, bad: str, why: str):
+    with pytest.raises(ValueError, match=why):
+        model.read([bad])
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        ("c1ccccc1", "where it goes on by single bonds"), ("[*:1]=CC", "no part of a molecule"),
+        ("[*:1]C[Si](C)(C)C", "which the model does not know"), ("[*:1]" + "CN" * 40, "tokens"),
+    ],
+)  # fmt: skip
+def test_a_part_that_cannot_be_kept_is_an_error_before_the_first_network_call(model, part: str, why: str):
+    called = []
+    with pytest.raises(ValueError, match=why):
+        gk.sample(model, 2, steps=LENGTH, guides=[gk.Keep(template=part)], callbacks=[lambda p, s: called.append(1)])
+    assert not called
+
+
+def test_conditions_are_texts_or_dicts(model):
+    for condition, expected in (
+        ("high QED, zinc", [2, 1]), ("MOSES", [3, 0]), ({"QED": "low"}, [0, 2]), (None, [3, 2]), ("middle qed", [1, 2]),
+    ):  # fmt: skip
+        assert model.encode(condition).tolist() == expected
+    for wrong in ("high logP", {"QED": "best"}, "no such thing", 3):
+        with pytest.raises(ValueError, match="QED: low, middle, high; source: MOSES, ZINC"):
+            model.encode(wrong)
