@@ -294,6 +294,7 @@ def test_a_network_that_returns_something_else_is_told_what_and_what_was_needed(
         gk.sample(gaussian(lambda x, t, cond: answer(x)), N, steps=3)
 
 
+@pytest.mark.usefixtures("every_row")
 def test_a_network_of_tokens_must_return_logits_for_each_token():
     with pytest.raises(gk.NetworkError, match=r"returned \(4, 6, 4\).*\(4, 6\).*MaskedModel needs.*\(4, 6, 3\)"):
         gk.sample(gk.MaskedModel(lambda x, t, cond: torch.zeros(4, 6, 4), 3, 6), N, steps=3)

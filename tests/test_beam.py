@@ -207,6 +207,7 @@ def test_the_more_the_beam_is_given_the_better_its_best():
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 @pytest.mark.parametrize("name", ["flow-2d", "uniform"])
+@pytest.mark.usefixtures("every_row")
 def test_network_rows_are_those_of_the_children(name: str, configuration: str):
     problem, (n, make) = PROBLEMS[name], CONFIGURATIONS[configuration]
     children, after = NUMBERS[configuration]

@@ -29,6 +29,7 @@ def results():
 
 
 @pytest.mark.parametrize("kind", ["image_base", "string_base"])
+@pytest.mark.usefixtures("every_row")
 def test_both_sides_take_the_rows_that_the_benchmark_says(bench, kind):
     n, s, m = 6, 5, 3
     base = getattr(bench, kind)(s)

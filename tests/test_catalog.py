@@ -60,6 +60,7 @@ def test_a_guide_serves_the_processes_listed_and_refuses_the_others(name: str):
 
 
 @pytest.mark.parametrize("name", [name for name, entry in catalog.GUIDES.items() if entry.rows[0] in "012"])
+@pytest.mark.usefixtures("every_row")
 def test_rows_are_as_many_as_listed(name: str):
     case, entry = FIRST[name], catalog.GUIDES[name]
     if any(word in entry.rows for word in ("each", "acts", "every")):

@@ -157,6 +157,7 @@ def test_list_tells_of_everything():
     assert "oracle='dna-oracle'" in text
 
 
+@pytest.mark.usefixtures("every_row")
 def test_sample_writes_the_files_of_its_domain():
     args = (
         "sample",

@@ -153,6 +153,7 @@ def test_a_network_receives_the_state_and_one_time_per_row(dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("kind", [gk.MaskedModel, gk.UniformModel])
+@pytest.mark.usefixtures("every_row")
 def test_a_network_of_tokens_receives_them_and_one_time_per_row(kind):
     net = Recorder(even(5))
     x = gk.sample(kind(net, vocab_size=5, length=7), 40, steps=4).x

@@ -435,6 +435,7 @@ def test_the_exact_posterior_is_a_better_twist_than_the_mode():
 
 @pytest.mark.parametrize("steps, k", [(1, 3), (3, 4)])
 @pytest.mark.parametrize("name", ["flow-2d", "masked"])
+@pytest.mark.usefixtures("every_row")
 def test_rollouts_do_not_depend_on_the_micro_batch_or_on_other_groups(name: str, steps: int, k: int):
     p = PROBLEMS[name]
     guide = gk.FKSteering(p.reward, 0.4, value=gk.values.Rollout(p.reward, steps, k))

@@ -517,6 +517,7 @@ def test_a_page_needs_nothing_but_itself(molecular):
     assert not list(molecular.glob("*.part"))
 
 
+@pytest.mark.usefixtures("every_row")
 def test_write_result_compares_by_weighted_means(tmp_path):
     model, guides = bits(), [gk.FKSteering(length, 4.0, potential="final", ess=0.0)]
     result, base = gk.sample(model, 40, steps=3, guides=guides), gk.sample(model, 40, steps=3, reward=length)

@@ -53,6 +53,7 @@ def speaker(reward=None) -> gk.Model:
 
 
 @every
+@pytest.mark.usefixtures("every_row")
 def test_the_fields_are_those_of_the_documentation(problem: Problem):
     result = steered(problem, cond=[problem.cond, None, problem.cond], seed=[1, 2, 3])
     rows = 3 * N
@@ -654,6 +655,7 @@ UP = [1.0, 0.6, 0.9, 0.3, 0.7, 0.2, 0.0]
 
 
 @every
+@pytest.mark.usefixtures("every_row")
 def test_times_may_go_up_again(problem: Problem):
     result = steered(problem, steps=UP)
     assert torch.allclose(result.trace["t"], torch.tensor(UP[1:]))

@@ -371,6 +371,7 @@ def test_budgets_are_not_passed_and_are_used_up():
     assert 1 <= len(slow.rounds) < 2000  # without rounds or another limit it would not end
 
 
+@pytest.mark.usefixtures("every_row")
 def test_reward_calls_are_counted_and_equal_samples_of_a_round_scored_once():
     p, seen = PROBLEMS["masked"], []
 

@@ -37,6 +37,7 @@ def test_paths_of_width_1_without_branches_are_plain_sampling(name: str, levels:
 
 
 @every
+@pytest.mark.usefixtures("every_row")
 def test_one_level_is_best_of_n_and_more_do_better_at_the_same_cost(name: str):
     p, options = PROBLEMS[name], {"steps": STEPS, "cond": [PROBLEMS[name].cond, None]}
     one = S.paths(p.model, 50, p.reward, levels=1, width=2, branch=3, **options)
@@ -102,6 +103,7 @@ def test_deterministic_paths_go_up_to_branch(solver: gk.solvers.Solver):
     assert found.rewards.mean() > best.rewards.mean()
 
 
+@pytest.mark.usefixtures("every_row")
 def test_paths_heed_their_budget():
     p = PROBLEMS["masked"]
     options = {"steps": STEPS, "cond": p.cond, "levels": 3, "width": 2, "branch": 2, "ahead": 1}

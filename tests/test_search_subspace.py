@@ -120,6 +120,7 @@ def skewed(x: Tensor) -> Tensor:
     return -(x - aim).square().mean(1) + 0.3 * (2 * x[:, ::3]).sin().mean(1)
 
 
+@pytest.mark.slow
 def test_a_few_dozen_evaluations_gain_more_than_as_many_fresh_noises():
     base = gk.analytic.GaussianMixture([0.7, 0.3], [[-0.1] * 64, [0.1] * 64], [1.0, 0.8])
     found = S.subspace(base, 100, skewed, rounds=6, candidates=4, dims=8, **DDIM)

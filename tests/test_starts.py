@@ -277,6 +277,7 @@ def begins(steps, level=None, **options) -> float:
     return gk.Run(letters(), 4, steps=steps, guides=[gk.StartFrom(WORDS, level)], **options).moves[0].t
 
 
+@pytest.mark.usefixtures("every_row")
 def test_a_run_begins_at_its_level_also_with_times_of_its_own():
     assert begins(10) == 0.5
     assert begins([1.0, 0.8, 0.6, 0.4, 0.2, 0.0]) == 0.4

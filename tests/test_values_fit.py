@@ -885,6 +885,7 @@ def test_states_without_a_default_network_need_one_of_the_users():
 # networks ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_value_knows_the_condition_of_its_rows():
     """At t = 1 nothing but the label is known: V = alpha log E[exp(x/alpha)] of each label's own chain."""
     base = gk.analytic.GaussianMixture([0.5, 0.3, 0.2], [-2.0, 0.5, 2.5], [0.5, 0.4, 0.6], labels=[0, 0, 1])
@@ -927,6 +928,7 @@ def test_a_network_of_ones_own_gets_dicts_and_may_be_a_graphs():
     assert (result.x[:64, 2:] == 0).all()
 
 
+@pytest.mark.slow
 def test_images_are_learned_by_convolutions():
     """White noise of 8 x 8 pixels with the exact denoiser alpha x; the reward is the sum over a corner."""
     model = gk.GaussianModel(
@@ -1053,6 +1055,7 @@ def test_nan_is_unknown_to_the_guides():
     assert result.log_weights.isfinite().all()
 
 
+@pytest.mark.slow
 def test_steering_by_a_learned_value_reaches_z_with_less_spread():
     """Z is unbiased whatever the value; with the soft value weights spread less on the way than with Tweedie's."""
     spread = {}

@@ -145,6 +145,7 @@ def test_minority_guidance_by_the_bundled_classifier_makes_samples_rarer():
         if zoo.card(name)["kind"] == "value"
     ],
 )
+@pytest.mark.usefixtures("every_row")
 def test_a_bundled_value_steers_and_costs_one_row_a_particle(name: str):
     from guidekit.zoo.values import TASKS
 
