@@ -9,12 +9,15 @@ from .confidence import Confidence, Entropy, Margin
 from .ddim import DDIM, DDPM
 from .dpmpp import DPMpp, SDEDPMpp
 from .first_hitting import FirstHitting
+from .fs_dfm import FSDFM
 from .heun import Euler, Heun
 from .remdm import ReMDM
+from .tau_leaping import TauLeaping
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "FSDFM",
     "Ancestral",
     "Blocks",
     "Confidence",
@@ -29,6 +32,7 @@ __all__ = [
     "ReMDM",
     "SDEDPMpp",
     "Solver",
+    "TauLeaping",
     "fractions",
     "schedules",
     "starting_at",

@@ -1,8 +1,9 @@
 """Base of the solvers of token processes.
 
 A token process moves by a kernel that is a product over positions, or that first chooses positions and then draws their
-tokens. A solver says where the times lie, and either how many tokens are masked again (`remasked`) or which positions
-are revealed first (`Order`). The moves carry their solver, and the kernels themselves are in `guidekit.process`.
+tokens. A solver says where the times lie, and how many tokens are masked again (`remasked`), at which rates positions
+jump (`Leaping`) or which positions are revealed first (`Order`). The moves carry their solver, and the kernels
+themselves are in `guidekit.process`.
 """
 
 from __future__ import annotations
@@ -63,6 +64,23 @@ class TokenSolver(Solver):
     def remasked(self, t: float, s: float) -> float:
         """The probability that a token that is not masked is masked in a move down."""
         return 0.0
+
+
+@dataclass(frozen=True)
+class Leaping(TokenSolver):
+    """Base of solvers whose positions jump independently of each other, at rates that are held during a move."""
+
+    noises = ("masked", "uniform")
+
+    def rates(self, p: Tensor, own: Tensor | None, move: Move) -> Tensor:
+        """How often a position jumps to each token in this move on average, (rows, length, V), given the prediction p
+        and under uniform noise `own`, its probability of the token that stands there (rows, length, 1). The rate of a
+        jump to that token itself is not used."""
+        raise NotImplementedError(f"{type(self).__name__} does not say at which rates tokens jump")
+
+    def leaps(self, move: Move, noising: str) -> bool:
+        """Whether this move is a leap, and not that of `Ancestral`."""
+        return 0 < move.s < move.t
 
 
 @dataclass(frozen=True)
