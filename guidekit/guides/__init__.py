@@ -51,4 +51,5 @@ from .tds import TDS as TDS
 from .temperature import Temperature as Temperature
 from .tfg import DPS as DPS, LGD as LGD, MPGD as MPGD, TFG as TFG, UGD as UGD, FreeDoM as FreeDoM
 from .top_p import TopP as TopP
+from .typical import Typical as Typical
 from .views import Views as Views
