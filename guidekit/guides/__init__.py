@@ -21,6 +21,7 @@ from .classifier_guidance import ClassifierGuidance as ClassifierGuidance
 from .compose import Compose as Compose
 from .das import DAS as DAS
 from .dcbg import DCBG as DCBG
+from .dcfg import DCFG as DCFG
 from .ddcm import DDCM as DDCM
 from .distillation import Distillation as Distillation
 from .dsearch import DSearch as DSearch
@@ -36,6 +37,7 @@ from .max_edits import MaxEdits as MaxEdits
 from .minority_guidance import MinorityGuidance as MinorityGuidance
 from .mixture import Mixture as Mixture
 from .pag import PAG as PAG
+from .predictor_guidance import PredictorGuidance as PredictorGuidance
 from .regions import Regions as Regions
 from .resample import Resample as Resample
 from .seg import SEG as SEG
