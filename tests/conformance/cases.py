@@ -386,6 +386,7 @@ CASES = [
     Case("Temperature steer", lambda p: gk.Temperature(0.8, steer=True), None, "base", TOKENS),
     Case("TopP", lambda p: gk.TopP(0.6), lambda p: gk.TopP(1.0), "own", TOKENS),
     Case("Typical", lambda p: gk.Typical(0.6), lambda p: gk.Typical(1.0), "own", TOKENS),
+    Case("EDLM", lambda p: gk.EDLM(lambda x: x.double().sum(1).cos(), 3), None, "own", ("masked",)),
     Case("DCBG", lambda p: gk.DCBG(word, 1.0), lambda p: gk.DCBG(word, 0.0), "own", ("masked",)),
     Case("DCBG steer", lambda p: gk.DCBG(word, 0.5, steer=True), None, "base", ("masked",)),
     Case(
