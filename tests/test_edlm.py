@@ -129,10 +129,11 @@ def test_energies_of_infinity_exclude_sequences_where_they_can():
     ("guides", "message"),
     [
         ([gk.EDLM(energy, steer=True)], "steer=False"),
+        ([gk.EDLM(energy), gk.Sites(forbidden=[[0, 1]])], r"Sites.*EDLM.*energy be infinite"),
         ([gk.EDLM(energy), gk.CFG(2.0, steer=True)], r"CFG\(steer=True\).*one clean sequence"),
     ],
 )
-def test_proposals_are_refused(guides, message: str):
+def test_proposals_and_constraints_are_refused(guides, message: str):
     with pytest.raises(ValueError, match=message):
         gk.Run(MASKED.model, 4, steps=2, cond=0, guides=guides)
 

@@ -33,6 +33,7 @@ from ..errors import NetworkError, is_count
 from ..models.base import Model
 from ..models.tokens import LOG_ZERO
 from ..process import Masked
+from .shared.constrained import Within
 
 _ROWS = 4096  # sequences per call of the energy, if the run has no batch_size
 
@@ -99,6 +100,11 @@ class EDLM(Guide):
             return (
                 f"{type(other).__name__}(steer=True) proposes from predictions of its own, and EDLM takes one clean "
                 "sequence for both: give steer=False"
+            )
+        if isinstance(other, Within) and other.weighted:
+            return (
+                f"{type(other).__name__} draws tokens within its constraint, and EDLM leaves one token to each position: "
+                "let the energy be infinite where the constraint does not hold"
             )
         return None
 
