@@ -103,8 +103,8 @@ class EDLM(Guide):
             )
         if isinstance(other, Within) and other.weighted:
             return (
-                f"{type(other).__name__} draws tokens within its constraint, and EDLM leaves one token to each position: "
-                "let the energy be infinite where the constraint does not hold"
+                f"{type(other).__name__} draws tokens within its constraint, and EDLM leaves one to each position: let "
+                "the energy be infinite where the constraint does not hold"
             )
         return None
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from .. import random
 from ..solvers import DDPM, Ancestral, Move, Solver, times
 from ..solvers.token_solver import Leaping, Order, TokenSolver, solver_of
-from .revealing import Revealing
+from .revealing import Revealing, Revising
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,10 @@ class Masked(_Tokens):
             return self._masking(x, ((1 - m_s) / (1 - m_t)).nan_to_num(1.0))
         solver = solver_of(move)
         if isinstance(solver, Order):
-            return Revealing(predictions[0].double().log_softmax(-1), x, self.V, solver, move)
+            of = predictions[0].double().log_softmax(-1), x, self.V, solver, move
+            if not solver.revises:
+                return Revealing(*of)
+            return Revising(*of, predictions[1] if len(predictions) > 1 else torch.zeros_like(x, dtype=torch.float64))
         again = 0.0 if solver is None else solver.remasked(move.t, move.s)
         if again > 0:
             return self._remasking(x, predictions[0].double().log_softmax(-1), move, again)

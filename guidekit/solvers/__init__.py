@@ -12,6 +12,7 @@ from .first_hitting import FirstHitting
 from .fs_dfm import FSDFM
 from .heun import Euler, Heun
 from .remdm import ReMDM
+from .saber import Saber
 from .tau_leaping import TauLeaping
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Point",
     "ReMDM",
     "SDEDPMpp",
+    "Saber",
     "Solver",
     "TauLeaping",
     "fractions",

@@ -91,6 +91,8 @@ class Order(TokenSolver):
     masked, n/L, a row thus has exactly n masks; one with fewer masks, of which a part was known, waits for its turn.
     """
 
+    revises: ClassVar[bool] = False  # whether it reveals more than that, and takes tokens back
+
     def grid(self, steps: int, t_max: float) -> list[float]:
         if steps < 1 or isinstance(steps, bool):
             return super().grid(steps, t_max)  # which refuses them
@@ -113,6 +115,14 @@ class Order(TokenSolver):
         """What orders the positions, (rows, length): the largest are revealed first. log_p is the prediction, and
         `gumbel` one Gumbel number for each position."""
         raise NotImplementedError(f"{type(self).__name__} does not say which positions come first")
+
+    def sure(self, log_p: Tensor, masked: Tensor, memory: Tensor) -> Tensor:
+        """Where it `revises`: how many masked positions are sure enough to be revealed, whatever the grid says."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what is sure")
+
+    def taken_back(self, fall: Tensor, shown: Tensor, asked: Tensor) -> Tensor:
+        """Where it `revises`: the tokens that are masked again."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what is taken back")
 
     def blocks(self, length: int) -> Tensor:
         """The block of every position: those of an earlier one are all revealed first."""
