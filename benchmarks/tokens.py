@@ -3,6 +3,7 @@
     python benchmarks/tokens.py
 
 writes benchmarks/results/tokens.json. Of n samples even exact ones are at some distance: `floor` is the mean of that.
+Noise is masked unless a row says otherwise; `EDLM` is a guide, here with the exact law as its energy.
 """
 
 from __future__ import annotations
@@ -19,18 +20,25 @@ OUT = Path(__file__).parent / "results" / "tokens.json"
 V, L, STEPS = 2, 6, (4, 8, 16, 64)
 SOLVERS = {
     "Ancestral()": gk.solvers.Ancestral(),
+    "EDLM(energy, residual=True)": None,
     "FirstHitting()": gk.solvers.FirstHitting(),
     "Confidence()": gk.solvers.Confidence(),
+    "Margin()": gk.solvers.Margin(),
     "Entropy()": gk.solvers.Entropy(),
     "Blocks(3)": gk.solvers.Blocks(3),
+    "Saber()": gk.solvers.Saber(),
     "ReMDM(0.1)": gk.solvers.ReMDM(0.1),
+    "TauLeaping()": gk.solvers.TauLeaping(),
+    "Ancestral() with uniform noise": gk.solvers.Ancestral(),
+    "TauLeaping() with uniform noise": gk.solvers.TauLeaping(),
+    "FSDFM() with uniform noise": gk.solvers.FSDFM(),
 }
 
 
-def table() -> gk.analytic.TokenTable:
+def table(noising: str = "masked") -> gk.analytic.TokenTable:
     """A law of six bits in which all depend on each other."""
     generator = torch.Generator().manual_seed(0)
-    return gk.analytic.TokenTable(1.5 * torch.randn((V,) * L, generator=generator, dtype=torch.float64))
+    return gk.analytic.TokenTable(1.5 * torch.randn((V,) * L, generator=generator, dtype=torch.float64), noising)
 
 
 def distance(model: gk.analytic.TokenTable, x: torch.Tensor) -> float:
@@ -48,9 +56,11 @@ def floor(model: gk.analytic.TokenTable, n: int) -> float:
 
 
 def measured(n: int) -> dict:
-    model, rows = table(), {}
+    masked, uniform, rows = table(), table("uniform"), {}
     for name, solver in SOLVERS.items():
-        runs = {steps: gk.sample(model, n, steps=steps, solver=solver, seed=2) for steps in STEPS}
+        model = uniform if "uniform" in name else masked
+        guides = [gk.EDLM(lambda x: -masked.log_probs(x), residual=True)] if name.startswith("EDLM") else []
+        runs = {steps: gk.sample(model, n, steps=steps, solver=solver, guides=guides, seed=2) for steps in STEPS}
         rows[name] = {
             str(steps): {"evaluations": run.cost.network_calls, "distance": round(distance(model, run.x), 4)}
             for steps, run in runs.items()
@@ -65,7 +75,13 @@ def lines(found: dict) -> list[str]:
         name: [f"{row[str(s)]['distance']:.3f} ({row[str(s)]['evaluations']})" for s in STEPS]
         for name, row in found["solvers"].items()
     }
-    return head + [f"| `{name}` | {' | '.join(row)} |" for name, row in cells.items()]
+    return head + [f"| {label(name)} | {' | '.join(row)} |" for name, row in cells.items()]
+
+
+def label(name: str) -> str:
+    """The name of a row: code, and in words what else is special."""
+    code, _, words = name.partition(" with ")
+    return f"`{code}` with {words}" if words else f"`{code}`"
 
 
 def main() -> None:

@@ -149,6 +149,41 @@ def chain_of_tokens(table: np.ndarray, uniform: bool, steps: int) -> np.ndarray:
     return law[keep]
 
 
+Moved = Callable[[np.ndarray, np.ndarray, float, float], np.ndarray]
+
+
+def posterior_of_tokens(table: np.ndarray, x: np.ndarray, t: float, uniform: bool) -> np.ndarray:
+    """p(x_0 | x_t) over all clean sequences, for a table of p(x_0)."""
+    clean = np.stack(np.meshgrid(*[np.arange(V)] * L, indexing="ij"), -1).reshape(-1, L)
+    same = clean == x
+    fits = (same * (1 - t) + t / V) if uniform else (same | (x == V))
+    post = table * fits.prod(1)
+    return post / post.sum()
+
+
+def marginals_of_tokens(table: np.ndarray, x: np.ndarray, t: float, uniform: bool) -> np.ndarray:
+    """p(x_0^i = v | x_t), (L, V)."""
+    post = posterior_of_tokens(table, x, t, uniform).reshape((V,) * L)
+    return np.stack([post.sum(tuple(j for j in range(L) if j != i)) for i in range(L)])
+
+
+def chain_of_moves(uniform: bool, steps: int, moved: Moved) -> np.ndarray:
+    """The law of x_0 under any chain of so many steps: moved(states, x, t, s) are the probabilities of all states after
+    a move from x."""
+    symbols = V if uniform else V + 1
+    states = np.stack(np.meshgrid(*[np.arange(symbols)] * L, indexing="ij"), -1).reshape(-1, L)
+    law = np.full(len(states), 1 / len(states)) if uniform else (states == V).all(1).astype(float)
+    for t, s in pairwise(1 - np.arange(steps + 1) / steps):
+        law = sum(p * moved(states, x, t, s) for p, x in zip(law, states, strict=True) if p > 0)
+    assert abs(law[(states < V).all(1)].sum() - 1) < 1e-9
+    return law[(states < V).all(1)]
+
+
+def independently(states: np.ndarray, kernels: np.ndarray) -> np.ndarray:
+    """The probabilities of states of which every position is drawn on its own, kernels (L, symbols)."""
+    return np.prod([kernels[i][states[:, i]] for i in range(L)], axis=0)
+
+
 def tokens(name: str, noising: str) -> Problem:
     generator = torch.Generator().manual_seed(3)
     null, own = (torch.randn((V,) * L, generator=generator, dtype=torch.float64) * 1.2 for _ in range(2))

@@ -1,4 +1,4 @@
-"""Temperature and nucleus of tokens: the law of one token, and what is refused."""
+"""Temperature, nucleus and typical set of tokens: the law of one token, and what is refused."""
 
 import pytest
 import torch
@@ -38,12 +38,27 @@ def test_the_nucleus_is_the_smallest_set_with_this_share(p: float, kept: list[in
     assert (found - law).abs().max() < 0.016  # 4.5 standard errors
 
 
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.45, 0.7, 0.95])
+def test_the_typical_set_is_nearest_to_the_entropy_and_the_smallest_with_this_share(p: float):
+    entropy = -(P * P.log()).sum()
+    order = sorted(range(4), key=lambda v: abs(float(-P[v].log() - entropy)))
+    kept = next(order[:k] for k in range(1, 5) if P[order[:k]].sum() >= p)
+    assert order == [3, 1, 2, 0]  # the most probable token is not the most typical one
+    law = torch.zeros(4, dtype=torch.float64)
+    law[kept] = P[kept] / P[kept].sum()
+    found = frequencies(gk.Typical(p))
+    assert not found[law == 0].any()
+    assert (found - law).abs().max() < 0.016  # 4.5 standard errors
+
+
 @pytest.mark.parametrize(
     ("guide", "message"),
     [
         (gk.Temperature(0.0), r"scale=0\.0.*above 0"),
         (gk.TopP(0.0), r"p=0\.0.*\(0, 1\]"),
         (gk.TopP(1.1), r"p=1\.1.*\(0, 1\]"),
+        (gk.Typical(0.0), r"p=0\.0.*\(0, 1\]"),
+        (gk.Typical(0.5, steer=True), r"steer=True.*leaves out tokens.*Temperature"),
         (gk.TopP(0.5, steer=True), r"steer=True.*leaves out tokens.*Temperature"),
     ],
 )

@@ -39,8 +39,8 @@ def noise(walk: Walk, x_0: Tensor) -> Tensor:
     fresh = walk.noise(0)
     chain = [given(torch.full_like(fresh, 1.0).log_softmax(-1), path[0], fresh)]
     pop = walk.seen(run.born(), process.prior(chain[0].clone(), walk.moves[0].t), 0)
-    for index, (move, (_, x)) in enumerate(zip(walk.moves, pairwise(path), strict=True)):
-        kernel = process.kernel(pop.x, pop.predictions, move)
+    for index, (_, x) in enumerate(pairwise(path)):
+        kernel = run.kernels(pop, index)[1]
         assert isinstance(kernel, Categorical)
         _check_possible(kernel, x)
         chain.append(given(kernel.log_probs, x, walk.noise(index + 1)))

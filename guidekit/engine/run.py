@@ -179,11 +179,7 @@ class Run:
 
     def move(self, pop: Population, index: int) -> Population:
         """x_s = q.push(noise); where q is not the target's own kernel p, the weights take the ratio p/q."""
-        move, process = self.moves[index], self.model.process
-        p = process.kernel(pop.x, pop.predictions, move)
-        q = process.kernel(pop.x, pop.proposals, move) if pop.proposals and p.random else p
-        for seat in self.acts[index].propose:
-            q = seat.guide.propose(self.model, pop, q, self.steps[index].own(seat.name, seat.place))
+        p, q = self.kernels(pop, index)
         noise, memos = self._chosen(pop, index) if q.random else (None, pop.memos)
         x = q.push(noise)
         log_w = pop.log_w if q is p else pop.log_w + q.correction(p, x)
@@ -216,6 +212,15 @@ class Run:
         self.records.append(Record(step.t, self.seconds, log_w, pop.log_w, pop.parent, pop.rewards, more))
         self.score.forget()
         return pop
+
+    def kernels(self, pop: Population, index: int) -> tuple[Any, Any]:
+        """The kernel p of the target in move number `index`, and q, by which particles move."""
+        move, process = self.moves[index], self.model.process
+        p = process.kernel(pop.x, pop.predictions, move)
+        q = process.kernel(pop.x, pop.proposals, move) if pop.proposals and p.random else p
+        for seat in self.acts[index].propose:
+            q = seat.guide.propose(self.model, pop, q, self.steps[index].own(seat.name, seat.place))
+        return p, q
 
     # parts of a move and of a look -------------------------------------------------------------------------------
 

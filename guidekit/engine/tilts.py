@@ -47,7 +47,7 @@ def tilted(view: View, acts: Acts, memos: Sequence[Tree], steered: bool) -> tupl
     proposal = target if push is None else target + push
     for seat in acts.finish:
         own = _own(view, seat, memos)
-        proposal = seat.guide.finish(own, proposal)
+        proposal = seat.guide.finish(own, proposal) if steered else proposal
         target = target if seat.guide.steer else seat.guide.finish(own, target)
         shown = shown if seat.guide.steer or shown is None else seat.guide.finish(own, shown)
     return view.with_prediction(target, shown), proposal if steered else None

@@ -21,9 +21,11 @@ from .classifier_guidance import ClassifierGuidance as ClassifierGuidance
 from .compose import Compose as Compose
 from .das import DAS as DAS
 from .dcbg import DCBG as DCBG
+from .dcfg import DCFG as DCFG
 from .ddcm import DDCM as DDCM
 from .distillation import Distillation as Distillation
 from .dsearch import DSearch as DSearch
+from .edlm import EDLM as EDLM
 from .fk_steering import FKSteering as FKSteering
 from .fkc import FKC as FKC
 from .gfcg import GFCG as GFCG
@@ -36,6 +38,7 @@ from .max_edits import MaxEdits as MaxEdits
 from .minority_guidance import MinorityGuidance as MinorityGuidance
 from .mixture import Mixture as Mixture
 from .pag import PAG as PAG
+from .predictor_guidance import PredictorGuidance as PredictorGuidance
 from .regions import Regions as Regions
 from .resample import Resample as Resample
 from .seg import SEG as SEG
@@ -51,4 +54,5 @@ from .tds import TDS as TDS
 from .temperature import Temperature as Temperature
 from .tfg import DPS as DPS, LGD as LGD, MPGD as MPGD, TFG as TFG, UGD as UGD, FreeDoM as FreeDoM
 from .top_p import TopP as TopP
+from .typical import Typical as Typical
 from .views import Views as Views

@@ -7,8 +7,8 @@ the usual one for noise, velocity or score; for tokens it is log p(x_0^i | x_t),
 p_cond^w p_null^(1 - w), normalised at every position. w = 1 is the conditional model, w = 0 the unconditional one.
 
 For uniform noise this differs from D-CFG (Schiff et al., 2024, https://arxiv.org/abs/2412.10193), which interpolates
-the log-probabilities of the next state x_s rather than those of the clean tokens. For masked tokens the two agree, up
-to when a token is unmasked.
+the log-probabilities of the next state x_s rather than those of the clean tokens, and is `DCFG`. For masked tokens the
+two are the same.
 
 `rescale` (Lin et al., 2023, https://arxiv.org/abs/2305.08891, section 3.4) brings the standard deviation of every
 sample's prediction back towards that of the conditional one, d <- d (1 - phi + phi std(d_cond)/std(d)). Here it is

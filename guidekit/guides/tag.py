@@ -1,12 +1,12 @@
 r"""TAG, Taylor-approximated guidance (Nisonoff et al., 2024), https://arxiv.org/abs/2406.01572: classifier guidance of
-masked tokens to first order.
+tokens to first order.
 
 The ratios of the classifier are approximated by one gradient with respect to the one-hot states, which is exact if
 log p(y | x) is linear in them:
 
-    log p(y | x_t^{i -> v}) - log p(y | x_t)  ~  (d/dx_iv - d/dx_{i, mask}) log p(y | x_t).
+    log p(y | x_t^{i -> v}) - log p(y | x_t)  ~  (d/dx_iv - d/dx_{i, x_t^i}) log p(y | x_t).
 
-How they enter the prediction, and what the method does not serve, is described in dcbg.py.
+How they enter the prediction or, with posterior=True, the kernel is described in dcbg.py.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ from .shared.labelled import Classifier, Label, slope
 
 @dataclass(frozen=True)
 class TAG(Discrete):
-    """First-order classifier guidance of masked tokens. No extra NFE; a forward and a backward pass of the classifier
-    per step.
+    """First-order classifier guidance of tokens. No extra NFE; one forward and backward pass of the classifier a step.
 
-    classifier   (one-hot states (rows, length, V + 1), of which the last is the mask, t) -> as for `DCBG`
+    classifier   (one-hot states, t) -> as for `DCBG`; states are (rows, length, V + 1), of which the last is the mask,
+                 and under uniform noise (rows, length, V)
     scale        gamma, a number or a function of t; 0 does nothing
     label        the class to guide towards, or a list with one for each condition of the run
+    posterior    as for `DCBG`: True reweights the kernel, also under uniform noise
     """
 
     classifier: Classifier
     scale: Scale = 1.0
     label: Label = None
+    posterior: bool = False
 
     card = replace(
         Discrete.card,
-        about="reweights every masked token by the gradient of a classifier",
+        about="reweights every token by the gradient of a classifier",
         exact="p given the label, where log p(y given x) is linear and for many steps",
         paper=Paper(
             "nisonoff2024unlocking",
@@ -52,7 +54,10 @@ class TAG(Discrete):
         picture="tokens",
     )
 
-    def ratios(self, view: View, masked: Tensor) -> Tensor:
+    def now(self, view: View) -> Tensor:
+        return view.zeros()
+
+    def ratios(self, view: View, where: Tensor) -> Tensor:
         states = one_hot(view.x, view.model.process.states).to(view.model.dtype)  # type: ignore[attr-defined]
         rise = slope(lambda x: self.own(self.log_probs(x, view.t), view.group), states).double()
-        return rise[..., :-1] - rise[..., -1:]
+        return rise[..., : view.model.process.V] - rise.gather(-1, view.x[..., None])  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ drawn with the Gumbel numbers of its letters, and S with those of the mask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -36,10 +36,15 @@ class Revealing:
         return self.x == self.mask
 
     @cached_property
-    def count(self) -> Tensor:
-        """How many positions are revealed, (rows, 1)."""
+    def asked(self) -> Tensor:
+        """How many positions the time grid reveals, (rows, 1)."""
         masks = self.masked.sum(-1, keepdim=True)
         return masks - self.order.left(masks, self.move)
+
+    @property
+    def count(self) -> Tensor:
+        """How many positions are revealed, (rows, 1)."""
+        return self.asked
 
     def push(self, noise: Tensor) -> Tensor:
         shown = self.shown(noise)
@@ -60,3 +65,28 @@ class Revealing:
 
     def correction(self, p: Revealing, x: Tensor) -> Tensor:
         return p.log_prob(x) - self.log_prob(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Revising(Revealing):
+    """The kernel of solvers that also take tokens back. `memory` has the probability that each token had when it was
+    revealed, (rows, length); 0 where there is a mask, and where a token was given and is never taken back."""
+
+    memory: Tensor
+    kept: list[Tensor] = field(default_factory=list)  # the memory after a move
+
+    @property
+    def count(self) -> Tensor:
+        return torch.maximum(self.asked, self.order.sure(self.log_probs, self.masked, self.memory))
+
+    @property
+    def history(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return tuple(self.kept)
+
+    def push(self, noise: Tensor) -> Tensor:
+        shown, x = self.shown(noise), super().push(noise)
+        chance = self.log_probs.gather(-1, x.clamp(max=self.mask - 1)[..., None])[..., 0].exp()
+        fall = torch.where((self.memory > 0) & ~self.masked, self.memory - chance, 0.0)
+        back = self.order.taken_back(fall, shown, self.asked)
+        self.kept[:] = [torch.where(back, 0.0, torch.where(shown, chance, self.memory))]
+        return torch.where(back, self.mask, x)

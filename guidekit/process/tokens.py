@@ -11,8 +11,9 @@ positions i; with p_i(v) the prediction, u = s/t and from t down to s:
               q(x_s | x_0) = alpha_s [x_s = x_0] + (1 - alpha_s)/V,
               q(x_t | x_s) = g [x_t = x_s] + (1 - g)/V,      g = alpha_t/alpha_s.
 
-The uniform kernel is the posterior averaged over x_0, which is exact if p_i is the exact marginal. A move up in time is
-the forward process. Sampling adds float64 Gumbel noise to float64 log-probabilities. The clean estimate is the mode.
+The uniform kernel is the posterior averaged over x_0, which is exact if p_i is the exact marginal. Solvers that leap
+(`guidekit.solvers.token_solver.Leaping`) have kernels of jumps at rates instead. A move up in time is the forward
+process. Sampling adds float64 Gumbel noise to float64 log-probabilities. The clean estimate is the mode.
 
 References: Austin et al. (2021), https://arxiv.org/abs/2107.03006; Sahoo et al. (2024), https://arxiv.org/abs/2406.07524;
 Schiff et al. (2025), https://arxiv.org/abs/2412.10193; on float64, Zheng et al. (2025), https://arxiv.org/abs/2409.02908.
@@ -30,8 +31,8 @@ from torch import Tensor
 
 from .. import random
 from ..solvers import DDPM, Ancestral, Move, Solver, times
-from ..solvers.token_solver import Order, TokenSolver, solver_of
-from .revealing import Revealing
+from ..solvers.token_solver import Leaping, Order, TokenSolver, solver_of
+from .revealing import Revealing, Revising
 
 LOG_ZERO = -1e3  # of a token that cannot be: its probability is 0 in float64, and differences of two stay finite
 
@@ -60,6 +61,13 @@ def _fixed(x: Tensor, states: int) -> Tensor:
     return torch.full((*x.shape, states), -torch.inf, dtype=torch.float64, device=x.device).scatter_(
         -1, x[..., None], 0.0
     )
+
+
+def _jumps(rates: Tensor) -> tuple[Tensor, Tensor]:
+    """log-probabilities of the first jump of each kind, given their rates, and of no jump (..., 1)."""
+    total = rates.sum(-1, keepdim=True)
+    share = torch.where(total > 0, -total.neg().expm1() / total, 1.0)
+    return rates.log() + share.log(), -total
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,11 @@ class _Tokens:
 
     def scales(self, t: float) -> tuple[float, float]:
         return 1 - t, t
+
+    def leaping(self, move: Move) -> Leaping | None:
+        """The solver of a move whose positions jump at rates."""
+        solver = solver_of(move)
+        return solver if isinstance(solver, Leaping) and solver.leaps(move, self.noising) else None
 
     def noise_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape, self.states)
@@ -187,16 +200,22 @@ class Masked(_Tokens):
             return self._masking(x, ((1 - m_s) / (1 - m_t)).nan_to_num(1.0))
         solver = solver_of(move)
         if isinstance(solver, Order):
-            return Revealing(predictions[0].double().log_softmax(-1), x, self.V, solver, move)
+            of = predictions[0].double().log_softmax(-1), x, self.V, solver, move
+            if not solver.revises:
+                return Revealing(*of)
+            return Revising(*of, predictions[1] if len(predictions) > 1 else torch.zeros_like(x, dtype=torch.float64))
         again = 0.0 if solver is None else solver.remasked(move.t, move.s)
         if again > 0:
             return self._remasking(x, predictions[0].double().log_softmax(-1), move, again)
+        if (leaping := self.leaping(move)) is not None:
+            return self._shown(x, *_jumps(leaping.rates(predictions[0].double().softmax(-1), None, move)))
         u = self.stays(x, move)[..., None]
-        log_p = predictions[0].double().log_softmax(-1) + (1 - u).log()
-        stay = u.log().expand(*x.shape, 1)
-        return Categorical(
-            torch.where((x == self.V)[..., None], torch.cat([log_p, stay], -1), _fixed(x, self.V + 1))
-        )  # fmt: skip
+        return self._shown(x, predictions[0].double().log_softmax(-1) + (1 - u).log(), u.log())
+
+    def _shown(self, x: Tensor, log_p: Tensor, stay: Tensor) -> Categorical:
+        """Masked positions become a token, or stay; all others stay as they are."""
+        masked = torch.cat([log_p, stay.expand(*x.shape, 1)], -1)
+        return Categorical(torch.where((x == self.V)[..., None], masked, _fixed(x, self.V + 1)))
 
     def _remasking(self, x: Tensor, log_p: Tensor, move: Move, again: float) -> Categorical:
         """Tokens are masked with probability `again`, and so many more masked positions are revealed."""
@@ -251,9 +270,17 @@ class Uniform(_Tokens):
         kept_t, kept_s = 1 - move.t, 1 - move.s
         if move.s > move.t:
             return Categorical(self._keep(x, kept_s / kept_t).log())
+        if (leaping := self.leaping(move)) is not None:
+            return self._leap(x, predictions[0].double().softmax(-1), leaping, move)
         p = predictions[0].double().softmax(-1) / self._keep(x, kept_t)
         p = kept_s * p + (1 - kept_s) / self.V * p.sum(-1, keepdim=True)
         return Categorical((self._keep(x, kept_t / kept_s) * p).log().log_softmax(-1))
+
+    def _leap(self, x: Tensor, p: Tensor, leaping: Leaping, move: Move) -> Categorical:
+        """Positions jump to other tokens at rates, or stay."""
+        rates = leaping.rates(p, p.gather(-1, x[..., None]), move).scatter(-1, x[..., None], 0.0)
+        jumps, stay = _jumps(rates)
+        return Categorical(jumps.scatter(-1, x[..., None], stay))
 
     def _keep(self, x: Tensor, kept: float) -> Tensor:
         """kept [x = v] + (1 - kept)/V over v."""

@@ -9,12 +9,16 @@ from .confidence import Confidence, Entropy, Margin
 from .ddim import DDIM, DDPM
 from .dpmpp import DPMpp, SDEDPMpp
 from .first_hitting import FirstHitting
+from .fs_dfm import FSDFM
 from .heun import Euler, Heun
 from .remdm import ReMDM
+from .saber import Saber
+from .tau_leaping import TauLeaping
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "FSDFM",
     "Ancestral",
     "Blocks",
     "Confidence",
@@ -28,7 +32,9 @@ __all__ = [
     "Point",
     "ReMDM",
     "SDEDPMpp",
+    "Saber",
     "Solver",
+    "TauLeaping",
     "fractions",
     "schedules",
     "starting_at",

@@ -32,7 +32,7 @@ class Blocks(Order):
     def __post_init__(self) -> None:
         if not is_count(self.size):
             raise ValueError(f"Blocks(size={self.size!r}): positions of a block, an int of at least 1")
-        if not isinstance(self.inner, Order) or isinstance(self.inner, Blocks):
+        if not isinstance(self.inner, Order) or isinstance(self.inner, Blocks) or self.inner.revises:
             raise ValueError(f"Blocks(inner={self.inner!r}): a solver that orders positions, like FirstHitting()")
 
     @property

@@ -1,8 +1,9 @@
 """Base of the solvers of token processes.
 
 A token process moves by a kernel that is a product over positions, or that first chooses positions and then draws their
-tokens. A solver says where the times lie, and either how many tokens are masked again (`remasked`) or which positions
-are revealed first (`Order`). The moves carry their solver, and the kernels themselves are in `guidekit.process`.
+tokens. A solver says where the times lie, and how many tokens are masked again (`remasked`), at which rates positions
+jump (`Leaping`) or which positions are revealed first (`Order`). The moves carry their solver, and the kernels
+themselves are in `guidekit.process`.
 """
 
 from __future__ import annotations
@@ -66,12 +67,31 @@ class TokenSolver(Solver):
 
 
 @dataclass(frozen=True)
+class Leaping(TokenSolver):
+    """Base of solvers whose positions jump independently of each other, at rates that are held during a move."""
+
+    noises = ("masked", "uniform")
+
+    def rates(self, p: Tensor, own: Tensor | None, move: Move) -> Tensor:
+        """How often a position jumps to each token in this move on average, (rows, length, V), given the prediction p
+        and under uniform noise `own`, its probability of the token that stands there (rows, length, 1). The rate of a
+        jump to that token itself is not used."""
+        raise NotImplementedError(f"{type(self).__name__} does not say at which rates tokens jump")
+
+    def leaps(self, move: Move, noising: str) -> bool:
+        """Whether this move is a leap, and not that of `Ancestral`."""
+        return 0 < move.s < move.t
+
+
+@dataclass(frozen=True)
 class Order(TokenSolver):
     r"""Base of solvers that choose which masked positions are revealed; their tokens are then drawn independently.
 
     In a move from t to s, a row with m masks keeps ceil(m s/t) of them. In a grid whose times are the shares that are
     masked, n/L, a row thus has exactly n masks; one with fewer masks, of which a part was known, waits for its turn.
     """
+
+    revises: ClassVar[bool] = False  # whether it reveals more than that, and takes tokens back
 
     def grid(self, steps: int, t_max: float) -> list[float]:
         if steps < 1 or isinstance(steps, bool):
@@ -95,6 +115,14 @@ class Order(TokenSolver):
         """What orders the positions, (rows, length): the largest are revealed first. log_p is the prediction, and
         `gumbel` one Gumbel number for each position."""
         raise NotImplementedError(f"{type(self).__name__} does not say which positions come first")
+
+    def sure(self, log_p: Tensor, masked: Tensor, memory: Tensor) -> Tensor:
+        """Where it `revises`: how many masked positions are sure enough to be revealed, whatever the grid says."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what is sure")
+
+    def taken_back(self, fall: Tensor, shown: Tensor, asked: Tensor) -> Tensor:
+        """Where it `revises`: the tokens that are masked again."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what is taken back")
 
     def blocks(self, length: int) -> Tensor:
         """The block of every position: those of an earlier one are all revealed first."""

@@ -147,6 +147,11 @@ def word(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return hot(torch.nn.functional.one_hot(x, 4).double(), t)
 
 
+def graded(p: Problem) -> Callable:
+    """The same of tokens, which at time t is worth (1 - t) of it."""
+    return lambda x, t: (1 - t.double()) * word(x, t)
+
+
 @lru_cache
 def attended(name: str) -> Problem:
     return attending(PROBLEMS[name])
@@ -380,8 +385,23 @@ CASES = [
     Case("Temperature", lambda p: gk.Temperature(0.6), lambda p: gk.Temperature(1.0), "own", TOKENS),
     Case("Temperature steer", lambda p: gk.Temperature(0.8, steer=True), None, "base", TOKENS),
     Case("TopP", lambda p: gk.TopP(0.6), lambda p: gk.TopP(1.0), "own", TOKENS),
+    Case("Typical", lambda p: gk.Typical(0.6), lambda p: gk.Typical(1.0), "own", TOKENS),
+    Case("EDLM", lambda p: gk.EDLM(lambda x: x.double().sum(1).cos(), 3), None, "own", ("masked",)),
     Case("DCBG", lambda p: gk.DCBG(word, 1.0), lambda p: gk.DCBG(word, 0.0), "own", ("masked",)),
     Case("DCBG steer", lambda p: gk.DCBG(word, 0.5, steer=True), None, "base", ("masked",)),
+    Case(
+        "DCBG posterior", lambda p: gk.DCBG(graded(p), 1.0, posterior=True),
+        lambda p: gk.DCBG(graded(p), 0.0, posterior=True), "own", TOKENS,
+    ),
+    Case("DCBG posterior steer", lambda p: gk.DCBG(word, 0.4, posterior=True, steer=True), None, "base", TOKENS),
+    Case("TAG posterior", lambda p: gk.TAG(hot, 0.5, posterior=True), None, "own", TOKENS),
+    Case(
+        "PredictorGuidance", lambda p: gk.PredictorGuidance(word, 0.5), lambda p: gk.PredictorGuidance(word, 0.0),
+        "own", TOKENS,
+    ),
+    Case("PredictorGuidance steer", lambda p: gk.PredictorGuidance(word, 0.4, steer=True), None, "base", TOKENS),
+    Case("DCFG", lambda p: gk.DCFG(2.0), lambda p: gk.DCFG(1.0), "own", TOKENS, both),
+    Case("DCFG steer", lambda p: gk.DCFG(1.5, steer=True), None, "base", TOKENS, both),
     Case("TAG", lambda p: gk.TAG(hot, 1.0), lambda p: gk.TAG(hot, 0.0), "own", ("masked",)),
     Case(
         "Compose", lambda p: gk.Compose([other(p), None], [0.6, -0.4], own=1.2),
