@@ -74,7 +74,8 @@ def judged(samples: list[str], drug: str, kept: str) -> dict[str, float]:
     whole = Substructure(kept)(different) if different else torch.zeros(0)
     valid = sum(map(bool, samples))
     return {
-        "validity": valid / len(samples), "unique": len(different) / max(valid, 1), "quality": float(good.sum()) / len(samples),
+        "validity": valid / len(samples), "unique": len(different) / max(valid, 1),
+        "quality": float(good.sum()) / len(samples),
         "diversity": internal_diversity(different) if len(different) > 1 else 0.0,
         "distance": float(1 - Similarity(drug)(different).mean()) if different else 1.0,
         "retained": float((whole > 0).double().mean()) if different else 0.0,

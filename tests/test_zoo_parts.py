@@ -13,7 +13,7 @@ import guidekit as gk
 import guidekit.zoo as zoo
 from guidekit.zoo import fragments, nets
 from guidekit.zoo.grammar import Grammar
-from guidekit.zoo.grammatical import LEAST, Grammatical
+from guidekit.zoo.grammatical import LEAST, Grammatical, likely
 
 SMILES = [
     "CC(=O)Nc1ccccc1", "CCOC(=O)[C@@H]1CCCN(C(=O)c2nc(C)n(C)c2C)C1", "C[NH+](C)CC(=O)N/N=C(\\C)c1ccc(Br)cc1",
@@ -33,6 +33,7 @@ def card(tokens: fragments.Fragments) -> dict:
     options = {"vocab": tokens.vocab, "length": LENGTH, "classes": [3, 2], "width": 64, "depth": 1}
     return {
         "options": options, "tokens": tokens.card(), "properties": ["QED"], "thirds": ["low", "middle", "high"],
+        "classes": ["low QED", "middle QED", "high QED", "MOSES", "ZINC"],
         "sources": ["MOSES", "ZINC"],
     }  # fmt: skip
 
@@ -76,7 +77,7 @@ def test_where_no_likely_token_is_allowed_all_that_are_allowed_are(model, tokens
     p = torch.zeros(2, tokens.vocab)
     p[:, 0] = 1.0  # the end, which would leave a fragment open
     assert not grammar.allowed(states, LENGTH - 2)[:, 0].any()
-    assert torch.equal(model.net.allowed(states, p, LENGTH - 2), grammar.allowed(states, LENGTH - 2))
+    assert torch.equal(likely(grammar, states, p, LENGTH - 2), grammar.allowed(states, LENGTH - 2))
 
 
 @pytest.mark.parametrize("part", ["[*:1]c1ccccc1", "[*:1]N1CCN([*:2])CC1"])
@@ -134,8 +135,9 @@ def test_a_part_that_cannot_be_kept_is_an_error_before_the_first_network_call(mo
 def test_conditions_are_texts_or_dicts(model):
     for condition, expected in (
         ("high QED, zinc", [2, 1]), ("MOSES", [3, 0]), ({"QED": "low"}, [0, 2]), (None, [3, 2]), ("middle qed", [1, 2]),
+        (0, [0, 2]), (4, [3, 1]),
     ):  # fmt: skip
         assert model.encode(condition).tolist() == expected
-    for wrong in ("high logP", {"QED": "best"}, "no such thing", 3):
+    for wrong in ("high logP", {"QED": "best"}, "no such thing", 5, True):
         with pytest.raises(ValueError, match="QED: low, middle, high; source: MOSES, ZINC"):
             model.encode(wrong)

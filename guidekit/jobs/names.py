@@ -45,7 +45,7 @@ from .specs import (
 from .watched import Watched
 
 DOMAINS = ("molecules", "dna", "images", "other")
-KINDS = {"molecule model": "molecules", "DNA model": "dna", "image model": "images"}
+KINDS = {"molecule model": "molecules", "fragment model": "molecules", "DNA model": "dna", "image model": "images"}
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)", re.S)
 
 

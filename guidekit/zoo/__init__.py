@@ -150,17 +150,20 @@ def _fragments(net: nn.Module, own: dict[str, Any]) -> Model:
     from .grammatical import Grammatical
 
     tokens, options = Fragments.of(own["tokens"]), own["options"]
-    factors = dict.fromkeys(own["properties"], own["thirds"]) | {"source": own["sources"]}
+    factors: dict[str, list[str]] = {**dict.fromkeys(own["properties"], own["thirds"]), "source": own["sources"]}
     return MaskedModel(
         Grammatical(net, Grammar.of(tokens)), options["vocab"], options["length"], lambda x: tokens.decode(x.cpu()),
-        lambda c: _classes(c, factors), torch.tensor(options["classes"]),
+        lambda c: _classes(c, factors, own["classes"]), torch.tensor(options["classes"]),
         read=readers.Parts(tokens, options["length"]), ordered=True, end=0,
     )  # fmt: skip
 
 
-def _classes(condition: Any, factors: dict[str, list[str]]) -> Tensor:
-    """The class of each factor, the last one for none: of a dict, or of a text like "high QED, low logP, ZINC"."""
-    given = _told(condition, factors) if isinstance(condition, str) else condition
+def _classes(condition: Any, factors: dict[str, list[str]], names: list[str]) -> Tensor:
+    """The class of each factor, the last one for none: of a dict, a text like "high QED, low logP, ZINC", or the number
+    of one of these words."""
+    number = isinstance(condition, int) and not isinstance(condition, bool) and 0 <= condition < len(names)
+    text = names[condition] if number else condition
+    given = _told(text, factors) if isinstance(text, str) else text
     if not isinstance(given, dict) or any(v not in factors.get(k, ()) for k, v in given.items()):
         known = "; ".join(f"{name}: {', '.join(values)}" for name, values in factors.items())
         raise ValueError(f'the condition {condition!r} is no dict or text like "high QED, ZINC" of these: {known}')

