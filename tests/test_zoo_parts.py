@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -141,3 +142,33 @@ def test_conditions_are_texts_or_dicts(model):
     for wrong in ("high logP", {"QED": "best"}, "no such thing", 5, True):
         with pytest.raises(ValueError, match="QED: low, middle, high; source: MOSES, ZINC"):
             model.encode(wrong)
+
+
+def test_a_level_is_a_share_of_a_molecules_tokens_and_one_token_is_drawn_at_a_time(model, tokens):
+    """Rows that use fewer positions begin with more masks, and the run so early that each mask has its own move."""
+    x = model.read(SMILES)
+    used, seen = (x > 0).sum(1), []
+    result = gk.sample(
+        model, 7, steps=LENGTH, guides=[gk.StartFrom(x, 0.5)], seed=4, callbacks=[lambda p, s: seen.append(p.x.clone())]
+    )
+    kept = (used * 0.5).floor().long()
+    for row, first, own in zip(result.x, kept.tolist(), x, strict=True):
+        assert torch.equal(row[:first], own[:first])
+    masks = [(v == tokens.vocab).sum(1) for v in seen]
+    assert max(int((a - b).max()) for a, b in pairwise(masks)) == 1
+    assert len(seen) == LENGTH - int(kept.min())
+    assert all(len(Chem.GetMolFrags(mol)) == 1 for mol in whole(result.x, tokens))
+    better = gk.refine(model, x, lambda smiles: [float(len(s)) for s in smiles], rounds=2, level=0.5, steps=LENGTH)
+    assert (better.trace["changed"] > 0).any() and (
+        better.rewards >= torch.tensor([len(s) for s in model.decode(x)])
+    ).all()
+
+
+def test_fewer_steps_than_tokens_and_samples_without_the_kept_part_are_errors(model):
+    with pytest.raises(ValueError, match=f"10 steps: this model draws one token at a time, and has {LENGTH}"):
+        gk.sample(model, 2, steps=10)
+    guides = [gk.StartFrom(model.read(["CCN(CC)C(=O)c1ccco1"])), gk.Keep(template="[*:1]c1ccccc1")]
+    with pytest.raises(ValueError, match="do not begin with the kept part"):
+        gk.sample(model, 2, steps=LENGTH, guides=guides)
+    with pytest.raises(ValueError, match="alone=True is for models with ordered=True"):
+        gk.MaskedModel(model.net, 4, 5, alone=True)

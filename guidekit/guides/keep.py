@@ -180,8 +180,14 @@ class Keep(Within):
         if isinstance(model.process, Gaussian):
             k = _of_group(self.known, population.group)
             return torch.where(self.where, model.process.noised(k, noise.to(k), step.t), population.x)
-        held = self._held(model)
-        return torch.where(_of_group(held, population.group), self._known(population.group), population.x)
+        held, known = _of_group(self._held(model), population.group), self._known(population.group)
+        other = held & (population.x != known) & (population.x < model.vocab_size)  # type: ignore[attr-defined]
+        if getattr(model.process, "alone", False) and bool(other.any()):
+            raise ValueError(
+                "the samples from which the run starts do not begin with the kept part, and the rest of them would not "
+                "fit to it: leave StartFrom (start) or Keep (keep) away"
+            )
+        return torch.where(held, known, population.x)
 
     def propose(self, model: Model, population: Population, kernel: Any, step: Step) -> Any:
         assert step.move is not None

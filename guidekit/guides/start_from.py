@@ -103,7 +103,8 @@ class StartFrom(Guide):
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         level = self.level
         if level is None:
-            level = USUAL if moves and moves[0].t >= model.process.t_max else 1.0
+            level = USUAL if self._apart(model) or (moves and moves[0].t >= model.process.t_max) else 1.0
+        level = model.process.begins(self.x, level)
         downs = [i for i, move in enumerate(moves) if move.s < move.t]  # the corrections of Heun belong to a step
         below = next((i for i in downs if moves[i].t <= level + 1e-6), downs[-1] if downs else 0)
         if moves:
@@ -111,10 +112,18 @@ class StartFrom(Guide):
         return starting_at(moves, below) if below else moves
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        self._check_begins(step.t, model.process.t_max - NEAR - 1e-6 if self.level is None else self.level)
         own = self.x.to(population.x).view(-1, *model.shape)
         row = self._row(len(own), population.group, population.slot, step)
+        if self._apart(model):
+            level = USUAL if self.level is None else self.level
+            self._check_begins(step.t, model.process.begins(own, level))
+            return model.process.noised(own[row], noise, level)
+        self._check_begins(step.t, model.process.t_max - NEAR - 1e-6 if self.level is None else self.level)
         return model.process.noised(own[row], noise, step.t)
+
+    def _apart(self, model: Model) -> bool:
+        """Whether the level of noise and the time at which the run begins are two numbers."""
+        return model.process.begins(self.x.view(-1, *model.shape), USUAL) != USUAL
 
     def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
         count = 1 if self.x.shape == view.model.shape else len(self.x)

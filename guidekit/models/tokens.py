@@ -49,6 +49,8 @@ class MaskedModel(_TokenModel):
               trained that way. With at least `length` steps, samples follow exactly that model.
     end       of an ordered model whose texts are padded: the token that follows the last one of a text, so that runs
               that start from samples noise a share of the text, and not of the padding
+    alone     of such a model whose texts follow a grammar: no two tokens are drawn at once, so that runs need at least
+              `length` steps, and a share of all positions is noised
 
     >>> import torch, guidekit as gk
     >>> model = gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 4), vocab_size=4, length=6)
@@ -68,21 +70,24 @@ class MaskedModel(_TokenModel):
         read: Callable[[Any], Any] | None = None,
         ordered: bool = False,
         end: int | None = None,
+        alone: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
+        if alone and not ordered:
+            raise ValueError("alone=True is for models with ordered=True, which draw one token after the other")
         if end is not None and not (ordered and end in range(vocab_size)):
             raise ValueError(
                 f"end={end!r}: a token below {vocab_size} that ends the texts of a model with ordered=True"
             )
-        self.ordered, self.end = ordered, end
+        self.ordered, self.end, self.alone = ordered, end, alone
         super().__init__(net, vocab_size, length, decode, encode_cond, null, read=read, dtype=dtype, device=device)
 
     def facts(self) -> list[str]:
         return [*super().facts(), *(["ordered=True"] if self.ordered else [])]
 
     def _process(self) -> Masked:
-        return Masked(self.vocab_size, self.length if self.ordered else 0, self.end)
+        return Masked(self.vocab_size, self.length if self.ordered else 0, self.end, self.alone)
 
 
 class UniformModel(_TokenModel):

@@ -65,6 +65,10 @@ class Process(Protocol):
         """x_t from x_0 by the forward process."""
         ...
 
+    def begins(self, clean: Tensor, level: float) -> float:
+        """The time at which a run begins whose samples have been noised up to this level."""
+        ...
+
     def decided(self, x: Tensor) -> Tensor | None:
         """The rows of x_t in which nothing is left to draw, bool (rows,), or None where that is never so."""
         ...

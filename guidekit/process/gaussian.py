@@ -93,6 +93,9 @@ class Gaussian:
         alpha, sigma = self.scales(t)
         return alpha * clean + sigma * noise
 
+    def begins(self, clean: Tensor, level: float) -> float:
+        return level
+
     def decided(self, x: Tensor) -> None:
         return None
 

@@ -124,6 +124,9 @@ class _Tokens:
     def noised(self, clean: Tensor, noise: Tensor, t: float) -> Tensor:
         return self.kernel(clean, (), Move(0.0, t)).push(noise)
 
+    def begins(self, clean: Tensor, level: float) -> float:
+        return level
+
     def decided(self, x: Tensor) -> Tensor | None:
         return None
 
@@ -148,12 +151,24 @@ class Masked(_Tokens):
     end      of ordered texts that are padded: the token behind the last one. `noised` then masks the share t of the u
              tokens that a row uses and all behind them, as an unpadded text is noised; that is what is masked at
              t' = 1 - (1 - t) u/L
+    alone    of ordered texts that follow a grammar: every token is drawn by itself, given all before it. Then no move
+             may be longer than 1/L, and a run that starts from samples begins early enough that no row is behind
 
     What `prior` leaves unmasked, as a process with a template does, is not masked on the way up either.
     """
 
     places: int = 0
     end: int | None = None
+    alone: bool = False
+
+    def moves(self, steps: int | Sequence[float], solver: Solver | None) -> list[Move]:
+        moves = super().moves(steps, solver)
+        if self.alone and any(move.t - move.s > 1 / self.places + 1e-9 for move in moves):
+            raise ValueError(
+                f"{len(moves)} steps: this model draws one token at a time, and has {self.places}; give steps="
+                f"{self.places} or more (times of your own at most 1/{self.places} apart)"
+            )
+        return moves
 
     @property
     def states(self) -> int:
@@ -229,13 +244,19 @@ class Masked(_Tokens):
         """The probability u that a masked position stays masked in a move down, of shape (), (length,) or that of x."""
         m_t, m_s = self.hidden(move.t, x), self.hidden(move.s, x)
         u = (m_s / m_t).nan_to_num(0.0).clamp(max=1)
-        return u if self.end is None else self._late(x, m_t, u, move)
+        return u if self.end is None or self.alone else self._late(x, m_t, u, move)
 
     def noised(self, clean: Tensor, noise: Tensor, t: float) -> Tensor:
         if not self.places or self.end is None:
             return super().noised(clean, noise, t)
         used = (clean == self.end).cumsum(-1).eq(0).sum(-1, keepdim=True)
         return self._masking(clean, 1 - self.hidden(1 - (1 - t) * used.double() / self.places, clean)).push(noise)
+
+    def begins(self, clean: Tensor, level: float) -> float:
+        if not self.alone or self.end is None:
+            return level
+        used = (clean == self.end).cumsum(-1).eq(0).sum(-1)
+        return 1 - float((used * (1 - level)).floor().min()) / self.places
 
     def _masking(self, x: Tensor, kept: Tensor) -> Categorical:
         """Masks each token that is not one of the template with probability 1 - kept."""

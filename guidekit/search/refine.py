@@ -171,8 +171,10 @@ class _Search:
     def round(self, state: Result, number: int) -> Result:
         """The samples noised and denoised again."""
         x = state.x.view(state.groups, -1, *self.model.shape).repeat_interleave(self.offspring, 1).flatten(0, 1)
-        times = [self.level * (1 - i / self.steps) for i in range(self.steps)] + [0.0]
-        return self.sample(len(x) // state.groups, times, (StartFrom(x), *self.guides), number)
+        begins = self.model.process.begins(x, self.level)
+        times = [begins * (1 - i / self.steps) for i in range(self.steps)] + [0.0]
+        start = StartFrom(x, None if begins == self.level else self.level)
+        return self.sample(len(x) // state.groups, times, (start, *self.guides), number)
 
     def sample(self, n: int, steps: int | Sequence[float], guides: Sequence[Guide], number: int) -> Result:
         options = {"cond": self.cond, "reward": self.reward, "solver": self.solver, "batch_size": self.batch_size}

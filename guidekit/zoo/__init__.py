@@ -150,11 +150,12 @@ def _fragments(net: nn.Module, own: dict[str, Any]) -> Model:
     from .grammatical import Grammatical
 
     tokens, options = Fragments.of(own["tokens"]), own["options"]
-    factors: dict[str, list[str]] = {**dict.fromkeys(own["properties"], own["thirds"]), "source": own["sources"]}
+    factors: dict[str, list[str]] = dict.fromkeys(own["properties"], own["thirds"])  # type: ignore[assignment]
+    factors["source"] = own["sources"]
     return MaskedModel(
         Grammatical(net, Grammar.of(tokens)), options["vocab"], options["length"], lambda x: tokens.decode(x.cpu()),
         lambda c: _classes(c, factors, own["classes"]), torch.tensor(options["classes"]),
-        read=readers.Parts(tokens, options["length"]), ordered=True, end=0,
+        read=readers.Parts(tokens, options["length"]), ordered=True, end=0, alone=True,
     )  # fmt: skip
 
 
