@@ -1,4 +1,4 @@
-"""Saber against an enumeration of its chain, whose states are tokens and the probabilities they were revealed with."""
+"""Saber against an enumeration of its chain, whose states are tokens and what they were revealed with."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ def predicted(x: tuple[int, ...]) -> np.ndarray:
     return judging(torch.tensor([x]), torch.ones(1), None).softmax(-1)[0].numpy()
 
 
-def moved(x: tuple[int, ...], memory: tuple[float, ...], share: float) -> Counter:
+def moved(x: tuple[int, ...], memory: tuple[tuple[float, float], ...], share: float) -> Counter:
     """The law of the state after a move that leaves this share of the masks, by the description of the paper."""
     p, found = predicted(x), Counter()
     masks = [i for i in range(L) if x[i] == V]
     asked = len(masks) - ceil(len(masks) * share - 1e-9)
-    known = [m for m in memory if m > 0]
+    known = [sure for _, sure in memory if sure > 0]
     tau = float(np.mean(known)) if known else 1.0
     surest = sorted(masks, key=lambda i: -p[i].max())
     k = max(asked, sum(p[i].max() > tau for i in masks))
-    fallen = [(memory[i] - p[i][x[i]], i) for i in range(L) if memory[i] > 0 and memory[i] > p[i][x[i]]]
+    fallen = [(memory[i][0] - p[i][x[i]], i) for i in range(L) if x[i] < V and memory[i][0] > p[i][x[i]]]
     most = min(max(asked // 2, ceil(k / 8)), k - asked)
     back = [i for _, i in sorted(fallen, reverse=True)[:most]]
     for letters in product(range(V), repeat=k):
         shown = dict(zip(surest[:k], letters, strict=True))
         chance = float(np.prod([p[i][v] for i, v in shown.items()]))
         new = [shown.get(i, x[i]) for i in range(L)]
-        kept = [p[i][shown[i]] if i in shown else memory[i] for i in range(L)]
+        kept = [(p[i][shown[i]], p[i].max()) if i in shown else memory[i] for i in range(L)]
         for i in back:
-            new[i], kept[i] = V, 0.0
+            new[i], kept[i] = V, (0.0, 0.0)
         found[tuple(new), tuple(kept)] += chance
     return found
 
@@ -63,7 +63,7 @@ def moved(x: tuple[int, ...], memory: tuple[float, ...], share: float) -> Counte
 @lru_cache
 def law(steps: int) -> tuple[np.ndarray, float]:
     """The law of x_0, and the chance that some token has been taken back."""
-    states, revised = {((V,) * L, (0.0,) * L): 1.0}, 0.0
+    states, revised = {((V,) * L, ((0.0, 0.0),) * L): 1.0}, 0.0
     for before, after in pairwise(SABER.counts(steps, L)):
         following: Counter = Counter()
         for (x, memory), weight in states.items():

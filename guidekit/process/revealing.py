@@ -69,15 +69,16 @@ class Revealing:
 
 @dataclass(frozen=True, eq=False)
 class Revising(Revealing):
-    """The kernel of solvers that also take tokens back. `memory` has the probability that each token had when it was
-    revealed, (rows, length); 0 where there is a mask, and where a token was given and is never taken back."""
+    """The kernel of solvers that also take tokens back. `memory` has, of the time when a position was revealed, the
+    probability of its token and of the most probable one, (rows, length, 2); 0 where there is a mask, and where a token
+    was given and is never taken back."""
 
     memory: Tensor
     kept: list[Tensor] = field(default_factory=list)  # the memory after a move
 
     @property
     def count(self) -> Tensor:
-        return torch.maximum(self.asked, self.order.sure(self.log_probs, self.masked, self.memory))
+        return torch.maximum(self.asked, self.order.sure(self.log_probs, self.masked, self.memory[..., 1]))
 
     @property
     def history(self) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -85,8 +86,9 @@ class Revising(Revealing):
 
     def push(self, noise: Tensor) -> Tensor:
         shown, x = self.shown(noise), super().push(noise)
-        chance = self.log_probs.gather(-1, x.clamp(max=self.mask - 1)[..., None])[..., 0].exp()
-        fall = torch.where((self.memory > 0) & ~self.masked, self.memory - chance, 0.0)
-        back = self.order.taken_back(fall, shown, self.asked)
-        self.kept[:] = [torch.where(back, 0.0, torch.where(shown, chance, self.memory))]
+        p, before = self.log_probs.exp(), self.memory[..., 0]
+        chance = p.gather(-1, x.clamp(max=self.mask - 1)[..., None])[..., 0]
+        back = self.order.taken_back(torch.where(before > 0, before - chance, 0.0), shown, self.asked)
+        found = torch.where(shown[..., None], torch.stack([chance, p.amax(-1)], -1), self.memory)
+        self.kept[:] = [torch.where(back[..., None], 0.0, found)]
         return torch.where(back, self.mask, x)

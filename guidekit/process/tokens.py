@@ -218,7 +218,8 @@ class Masked(_Tokens):
             of = predictions[0].double().log_softmax(-1), x, self.V, solver, move
             if not solver.revises:
                 return Revealing(*of)
-            return Revising(*of, predictions[1] if len(predictions) > 1 else torch.zeros_like(x, dtype=torch.float64))
+            nothing = torch.zeros((*x.shape, 2), dtype=torch.float64, device=x.device)
+            return Revising(*of, predictions[1] if len(predictions) > 1 else nothing)
         again = 0.0 if solver is None else solver.remasked(move.t, move.s)
         if again > 0:
             return self._remasking(x, predictions[0].double().log_softmax(-1), move, again)

@@ -1,7 +1,7 @@
 r"""Saber: adaptive acceleration and backtracking (Dong et al., 2025), https://arxiv.org/abs/2510.18165.
 
-With c_i = max_v p_i(v) the confidence at a masked position, and tau the mean probability that the tokens of a row had
-when they were revealed (1 before the first one), a move
+With c_i = max_v p_i(v) the confidence at a masked position, and tau the mean confidence at the positions of a row when
+they were revealed (1 before the first one), a move
 
     reveals      all masked positions with c_i > tau, and of the others the surest that the grid `times` asks for,
     masks again  at most max(n/2, k/8) of the k - n tokens that the row is ahead of the grid: those whose probability
@@ -14,9 +14,11 @@ complete waits for the others.
 Tokens can be taken back only with a network that judges them, as LLaDA does: its prediction p_i at a position that is
 not masked is what it would have there. Where it is the token itself, with probability 1, nothing is taken back.
 
-The authors' code compares with the step before, counts what falls least as fallen, and runs until all is revealed; here
-the number of steps is given. Samples have a law of their own, and which positions are revealed follows from the
-prediction, so that there is no log-probability of a move; tokens keep their probabilities.
+The authors take the most probable tokens, and the probability of the token for c_i; here tokens are drawn, and keep
+their probabilities, and positions are chosen by the prediction alone. Their code compares with the step before, takes
+back what has risen least where nothing has fallen, and runs until all is revealed; here the number of steps is given.
+Samples have a law of their own. Which positions are revealed follows from the prediction, so that moves have no
+log-probability.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Saber(Order):
         return log_p.amax(-1)
 
     def sure(self, log_p: Tensor, masked: Tensor, memory: Tensor) -> Tensor:
-        """How many masked positions of a row are surer than its tokens were, (rows, 1)."""
+        """How many masked positions of a row are surer than its others were, (rows, 1), by their confidences then."""
         known = (memory > 0).sum(-1, keepdim=True)
         tau = torch.where(known > 0, memory.sum(-1, keepdim=True) / known.clamp(min=1), 1.0)
         return (masked & (log_p.amax(-1).exp() > tau)).sum(-1, keepdim=True)
