@@ -104,6 +104,7 @@ def test_weights_tilt_that_law_exactly_and_candidates_keep_their_memory():
             assert abs(float(error / (found.std() / groups**0.5))) < 4.5
 
 
+@pytest.mark.usefixtures("every_row")
 def test_tokens_of_a_network_that_repeats_them_are_kept_and_rows_do_not_depend_on_their_batch():
     table = gk.analytic.TokenTable(TABLE.view((V,) * L))
     runs = [gk.sample(table, 50, steps=5, solver=s) for s in (SABER, gk.solvers.Confidence())]
