@@ -117,7 +117,7 @@ def evolve(
     progress: bool = False,
     checkpoint: str | Path | None = None,
 ) -> Result:
-    """The best samples that a budget of reward calls finds: the design loop, or rounds of noising where these are given.
+    """The best samples that a budget of reward calls finds, by the design loop; or rounds of noising, if asked for.
 
     start       n: so many samples are returned, and the model draws the population; or samples to begin with (those
                 that `model.read` takes, states or a result; of molecules any SMILES)
@@ -170,10 +170,8 @@ def evolve(
         offspring = 1 if offspring is None else offspring
         if not is_count(offspring):
             raise ValueError(f"offspring={offspring!r}: children of each sample in a round, at least 1")
-        rounds, level, steps = (d if v is None else v for v, d in ((rounds, 10), (level, 0.5), (steps, 25)))
-        search = _Search(
-            model, reward, rounds, level, steps, tuple(guides), cond, solver, seed, batch_size, progress, offspring
-        )
+        times = (10 if rounds is None else rounds, 0.5 if level is None else level, 25 if steps is None else steps)
+        search = _Search(model, reward, *times, tuple(guides), cond, solver, seed, batch_size, progress, offspring)
         return search.run(start, checkpoint, ("evolve", offspring), _fittest)
     return Design(
         model,

@@ -39,13 +39,13 @@ def crossed(first: str, second: str, rng: python.Random) -> str | None:
 
 def _tried(make: Callable[[], Any], parents: set[str]) -> str | None:
     for _ in range(TRIES):
-        found = _finished(make())
+        found = finished(make())
         if found is not None and found not in parents:
             return found
     return None
 
 
-def _editable(smiles: str) -> Any:
+def editable(smiles: str) -> Any:
     """A graph whose hydrogens follow from the valences."""
     from rdkit import Chem
 
@@ -59,7 +59,7 @@ def _editable(smiles: str) -> Any:
     return mol
 
 
-def _finished(mol: Any) -> str | None:
+def finished(mol: Any) -> str | None:
     """Canonical SMILES of an edited graph, or None where it is no acceptable molecule."""
     from rdkit import Chem
 
@@ -100,7 +100,7 @@ def _pattern(smarts: str) -> Any:
 
 
 def _mutation(smiles: str, rng: python.Random) -> Any:
-    mol = _editable(smiles)
+    mol = editable(smiles)
     return mol if rng.choice(MUTATIONS)(mol, rng) else None
 
 
@@ -225,7 +225,7 @@ class _Piece:
 
 
 def _crossover(first: str, second: str, rng: python.Random) -> Any:
-    a, b = _editable(first), _editable(second)
+    a, b = editable(first), editable(second)
     cut = rng.choice((_acyclic_cut, _ring_cut))
     pieces = [_pieces(mol, cut(mol, rng)) for mol in (a, b)]
     return _joined(*(rng.choice(p) for p in pieces), rng) if all(pieces) else None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 LEVELS = 1 << 20  # counts are below this
 REFERENCE = 500  # samples whose distances give the length of the Gaussian kernel
+EXACT = "donot_use_mm_for_euclid_dist"  # so that a sample is at no distance from itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,16 +103,25 @@ class Numbers:
     def kernel(self, other: Numbers) -> Tensor:
         """k of all pairs; l is that of the other, whose samples are those that are known."""
         length = other.length or _median_distance(other.values)
-        return (torch.cdist(self.values, other.values) / length).square().div(-2).exp()
+        return (torch.cdist(self.values, other.values, compute_mode=EXACT) / length).square().div(-2).exp()
 
 
 def _median_distance(values: Tensor) -> float:
     part = values[:: max(1, len(values) // REFERENCE)]
-    distances = torch.cdist(part, part)
+    distances = torch.cdist(part, part, compute_mode=EXACT)
     return float(distances[distances > 0].median()) if bool((distances > 0).any()) else 1.0
 
 
-Features = Counts | Numbers
+class Features(Protocol):
+    """Features of samples, row by row, with a kernel between any two sets of the same kind."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Any: ...
+
+    def join(self, other: Any) -> Any: ...
+
+    def kernel(self, other: Any) -> Tensor: ...
 
 
 def as_features(found: Any, rows: int) -> Features:

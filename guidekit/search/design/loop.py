@@ -397,7 +397,7 @@ class Design:
             "resampled": [False],
             "distinct": [len(calls)],
             "mean_reward": [sum(own) / len(own) if own else math.nan],
-            "max_reward": [top[0] if top else -math.inf],
+            "max_reward": [top[0] if top else math.nan],
             "seconds": self.seconds,
             "calls": self.memory.asked,
             "best": top[0] if top else math.nan,

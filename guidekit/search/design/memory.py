@@ -132,7 +132,7 @@ class Memory:
             self.states.append(state)
             self.calls.append(call)
         found = self.domain.features(samples)
-        self.features = found if self.features is None else self.features.join(found)  # type: ignore[arg-type]
+        self.features = found if self.features is None else self.features.join(found)
 
 
 @dataclass
@@ -289,5 +289,10 @@ def _no_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _nan(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: math.nan if v is None else v for k, v in row.items()}
+def _nan(value: Any) -> Any:
+    """The inverse."""
+    if isinstance(value, dict):
+        return {k: _nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_nan(v) for v in value]
+    return math.nan if value is None else value

@@ -19,8 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import Tensor
 
 from ...errors import is_count
@@ -85,7 +86,7 @@ def rank_correlation(predicted: Tensor, found: Tensor) -> float:
     a, b = predicted[known], found[known]
     if len(a) < 3 or len(a.unique()) < 2 or len(b.unique()) < 2:
         return float("nan")
-    return float(spearmanr(a.cpu().numpy(), b.cpu().numpy()).statistic)
+    return float(np.corrcoef(rankdata(a.cpu().numpy()), rankdata(b.cpu().numpy()))[0, 1])
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Surrogate:
     kappa: float = 0.3
     noise: float = 0.01
     points: int = 1800
-    evidence: float = 0.05
+    evidence: float = 0.1
     features: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ....guides.shared.constrained import Within
 from ..study import Study
 
 
@@ -39,6 +40,11 @@ class Proposal:
     def __post_init__(self) -> None:
         if isinstance(self.screen, bool) or not isinstance(self.screen, int) or self.screen < 1:
             raise ValueError(f"{self.name}(screen={self.screen!r}): candidates for each call, at least 1")
+
+    @staticmethod
+    def held(study: Study) -> str | None:
+        """The first constraint of the user's guides, which only the model's own runs keep."""
+        return next((type(g).__name__ for g in study.guides if isinstance(g, Within)), None)
 
     @property
     def name(self) -> str:

@@ -32,7 +32,8 @@ class Crossover(Proposal):
             return "Crossover is for models of tokens: segments of pictures do not fit together"
         if study.domain.content == "smiles":
             return "Crossover of tokens breaks the grammar of molecules: GraphOperators crosses their graphs"
-        return None
+        held = self.held(study)
+        return f"Crossover does not know the constraint of {held}: give require=... as well" if held else None
 
     def propose(self, study: Study, count: int, key: Tensor) -> Candidates:
         pairs = [study.memory.parents(count, random.fold(key, name)) for name in ("first", "second")]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .... import random
-from ....guides.shared.constrained import Within
 from .. import graph
 from ..study import Study
 from .base import Candidates, Proposal
@@ -32,8 +31,8 @@ class GraphOperators(Proposal):
     def refuses(self, study: Study) -> str | None:
         if study.domain.content != "smiles":
             return f"GraphOperators is for molecules, and these samples are {study.domain.content}"
-        held = [type(g).__name__ for g in study.guides if isinstance(g, Within)]
-        return f"graph operators do not know the constraint of {held[0]}: give require=... as well" if held else None
+        held = self.held(study)
+        return f"graph operators do not know the constraint of {held}: give require=... as well" if held else None
 
     def propose(self, study: Study, count: int, key: Tensor) -> Candidates:
         a, b = (study.memory.batch(study.memory.parents(count, random.fold(key, name))) for name in ("first", "second"))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .... import random
+from ....engine.result import Result
 from ....guides import StartFrom
 from ..study import Study
 from .base import Candidates, Proposal
@@ -49,10 +50,9 @@ class Regrow(Proposal):
         joined = torch.cat(samples) if isinstance(samples[0], Tensor) else [s for part in samples for s in part]
         return Candidates(joined, torch.cat([f.x for f in found]))
 
-    def _regrown(self, study: Study, x: Tensor, key: Tensor) -> Candidates:
+    def _regrown(self, study: Study, x: Tensor, key: Tensor) -> Result:
         u = float(random.uniform(random.fold(key, "level"), (1,)))
         level = self.low + (self.high - self.low) * u
         steps = max(1, round(study.chain * level))
         times = [level * (1 - i / steps) for i in range(steps)] + [0.0]
-        found = study.draw(len(x), key, [StartFrom(x.to(study.model.device))], times)
-        return Candidates(found.samples, found.x)
+        return study.draw(len(x), key, [StartFrom(x.to(study.model.device))], times)
