@@ -129,6 +129,10 @@ def test_a_batch_is_chosen_as_if_all_before_were_known():
 def test_rank_correlation_leaves_out_what_is_unknown():
     a = torch.tensor([1.0, 2.0, 3.0, 10.0, torch.nan])
     b = torch.tensor([5.0, 6.0, 7.0, 100.0, 0.0])
+    from scipy.stats import spearmanr
+
+    ties = torch.randint(0, 6, (2, 40), generator=torch.Generator().manual_seed(2)).double()
+    assert rank_correlation(*ties) == pytest.approx(spearmanr(*ties.numpy()).statistic)
     assert rank_correlation(a, b) == pytest.approx(1) and rank_correlation(a, -b) == pytest.approx(-1)
     assert np.isnan(rank_correlation(a[:2], b[:2])) and np.isnan(rank_correlation(a, torch.ones(5)))
 

@@ -19,9 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from ...errors import is_count
@@ -86,7 +84,13 @@ def rank_correlation(predicted: Tensor, found: Tensor) -> float:
     a, b = predicted[known], found[known]
     if len(a) < 3 or len(a.unique()) < 2 or len(b.unique()) < 2:
         return float("nan")
-    return float(np.corrcoef(rankdata(a.cpu().numpy()), rankdata(b.cpu().numpy()))[0, 1])
+    return float(torch.corrcoef(torch.stack([_ranks(a), _ranks(b)]))[0, 1])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks from 1, those of equal values being their mean."""
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[place]
 
 
 @dataclass(frozen=True)
