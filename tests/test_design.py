@@ -89,6 +89,7 @@ def test_the_budget_is_spent_to_the_last_call_on_samples_that_are_all_different(
     assert result.rewards.tolist() == best
     assert len(set(result.samples)) == 8
     assert torch.equal(numbered(result.samples), result.x)
+    assert "8 samples" in repr(result) and result._repr_html_()
 
 
 def test_molecules_are_the_same_if_their_canonical_smiles_are():
@@ -348,6 +349,7 @@ def test_what_is_wrong_is_said_before_the_first_call():
         ("two are called alike", {"proposals": [S.Fresh(), S.Fresh(screen=3)]}),
         ("content='words'", {"content": "words"}),
         ("population=0", {"population": 0}),
+        ("diversity=3 counts scaffolds of molecules, and these samples are text", {"diversity": 3}),
         ("belong to the design loop", {"rounds": 3, "known": "x.csv"}),
         ("level go without a budget", {"budget": Budget(calls=60), "level": 0.5}),
     ):
@@ -422,3 +424,26 @@ DRUGS = [
     "CC(Cc1ccccc1)NC(=O)CN", "COc1cc(CC(N)C(=O)O)ccc1O", "Clc1ccc(C2CCNCC2)cc1", "CC(=O)N1CCN(c2ccc(O)cc2)CC1",
     "Oc1ccc(CCN)cc1O", "CNCCC(Oc1ccccc1)c1ccccc1", "CCN1CCCC1CNC(=O)c1cc(S(N)(=O)=O)ccc1OC", "NC(=O)c1cccnc1",
 ]  # fmt: skip
+
+
+def test_the_command_line_writes_a_table_and_the_calls(tmp_path: Path):
+    from typer.testing import CliRunner
+
+    from guidekit.cli.app import app
+
+    (tmp_path / "leads.smi").write_text("\n".join(DRUGS[:10]) + "\n", encoding="utf-8")
+    out = tmp_path / "out"
+    options = ["--start", str(tmp_path / "leads.smi"), "--budget", "60", "-n", "4", "-o", str(out), "--require", "logp"]
+    done = CliRunner().invoke(app, ["design", "molecules", "-r", "qed", "-r", "sa:0.1", *options, "--debug"])
+    assert done.exit_code == 0, done.output
+    with (out / "designs.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (out / "calls.csv").open(encoding="utf-8", newline="") as file:
+        calls = list(csv.DictReader(file))
+    assert len(rows) == 4 and len(calls) == 60 and {row["sample"] for row in rows} <= {c["sample"] for c in calls}
+    from rewards.molecules import QED, SA, LogP
+
+    for row in rows:
+        assert LogP()([row["sample"]]) > 0
+        assert float(row["reward"]) == pytest.approx(float(QED()([row["sample"]]) - 0.1 * SA()([row["sample"]])))
+    assert len(gk.load_result(out / "result")) == 4

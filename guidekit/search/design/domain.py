@@ -67,7 +67,7 @@ class Domain:
     def kept(self, samples: Any, rows: Sequence[int], names: Sequence[Hashable]) -> Any:
         """Rows of samples in their canonical form."""
         if isinstance(samples, Tensor):
-            return samples[list(rows)]
+            return samples[list(rows)].detach().cpu()
         return [names[i] if self.texts else samples[i] for i in rows]
 
     def features(self, samples: Any) -> Features:

@@ -155,7 +155,11 @@ class Design:
             return Candidates(self.model.decode(x.to(self.model.device)), x.cpu())
 
     def _check_budget(self) -> None:
-        calls = self.budget.calls
+        calls, content = self.budget.calls, self.memory.domain.content
+        if self.diversity is not None and content != "smiles":
+            raise ValueError(
+                f"diversity={self.diversity} counts scaffolds of molecules, and these samples are {content}"
+            )
         known = len(measured(self.known)[0]) if self.known is not None else 0
         first = max(self.size - known, 0)
         if calls is not None and calls < first:
@@ -256,12 +260,15 @@ class Design:
             self.study.cost, self.own = Cost(**rounds[-1]["cost"][0]), Cost(**rounds[-1]["cost"][1])
             self.scorer.cost, self.before = self.own, rounds[-1]["seconds"]
         self.trace = Trace(row["trace"] for row in rounds)
+        ends = [0, *(row["calls"] for row in rounds)]
+        self.stale = len(ends) - 1 - ends.index(ends[-1])
 
     def _know(self, samples: Any, values: list[float]) -> None:
         """Remember what was measured before, the first of equal samples."""
         domain = self.memory.domain
         names = domain.names(samples)
-        rows = [i for i, name in enumerate(names) if name is not None and name not in names[:i]]
+        first = {name: i for i, name in reversed(list(enumerate(names))) if name is not None}
+        rows = sorted(first.values())
         if not rows:
             raise ValueError(f"known: none of its {len(names)} samples can be read as {domain.content}")
         calls = [Call(-1, GIVEN, values[i], math.nan) for i in rows]

@@ -18,13 +18,15 @@ from ....guides import StartFrom
 from ..study import Study
 from .base import Candidates, Proposal
 
+LEAST = 4  # children at a level, as a run of the model is dear
+
 
 @dataclass(frozen=True)
 class Regrow(Proposal):
     """Children of parents that the model can write.
 
     low, high   levels between which it draws
-    levels      how many levels there are in a round
+    levels      how many levels there are in a round, if each has at least `LEAST` children
     """
 
     screen: int = 4
@@ -42,7 +44,8 @@ class Regrow(Proposal):
     def propose(self, study: Study, count: int, key: Tensor) -> Candidates:
         x, known = study.memory.state(study.memory.parents(count, key))
         x = x[known]
-        parts = [x[i :: self.levels] for i in range(self.levels)]
+        levels = min(self.levels, max(1, len(x) // LEAST))
+        parts = [x[i::levels] for i in range(levels)]
         found = [self._regrown(study, part, random.fold(key, i)) for i, part in enumerate(parts) if len(part)]
         if not found:
             return Candidates([])
