@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 import guidekit as gk
+from guidekit import random as addressed
 from rewards.molecules import objective
 from rewards.molecules.descriptors import canonical
 
@@ -50,7 +51,7 @@ def molecules(model: gk.Model, count: int, seed: int) -> list[str]:
     found: dict[str, None] = {}
     part = 0
     while len(found) < count:
-        key = int(gk.random.fold(gk.random.fold(gk.random.key(seed), "benchmark"), part))
+        key = int(addressed.fold(addressed.fold(addressed.key(seed), "benchmark"), part))
         for smiles in gk.sample(model, 100, steps=model.shape[0], seed=key, batch_size=100).samples:
             if (name := canonical(smiles)) is not None:
                 found.setdefault(name)
@@ -135,7 +136,7 @@ def main(arguments: list[str] | None = None, load: Callable[[], gk.Model] = lamb
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", gk.CollapseWarning)
-    text = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {"rows": []}
+    text: dict[str, Any] = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {"rows": []}
     text["command"] = "python -m benchmarks.design"
     model = load()
     methods = [m for m in args.methods if m != "mol_ga" or find_spec("mol_ga") is not None]

@@ -228,7 +228,7 @@ def _crossover(first: str, second: str, rng: python.Random) -> Any:
     a, b = editable(first), editable(second)
     cut = rng.choice((_acyclic_cut, _ring_cut))
     pieces = [_pieces(mol, cut(mol, rng)) for mol in (a, b)]
-    return _joined(*(rng.choice(p) for p in pieces), rng) if all(pieces) else None
+    return _joined(rng.choice(pieces[0]), rng.choice(pieces[1]), rng) if all(pieces) else None
 
 
 def _acyclic_cut(mol: Any, rng: python.Random) -> list[int]:

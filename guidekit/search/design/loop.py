@@ -83,10 +83,10 @@ class Design:
 
     def __post_init__(self) -> None:
         self._check()
-        if self.surrogate is True:
-            self.surrogate = Surrogate()
-        own = self.surrogate or None
-        domain = Domain.of(self.model, self.content, own.features if own else None)
+        self.learner = (
+            self.surrogate if isinstance(self.surrogate, Surrogate) else Surrogate() if self.surrogate else None
+        )
+        domain = Domain.of(self.model, self.content, self.learner.features if self.learner else None)
         self.memory = Memory(domain, self.model)
         self.study = Study(self.model, self.memory, self.guides, self.cond, self.solver, self.steps, self.batch_size)
         self.own = Cost()  # of the reward, apart from what the runs of the model cost
@@ -187,7 +187,7 @@ class Design:
     def described(self) -> dict[str, Any]:
         """What decides the outcome, apart from the budget and the number of samples that are returned."""
         start = None if self.given is None else self.given.samples
-        names = ("model", "reward", "guides", "cond", "solver", "steps", "seed", "surrogate", "batch", "require")
+        names = ("model", "reward", "guides", "cond", "solver", "steps", "seed", "learner", "batch", "require")
         own = {name: describe(getattr(self, name)) for name in (*names, "diversity")}
         known = None if self.known is None else describe(measured(self.known))
         return own | {
@@ -297,7 +297,7 @@ class Design:
 
     def _round(self, number: int) -> None:
         before, key = len(self.memory), random.fold(self.key, number)
-        own = self.surrogate or None
+        own = self.learner
         posterior = own.fitted(self.memory) if own else None
         correlation = own.correlation(self.memory, posterior) if own else math.nan
         trusted = own is not None and posterior is not None and own.trusted(correlation)
@@ -331,11 +331,11 @@ class Design:
     ) -> tuple[list[int], list[float] | None]:
         """The candidates to ask, in order, and what the surrogate says of all."""
         order = random.uniform(random.fold(random.fold(key, "order"), torch.arange(len(pool)))).argsort().tolist()
-        if posterior is None or not isinstance(self.surrogate, Surrogate) or not len(pool):
+        if posterior is None or self.learner is None or not len(pool):
             return order[:size], None
         mean, covariance = posterior.at(self.memory.domain.features(pool.batch()))
         if trusted:
-            order = chosen(mean, covariance, size, self.surrogate.kappa, self.surrogate.noise * posterior.scale**2)
+            order = chosen(mean, covariance, size, self.learner.kappa, self.learner.noise * posterior.scale**2)
         return order[:size], mean.tolist()
 
     def _ask(self, pool: Pool, rows: Sequence[int], predicted: list[float] | None) -> None:

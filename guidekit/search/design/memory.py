@@ -26,7 +26,7 @@ from ...models import Model
 from .domain import Domain
 from .kernels import Features
 
-COLUMNS = ("call", "round", "proposal", "sample", "value", "predicted")
+COLUMNS: tuple[str, ...] = ("call", "round", "proposal", "sample", "value", "predicted")
 TOP = 3.0  # parents are drawn from the best 10^-u of the memory, u uniform from 0 to this
 GIVEN = "known"  # the proposal of what was measured before
 
