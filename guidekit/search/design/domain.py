@@ -2,7 +2,7 @@
 
     "smiles"     molecules: the same if their canonical SMILES are; counts of circular fragments up to radius 2
     "sequence"   texts in which what counts is which words occur: counts of k-mers, k = 3 to 6
-    "text"       other texts, position by position: counts of (place, letter) and of k-mers, k = 1 to 3
+    "text"       other texts, position by position: which letter is at which place, and which pair of neighbours
     "tokens"     rows of whole numbers, as texts
     "numbers"    anything else: pixels, points; the numbers themselves
 
@@ -28,8 +28,8 @@ from .kernels import Counts, Features, Numbers, as_features
 
 CONTENTS = ("smiles", "sequence", "text", "tokens", "numbers")
 RADIUS = 2
-WORDS = {"sequence": (3, 4, 5, 6), "text": (1, 2, 3), "tokens": (1, 2, 3)}
-PLACED = ("text", "tokens")  # whose letters also count by their place
+WORDS = {"sequence": (3, 4, 5, 6), "text": (1, 2), "tokens": (1, 2)}  # sizes of the words that are counted
+PLACED = ("text", "tokens")  # of which words count by their place
 _PRIME, _LARGEST = 1_000_003, 1 << 43
 
 
@@ -128,11 +128,13 @@ def _letters(samples: Any) -> Iterable[list[int]]:
 
 
 def _words(row: list[int], sizes: Sequence[int], placed: bool) -> Counter[int]:
-    """Counts of the k-mers of a row, and of its letters by place, each under a number of its own."""
+    """Counts of the k-mers of a row, or of these by their place, each under a number of its own."""
     a = np.asarray(row, np.int64)
-    found = [_numbered(np.stack([a[i : len(a) - k + i + 1] for i in range(k)]), k) for k in sizes if k <= len(a)]
-    if placed:
-        found.append(_numbered(np.stack([np.arange(len(a)), a]), 0))
+    found = []
+    for k in sizes:
+        parts = [a[i : len(a) - k + i + 1] for i in range(k)] if k <= len(a) else []
+        if parts:
+            found.append(_numbered(np.stack([*parts, *([np.arange(len(parts[0]))] if placed else [])]), k))
     return Counter(chain.from_iterable(f.tolist() for f in found))
 
 
