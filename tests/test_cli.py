@@ -90,7 +90,7 @@ def test_help_comes_at_once_and_imports_nothing_heavy():
     )
     assert time.perf_counter() - begun < 10  # on a busy machine; about a quarter of a second on an idle one
     assert found.stdout.rstrip().endswith("[]")
-    for command in ("list", "sample", "search", "run", "report", "compare", "evaluate", "bench"):
+    for command in ("list", "sample", "search", "run", "report", "compare", "evaluate", "bench", "design"):
         assert f"\n  {command} " in found.stdout
 
 
@@ -124,6 +124,9 @@ def test_the_entry_point_answers_with_json_alone_and_a_code():
         (("evaluate", "none.smi", "--domain", "molecules"), 2, "no such file"),
         (("list", "guide"), 2, "did you mean 'guides'"),
         (("bench", "dna", "-g", "nothing_like"), 2, "guidekit list"),
+        (("design", "dna"), 2, "a design needs a reward"),
+        (("design", "dna", "-r", "qed"), 2, "scores molecules"),
+        (("design", "dna", "-r", "gc", "--budget", "20"), 2, "Budget(calls=20) is below the population of 50"),
         (("nothing",), 2, "No such command"),
     ],
 )

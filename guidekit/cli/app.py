@@ -219,6 +219,51 @@ def search(
 
 
 @app.command()
+def design(
+    model: Model,
+    reward: Rewards = None,
+    budget: Annotated[int, typer.Option(min=1, help="Number of distinct samples that the reward is asked for.")] = 2000,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of samples that are returned, the best ones.")] = 16,
+    start: Annotated[Path | None, typer.Option(help="Begin with the samples of this file, like a lead.smi.")] = None,
+    known: Annotated[
+        Path | None, typer.Option(help="Measured before: a CSV with columns sample and value, or another calls.csv.")
+    ] = None,
+    require: Annotated[
+        list[str] | None, typer.Option(help="A reward that must be above 0 before a sample is asked.")
+    ] = None,
+    diversity: Annotated[
+        int | None, typer.Option(min=1, help="Of molecules: how often a scaffold is asked at most.")
+    ] = None,
+    surrogate: Annotated[bool, typer.Option("--surrogate/--no-surrogate", help="Learn from the calls.")] = True,
+    guide: Guides = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of steps of a run of the model.")] = None,
+    seed: Seed = 0,
+    cond: Annotated[str | None, typer.Option("--cond", "-c", help="The condition of the model's runs.")] = None,
+    out: Out = None,
+    batch_size: Batch = None,
+    device: Device = None,
+    progress: Progress = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Find the best samples that a number of reward calls can find.
+
+    guidekit design molecules -r objective:perindopril_mpo --budget 2000 --start lead.smi -o out/design
+    """
+    with answered(debug, out):
+        from ..report.table import shown
+        from .designing import designed
+
+        found = designed(
+            model, _tuple(reward), budget, n, out, start=start, require=_tuple(require), guides=_tuple(guide),
+            device=device, known=known, diversity=diversity, surrogate=surrogate, steps=steps, seed=seed,
+            cond=_conditions([cond])[0] if cond else None, batch_size=batch_size,
+            progress=sys.stderr.isatty() if progress is None else progress,
+        )  # fmt: skip
+        put(found) if as_json else typer.echo(lines([(shown(row["reward"]), str(row["sample"])) for row in found], ""))
+
+
+@app.command()
 def run(
     file: Annotated[Path, typer.Argument(help="A run.toml, like the one in each output folder.")],
     out: Out = None,

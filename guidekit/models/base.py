@@ -113,6 +113,11 @@ class Model:
             raise ValueError(f"decode returned {len(samples)} samples for {len(x)} rows; it must return one for each")
         return samples
 
+    @property
+    def content(self) -> str | None:
+        """What samples are, if the reader of the model says so: "smiles", "sequence" or "image"."""
+        return getattr(self._read, "content", None)
+
     def read(self, samples: Any) -> Tensor:
         """The states of samples, (rows, *shape): the inverse of `decode`. One text, file or image alone is one row.
 

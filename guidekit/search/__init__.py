@@ -7,6 +7,7 @@ from .bank import Bank, bank
 from .budget import Budget
 from .cma import CMA, cma
 from .core import Each, Found, Strategy, run
+from .design import Candidates, Crossover, Fresh, GraphOperators, Memory, Proposal, Regrow, Study, Surrogate
 from .evolution import Evolution, evolution
 from .flowopt import flowopt
 from .gradient import gradient, gradients
@@ -21,13 +22,22 @@ __all__ = [
     "CMA",
     "Bank",
     "Budget",
+    "Candidates",
+    "Crossover",
     "Each",
     "Evolution",
     "Found",
+    "Fresh",
+    "GraphOperators",
+    "Memory",
+    "Proposal",
     "Random",
+    "Regrow",
     "Space",
     "Strategy",
+    "Study",
     "Subspace",
+    "Surrogate",
     "ZeroOrder",
     "bank",
     "cma",

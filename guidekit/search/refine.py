@@ -5,13 +5,14 @@ what is better (Uehara et al., 2025, Reward-guided iterative refinement, https:/
 
     refine   row by row: x_0' replaces the sample it descends from if its reward is higher (keep="better"), or always.
              Samples never replace each other.
-    evolve   group by group: the n best distinct ones among the n old samples and offspring n new ones survive, so good
+    evolve, with rounds:
+             group by group: the n best distinct ones among the n old samples and offspring n new ones survive, so good
              ones take over. Noising is the mutation, and selection is elitist.
 
 Both are greedy. No reward falls with keep="better", nor does the best one in `evolve` (copies give way to others). Any
 guides may steer the denoising, for any process: `gk.SVDD`, `gk.FKSteering`, `gk.TDS`... Random numbers are addressed by
 seed and round; with a folder as checkpoint, an interrupted search resumes after its last complete round and ends in the
-same result.
+same result. Without `rounds`, `evolve` is the design loop of `guidekit.search.design`.
 """
 
 from __future__ import annotations
@@ -38,11 +39,15 @@ from ..engine.describe import describe, difference
 from ..engine.result import Result, Trace, load_result, picked
 from ..engine.sample import sample
 from ..engine.scoring import Cost, Scorer
-from ..errors import CheckpointError
+from ..errors import CheckpointError, is_count
 from ..guides import Guide, StartFrom
 from ..models import Model
 from ..models.networks import lent, networks_in
 from ..solvers import Solver
+from .budget import Budget
+from .design import Design, Proposal, Surrogate
+
+CALLS = 2000  # of a design loop without a budget
 
 Merge = Callable[[Result, Result], tuple[Tensor, Tensor]]  # chosen rows of old and new, and the old row each is from
 
@@ -90,10 +95,20 @@ def evolve(
     start: Any,
     reward: Any,
     *,
-    rounds: int = 10,
-    level: float = 0.5,
-    steps: int = 25,
-    offspring: int = 1,
+    budget: Budget | None = None,
+    n: int | None = None,
+    proposals: Iterable[Proposal] | None = None,
+    surrogate: Surrogate | bool = True,
+    population: int | None = None,
+    batch: int | None = None,
+    require: Callable[[Any], Any] | None = None,
+    known: Any = None,
+    diversity: int | None = None,
+    content: str | None = None,
+    rounds: int | None = None,
+    level: float | None = None,
+    steps: int | None = None,
+    offspring: int | None = None,
     guides: Iterable[Guide] = (),
     cond: Any = None,
     solver: Solver | None = None,
@@ -102,17 +117,79 @@ def evolve(
     progress: bool = False,
     checkpoint: str | Path | None = None,
 ) -> Result:
-    """Evolve samples together: each has `offspring` children per round, and the n best of a group survive.
+    """The best samples that a budget of reward calls finds, by the design loop; or rounds of noising, if asked for.
 
-    Arguments are as in `refine`. Equal samples count once, so no sample can fill a group with its copies unless there
-    are fewer than n distinct ones.
+    start       n: so many samples are returned, and the model draws the population; or samples to begin with (those
+                that `model.read` takes, states or a result; of molecules any SMILES)
+    budget      ends the loop, Budget(calls=2000) if nothing is said. `calls` counts distinct samples, exactly; guides
+                that ask a reward of their own spend it too
+    n           number of samples returned, if other than the start says
+    proposals   a list of `gk.search.Proposal`; by default those of `GraphOperators`, `Crossover`, `Regrow` and `Fresh`
+                that serve the model
+    surrogate   a `gk.search.Surrogate`, True for the usual one, or False for none
+    population  samples before the first round, 50; those that are missing the model draws
+    batch       calls of a round; None is a twentieth of what is known, from 10 to 50
+    require     a function of samples, true for those that may be asked: a constraint on all proposals
+    known       what was measured before: a CSV file with columns sample and value, or a pair (samples, values)
+    diversity   of molecules: no Bemis-Murcko scaffold is asked more often than this
+    content     what the model's texts are, if it does not say so: "smiles", "sequence" or "text"
+    steps       of a run of the model; None is one for each place of a row of tokens, at most 50
+    checkpoint  a folder: every call is written to `calls.csv`, and the same call resumes, or goes on with a larger
+                budget, to the same result
+    guides, cond, solver and batch_size   of the model's runs, as in `gk.sample`
+
+    The result has the best distinct samples of all calls and of what was known, best first; its trace has a row for
+    each round, with calls, best, top10 (the mean of the best ten), shares of the proposals, and the rank correlation of
+    the surrogate. Samples that the model cannot write, as graph operators make some, have a state of masks in x;
+    `config["design"]` says which, which proposal each sample is from, and why the loop ended.
+
+    With `rounds`, `level` or `offspring`, and no budget, rounds of noising and selection run instead, 10 if no number
+    is given: each sample has `offspring` children per round, 1 if nothing is said, and the n best of a group survive;
+    the other arguments are as in `refine`. Equal samples count once, so no sample can fill a group with its copies
+    unless there are fewer than n distinct ones.
+
+    >>> import guidekit as gk
+    >>> base = gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 4), vocab_size=4, length=12)
+    >>> match = lambda x: (x == torch.tensor([0, 1, 2, 3] * 3)).double().sum(1)
+    >>> found = gk.evolve(base, 4, match, budget=gk.search.Budget(calls=150))
+    >>> found.cost.reward_calls, bool(found.rewards.min() >= 9)  # of 12; drawn at random, 3 are right
+    (150, True)
     """
-    if isinstance(offspring, bool) or not isinstance(offspring, int) or offspring < 1:
-        raise ValueError(f"offspring={offspring!r}: children of each sample in a round, at least 1")
-    search = _Search(
-        model, reward, rounds, level, steps, tuple(guides), cond, solver, seed, batch_size, progress, offspring
-    )
-    return search.run(start, checkpoint, ("evolve", offspring), _fittest)
+    by_rounds = budget is None and not (rounds is None and level is None and offspring is None)
+    if budget is not None and not isinstance(budget, Budget):
+        raise TypeError(f"budget={budget!r}: a gk.search.Budget is needed, like gk.search.Budget(calls=2000)")
+    design = {"n": n, "proposals": proposals, "population": population, "batch": batch, "require": require}
+    design |= {"known": known, "diversity": diversity, "content": content}
+    given = design if by_rounds else {"rounds": rounds, "level": level, "offspring": offspring}
+    if wrong := [name for name, value in given.items() if value is not None]:
+        if by_rounds:
+            raise ValueError(
+                f"{', '.join(wrong)} belong to the design loop: give a budget, and neither rounds nor level"
+            )
+        raise ValueError(f"{', '.join(wrong)} go without a budget: Budget(rounds=...) limits the design loop")
+    if by_rounds:
+        offspring = 1 if offspring is None else offspring
+        if not is_count(offspring):
+            raise ValueError(f"offspring={offspring!r}: children of each sample in a round, at least 1")
+        times = (10 if rounds is None else rounds, 0.5 if level is None else level, 25 if steps is None else steps)
+        search = _Search(model, reward, *times, tuple(guides), cond, solver, seed, batch_size, progress, offspring)
+        return search.run(start, checkpoint, ("evolve", offspring), _fittest)
+    return Design(
+        model,
+        start,
+        reward,
+        Budget(calls=CALLS) if budget is None else budget,
+        guides=tuple(guides),
+        cond=cond,
+        solver=solver,
+        steps=steps,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+        folder=checkpoint,
+        surrogate=surrogate,
+        **design,
+    ).run()
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ LETTERS = "ACGTN"
 class Molecules:
     """SMILES as rows of tokens."""
 
+    content: ClassVar[str] = "smiles"
     tokens: Tokens
     length: int
 
@@ -62,6 +63,7 @@ class Parts:
 class Sequences:
     """DNA as rows of letters."""
 
+    content: ClassVar[str] = "sequence"
     length: int
 
     @property
@@ -85,6 +87,7 @@ class Sequences:
 class Images:
     """Images in [0, 1] as standardised pixels."""
 
+    content: ClassVar[str] = "image"
     shape: tuple[int, ...]
     mean: float
     std: float

@@ -1,0 +1,298 @@
+"""The memory of a design loop: every sample that was ever asked, with its reward, and the files in which it is kept.
+
+A folder holds `calls.csv`, one line for each call in its order; `design.json`, what decides the outcome; `rounds.json`,
+one row for each complete round; and the states of each round's samples. A loop that was interrupted begins again after
+its last complete round; calls that were made since then are in the log, and are not made again.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ... import random
+from ...engine.describe import difference
+from ...errors import CheckpointError
+from ...models import Model
+from .domain import Domain
+from .kernels import Features
+
+COLUMNS: tuple[str, ...] = ("call", "round", "proposal", "sample", "value", "predicted")
+TOP = 3.0  # parents are drawn from the best 10^-u of the memory, u uniform from 0 to this
+GIVEN = "known"  # the proposal of what was measured before
+
+
+class Call(NamedTuple):
+    """One sample that was asked: by which proposal, what it is worth, and what the surrogate said before."""
+
+    round: int
+    proposal: str
+    value: float
+    predicted: float
+
+
+@dataclass
+class Memory:
+    """Samples in the order in which they were asked, each once.
+
+    samples    in canonical form: texts, or one array or tensor each
+    states     of samples that the model drew or was asked to read; None where they are not known yet
+    """
+
+    domain: Domain
+    model: Model
+    samples: list[Any] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    states: list[Tensor | None] = field(default_factory=list)
+    names: dict[Hashable, int] = field(default_factory=dict)
+    features: Features | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def asked(self) -> int:
+        """Calls made, without what was known before."""
+        return sum(call.proposal != GIVEN for call in self.calls)
+
+    @property
+    def values(self) -> Tensor:
+        """Rewards, float64 (rows,); NaN where a sample could not be scored."""
+        return torch.tensor([call.value for call in self.calls], dtype=torch.float64)
+
+    @property
+    def predicted(self) -> Tensor:
+        return torch.tensor([call.predicted for call in self.calls], dtype=torch.float64)
+
+    def best(self, count: int | None = None) -> list[int]:
+        """Rows with a reward, the best first."""
+        values = self.values
+        order = values.nan_to_num(-math.inf).sort(descending=True, stable=True).indices
+        found = order[values[order].isfinite()].tolist()
+        return found if count is None else found[:count]
+
+    def batch(self, rows: Sequence[int]) -> Any:
+        """Samples as a reward takes them: a list, or one tensor."""
+        found = [self.samples[i] for i in rows]
+        return torch.stack(found) if found and isinstance(found[0], Tensor) else found
+
+    def parents(self, count: int, key: Tensor) -> list[int]:
+        """Rows drawn from the best: uniformly from the best share 10^-u, u uniform from 0 to 3, so that every
+        order of magnitude of ranks gets the same attention (Tripp and Hernandez-Lobato, 2023,
+        https://arxiv.org/abs/2310.09267)."""
+        order = self.best()
+        if not order:
+            return []
+        u = random.uniform(random.fold(key, "parents"), (count, 2))
+        share = 10 ** (-TOP * u[:, 0])
+        return [order[i] for i in (u[:, 1] * (share * len(order)).clamp(min=1)).long().tolist()]
+
+    def state(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """States (rows, *shape), and whether the model can write the sample; where it cannot, masks (or NaN)."""
+        unknown = [i for i in dict.fromkeys(rows) if self.states[i] is None]
+        for i, x in zip(unknown, self._read(unknown), strict=True):
+            self.states[i] = x
+        found = [self.states[i] for i in rows]
+        blank = self._blank()
+        x = torch.stack([blank if s is None else s for s in found]) if found else blank[None][:0]
+        return x, torch.tensor([s is not None for s in found], dtype=torch.bool)
+
+    def _blank(self) -> Tensor:
+        """The state of a sample that the model cannot write."""
+        process, shape = self.model.process, self.model.shape
+        tokens = getattr(process, "states", None)
+        if tokens is None:
+            return torch.full(shape, math.nan, dtype=self.model.dtype)
+        return torch.full(shape, tokens - 1 if tokens > self.model.vocab_size else -1)  # type: ignore[attr-defined]
+
+    def _read(self, rows: Sequence[int]) -> list[Tensor | None]:
+        if not rows:
+            return []
+        try:
+            return list(self.model.read(self.batch(rows)).cpu())
+        except ValueError:
+            return [None] if len(rows) == 1 else [x for i in rows for x in self._read([i])]
+
+    def add(self, samples: Any, x: Sequence[Tensor | None], calls: Sequence[Call]) -> None:
+        """Remember samples that were asked; they are new, and in canonical form."""
+        if not len(samples):
+            return
+        for name, sample, state, call in zip(self.domain.names(samples), samples, x, calls, strict=True):
+            self.names[name] = len(self.samples)
+            self.samples.append(sample)
+            self.states.append(state)
+            self.calls.append(call)
+        found = self.domain.features(samples)
+        self.features = found if self.features is None else self.features.join(found)
+
+
+@dataclass
+class Log:
+    """The folder of a loop, or none."""
+
+    folder: Path | None
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[dict[str, str]] = field(default_factory=list)  # of all calls in the file
+
+    @staticmethod
+    def open(folder: str | Path | None, config: dict[str, Any]) -> Log:
+        log = Log(None if folder is None else Path(folder))
+        if log.folder is None:
+            return log
+        log.folder.mkdir(parents=True, exist_ok=True)
+        config, file = json.loads(json.dumps(config)), log.folder / "design.json"
+        if file.exists():
+            other = difference(json.loads(file.read_text(encoding="utf-8")), config)
+            if other:
+                raise CheckpointError(
+                    f"{folder} is of another search: {other[0]} was {other[1]!r:.80} and is {other[2]!r:.80} now; give "
+                    "this one another folder, or delete that one"
+                )
+            log._read()
+        _written(file, json.dumps(config, indent=1))
+        return log
+
+    def restore(self, memory: Memory, first: int) -> None:
+        """Fill the memory with the calls of all complete rounds; so many samples were known before."""
+        assert self.folder is not None or not self.rounds
+        for number, row in enumerate(self.rounds):
+            states = load_file(self.folder / f"states-{number:04d}.safetensors")  # type: ignore[operator]
+            part = self.lines[len(memory) - first : row["calls"]]
+            calls = [Call(int(v["round"]), v["proposal"], float(v["value"]), float(v["predicted"])) for v in part]
+            rows = iter(states["x"])
+            memory.add(
+                states.get("samples", [v["sample"] for v in part]),
+                [next(rows) if has else None for has in states["has"].tolist()],
+                calls,
+            )
+
+    def known(self, call: int, text: str) -> float | None:
+        """The value of this call, if the log has it."""
+        line = self.lines[call] if call < len(self.lines) else None
+        return float(line["value"]) if line is not None and line["sample"] == text else None
+
+    def append(self, lines: Sequence[dict[str, str]], first: int) -> None:
+        """Calls from this one on; those that the log has already are not written again."""
+        new = lines[max(0, len(self.lines) - first) :]
+        self.lines += new
+        if self.folder is None or not new:
+            return
+        file = self.folder / "calls.csv"
+        begun = file.exists()
+        with file.open("a", encoding="utf-8", newline="") as out:
+            writer = csv.DictWriter(out, COLUMNS)
+            if not begun:
+                writer.writeheader()
+            writer.writerows(new)
+
+    def end(self, memory: Memory, first: int, row: dict[str, Any]) -> None:
+        """A round is complete: its row, and the states of what it asked, from this row of the memory on."""
+        self.rounds.append(row)
+        if self.folder is None:
+            return
+        own = range(first, len(memory))
+        states = [x for i in own if (x := memory.states[i]) is not None]
+        found = {"has": torch.tensor([memory.states[i] is not None for i in own], dtype=torch.bool)}
+        found["x"] = torch.stack(states) if states else torch.zeros(0)
+        if not memory.domain.texts and len(own):
+            found["samples"] = torch.stack([torch.as_tensor(memory.samples[i]) for i in own])
+        part = self.folder / "states.part"
+        save_file({k: v.contiguous().clone() for k, v in found.items()}, part)
+        part.replace(self.folder / f"states-{len(self.rounds) - 1:04d}.safetensors")
+        self._write_rounds()
+
+    def back(self) -> None:
+        """Forget the last round, which a budget had cut short: it is made again, with its calls known."""
+        self.rounds.pop()
+        if self.folder is not None:
+            self._write_rounds()
+
+    def _write_rounds(self) -> None:
+        assert self.folder is not None
+        _written(self.folder / "rounds.json", json.dumps(_no_nan(self.rounds), indent=1))
+
+    def _read(self) -> None:
+        """Read what an earlier call left; a line that was cut off is dropped."""
+        assert self.folder is not None
+        file, rounds = self.folder / "calls.csv", self.folder / "rounds.json"
+        if rounds.exists():
+            self.rounds = [_nan(row) for row in json.loads(rounds.read_text(encoding="utf-8"))]
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            _written(file, whole)
+        self.lines = list(csv.DictReader(whole.splitlines()))
+        if self.rounds and self.rounds[-1]["calls"] > len(self.lines):
+            raise CheckpointError(
+                f"{file} has {len(self.lines)} calls, and rounds.json knows of {self.rounds[-1]['calls']}: the file is "
+                "truncated; delete the folder to start anew"
+            )
+
+
+def line(domain: Domain, number: int, sample: Any, call: Call) -> dict[str, str]:
+    """A line of the log."""
+    own = (str(number), str(call.round), call.proposal, domain.text(sample, number), repr(call.value))
+    return dict(zip(COLUMNS, (*own, repr(call.predicted)), strict=True))
+
+
+def measured(known: Any) -> tuple[list[str] | Any, list[float]]:
+    """Samples and values that were measured before: a pair of both, or a CSV file with columns sample (or smiles,
+    sequence) and value (or reward, score, y)."""
+    if not isinstance(known, (str, Path)):
+        try:
+            samples, values = known
+            values = [float(v) for v in values]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"known={known!r:.60}: a CSV file, or a pair (samples, values) is needed") from error
+        if len(samples) != len(values):
+            raise ValueError(f"known: {len(samples)} samples and {len(values)} values; one value for each is needed")
+        return samples, values
+    with Path(known).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = list(rows[0]) if rows else []
+    sample, value = (next((c for c in columns if c and c.lower() in names), None) for names in (_SAMPLE, _VALUE))
+    if sample is None or value is None:
+        raise ValueError(
+            f"known={str(known)!r} has the columns {', '.join(map(str, columns)) or '(none)'}: one of "
+            f"{', '.join(_SAMPLE)} and one of {', '.join(_VALUE)} is needed"
+        )
+    try:
+        return [row[sample] for row in rows], [float(row[value] or "nan") for row in rows]
+    except ValueError as error:
+        raise ValueError(f"known={str(known)!r}: column {value} holds something that is no number ({error})") from error
+
+
+_SAMPLE, _VALUE = ("sample", "smiles", "sequence"), ("value", "reward", "score", "y")
+
+
+def _written(file: Path, text: str) -> None:
+    """Write a file atomically."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+def _no_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _no_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_no_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _nan(value: Any) -> Any:
+    """The inverse."""
+    if isinstance(value, dict):
+        return {k: _nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_nan(v) for v in value]
+    return math.nan if value is None else value

@@ -1,0 +1,63 @@
+"""What proposals may read and use: the model, the memory, and how to sample from the one given the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ...engine.result import Result
+from ...engine.sample import sample
+from ...engine.scoring import Cost
+from ...guides import Guide
+from ...models import Model
+from ...solvers import Solver
+from .domain import Domain
+from .memory import Memory
+
+STEPS = 50  # of a run of the model, where nothing else is said
+
+
+@dataclass
+class Study:
+    """One design loop as its proposals see it."""
+
+    model: Model
+    memory: Memory
+    guides: tuple[Guide, ...] = ()
+    cond: Any = None
+    solver: Solver | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    cost: Cost = field(default_factory=Cost)
+
+    @property
+    def domain(self) -> Domain:
+        return self.memory.domain
+
+    @property
+    def chain(self) -> int:
+        """Steps of a whole run: as many as a row of tokens has places, at most 50, if nothing else is said."""
+        if self.steps is not None:
+            return self.steps
+        places = self.model.shape[0] if hasattr(self.model, "vocab_size") else STEPS
+        return min(places, STEPS)
+
+    def draw(self, n: int, key: Tensor, guides: Sequence[Guide] = (), times: Sequence[float] | None = None) -> Result:
+        """A run of the model under the user's guides, after these; what it costs is counted."""
+        found = sample(
+            self.model,
+            n,
+            steps=self.chain if times is None else times,
+            guides=[*guides, *self.guides],
+            cond=self.cond,
+            solver=self.solver,
+            seed=int(key),
+            batch_size=self.batch_size,
+        )
+        for name, value in vars(found.cost).items():
+            if name != "seconds":
+                setattr(self.cost, name, getattr(self.cost, name) + value)
+        return found
