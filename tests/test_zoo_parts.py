@@ -78,7 +78,23 @@ def test_where_no_likely_token_is_allowed_all_that_are_allowed_are(model, tokens
     p = torch.zeros(2, tokens.vocab)
     p[:, 0] = 1.0  # the end, which would leave a fragment open
     assert not grammar.allowed(states, LENGTH - 2)[:, 0].any()
-    assert torch.equal(likely(grammar, states, p, LENGTH - 2), grammar.allowed(states, LENGTH - 2))
+    allowed, asked = likely(grammar, states, p, LENGTH - 2)
+    assert torch.equal(allowed, grammar.allowed(states, LENGTH - 2)) and asked.all()
+
+
+def test_a_rare_token_is_never_drawn_and_can_be_kept(model, tokens):
+    """Its log-probability is that of the network less 25, and the others share what is left."""
+    first = int(gk.sample(model, 1, steps=LENGTH, seed=1).x[0, 0])
+    net = lambda x, t, cond: model.net.net(x, t, cond) - 20.0 * (torch.arange(tokens.vocab) == first)  # noqa: E731
+    net.vocab = tokens.vocab
+    lawful, x = Grammatical.__new__(Grammatical), torch.full((1, LENGTH), tokens.vocab)
+    torch.nn.Module.__init__(lawful)
+    lawful.net, lawful.grammar, lawful._known = net, Grammar.of(tokens), {}
+    cond = torch.tensor([[3, 2]])
+    free, p = (f(x, None, cond)[0, 0].double().log_softmax(-1) for f in (net, lawful))
+    assert free[first].exp() < LEAST and p[first] < -40
+    best = int(p.argmax())
+    assert float(p[first] - p[best]) == pytest.approx(float(free[first] - free[best]) - 25, abs=1e-4)
 
 
 @pytest.mark.parametrize("part", ["[*:1]c1ccccc1", "[*:1]N1CCN([*:2])CC1"])

@@ -14,6 +14,7 @@ its level would forget its samples, and is an error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,3 +150,13 @@ class StartFrom(Guide):
                 "one for all"
             )
         return group * (count // groups) + slot % (count // groups)
+
+
+def from_level(model: Model, x: Tensor, level: float, steps: int) -> tuple[StartFrom, list[float]]:
+    """The guide and the times of a run that begins at these states, noised up to a level: of so many steps, or of as
+    many as a model that draws one token at a time needs."""
+    begins = model.process.begins(x, level)
+    if getattr(model.process, "alone", False):
+        steps = max(steps, math.ceil(model.shape[0] * begins - 1e-9))
+    times = [begins * (1 - i / steps) for i in range(steps)] + [0.0]
+    return StartFrom(x, None if begins == level else level), times

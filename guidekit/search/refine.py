@@ -41,6 +41,7 @@ from ..engine.sample import sample
 from ..engine.scoring import Cost, Scorer
 from ..errors import CheckpointError, is_count
 from ..guides import Guide, StartFrom
+from ..guides.start_from import from_level
 from ..models import Model
 from ..models.networks import lent, networks_in
 from ..solvers import Solver
@@ -248,9 +249,7 @@ class _Search:
     def round(self, state: Result, number: int) -> Result:
         """The samples noised and denoised again."""
         x = state.x.view(state.groups, -1, *self.model.shape).repeat_interleave(self.offspring, 1).flatten(0, 1)
-        begins = self.model.process.begins(x, self.level)
-        times = [begins * (1 - i / self.steps) for i in range(self.steps)] + [0.0]
-        start = StartFrom(x, None if begins == self.level else self.level)
+        start, times = from_level(self.model, x, self.level, self.steps)
         return self.sample(len(x) // state.groups, times, (start, *self.guides), number)
 
     def sample(self, n: int, steps: int | Sequence[float], guides: Sequence[Guide], number: int) -> Result:

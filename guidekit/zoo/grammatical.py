@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from .grammar import Grammar
 
 IMPOSSIBLE = -1e4
-LEAST = 1e-5  # probability of a token that is worth asking the grammar about
+LEAST, RARE = 1e-5, -25.0  # tokens of less probability are not asked about, and their logits lowered by so much
 REMEMBERED = 1 << 16  # states of the grammar
 
 
 class Grammatical(nn.Module):
     """Logits of a network for positions unmasked in order, (tokens, t, cond) -> (rows, length, vocab), where at the
-    first mask of each row only those tokens are possible after which the row can still be completed, and that have a
-    probability of at least 1e-5 (all that the grammar allows, where it allows none of these).
+    first mask of each row only those tokens are possible after which the row can still be completed. The grammar is
+    asked about tokens with a probability of at least 1e-5 (about all, where it allows none of these); those of less are
+    all but impossible, so that they are never drawn, and parts that are kept may hold them.
 
     Behind the first mask the grammar says nothing, so at least as many steps as positions are needed for all samples to
     follow it. The states of the grammar after prefixes are remembered, since most prefixes are longer by one token than
@@ -38,8 +39,10 @@ class Grammatical(nn.Module):
             if k < length:
                 row = ((first == k) & ~ended).nonzero()[:, 0]
                 states, row = self.states(tokens[row.to(tokens.device), :k].cpu()), row.to(tokens.device)
-                allowed = likely(self.grammar, states, logits[row, k].float().softmax(-1).cpu(), length - k)
-                logits[row, k] = logits[row, k].masked_fill(~allowed.to(tokens.device), IMPOSSIBLE)
+                p = logits[row, k].float().softmax(-1).cpu()
+                allowed, asked = likely(self.grammar, states, p, length - k)
+                lowered = torch.where(allowed, 0.0, torch.where(asked, IMPOSSIBLE, RARE))
+                logits[row, k] = logits[row, k] + lowered.to(logits)
         return logits
 
     def states(self, prefixes: Tensor) -> Tensor:
@@ -61,14 +64,15 @@ class Grammatical(nn.Module):
         return self.grammar.read(rows)
 
 
-def likely(grammar: Grammar, states: Tensor, p: Tensor, left: int) -> Tensor:
-    """Which tokens may follow, (rows, tokens), among those with a probability p that is worth asking about; in rows
-    where the grammar allows none of these, all that it allows."""
-    row, token = (p >= LEAST).nonzero().unbind(1)
+def likely(grammar: Grammar, states: Tensor, p: Tensor, left: int) -> tuple[Tensor, Tensor]:
+    """Which tokens may follow, and which ones the grammar was asked about, both (rows, tokens): those with a
+    probability p that is worth it, and all in rows where it allows none of these."""
+    asked = p >= LEAST
+    row, token = asked.nonzero().unbind(1)
     after = grammar.after(states[row], token)
     fine = grammar.alive(after) & (grammar.need(after) <= left - 1)
-    allowed = torch.zeros_like(p, dtype=torch.bool).index_put((row, token), fine)
+    allowed = torch.zeros_like(asked).index_put((row, token), fine)
     none = (~allowed.any(1)).nonzero()[:, 0]
     if len(none):
-        allowed[none] = grammar.allowed(states[none], left)
-    return allowed
+        allowed[none], asked[none] = grammar.allowed(states[none], left), True
+    return allowed, asked

@@ -43,7 +43,7 @@ def draw(
     for i in range(first, rows.shape[1]):
         seen, fixed = torch.cat([rows[going, :i], rows.new_full((len(going), 1), net.vocab)], 1), rows[going, i]
         logits = net(seen, None, cond[going])[:, -1].float()
-        logits = logits.masked_fill(~likely(grammar, state, logits.softmax(1), rows.shape[1] - i), -torch.inf)
+        logits = logits.masked_fill(~likely(grammar, state, logits.softmax(1), rows.shape[1] - i)[0], -torch.inf)
         new = fixed.where(fixed > 0, torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0])
         rows[going, i] = new
         going, state = going[new != 0], grammar.after(state, new)[new != 0]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .... import random
 from ....engine.result import Result
-from ....guides import StartFrom
+from ....guides.start_from import from_level
 from ..study import Study
 from .base import Candidates, Proposal
 
@@ -56,6 +56,5 @@ class Regrow(Proposal):
     def _regrown(self, study: Study, x: Tensor, key: Tensor) -> Result:
         u = float(random.uniform(random.fold(key, "level"), (1,)))
         level = self.low + (self.high - self.low) * u
-        steps = max(1, round(study.chain * level))
-        times = [level * (1 - i / steps) for i in range(steps)] + [0.0]
-        return study.draw(len(x), key, [StartFrom(x.to(study.model.device))], times)
+        start, times = from_level(study.model, x.to(study.model.device), level, max(1, round(study.chain * level)))
+        return study.draw(len(x), key, [start], times)
