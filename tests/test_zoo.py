@@ -53,7 +53,8 @@ def never(*a, **k): raise AssertionError("not allowed")
 import guidekit as gk
 pickle.load = pickle.loads = pickle.Unpickler = socket.socket.connect = never
 model = gk.zoo.load({name!r})
-result = gk.sample(model, 2, steps=3, guides=[gk.CFG(1.5)], cond=[0, None])
+steps = model.length if getattr(model, "alone", False) else 3
+result = gk.sample(model, 2, steps=steps, guides=[gk.CFG(1.5)], cond=[0, None])
 assert len(result.samples) == 4 and result.x.isfinite().all()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
