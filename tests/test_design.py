@@ -402,17 +402,17 @@ def test_the_surrogate_finds_more_than_the_same_loop_without_it():
 
 @pytest.mark.slow
 def test_the_surrogate_finds_better_molecules():
-    """The worst of three runs with it is above the best of three without."""
+    """The worst of two runs with it is above the best of two without."""
     model, reward = gk.zoo.load("molecules"), objective("perindopril_mpo")
-    options = {"n": 10, "budget": Budget(calls=300), "proposals": [S.GraphOperators()], "population": len(DRUGS)}
+    options = {"n": 10, "budget": Budget(calls=200), "proposals": [S.GraphOperators()], "population": len(DRUGS)}
     found = {
         surrogate: [
             float(gk.evolve(model, DRUGS, reward, surrogate=surrogate, seed=i, **options).rewards.mean())
-            for i in range(3)
+            for i in range(2)
         ]
         for surrogate in (True, False)
     }
-    assert min(found[True]) > max(found[False])
+    assert min(found[True]) > max(found[False]), found
 
 
 DRUGS = [
@@ -448,3 +448,15 @@ def test_the_command_line_writes_a_table_and_the_calls(tmp_path: Path):
         assert LogP()([row["sample"]]) > 0
         assert float(row["reward"]) == pytest.approx(float(QED()([row["sample"]])))
     assert len(gk.load_result(out / "result")) == 4
+
+
+def test_the_tables_of_the_page_are_those_of_the_stored_runs():
+    import json
+
+    from benchmarks.design import lines
+
+    root = Path(__file__).parent.parent
+    rows = json.loads((root / "benchmarks" / "results" / "design.json").read_text(encoding="utf-8"))["rows"]
+    page = (root / "docs" / "search.md").read_text(encoding="utf-8")
+    for calls in sorted({row["budget"] for row in rows}):
+        assert "\n".join(lines(rows, calls)) in page
