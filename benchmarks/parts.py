@@ -38,7 +38,7 @@ MODEL = "druglike"
 
 
 def opened(part: str, rng: np.random.Generator) -> str:
-    """The part with dummy atoms at one or two of its hydrogens."""
+    """The part with dummy atoms in place of one or two of its hydrogens."""
     mol = Chem.MolFromSmiles(part)
     places = [a.GetIdx() for a in mol.GetAtoms() for _ in range(a.GetTotalNumHs())]
     grown = Chem.RWMol(mol)
@@ -61,8 +61,12 @@ def quality() -> Any:
 
 
 def drawn(model: Any, kept: list[str], n: int, steered: bool, seed: int) -> list[str]:
-    """n samples that hold one of these parts."""
-    template = torch.stack([model.template(part) for part in kept])
+    """n samples that hold one of these parts; all empty where the model has no room for it."""
+    try:
+        template = torch.stack([model.template(part) for part in kept])
+    except ValueError as error:
+        print(error, flush=True)
+        return [""] * n
     guides = [gk.Keep(template=template), *([gk.SVDD(quality(), candidates=4)] if steered else [])]
     each = -(-n // len(kept))
     return gk.sample(model, each, steps=model.length, guides=guides, cond=[None] * len(kept), seed=seed).samples[:n]
@@ -78,7 +82,7 @@ def judged(samples: list[str], drug: str, kept: str) -> dict[str, float]:
         "quality": float(good.sum()) / len(samples),
         "diversity": internal_diversity(different) if len(different) > 1 else 0.0,
         "distance": float(1 - Similarity(drug)(different).mean()) if different else 1.0,
-        "retained": float((whole > 0).double().mean()) if different else 0.0,
+        "retained": float((whole > 0).double().mean()) if different else 1.0,
     }  # fmt: skip
 
 

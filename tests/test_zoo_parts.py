@@ -140,6 +140,7 @@ def test_what_cannot_be_read_is_an_error_that_says_why(model, bad: str, why: str
     [
         ("c1ccccc1", "where it goes on by single bonds"), ("[*:1]=CC", "no part of a molecule"),
         ("[*:1]C[Si](C)(C)C", "which the model does not know"), ("[*:1]" + "CN" * 40, "tokens"),
+        ("[*:1]C([*:2])C([*:3])C([*:4])C([*:5])C([*:6])[*:7]", "cannot be kept: it takes .* to close its open bonds"),
     ],
 )  # fmt: skip
 def test_a_part_that_cannot_be_kept_is_an_error_before_the_first_network_call(model, part: str, why: str):

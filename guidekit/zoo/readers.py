@@ -54,9 +54,22 @@ class Parts:
     def template(self, part: str) -> Tensor:
         """The tokens of each position in molecules that hold this part, bool (length, V)."""
         first = torch.as_tensor(self.tokens.beginning(part, self.length)).long()
+        self._check_room(part, first)
         allowed = torch.ones(self.length, self.tokens.vocab, dtype=torch.bool)
         allowed[: len(first)] = torch.nn.functional.one_hot(first, self.tokens.vocab).bool()
         return allowed
+
+    def _check_room(self, part: str, first: Tensor) -> None:
+        """Raise where the rest of the molecule would not fit behind these tokens."""
+        from .grammar import Grammar
+
+        grammar = Grammar.of(self.tokens)
+        needed = int(grammar.need(grammar.read(first[None])))
+        if len(first) + needed + 1 > self.length:
+            raise ValueError(
+                f"{part!r} cannot be kept: it takes {len(first)} tokens and up to {needed + 1} more to close its open "
+                f"bonds, and the model has {self.length}; give it fewer open bonds, or a smaller part"
+            )
 
 
 @dataclass(frozen=True)
