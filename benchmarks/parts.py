@@ -1,11 +1,11 @@
 """Molecules around a part that stays: the tasks of SAFE's benchmark, by the bundled model of fragments.
 
-    python -m benchmarks.parts [--n 100] [--seeds 1]
+    python -m benchmarks.parts [--n 100] [--seeds 1] [--steered]
 
 benchmarks/data/fragments.csv holds ten drugs with the parts to keep, as distributed with GenMol (Apache-2.0) after
 SAFE's benchmark: two ends to link, a motif to extend, a scaffold to decorate and a structure to grow. The last one has
 no open bonds, so each ten samples open one or two others of its hydrogens. n samples for each drug and task, without
-steering and with SVDD (4 candidates) for quality. Written to benchmarks/results/parts.json:
+steering or with SVDD (4 candidates) for quality. Written to benchmarks/results/parts.json:
 
     validity     share of molecules
     unique       share of different ones among these
@@ -19,6 +19,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -86,22 +88,19 @@ def judged(samples: list[str], drug: str, kept: str) -> dict[str, float]:
     }  # fmt: skip
 
 
-def measured(n: int, seeds: int) -> dict[str, Any]:
+def measured(n: int, seeds: int, steered: bool) -> dict[str, Any]:
+    """Means over drugs and seeds, for each task."""
     model = gk.zoo.load(MODEL)
     with (FOLDER / "data" / "fragments.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
-    found: dict[str, Any] = {}
-    for steered in (False, True):
-        for task in TASKS:
-            rows = []
-            for seed in range(seeds):
-                for row in table:
-                    kept = parts(row, task, n, np.random.default_rng(seed))
-                    samples = drawn(model, kept, n, steered, seed)
-                    rows.append(judged(samples, row["smiles"], query(row[task])))
-            mean = {k: round(sum(r[k] for r in rows) / len(rows), 4) for k in rows[0]}
-            found.setdefault("SVDD" if steered else "unsteered", {})[task] = mean
-            print("SVDD" if steered else "unsteered", task, mean, flush=True)
+    found: dict[str, Any] = {"n": n, "seeds": seeds}
+    for task in TASKS:
+        rows = []
+        for seed, row in product(range(seeds), table):
+            kept = parts(row, task, n, np.random.default_rng(seed))
+            rows.append(judged(drawn(model, kept, n, steered, seed), row["smiles"], query(row[task])))
+        found[task] = {k: round(sum(r[k] for r in rows) / len(rows), 4) for k in rows[0]}
+        print(task, found[task], flush=True)
     return found
 
 
@@ -110,16 +109,20 @@ def query(part: str) -> str:
     mol = Chem.MolFromSmiles(part)
     for atom in mol.GetAtoms():
         atom.SetIsotope(0)
-    return Chem.MolToSmarts(Chem.DeleteSubstructs(mol, Chem.MolFromSmarts("[#0]")))
+    smarts = Chem.MolToSmarts(Chem.DeleteSubstructs(mol, Chem.MolFromSmarts("[#0]")))
+    return re.sub(r"(\[#\d+)H\d?", r"\1", smarts)  # a hydrogen may be what was replaced
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steered", action="store_true", help="with SVDD, beside what is stored of the other")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
-    found = {"model": gk.zoo.card(MODEL)["training"], "n": args.n, "seeds": args.seeds, **measured(args.n, args.seeds)}
+    found = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+    found["model"] = gk.zoo.card(MODEL)["training"]
+    found["SVDD" if args.steered else "unsteered"] = measured(args.n, args.seeds, args.steered)
     args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

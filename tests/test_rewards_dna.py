@@ -486,7 +486,8 @@ def test_lengths_that_a_network_cannot_take_are_nan_and_told():
     reward = dna.Network(net, output=0)
     with pytest.warns(RewardWarning, match="raised on 2 of 5 samples"):
         scores = reward(["ACGTAC", "ACG", "", "NNNNNN", "TTA"])
-    close(scores, [float(reward(["ACGTAC"])), NAN, NAN, NAN, NAN])
+    alone = float(reward(["ACGTAC"]))  # in another batch, and so with other rounding on some processors
+    assert float(scores[0]) == pytest.approx(alone, rel=1e-6) and scores[1:].isnan().all()
     with pytest.raises(RewardError, match=r"\(2, 2\) for 2 rows.*output="):
         dna.Network(net)(["ACGTAC", "AAAAAA"])
     assert reward([]).shape == (0,)

@@ -1,0 +1,42 @@
+"""The table of docs/molecules.md is that of the stored results."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from rdkit import Chem
+
+from benchmarks import parts
+
+ROOT = Path(__file__).parent.parent
+FOUND = json.loads((ROOT / "benchmarks" / "results" / "parts.json").read_text(encoding="utf-8"))
+PAGE = (ROOT / "docs" / "molecules.md").read_text(encoding="utf-8")
+NAMES = dict(
+    zip(
+        parts.TASKS,
+        ("linker between two ends", "motif extension", "scaffold decoration", "superstructure"),
+        strict=True,
+    )
+)
+
+
+def test_the_page_says_what_was_measured():
+    assert re.search(rf"\b{FOUND['n']}\s+samples for each drug and task", PAGE)
+    for task, name in NAMES.items():
+        line = re.search(rf"^\| {name} \|(.*)\|$", PAGE, re.M)
+        assert line is not None, name
+        quality, steered, _, shares, distance = (cell.strip() for cell in line[1].split("|"))
+        plain, svdd = FOUND["unsteered"][task], FOUND["SVDD"][task]
+        assert quality == f"{100 * plain['quality']:.1f} %" and steered == f"{100 * svdd['quality']:.1f} %"
+        assert shares == f"{100 * svdd['validity']:.1f} %, {100 * svdd['unique']:.1f} %"
+        assert distance == f"{svdd['distance']:.2f}" and plain["retained"] == svdd["retained"] == 1
+
+
+def test_a_structure_is_opened_at_one_or_two_of_its_hydrogens():
+    whole = Chem.MolFromSmiles("c1ccc2[nH]ccc2c1")
+    for seed in range(20):
+        opened = Chem.MolFromSmiles(parts.opened("c1ccc2[nH]ccc2c1", np.random.default_rng(seed)))
+        ends = [a for a in opened.GetAtoms() if not a.GetAtomicNum()]
+        assert 1 <= len(ends) <= 2 and opened.HasSubstructMatch(whole)
+        assert opened.GetNumAtoms() == whole.GetNumAtoms() + len(ends)
