@@ -105,8 +105,9 @@ def measured(n: int, seeds: int, steered: bool) -> dict[str, Any]:
 
 
 def query(part: str) -> str:
-    """A SMARTS that every molecule with the part matches."""
+    """A SMARTS that every molecule with the part matches; a centre may be written the other way round when it grows."""
     mol = Chem.MolFromSmiles(part)
+    Chem.RemoveStereochemistry(mol)
     for atom in mol.GetAtoms():
         atom.SetIsotope(0)
     smarts = Chem.MolToSmarts(Chem.DeleteSubstructs(mol, Chem.MolFromSmarts("[#0]")))
