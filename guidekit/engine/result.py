@@ -208,7 +208,7 @@ class Result:
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         tensors = {k: v for k in _TENSORS if (v := getattr(self, k)) is not None}
-        text: dict[str, Any] = {"format": _FORMAT, "cost": asdict(self.cost), "trace": _no_nan(list(self.trace))}
+        text: dict[str, Any] = {"format": _FORMAT, "cost": asdict(self.cost), "trace": without_nan(list(self.trace))}
         text |= {"config": self.config, "memos": tree.flatten(self.memos, "memos", tensors)}
         if isinstance(self.samples, (Tensor, np.ndarray)):
             tensors |= {} if self.samples is self.x else {"samples": torch.as_tensor(self.samples)}
@@ -255,7 +255,7 @@ def load_result(path: str | Path) -> Result:
         return Result(
             **fields,
             samples=samples,
-            trace=Trace(_nan(text["trace"])),
+            trace=Trace(with_nan(text["trace"])),
             cost=Cost(**text["cost"]),
             config=text["config"],
             memos=tree.unflatten(text["memos"], tensors),
@@ -304,19 +304,19 @@ def picked(samples: Any, rows: Tensor) -> Any:
     return samples[rows] if isinstance(samples, Tensor) else [samples[i] for i in rows.tolist()]
 
 
-def _no_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """NaN as null, which is what JSON has."""
     if isinstance(value, dict):
-        return {k: _no_nan(v) for k, v in value.items()}
+        return {k: without_nan(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_no_nan(v) for v in value]
+        return [without_nan(v) for v in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _nan(value: Any) -> Any:
+def with_nan(value: Any) -> Any:
     """The inverse."""
     if isinstance(value, dict):
-        return {k: _nan(v) for k, v in value.items()}
+        return {k: with_nan(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_nan(v) for v in value]
+        return [with_nan(v) for v in value]
     return math.nan if value is None else value

@@ -37,7 +37,6 @@ was lost. Where guides choose greedily log Z estimates nothing, and so does this
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -67,8 +66,8 @@ def errors(records: Sequence[Recorded], groups: int, n: int) -> list[Tensor]:
     share = torch.full((groups, n), 1 / n, dtype=like.dtype, device=like.device)
     drift, c, found = torch.zeros_like(share), torch.full_like(share[:, :1], n / max(n - 1, _TINY)), []
     before = None
-    for record, still in zip(records, _still(records), strict=True):
-        if still and record.left is record.log_w is before:
+    for record in records:
+        if record.left is record.log_w is before:  # nothing was weighed, and none selected: that would copy the weights
             found.append(found[-1])
             continue
         before, size = record.left, family.shape[1]
@@ -80,15 +79,6 @@ def errors(records: Sequence[Recorded], groups: int, n: int) -> list[Tensor]:
         share = _shares(record.left, family, n)
         c = c * _unrelated(now) / _unrelated(share)
     return found
-
-
-def _still(records: Sequence[Recorded]) -> list[bool]:
-    """Whether every row descends from the one that had its place, step by step."""
-    same = []
-    for size, some in groupby((record.parent for record in records), key=len):
-        parents = torch.stack(list(some))
-        same += (parents == torch.arange(size, device=parents.device)).all(1).tolist()
-    return same
 
 
 def _shares(log_w: Tensor, family: Tensor, n: int) -> Tensor:

@@ -48,7 +48,8 @@ class MaskedModel(_TokenModel):
     ordered   positions are unmasked one after the other, from the left, as in an autoregressive model: for networks
               trained that way. With at least `length` steps, samples follow exactly that model.
     end       of an ordered model whose texts are padded: the token that follows the last one of a text, so that runs
-              that start from samples noise a share of the text, and not of the padding
+              that start from samples noise a share of the text, and not of the padding. What follows it is taken to be
+              the end again, and is not evaluated
     alone     of such a model whose texts follow a grammar: no two tokens are drawn at once, so that runs need at least
               `length` steps, and a share of all positions is noised
 

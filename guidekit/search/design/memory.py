@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ... import random
 from ...engine.describe import difference
+from ...engine.result import with_nan, without_nan
 from ...errors import CheckpointError
 from ...models import Model
 from .domain import Domain
@@ -218,14 +219,14 @@ class Log:
 
     def _write_rounds(self) -> None:
         assert self.folder is not None
-        _written(self.folder / "rounds.json", json.dumps(_no_nan(self.rounds), indent=1))
+        _written(self.folder / "rounds.json", json.dumps(without_nan(self.rounds), indent=1))
 
     def _read(self) -> None:
         """Read what an earlier call left; a line that was cut off is dropped."""
         assert self.folder is not None
         file, rounds = self.folder / "calls.csv", self.folder / "rounds.json"
         if rounds.exists():
-            self.rounds = [_nan(row) for row in json.loads(rounds.read_text(encoding="utf-8"))]
+            self.rounds = [with_nan(row) for row in json.loads(rounds.read_text(encoding="utf-8"))]
         text = file.read_text(encoding="utf-8") if file.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
@@ -279,20 +280,3 @@ def _written(file: Path, text: str) -> None:
     part = file.with_name(file.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(file)
-
-
-def _no_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _no_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_no_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _nan(value: Any) -> Any:
-    """The inverse."""
-    if isinstance(value, dict):
-        return {k: _nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_nan(v) for v in value]
-    return math.nan if value is None else value
