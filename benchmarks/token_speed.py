@@ -29,16 +29,19 @@ import guidekit as gk
 OUT = Path(__file__).parent / "results" / "token_speed.json"
 ROWS, LENGTH = 32, 200
 CASES = [(V, steps) for V in (4, 59) for steps in (50, 200, 1000)]
-Net = Callable[[Tensor, Tensor, Any], Tensor]
 
 
-def table(V: int, length: int = LENGTH) -> Net:
+class Table:
     """A network that says the same of every state."""
-    logits = torch.randn(length, V, generator=torch.Generator().manual_seed(0))
-    return lambda x, t, cond: logits.expand(len(x), -1, -1)
+
+    def __init__(self, V: int):
+        self.logits = torch.randn(LENGTH, V, generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return self.logits.expand(len(x), -1, -1)
 
 
-def plain(net: Net, V: int, steps: int) -> Tensor:
+def plain(net: Table, V: int, steps: int) -> Tensor:
     """The loop that one would write."""
     generator = torch.Generator().manual_seed(0)
     x = torch.full((ROWS, LENGTH), V)
@@ -58,7 +61,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def ratio(V: int, steps: int, repeats: int) -> dict[str, float]:
     """Milliseconds of a step of both loops, and our time over that of the plain loop."""
-    net = table(V)
+    net = Table(V)
     model = gk.MaskedModel(net, V, LENGTH)
     gk.sample(model, ROWS, steps=3)
     turns = [
@@ -83,7 +86,7 @@ def molecules(candidates: int, steps: int = 50) -> dict[str, float]:
 
 def memory(particles: int, batch_size: int | None) -> float:
     """GiB at the peak of a process that samples so many particles in the form of the bundled DNA model."""
-    gk.sample(gk.MaskedModel(table(4), 4, LENGTH), particles, steps=4, batch_size=batch_size)
+    gk.sample(gk.MaskedModel(Table(4), 4, LENGTH), particles, steps=4, batch_size=batch_size)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -119,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--beside", type=Path, help="another checkout of guidekit, measured in turn with this one")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1, help="how often the two checkouts take turns")
     options = parser.parse_args()
     torch.set_num_threads(1)
     here = Path(__file__).parent.parent
@@ -132,7 +136,7 @@ def main() -> None:
         "the packages alone": elsewhere(here, "memory(1, None)"),
     }
     if options.beside is not None:
-        found["molecules"] = beside(options.beside.resolve(), options.repeats)
+        found["molecules"] = beside(options.beside.resolve(), options.rounds)
     OUT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
 
