@@ -73,7 +73,7 @@ class Checkpoint:
         """Write the state after `index` moves, unless that would take more than a small share of the time."""
         now = time.perf_counter()
         world, due = self.run.world, force or (now - self._saved_at) * _SHARE >= self._took
-        if index == self._index or not world.told(due):
+        if index == self._index or world.told(due) == [False]:
             return
         self.run.settle()
         self._write(world.whole(pop), index, world.cost(replace(self.run.cost, seconds=self.run.seconds)))

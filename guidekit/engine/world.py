@@ -51,9 +51,9 @@ class Alone:
     def agree(self, about: Any) -> None:
         """Raise unless all ranks say the same."""
 
-    def told(self, value: bool) -> bool:
+    def told(self, *values: int) -> list[int]:
         """What rank 0 says."""
-        return value
+        return list(values)
 
     def selected(self, selection: Selection, pop: Population, read: frozenset[int]) -> Population:
         """The particles that are here after a selection of the whole population, which reads the memos of the guides in
@@ -117,8 +117,8 @@ class Shared(Alone):
                 "solver, noise, seed and checkpoint must be the same on all ranks"
             )
 
-    def told(self, value: bool) -> bool:
-        return bool(self._gathered(torch.tensor([value]), [1] * self.size)[0])
+    def told(self, *values: int) -> list[int]:
+        return self._gathered(torch.tensor([values]), [1] * self.size)[0].tolist()
 
     def selected(self, selection: Selection, pop: Population, read: frozenset[int]) -> Population:
         counts = [count * pop.branch for count in self._counts(len(pop) // pop.branch)]
