@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 import traceback
 import warnings
@@ -260,3 +262,31 @@ def test_alone_every_world_is_this_process():
     assert torch.equal(plain.x, auto.x)
     with pytest.raises(TypeError, match="world=2"):
         gk.sample(model, 3, world=2)
+
+
+@pytest.mark.slow
+def test_torchrun_writes_the_folder_of_one_process(tmp_path: Path):
+    args = [
+        "-m",
+        "guidekit",
+        "sample",
+        "dna",
+        "-r",
+        "gc",
+        "-g",
+        "svdd:candidates=3,alpha=0.05",
+        "-n",
+        "8",
+        "--steps",
+        "6",
+    ]
+    args += ["--compare", "--no-report"]
+    run = {"cwd": tmp_path, "check": True, "capture_output": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    subprocess.run([sys.executable, *args, "--out", "one"], **run)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    told = subprocess.run([*launch, *args, "--out", "two"], **run).stdout.decode()
+    assert told.count("best of 3") == 1  # the table of rank 0 alone
+    for name in ("samples.csv", "samples.fasta"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    one, two = (gk.load_result(tmp_path / folder / "best_of_n") for folder in ("one", "two"))
+    assert one.samples == two.samples
