@@ -75,7 +75,7 @@ class Run:
         self.acts = [acting(self.seats, s, self.steps[s.index - 1] if s.index else None) for s in self.steps]
         self.widths = [self._children(step) for step in self.steps[:-1]]
         self.rows = max(step.n for step in self.steps)  # of one group, at the widest
-        checks.check_noise(noise, model, self.groups * self.steps[0].n, len(self.moves))
+        checks.check_noise(noise, model, self.groups * self.steps[0].n, self.moves)
         self.noise: Callable[[Population, int], Tensor] = Noise(model, self.keys, [s.n for s in self.steps], noise)
         self.given = noise
         self.paste = self.pasted if any("paste" in seat.hooks for seat in self.seats) else None
@@ -267,7 +267,8 @@ class Run:
     def _begun(self, pop: Population) -> Population:
         """The particles in the states from which the run starts."""
         noise = self.noise(pop, 0)
-        pop = replace(pop, x=self.model.process.prior(noise, self.moves[0].t))
+        second = self.noise.second(pop) if isinstance(self.noise, Noise) else ()
+        pop = replace(pop, x=self.model.process.prior(noise, self.moves[0].t), predictions=second)
         for seat in self.seats:
             if "begin" in seat.hooks:
                 pop = replace(pop, x=seat.guide.begin(self.model, pop, noise, self.steps[0].own(seat.name, seat.place)))

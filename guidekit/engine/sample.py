@@ -56,7 +56,8 @@ def sample(
     cond         None, one condition, or a list of conditions: groups of n particles, each a population of its own
     reward       scores the final samples for the record; guides bring their own
     solver       of a Gaussian process; None is DDPM(), ancestral sampling, with guides and without
-    noise        the starting noise (groups*n, *shape), or that of the whole chain (moves + 1, groups*n, *shape)
+    noise        the starting noise (groups*n, *shape), or that of the whole chain (moves + 1, groups*n, *shape); of
+                 solvers.BELM() also both parts of the starting noise (2, groups*n, *shape), as gk.invert finds them
     seed         an int, so that every group has the same noise and equals a run of its own; or one int per group
     batch_size   most rows in one forward of the network; memory grows with the population's own state only
     progress     show a bar
