@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import random
 from ..models.base import Model
 from ..models.evaluations import Cond, rows_of
 from ..models.networks import lent, networks_in
@@ -76,7 +77,7 @@ class Run:
         self.widths = [self._children(step) for step in self.steps[:-1]]
         self.rows = max(step.n for step in self.steps)  # of one group, at the widest
         checks.check_noise(noise, model, self.groups * self.steps[0].n, self.moves)
-        self.noise: Callable[[Population, int], Tensor] = Noise(model, self.keys, [s.n for s in self.steps], noise)
+        self.noise: Callable[[Population, int], Any] = Noise(model, self.keys, [s.n for s in self.steps], noise)
         self.given = noise
         self.paste = self.pasted if any("paste" in seat.hooks for seat in self.seats) else None
         self.order = max(1, *(len(m.b) for m in self.moves))
@@ -271,14 +272,16 @@ class Run:
         pop = replace(pop, x=self.model.process.prior(noise, self.moves[0].t), predictions=second)
         for seat in self.seats:
             if "begin" in seat.hooks:
+                noise = random.drawn(noise)
                 pop = replace(pop, x=seat.guide.begin(self.model, pop, noise, self.steps[0].own(seat.name, seat.place)))
         return pop
 
-    def _chosen(self, pop: Population, index: int) -> tuple[Tensor, tuple]:
+    def _chosen(self, pop: Population, index: int) -> tuple[Any, tuple]:
         """The noise of a move, drawn or as a guide chooses it, and the memos."""
         noise, memos = self.noise(pop, index + 1), list(pop.memos)
         for seat in self.acts[index].noise:
             own = self.steps[index].own(seat.name, seat.place)
+            noise = random.drawn(noise)
             noise, memos[seat.place] = seat.guide.noise(pop, own, noise)
         return noise, tuple(memos)
 
