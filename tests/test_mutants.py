@@ -175,6 +175,12 @@ MUTANTS = [
     ("a path of sigma that is not whitened", "search/cma.py", "self.effective, step / self.c.sqrt())", "self.effective, step)", "tests/test_search.py::test_cma_follows_the_paper_round_after_round"),
     ("lineages of what particles move with", "report/recorder.py", "pop.seen", "pop.predictions[0]", "tests/test_cfg_family.py::test_recorders_and_path_searches_take_the_guided_mean_of_cfgpp_as_the_estimate"),
     ("searches that score in training mode", "search/verify.py", "with lent(networks_in(*self.rewards)):", "with lent([]):", "tests/test_reward_modes.py"),
+    ("slope and line in each other's place", "solvers/belm.py", "v - r_s * gain * u", "v + r_s * gain * u", "tests/test_solvers.py::test_belm_keeps_to_the_straight_path_between_data_and_noise"),
+    ("the ratio of steps and not its square", "solvers/belm.py", "min(1.0, h / k) ** 2 * k", "min(1.0, h / k) * k", "tests/test_solvers.py::test_belm_is_the_published_formula_where_steps_shrink_and_bdia_where_they_grow"),
+    ("steps that grow amplify", "solvers/belm.py", "min(1.0, h / k) ** 2", "(h / k) ** 2", "tests/test_solvers.py::test_belm_is_the_published_formula_where_steps_shrink_and_bdia_where_they_grow"),
+    ("a line that was not gone", "solvers/belm.py", "u * (1 + gain / h) for u in f), -gain / h)", "u for u in f), 0.0)", "tests/test_solvers.py::test_belm_is_the_published_formula_where_steps_shrink_and_bdia_where_they_grow"),
+    ("the second noise of another row", "engine/noise.py", "self.given[1][pop.group * self.alive[0] + pop.slot]", "self.given[1][pop.slot]", "tests/test_edits.py::test_a_reversible_sampler_brings_any_sample_back_with_any_network_and_any_number_of_steps"),
+    ("a run backwards that takes the later prediction", "edits/reversible.py", "walk.prediction(x, index)", "walk.prediction(after, index)", "tests/test_edits.py::test_a_reversible_sampler_brings_any_sample_back_with_any_network_and_any_number_of_steps"),
     ("rounding taken for a direction", "guides/self_guided_minority.py", " & (view.model.process.scales(view.t)[0] >= 1e-3)", "", "tests/test_minority.py"),
 ]  # fmt: skip
 

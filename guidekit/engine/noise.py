@@ -24,7 +24,8 @@ class Noise:
     move index - 1; the caller may use its memory.
 
     alive   rows of each group at every step
-    given   what the user gave: of the start (rows, *shape) or of the whole chain (moves + 1, rows, *shape), or None
+    given   what the user gave: of the start (rows, *shape) or of the whole chain (moves + 1, rows, *shape), or None;
+            of a solver whose first move takes them also two parts of the start, (2, rows, *shape)
     """
 
     def __init__(self, model: Model, keys: Tensor, alive: Sequence[int], given: Tensor | None = None):
@@ -35,6 +36,12 @@ class Noise:
         ids = torch.arange(len(keys) * self.rows, device=keys.device)
         self._keys = self._address(ids // self.rows, ids % self.rows)
         self._block: tuple[int, Any] = (-1, self._keys)
+
+    def second(self, pop: Population) -> tuple[Tensor, ...]:
+        """The second part of the noise of the start, if it was given."""
+        if self.given is None or not self.chain_given or len(self.given) == len(self.alive):
+            return ()
+        return (self.given[1][pop.group * self.alive[0] + pop.slot],)
 
     @property
     def chain_given(self) -> bool:
