@@ -12,6 +12,7 @@ from .dpmpp import DPMpp, SDEDPMpp
 from .first_hitting import FirstHitting
 from .fs_dfm import FSDFM
 from .heun import Euler, Heun
+from .lsd import LSD
 from .remdm import ReMDM
 from .saber import Saber
 from .tau_leaping import TauLeaping
@@ -21,6 +22,7 @@ __all__ = [
     "DDIM",
     "DDPM",
     "FSDFM",
+    "LSD",
     "Ancestral",
     "Blocks",
     "Confidence",
