@@ -172,6 +172,11 @@ MUTANTS = [
     ("lineages of what particles move with", "report/recorder.py", "pop.seen", "pop.predictions[0]", "tests/test_cfg_family.py::test_recorders_and_path_searches_take_the_guided_mean_of_cfgpp_as_the_estimate"),
     ("searches that score in training mode", "search/verify.py", "with lent(networks_in(*self.rewards)):", "with lent([]):", "tests/test_reward_modes.py"),
     ("rounding taken for a direction", "guides/self_guided_minority.py", " & (view.model.process.scales(view.t)[0] >= 1e-3)", "", "tests/test_minority.py"),
+    ("states found by a name alone", "models/prefixes.py", " & (before == there)", "", "tests/test_prefixes.py"),
+    ("states of another row", "models/prefixes.py", "return self.states[path]", "return self.states[path.flip(0)]", "tests/test_prefixes.py"),
+    ("equal texts under two conditions", "models/prefixes.py", "known, device=device))[place]", "known, device=device))[place * 0]", "tests/test_prefixes.py"),
+    ("states of other weights", "models/prefixes.py", "if mark != self._mark or", "if", "tests/test_prefixes.py"),
+    ("places counted from the kept ones", "zoo/nets.py", "self.place[first : first + tokens.shape[1] + 1]", "self.place[: tokens.shape[1] + 1]", "tests/test_prefixes.py"),
 ]  # fmt: skip
 
 
