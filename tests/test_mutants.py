@@ -177,6 +177,11 @@ MUTANTS = [
     ("equal texts under two conditions", "models/prefixes.py", "known, device=device))[place]", "known, device=device))[place * 0]", "tests/test_prefixes.py"),
     ("states of other weights", "models/prefixes.py", "if mark != self._mark or", "if", "tests/test_prefixes.py"),
     ("places counted from the kept ones", "zoo/nets.py", "self.place[first : first + tokens.shape[1] + 1]", "self.place[: tokens.shape[1] + 1]", "tests/test_prefixes.py"),
+    ("ends that are masked again", "process/lengths.py", "return x == self.end", "return x != x", "tests/test_lengths.py"),
+    ("a length too long by one", "process/lengths.py", "length = 1 + (", "length = 2 + (", "tests/test_lengths.py"),
+    ("lengths that do not count for a kept part", "guides/keep.py", "total + chances", "total", "tests/test_lengths.py"),
+    ("kept tokens in rows of masks alone", "guides/keep.py", "open = torch.where(view.x == process.end, view.x, open)", "open = torch.full_like(view.x, open)", "tests/test_lengths.py"),
+    ("ends within texts", "models/tokens.py", "== self.end, -torch.inf, logits)", "== self.end, logits, logits)", "tests/test_lengths.py"),
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..solvers import Move, Solver
 from .gaussian import Gaussian, Normal
+from .lengths import Lengths
 from .revealing import Revealing
 from .tokens import LOG_ZERO, Categorical, Masked, Uniform
 
@@ -86,4 +87,15 @@ class Process(Protocol):
         ...
 
 
-__all__ = ["LOG_ZERO", "Categorical", "Gaussian", "Kernel", "Masked", "Normal", "Process", "Revealing", "Uniform"]
+__all__ = [
+    "LOG_ZERO",
+    "Categorical",
+    "Gaussian",
+    "Kernel",
+    "Lengths",
+    "Masked",
+    "Normal",
+    "Process",
+    "Revealing",
+    "Uniform",
+]

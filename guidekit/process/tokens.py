@@ -261,11 +261,14 @@ class Masked(_Tokens):
 
     def _masking(self, x: Tensor, kept: Tensor) -> Categorical:
         """Masks each token that is not one of the template with probability 1 - kept."""
-        template = self.prior(torch.zeros(*x.shape, self.states, device=x.device), self.t_max)
-        kept = torch.where(template == self.V, kept, 1.0)
+        kept = torch.where(self.still(x), 1.0, kept)
         fixed = _fixed(x, self.V + 1) + kept.log()[..., None]
         fixed[..., self.V] = torch.where(x == self.V, 0.0, (1 - kept).log())
         return Categorical(fixed)
+
+    def still(self, x: Tensor) -> Tensor:
+        """The tokens that are never masked, bool, of a shape that broadcasts to that of x."""
+        return self.prior(torch.zeros(*x.shape, self.states, device=x.device), self.t_max) != self.V
 
     def _late(self, x: Tensor, m_t: Tensor, u: Tensor, move: Move) -> Tensor:
         """The probabilities of staying masked, also of rows that have more masks than time t says."""

@@ -36,7 +36,7 @@ from ...engine.resampling import check_resampling, resample
 from ...engine.tree import Tree
 from ...engine.view import Step, View
 from ...models.base import Model
-from ...process import Kernel, Revealing, Uniform
+from ...process import Kernel, Lengths, Revealing, Uniform
 from ...solvers import Move
 from ...solvers.token_solver import Order, chosen
 from .language import Language
@@ -74,6 +74,11 @@ class Within(Guide):
         return not self.weighted
 
     def check(self, model: Model, steps: int) -> None:
+        if isinstance(model.process, Lengths) and self.language is not None and not self.language.free:
+            raise ValueError(
+                f"{type(self).__name__} is for texts of one length, and the lengths of this model's texts are drawn "
+                "first: steer by a reward for what the constraint asks, or keep a part with Keep()"
+            )
         if self.language is not None and not self.language.possible:
             raise ValueError(f"{type(self).__name__}: no sequence of {model.shape[0]} tokens satisfies all of it")
 
