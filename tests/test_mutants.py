@@ -182,6 +182,11 @@ MUTANTS = [
     ("lengths that do not count for a kept part", "guides/keep.py", "total + chances", "total", "tests/test_lengths.py"),
     ("kept tokens in rows of masks alone", "guides/keep.py", "open = torch.where(view.x == process.end, view.x, open)", "open = torch.full_like(view.x, open)", "tests/test_lengths.py"),
     ("ends within texts", "models/tokens.py", "== self.end, -torch.inf, logits)", "== self.end, logits, logits)", "tests/test_lengths.py"),
+    ("scores of uniform noise taken for posteriors", "integrations/sedd.py", "s - other * s.sum(-1, keepdim=True)", "s - 0 * s.sum(-1, keepdim=True)", "tests/test_sedd.py"),
+    ("scores without the likelihood", "integrations/sedd.py", "return (a * kept).log()", "return a.log()", "tests/test_sedd.py"),
+    ("a corrector that does not return", "solvers/flow_matching.py", "+ self.corrector * back * own", "", "tests/test_flow_matching.py"),
+    ("a corrector that does not make up for it", "solvers/flow_matching.py", "(1 + self.corrector) * math.log(t / s)", "math.log(t / s)", "tests/test_flow_matching.py"),
+    ("a path run backwards", "solvers/flow_matching.py", "1 - self.share(1 - t)", "self.share(t)", "tests/test_flow_matching.py"),
 ]  # fmt: skip
 
 
