@@ -182,6 +182,21 @@ MUTANTS = [
     ("the second noise of another row", "engine/noise.py", "self.given[1][pop.group * self.alive[0] + pop.slot]", "self.given[1][pop.slot]", "tests/test_edits.py::test_a_reversible_sampler_brings_any_sample_back_with_any_network_and_any_number_of_steps"),
     ("a run backwards that takes the later prediction", "edits/reversible.py", "walk.prediction(x, index)", "walk.prediction(after, index)", "tests/test_edits.py::test_a_reversible_sampler_brings_any_sample_back_with_any_network_and_any_number_of_steps"),
     ("rounding taken for a direction", "guides/self_guided_minority.py", " & (view.model.process.scales(view.t)[0] >= 1e-3)", "", "tests/test_minority.py"),
+    ("states found by a name alone", "models/prefixes.py", " & (before == there)", "", "tests/test_prefixes.py"),
+    ("states of another row", "models/prefixes.py", "return self.states[path]", "return self.states[path.flip(0)]", "tests/test_prefixes.py"),
+    ("equal texts under two conditions", "models/prefixes.py", "known, device=device))[place]", "known, device=device))[place * 0]", "tests/test_prefixes.py"),
+    ("states of other weights", "models/prefixes.py", "if mark != self._mark or", "if", "tests/test_prefixes.py"),
+    ("places counted from the kept ones", "zoo/nets.py", "self.place[first : first + tokens.shape[1] + 1]", "self.place[: tokens.shape[1] + 1]", "tests/test_prefixes.py"),
+    ("ends that are masked again", "process/lengths.py", "return x == self.end", "return x != x", "tests/test_lengths.py"),
+    ("a length too long by one", "process/lengths.py", "length = 1 + (", "length = 2 + (", "tests/test_lengths.py"),
+    ("lengths that do not count for a kept part", "guides/keep.py", "total + chances", "total", "tests/test_lengths.py"),
+    ("kept tokens in rows of masks alone", "guides/keep.py", "open = torch.where(view.x == process.end, view.x, open)", "open = torch.full_like(view.x, open)", "tests/test_lengths.py"),
+    ("ends within texts", "models/tokens.py", "== self.end, -torch.inf, logits)", "== self.end, logits, logits)", "tests/test_lengths.py"),
+    ("scores of uniform noise taken for posteriors", "integrations/sedd.py", "s - other * s.sum(-1, keepdim=True)", "s - 0 * s.sum(-1, keepdim=True)", "tests/test_sedd.py"),
+    ("scores without the likelihood", "integrations/sedd.py", "return (a * kept).log()", "return a.log()", "tests/test_sedd.py"),
+    ("a corrector that does not return", "solvers/flow_matching.py", "+ self.corrector * back * own", "", "tests/test_flow_matching.py"),
+    ("a corrector that does not make up for it", "solvers/flow_matching.py", "(1 + self.corrector) * math.log(t / s)", "math.log(t / s)", "tests/test_flow_matching.py"),
+    ("a path run backwards", "solvers/flow_matching.py", "1 - self.share(1 - t)", "self.share(t)", "tests/test_flow_matching.py"),
 ]  # fmt: skip
 
 

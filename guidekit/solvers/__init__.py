@@ -10,6 +10,7 @@ from .confidence import Confidence, Entropy, Margin
 from .ddim import DDIM, DDPM
 from .dpmpp import DPMpp, SDEDPMpp
 from .first_hitting import FirstHitting
+from .flow_matching import FlowMatching
 from .fs_dfm import FSDFM
 from .heun import Euler, Heun
 from .remdm import ReMDM
@@ -28,6 +29,7 @@ __all__ = [
     "Entropy",
     "Euler",
     "FirstHitting",
+    "FlowMatching",
     "Heun",
     "Margin",
     "Move",
