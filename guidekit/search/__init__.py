@@ -11,6 +11,7 @@ from .design import Candidates, Crossover, Fresh, GraphOperators, Memory, Propos
 from .evolution import Evolution, evolution
 from .flowopt import flowopt
 from .gradient import gradient, gradients
+from .informed import informed
 from .paths import paths
 from .random_search import Random, random
 from .share import share
@@ -45,6 +46,7 @@ __all__ = [
     "flowopt",
     "gradient",
     "gradients",
+    "informed",
     "paths",
     "random",
     "run",

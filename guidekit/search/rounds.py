@@ -121,14 +121,14 @@ class Rounds:
         """The initial samples, scored."""
         if isinstance(start, int):
             drawn = self.sample(start, self.chain(), self.guides, 0)
-            return _state(drawn.x, drawn.samples, scores_of(drawn), drawn.groups, drawn.cost, config)
+            return as_result(drawn.x, drawn.samples, scores_of(drawn), drawn.groups, drawn.cost, config)
         groups = len(self.cond) if isinstance(self.cond, list) else 1
         cost, x = Cost(), start.to(self.model.device)
         with lent([*self.model.modules(), *networks_in(self.reward)]):
             samples, scorer = self.pasted(self.model.decode(x), groups), Scorer(cost, x.device)
             rewards = scorer(self.reward, samples)
         scorer.settle()
-        return _state(x, samples, rewards, groups, cost, config)
+        return as_result(x, samples, rewards, groups, cost, config)
 
     def pasted(self, samples: Any, groups: int) -> Any:
         """Samples with what the guides put into them."""
@@ -143,7 +143,7 @@ class Rounds:
         }
 
 
-def _state(x: Tensor, samples: Any, rewards: Tensor, groups: int, cost: Cost, config: dict[str, Any]) -> Result:
+def as_result(x: Tensor, samples: Any, rewards: Tensor, groups: int, cost: Cost, config: dict[str, Any]) -> Result:
     """Samples as a result without rounds."""
     row = torch.arange(len(x), device=x.device)
     return Result(
