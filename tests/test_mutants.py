@@ -178,6 +178,9 @@ MUTANTS = [
     ("letters that the model sees before it weighs them", "search/informed.py", "(changed & (rank >= j))[rows]", "(changed & (rank > j))[rows]", "tests/test_informed.py"),
     ("rewards in units of 1/alpha", "search/informed.py", "_rise(scores_of(state), rewards) / self.alpha", "_rise(scores_of(state), rewards) * self.alpha", "tests/test_informed.py"),
     ("letters counted from the one that was there, the wrong way", "search/moves.py", "(torch.arange(V, device=y.device) + origin[..., None])", "(torch.arange(V, device=y.device) - origin[..., None])", "tests/test_informed.py"),
+    ("an expansion that forgets its own mean", "guides/taylor_smc.py", "(log_p + g).logsumexp(-1) - (g * e).sum(-1)", "(log_p + g).logsumexp(-1)", "tests/test_taylor_smc.py"),
+    ("a twist that does not telescope", "guides/taylor_smc.py", "return now - before, now", "return now, now", "tests/test_taylor_smc.py"),
+    ("known tokens as the network predicts them", "guides/taylor_smc.py", "torch.where((view.x == V)[..., None], log_p, known.log())", "log_p", "tests/test_taylor_smc.py"),
 ]  # fmt: skip
 
 

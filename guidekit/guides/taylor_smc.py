@@ -77,7 +77,7 @@ class TaylorSMC(Guide):
             2025,
             "2505.22524",
         ),
-        example="gk.TaylorSMC(reward, 0.5)",
+        example="gk.TaylorSMC(right, 0.5)",
         picture="tokens",
     )
 
