@@ -147,6 +147,14 @@ def test_exact_moves_cost_two_rows_for_each_letter_that_changes():
     assert 0 < changed < 150 and found.cost.network_rows == 50 + 2 * changed
 
 
+def test_the_gradient_that_is_kept_is_the_one_at_the_sample():
+    found = gk.search.informed(TABLE, drawn(law(), 60), reward, alpha=ALPHA, rounds=3, share=0.5, gradient=True)
+    assert 0.1 < float(found.trace["accepted"][-1]) < 0.9
+    hot = torch.nn.functional.one_hot(found.x, V).double().requires_grad_()
+    (slope,) = torch.autograd.grad(reward(hot).sum(), hot)
+    assert torch.allclose(found.memos[0], slope)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("gradient", [False, True])
 def test_a_killed_search_resumes_to_the_same_samples_and_costs(gradient: bool, tmp_path: Path):
     options: dict[str, Any] = {"alpha": ALPHA, "share": 0.5, "gradient": gradient, "max_edits": 3, "seed": 5}

@@ -7,7 +7,7 @@ from .bank import Bank, bank
 from .budget import Budget
 from .cma import CMA, cma
 from .core import Each, Found, Strategy, run
-from .design import Candidates, Crossover, Fresh, GraphOperators, Memory, Proposal, Regrow, Study, Surrogate
+from .design import Candidates, Crossover, Fresh, GraphOperators, Informed, Memory, Proposal, Regrow, Study, Surrogate
 from .evolution import Evolution, evolution
 from .flowopt import flowopt
 from .gradient import gradient, gradients
@@ -30,6 +30,7 @@ __all__ = [
     "Found",
     "Fresh",
     "GraphOperators",
+    "Informed",
     "Memory",
     "Proposal",
     "Random",

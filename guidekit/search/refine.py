@@ -114,8 +114,8 @@ def evolve(
     budget      ends the loop, Budget(calls=2000) if nothing is said. `calls` counts distinct samples, exactly; guides
                 that ask a reward of their own spend it too
     n           number of samples returned, if other than the start says
-    proposals   a list of `gk.search.Proposal`; by default those of `GraphOperators`, `Crossover`, `Regrow` and `Fresh`
-                that serve the model
+    proposals   a list of `gk.search.Proposal`; by default those of `GraphOperators`, `Crossover`, `Informed`,
+                `Regrow` and `Fresh` that serve the model and the reward
     surrogate   a `gk.search.Surrogate`, True for the usual one, or False for none
     population  samples before the first round, 50; those that are missing the model draws
     batch       calls of a round; None is a twentieth of what is known, from 10 to 50
