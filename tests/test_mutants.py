@@ -197,6 +197,15 @@ MUTANTS = [
     ("a corrector that does not return", "solvers/flow_matching.py", "+ self.corrector * back * own", "", "tests/test_flow_matching.py"),
     ("a corrector that does not make up for it", "solvers/flow_matching.py", "(1 + self.corrector) * math.log(t / s)", "math.log(t / s)", "tests/test_flow_matching.py"),
     ("a path run backwards", "solvers/flow_matching.py", "1 - self.share(1 - t)", "self.share(t)", "tests/test_flow_matching.py"),
+    ("informed moves against their proposals", "search/informed.py", "back.log_prob(x) - there.log_prob(moved)", "there.log_prob(moved) - back.log_prob(x)", "tests/test_informed.py"),
+    ("a way back by the gradient from before", "search/informed.py", "self.moves.kernel(y, log_p, moved, slopes,", "self.moves.kernel(y, log_p, moved, slope,", "tests/test_informed.py"),
+    ("gradients of what was refused", "search/informed.py", "torch.where(accepted[:, None, None], slopes, slope)", "slopes", "tests/test_informed.py::test_the_gradient_that_is_kept_is_the_one_at_the_sample"),
+    ("letters that the model sees before it weighs them", "search/informed.py", "(changed & (rank >= j))[rows]", "(changed & (rank > j))[rows]", "tests/test_informed.py"),
+    ("rewards in units of 1/alpha", "search/informed.py", "_rise(scores_of(state), rewards) / self.alpha", "_rise(scores_of(state), rewards) * self.alpha", "tests/test_informed.py"),
+    ("letters counted from the one that was there, the wrong way", "search/moves.py", "(torch.arange(V, device=y.device) + origin[..., None])", "(torch.arange(V, device=y.device) - origin[..., None])", "tests/test_informed.py"),
+    ("an expansion that forgets its own mean", "guides/taylor_smc.py", "(log_p + g).logsumexp(-1) - (g * e).sum(-1)", "(log_p + g).logsumexp(-1)", "tests/test_taylor_smc.py"),
+    ("a twist that does not telescope", "guides/taylor_smc.py", "return now - before, now", "return now, now", "tests/test_taylor_smc.py"),
+    ("known tokens as the network predicts them", "guides/taylor_smc.py", "torch.where((view.x == V)[..., None], log_p, known.log())", "log_p", "tests/test_taylor_smc.py"),
 ]  # fmt: skip
 
 

@@ -49,6 +49,7 @@ from .start_from import StartFrom as StartFrom
 from .svdd import SVDD as SVDD
 from .switch import Switch as Switch
 from .tag import TAG as TAG
+from .taylor_smc import TaylorSMC as TaylorSMC
 from .tcfg import TCFG as TCFG
 from .tds import TDS as TDS
 from .temperature import Temperature as Temperature

@@ -253,6 +253,10 @@ CASES = [
         "TDS scheduled", _tds(gk.TDS, scale=lambda t: 1 - t, ess=0.9), _idle_tds(gk.TDS), "tilted", GAUSSIAN,
         calls=lambda n, m: n * (m + 1),
     ),
+    Case(
+        "TaylorSMC", _tds(gk.TaylorSMC, scale=0.8), _idle_tds(gk.TaylorSMC), "tilted", TOKENS,
+        calls=lambda n, m: n * (m + 1),
+    ),
     *(
         Case(
             f"DAS {name}", _tds(gk.DAS, tempering=tempering, scale=0.5, ess=0.95),
