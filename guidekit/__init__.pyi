@@ -1,5 +1,6 @@
 from . import (
     integrations as integrations,
+    measurements as measurements,
     process as process,
     search as search,
     solvers as solvers,
@@ -32,6 +33,7 @@ from .guides.minority_guidance import (
 )
 from .integrations.diffusers import from_diffusers as from_diffusers
 from .jobs.config import Config as Config
+from .measurements.measurement import Measurement as Measurement
 from .models import (
     Cond as Cond,
     GaussianModel as GaussianModel,
