@@ -81,7 +81,7 @@ class Measurement(Reward):
     def score(self, samples: Any) -> Tensor:
         u = self.operator(samples)
         if u.shape[1:] != self.y.shape:
-            raise ValueError(self._misfit(u))
+            raise ValueError(self.misfit(u))
         return self._summed(self.noise.log_prob(self.y.to(u), u))
 
     def residual(self, samples: Any) -> Tensor:
@@ -143,10 +143,11 @@ class Measurement(Reward):
                 f"Measurement: the operator returned {what} for one sample; a tensor with a row axis is needed"
             )
         if u.shape[1:] != self.y.shape:
-            raise ValueError(self._misfit(u))
+            raise ValueError(self.misfit(u))
         return u
 
-    def _misfit(self, u: Tensor) -> str:
+    def misfit(self, u: Tensor) -> str:
+        """What to say of a y with another shape than measurements u."""
         return (
             f"Measurement(y of shape {tuple(self.y.shape)}): the operator makes {tuple(u.shape[1:])} of each "
             "sample, and y "
@@ -213,8 +214,10 @@ def problem(name: str, measurement: Any, model: Model) -> Problem:
     if any(m.operator is not first.operator or m.noise != first.noise for m in each):
         raise ValueError(f"{name}(ByGroup([...])): all measurements have one operator and one noise; make them by `of`")
     with torch.no_grad():
+        u = first.probe(model)
         for m in each:
-            m.probe(model)
+            if m.y.shape != u.shape[1:]:
+                raise ValueError(m.misfit(u))
         return _in_states(name, each, model)
 
 
