@@ -290,6 +290,20 @@ def test_samples_that_are_a_scale_and_an_offset_of_states_are_measured_as_sample
     assert torch.allclose(own.y, (y - 0.5)[None] / 2, atol=1e-4)
 
 
+def test_sequences_are_measured_by_any_function_and_weighed_exactly():
+    """The posterior of a table, enumerated: y = the mean of the first two tokens, with noise."""
+    table = gk.analytic.TokenTable(torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(2)).double(), "ordered")
+    m = gk.Measurement(lambda x: x[:, :2].double().mean(1, keepdim=True), torch.tensor([1.5]), 0.4)
+    p = table.table[0].exp() * m(table.states).exp()
+    result = gk.sample(table, 6000, steps=3, guides=[gk.FKSteering(m, 1.0)])
+    place = (result.x * torch.tensor([9, 3, 1])).sum(1)
+    found = torch.zeros(27).double().index_add(0, place, result.weights)
+    assert (found - p / p.sum()).abs().max() < 5 * math.sqrt(
+        0.25 / 3000
+    )  # of at least half as many independent samples
+    assert abs(float(result.log_z) - float(p.sum().log())) < 0.05
+
+
 # errors ------------------------------------------------------------------------------------------------------------
 
 

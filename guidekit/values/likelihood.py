@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch import Tensor
 from ..engine.view import View
 from ..measurements.measurement import Problem, problem
 from ..measurements.operators import gradients
+from ..models.base import Model
 
 COVARIANCES = ("unit", "tweedie")
 
@@ -52,12 +54,23 @@ class Likelihood:
         return replace(self, alpha=alpha)
 
     def __call__(self, view: View) -> Tensor:
-        own = problem("gk.values.Likelihood", self.measurement, view.model)
+        own = _known(self.measurement, view.model)
         own = replace(own, noise=own.noise * self.alpha**0.5)
         e = own.rest(view.clean, view.group)
         w = weighed(view, own, e.detach(), self.covariance, self.iters)
         slope = -((e - e.detach()) * w).flatten(1).sum(1, dtype=torch.float64)  # 0, with the gradient of V
         return self.alpha * (slope - 0.5 * (e.detach() * w).flatten(1).sum(1, dtype=torch.float64))
+
+
+_problems: WeakKeyDictionary[Model, WeakKeyDictionary[Any, Problem]] = WeakKeyDictionary()
+
+
+def _known(measurement: Any, model: Model) -> Problem:
+    """The problem, which is made and checked once for a measurement and a model, as long as both are in use."""
+    made = _problems.setdefault(model, WeakKeyDictionary())
+    if measurement not in made:
+        made[measurement] = problem("gk.values.Likelihood", measurement, model)
+    return made[measurement]
 
 
 def weighed(view: View, own: Problem, e: Tensor, covariance: str, iters: int) -> Tensor:
