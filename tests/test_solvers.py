@@ -68,7 +68,10 @@ def follow(moves, denoise, x, noise=None):
     """Apply a table: the meaning of its rows, in numpy. Returns every state."""
     states, history = [x], [denoise(x, moves[0].t)]
     for i, move in enumerate(moves):
-        x = move.a * x + sum(b * d for b, d in zip(move.b, history, strict=False))
+        found = [x, *history]
+        if move.keep is not None:
+            history = [sum(k * v for k, v in zip(line, found, strict=False)) for line in move.keep]
+        x = move.a * x + sum(b * d for b, d in zip(move.b, found[1:], strict=False))
         if move.c:
             x = x + move.c * noise[i]
         states.append(x)
@@ -437,7 +440,7 @@ def test_time_cannot_go_up_from_where_nothing_but_noise_is_left():
     [
         (lambda: DDIM(1.5), r"DDIM\(eta=1.5\): eta lies in \[0, 1\]"),
         (lambda: DDIM(-0.1), r"DDIM\(eta=-0.1\): eta lies in \[0, 1\]"),
-        (lambda: DPMpp(3), r"DPMpp\(order=3\): there is order 1 and order 2"),
+        (lambda: DPMpp(4), r"DPMpp\(order=4\): there is order 1, order 2 and order 3"),
         (lambda: SDEDPMpp(0), r"SDEDPMpp\(order=0\): there is order 1 and order 2"),
     ],
 )

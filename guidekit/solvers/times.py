@@ -95,6 +95,11 @@ def _ratio(schedule: Schedule, t: Tensor) -> Tensor:
     return sigma / alpha
 
 
+def time_of(schedule: Schedule, ratio: float, t_max: float = 1.0) -> float:
+    """The time at which sigma/alpha = ratio, at most t_max."""
+    return float(_inverse(schedule, torch.tensor([ratio], dtype=torch.float64), t_max))
+
+
 def _inverse(schedule: Schedule, ratio: Tensor, t_max: float) -> Tensor:
     """The times at which sigma/alpha = ratio, by bisection (the ratio rises in t)."""
     low, high = torch.full_like(ratio, 1e-9), torch.full_like(ratio, t_max)
