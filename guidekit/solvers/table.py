@@ -39,7 +39,7 @@ class Table(Solver):
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 2.0], [0.5, 0.5])
-    >>> fitted = gk.solvers.fit(base, gk.solvers.DPMpp(), steps=5, n=32)
+    >>> fitted = gk.solvers.fit(base, gk.solvers.DPMpp(), steps=5)
     >>> gk.sample(base, 4, steps=5, solver=fitted).x.shape
     torch.Size([4, 1])
     """
@@ -96,7 +96,11 @@ class Table(Solver):
             text = json.loads(Path(file).read_text(encoding="utf-8"))
             if text["format"] != _FORMAT:
                 raise ValueError(f"its format is {text['format']!r}, not {_FORMAT!r}")
-            moves = tuple(Move(*m[:3], tuple(m[3]), m[4], m[5] and tuple(map(tuple, m[5]))) for m in text["moves"])
+            moves = tuple(_move(*row) for row in text["moves"])
             return cls(moves, tuple((a, s) for a, s in text["levels"]), text["about"])
         except (json.JSONDecodeError, KeyError, TypeError, IndexError, ValueError) as error:
             raise ValueError(f"{file} is not a table of gk.solvers.fit: {error}") from error
+
+
+def _move(t: float, s: float, a: float, b: list[float], c: float, keep: list[list[float]] | None) -> Move:
+    return Move(t, s, a, tuple(b), c, None if keep is None else tuple(tuple(line) for line in keep))
