@@ -4,6 +4,7 @@ tokens move (see `guidekit.solvers.token_solver`)."""
 from . import schedules, times
 from .ancestral import Ancestral
 from .base import Move, Point, Solver, fractions, starting_at
+from .belm import BELM
 from .blocks import Blocks
 from .churn import Churn
 from .confidence import Confidence, Entropy, Margin
@@ -30,6 +31,7 @@ from .tau_leaping import TauLeaping
 from .unipc import UniPC
 
 __all__ = [
+    "BELM",
     "CPS",
     "DDIM",
     "DDPM",

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from .base import Move, Point, Solver
 from .ddim import posterior
+from .heun import straight
 from .schedules import Schedule
 
 
@@ -27,14 +28,12 @@ class PseudoHeun(Solver):
     """FlowTurbo's pseudo-corrector: second order, deterministic, one evaluation per step."""
 
     def rows(self, schedule: Schedule, s: Point, past: tuple[Point, ...]) -> list[Move]:
-        t, straight = past[0], past[0].alpha == s.alpha
-        r_t, r_s = (p.alpha if straight else p.alpha + p.sigma for p in (t, s))
+        t, constant = past[0], past[0].alpha == s.alpha
+        (w_t, r_t), (w_s, r_s) = (straight(p, constant) for p in (t, s))
         slope = (1 / t.sigma, -r_t / t.sigma)
         if s.sigma == 0 or len(past) == 1:
             return [posterior(t, s, 0.0)._replace(keep=(slope,))]
-        last = past[1]
-        r_last = last.alpha if straight else last.alpha + last.sigma
-        half = (t.sigma / r_t - last.sigma / r_last) / 2
-        whole = half + s.sigma / r_s - t.sigma / r_t
+        half = (w_t - straight(past[1], constant)[0]) / 2
+        whole = half + w_s - w_t
         b = (r_s * whole * slope[1], -r_s * half)
         return [Move(t.t, s.t, r_s / r_t + r_s * whole * slope[0], b, 0.0, (slope,))]
