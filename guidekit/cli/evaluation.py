@@ -60,6 +60,7 @@ def _molecules(samples: list[str], known: list[str] | None) -> dict[str, Any]:
     from rewards.molecules import metrics as of
 
     found = comparison.metrics(samples, "molecules") | {"scaffold diversity": of.scaffold_diversity(samples)}
+    found |= {"circles": of.circles(samples), "without PAINS": of.without_alerts(samples)}
     if known is None:
         return found
     return found | {"novelty": of.novelty(samples, known), "nearest similarity": of.snn(samples, known)}
