@@ -16,8 +16,8 @@ from .dpmpp import DPMpp, SDEDPMpp
 from .er_sde import ERSDE
 from .exp_heun import ExponentialHeun
 from .first_hitting import FirstHitting
-from .flow_matching import FlowMatching
 from .fit import fit
+from .flow_matching import FlowMatching
 from .fs_dfm import FSDFM
 from .ghvb import GHVB, HeavyBall
 from .heun import Euler, Heun
