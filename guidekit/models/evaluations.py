@@ -283,7 +283,7 @@ def distinct(x: Tensor, cond: Encoded) -> tuple[Tensor, Tensor] | None:
 
 def _parts(x: Tensor, cond: Encoded) -> list[Tensor]:
     """The bits of rows, whole numbers (rows, numbers), of the state and of all that belongs to the condition."""
-    return [_bits(v) for v in (x, *(cond.values() if isinstance(cond, dict) else () if cond is None else (cond,)))]
+    return [bits(v) for v in (x, *(cond.values() if isinstance(cond, dict) else () if cond is None else (cond,)))]
 
 
 def _key(parts: list[Tensor]) -> Tensor:
@@ -297,7 +297,7 @@ def _odd(part: int, count: int, device: torch.device) -> Tensor:
     return random.fold(random.key(part, device), torch.arange(count, device=device)) | 1
 
 
-def _bits(v: Tensor) -> Tensor:
+def bits(v: Tensor) -> Tensor:
     """The bits of every number, as whole numbers (rows, numbers)."""
     kinds = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
     v = v.detach().reshape(len(v), -1).contiguous()

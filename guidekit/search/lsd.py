@@ -24,6 +24,8 @@ def lsd(model: Model, n: int = 64, *, cond: Any = None, seed: int = 0, batch_siz
     >>> len(solver.entropies), solver.loss(1) > solver.loss(2)
     (2, True)
     """
+    if getattr(model.process, "lengths", ()):
+        raise ValueError("lsd: this model draws lengths, and rows have different numbers of masks: take FirstHitting()")
     run = Run(model, n, steps=model.shape[0], solver=FirstHitting(), cond=cond, seed=seed, batch_size=batch_size)
     found: list[float] = []
     with torch.no_grad(), run.borrowed():
