@@ -111,6 +111,5 @@ def test_what_does_not_fit_is_refused():
         gk.sample(gk.analytic.TokenTable(torch.zeros(2, 2, 2)), 2, solver=LSD((0.5, 0.6)))
     with pytest.raises(ValueError, match="noise"):
         gk.search.lsd(gk.analytic.TokenTable(torch.zeros(2, 2, 2), "uniform"))
-    network = lambda x, t, cond: torch.zeros(*x.shape, 2)
     with pytest.raises(ValueError, match="draws lengths"):
-        gk.search.lsd(gk.MaskedModel(network, 2, 2, end=0, lengths=[0.5, 0.5]))
+        gk.search.lsd(gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 2), 2, 2, end=0, lengths=[0.5, 0.5]))
