@@ -177,6 +177,12 @@ MUTANTS = [
     ("a line that was not gone", "solvers/belm.py", "u * (1 + gain / h) for u in f), -gain / h)", "u for u in f), 0.0)", "tests/test_solvers.py::test_belm_is_the_published_formula_where_steps_shrink_and_bdia_where_they_grow"),
     ("the second noise of another row", "engine/noise.py", "self.given[1][pop.group * self.alive[0] + pop.slot]", "self.given[1][pop.slot]", "tests/test_edits.py::test_a_reversible_sampler_brings_any_sample_back_with_any_network_and_any_number_of_steps"),
     ("a run backwards that takes the later prediction", "edits/reversible.py", "walk.prediction(x, index)", "walk.prediction(after, index)", "tests/test_edits.py::test_a_reversible_sampler_brings_any_sample_back_with_any_network_and_any_number_of_steps"),
+    ("a divergence of the wrong sign", "models/likelihood.py", "v - alpha * torch.autograd.grad", "v + alpha * torch.autograd.grad", "tests/test_likelihood.py::test_the_density_of_the_flow_is_that_of_the_mixture"),
+    ("an unscaled divergence", "models/likelihood.py", "v - alpha * torch.autograd.grad", "v - torch.autograd.grad", "tests/test_likelihood.py::test_the_density_of_the_flow_is_that_of_the_mixture"),
+    ("a bound without the number of positions", "models/likelihood.py", "L / k * torch.where", "1 / k * torch.where", "tests/test_likelihood.py::test_the_bound_of_masked_tokens_is_met_by_a_network_whose_conditionals_are_those_of_one_law"),
+    ("all orders begin alike", "models/likelihood.py", "hidden = random.uniform(keys, (L,)).argsort(-1).argsort(-1) < k", "hidden = torch.arange(L).expand_as(x) < k", "tests/test_likelihood.py::test_the_bound_of_masked_tokens_is_met_by_a_network_whose_conditionals_are_those_of_one_law"),
+    ("tokens that see themselves", "models/likelihood.py", "seen[:, i:] = process.V", "seen[:, i + 1 :] = process.V", "tests/test_likelihood.py::test_of_ordered_tokens_it_is_the_probability"),
+    ("a divergence of chains the other way round", "models/likelihood.py", "q.exp() * (q - p)", "q.exp() * (p - q)", "tests/test_likelihood.py::test_the_bound_of_uniform_tokens_is_that_of_its_chain"),
     ("rounding taken for a direction", "guides/self_guided_minority.py", " & (view.model.process.scales(view.t)[0] >= 1e-3)", "", "tests/test_minority.py"),
 ]  # fmt: skip
 
