@@ -21,6 +21,7 @@ from ..solvers import Move, Solver
 from .guide import Guide, Scale
 from .result import Result
 from .view import Step
+from .world import Alone
 
 
 def check_call(model: Any, n: int, solver: Any, batch_size: int | None, guides: Any, *rewards: Any) -> None:
@@ -110,6 +111,16 @@ def check_together(guides: Sequence[Guide], steps: Sequence[Step]) -> None:
         raise ValueError(
             f"{' and '.join(type(g).__name__ for g in choosers)} each draw children and choose among them: the first "
             "would leave one child to the others, at their full cost. Take one of them, with more children"
+        )
+
+
+def check_world(world: Alone, groups: int, steps: Sequence[Step]) -> None:
+    """Every process has particles at every step."""
+    fewest = groups * min(step.n for step in steps)
+    if fewest < world.size:
+        raise ValueError(
+            f"world= has {world.size} processes, and {fewest} particles live at some step: at least one for each "
+            "process is needed; give a larger n, or fewer processes"
         )
 
 

@@ -96,6 +96,9 @@ class Gaussian:
     def noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return random.normal(keys, shape, dtype)
 
+    def late_noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self.noise(keys, shape, dtype)
+
     def prior(self, noise: Tensor, t: float) -> Tensor:
         return noise * scales(self.schedule, t)[1]
 
