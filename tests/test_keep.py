@@ -484,6 +484,29 @@ def test_processes_of_ones_own_that_are_masked_are_constrained_too():
     assert not bool(((x[:, 1:] == 0) & (x[:, :-1] == 0)).any())
 
 
+def test_particles_that_meet_a_kept_part_without_probability_on_their_way_have_weight_zero():
+    """Whether token 2 may follow token 1 shows only once token 1 is there; before that, nothing is refused."""
+    law = torch.full((3, 3, 3), -1.0, dtype=torch.float64)
+    law[:, 1, 2] = -torch.inf
+    model = gk.analytic.TokenTable(law, "ordered")
+    with pytest.raises(gk.RewardError, match="all 8 particles of group 0 have weight zero"):
+        gk.sample(model, 8, steps=6, guides=[gk.Keep(template=[None, 1, 2])])
+    kept = gk.sample(model, 8, steps=6, guides=[gk.Keep(template=[None, {0, 1}, 2])])
+    assert kept.log_weights.isfinite().any() and not (kept.x[kept.weights > 0][:, 1] == 1).any()
+
+
+def test_states_with_nan_are_refused_before_the_first_network_call():
+    model = gk.GaussianModel(lambda x, t, cond: 1 / 0, (2,), predicts="clean")
+    nan = torch.tensor([[0.0, 1.0], [torch.nan, 0.0]])
+    for call in (
+        lambda: gk.sample(model, 2, steps=3, guides=[gk.Keep(nan, torch.tensor([True, False]))]),
+        lambda: gk.sample(model, 2, steps=3, guides=[gk.StartFrom(nan, 0.5)]),
+        lambda: gk.invert(model, nan),
+    ):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            call()
+
+
 def test_contradicting_constraints_say_so():
     two = [gk.Keep(template="A" * 24), gk.Sites(forbidden=["AAA"])]
     with pytest.raises(ValueError, match="no sequence satisfies both"):

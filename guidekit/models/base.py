@@ -201,6 +201,9 @@ class Model:
         fits = isinstance(given, Tensor) and self.shape in (tuple(given.shape), tuple(given.shape[1:]))
         if not (fits and given.is_floating_point() == isinstance(self.process, Gaussian)):
             return self.read(given)
+        if given.is_floating_point() and not bool(given.isfinite().all()):
+            bad = (~given.isfinite()).reshape(-1, *self.shape).flatten(1).any(1).nonzero()[:, 0].tolist()
+            raise ValueError(f"states have NaN or infinity in rows {', '.join(map(str, bad[:8]))} (counted from 0)")
         if self.decodes and given.is_floating_point() and given.aminmax() == (0, 1):
             warnings.warn(
                 f"a tensor of shape {tuple(given.shape)} is taken as states of the network, and its values lie between "
