@@ -170,6 +170,13 @@ def test_what_is_wrong_is_said_before_the_first_network_call(options: Any, why: 
     assert not calls
 
 
+def test_a_model_with_lengths_is_refused():
+    net = lambda x, t, cond: torch.zeros(*x.shape, 3)
+    model = gk.MaskedModel(net, 3, 4, end=0, lengths=[0.25] * 4)
+    with pytest.raises(ValueError, match="knows no model with lengths="):
+        model.log_prob(torch.zeros(2, 4, dtype=torch.long))
+
+
 def test_a_network_through_which_no_gradient_passes_has_no_density():
     model = gk.GaussianModel(lambda x, t, cond: x.detach(), (2,), predicts="clean")
     with pytest.raises(ValueError, match="no gradient passes through the network"):

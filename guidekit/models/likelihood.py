@@ -68,6 +68,8 @@ def log_prob(
     for name, value in (("steps", steps), ("draws", draws), ("batch_size", batch_size)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}={value!r}: a number of at least 1, or None")
+    if getattr(model, "lengths", None) is not None:
+        raise ValueError("log_prob knows no model with lengths=, whose texts have a length that is drawn first")
     x = model.state(model.as_states(samples).view(-1, *model.shape))
     conds = cond if isinstance(cond, list) else [cond]
     if not conds or len(x) % len(conds):
