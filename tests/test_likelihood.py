@@ -171,8 +171,7 @@ def test_what_is_wrong_is_said_before_the_first_network_call(options: Any, why: 
 
 
 def test_a_model_with_lengths_is_refused():
-    net = lambda x, t, cond: torch.zeros(*x.shape, 3)
-    model = gk.MaskedModel(net, 3, 4, end=0, lengths=[0.25] * 4)
+    model = gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 3), 3, 4, end=0, lengths=[0.25] * 4)
     with pytest.raises(ValueError, match="knows no model with lengths="):
         model.log_prob(torch.zeros(2, 4, dtype=torch.long))
 
