@@ -33,6 +33,7 @@ from .guides.minority_guidance import (
 from .integrations.diffusers import from_diffusers as from_diffusers
 from .jobs.config import Config as Config
 from .models import (
+    BlackoutModel as BlackoutModel,
     Cond as Cond,
     GaussianModel as GaussianModel,
     MaskedModel as MaskedModel,

@@ -187,6 +187,9 @@ MUTANTS = [
     ("a corrector that does not return", "solvers/flow_matching.py", "+ self.corrector * back * own", "", "tests/test_flow_matching.py"),
     ("a corrector that does not make up for it", "solvers/flow_matching.py", "(1 + self.corrector) * math.log(t / s)", "math.log(t / s)", "tests/test_flow_matching.py"),
     ("a path run backwards", "solvers/flow_matching.py", "1 - self.share(1 - t)", "self.share(t)", "tests/test_flow_matching.py"),
+    ("births that forget who is there", "process/blackout.py", "below = torch.arange(self.V, device=x.device) < x[..., None]", "below = torch.arange(self.V, device=x.device) < 0 * x[..., None]", "tests/test_blackout.py"),
+    ("a share of births of the wrong time", "process/blackout.py", "(alive_s - alive_t) / move.t", "(alive_s - alive_t) / alive_s", "tests/test_blackout.py"),
+    ("deaths since the beginning", "process/blackout.py", "binomial(self.V, alive_s / alive_t, x.device)", "binomial(self.V, alive_s, x.device)", "tests/test_blackout.py"),
 ]  # fmt: skip
 
 

@@ -4,6 +4,6 @@ from . import analytic
 from .base import Model
 from .evaluations import Cond, Null
 from .gaussian import GaussianModel
-from .tokens import MaskedModel, UniformModel
+from .tokens import BlackoutModel, MaskedModel, UniformModel
 
-__all__ = ["Cond", "GaussianModel", "MaskedModel", "Model", "Null", "UniformModel", "analytic"]
+__all__ = ["BlackoutModel", "Cond", "GaussianModel", "MaskedModel", "Model", "Null", "UniformModel", "analytic"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..solvers import Move, Solver
+from .blackout import Blackout
 from .gaussian import Gaussian, Normal
 from .lengths import Lengths
 from .revealing import Revealing
@@ -89,6 +90,7 @@ class Process(Protocol):
 
 __all__ = [
     "LOG_ZERO",
+    "Blackout",
     "Categorical",
     "Gaussian",
     "Kernel",
