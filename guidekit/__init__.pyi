@@ -39,6 +39,7 @@ from .models import (
     MaskedModel as MaskedModel,
     Model as Model,
     Null as Null,
+    RiffleModel as RiffleModel,
     UniformModel as UniformModel,
     analytic as analytic,
 )

@@ -190,6 +190,10 @@ MUTANTS = [
     ("births that forget who is there", "process/blackout.py", "below = torch.arange(self.V, device=x.device) < x[..., None]", "below = torch.arange(self.V, device=x.device) < 0 * x[..., None]", "tests/test_blackout.py"),
     ("a share of births of the wrong time", "process/blackout.py", "(alive_s - alive_t) / move.t", "(alive_s - alive_t) / alive_s", "tests/test_blackout.py"),
     ("deaths since the beginning", "process/blackout.py", "binomial(self.V, alive_s / alive_t, x.device)", "binomial(self.V, alive_s, x.device)", "tests/test_blackout.py"),
+    ("scores of places and not of items", "process/riffle.py", "self.scores.gather(1, self.x.argsort(1)).gather(1, x)", "self.scores.gather(1, x)", "tests/test_riffle.py"),
+    ("the smallest score first", "process/riffle.py", "(self.scores + noise).argsort(dim=1, descending=True)", "(self.scores + noise).argsort(dim=1)", "tests/test_riffle.py"),
+    ("falling sequences", "process/riffle.py", "place.diff(dim=1) < 0", "place.diff(dim=1) > 0", "tests/test_riffle.py"),
+    ("shuffles added and not multiplied", "process/riffle.py", "2 ** round(", "2 * round(", "tests/test_riffle.py"),
 ]  # fmt: skip
 
 

@@ -4,6 +4,17 @@ from . import analytic
 from .base import Model
 from .evaluations import Cond, Null
 from .gaussian import GaussianModel
+from .permutations import RiffleModel
 from .tokens import BlackoutModel, MaskedModel, UniformModel
 
-__all__ = ["BlackoutModel", "Cond", "GaussianModel", "MaskedModel", "Model", "Null", "UniformModel", "analytic"]
+__all__ = [
+    "BlackoutModel",
+    "Cond",
+    "GaussianModel",
+    "MaskedModel",
+    "Model",
+    "Null",
+    "RiffleModel",
+    "UniformModel",
+    "analytic",
+]

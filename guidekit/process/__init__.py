@@ -14,6 +14,7 @@ from .blackout import Blackout
 from .gaussian import Gaussian, Normal
 from .lengths import Lengths
 from .revealing import Revealing
+from .riffle import PlackettLuce, Riffle
 from .tokens import LOG_ZERO, Categorical, Masked, Uniform
 
 
@@ -97,7 +98,9 @@ __all__ = [
     "Lengths",
     "Masked",
     "Normal",
+    "PlackettLuce",
     "Process",
     "Revealing",
+    "Riffle",
     "Uniform",
 ]
