@@ -122,10 +122,11 @@ def test_samples_weights_and_log_z_are_those_of_the_enumerated_chain():
 
 def test_a_steered_proposal_leaves_the_target_unchanged():
     null = torch.zeros(N, dtype=torch.float64)
-    both = gk.RiffleModel(
-        lambda x, t, cond: net(x, t, None) + cond.gather(1, x), N, T, None, lambda c: null + 0.5 * (torch.arange(N) == c), null,
-        dtype=torch.float64,
-    )  # fmt: skip
+
+    def scores(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return net(x, t, None) + cond.gather(1, x)
+
+    both = gk.RiffleModel(scores, N, T, None, lambda c: null + 0.5 * (torch.arange(N) == c), null, dtype=torch.float64)
     plain = gk.sample(both, 20_000, cond=1, steps=2, seed=1)
     steered = gk.sample(both, 20_000, cond=1, steps=2, guides=[gk.CFG(3.0, steer=True)], seed=1)
     a, b = frequencies(plain.x) / 20_000, frequencies(steered.x, steered.log_weights.softmax(0))
