@@ -129,7 +129,7 @@ def test_the_same_call_without_a_mistake_runs():
     assert net.calls == 5
 
 
-DETERMINISTIC = [gk.solvers.DDIM(), gk.solvers.Euler(), gk.solvers.Heun(), gk.solvers.DPMpp()]
+DETERMINISTIC = [gk.solvers.DDIM(), gk.solvers.Euler(), gk.solvers.Heun(), gk.solvers.DPMpp(), gk.solvers.BELM()]
 
 
 @pytest.mark.parametrize("solver", DETERMINISTIC, ids=lambda solver: type(solver).__name__)

@@ -67,7 +67,7 @@ def frequencies(x: Tensor, w: Tensor | None = None) -> np.ndarray:
     return (same if w is None else same * w[:, None]).sum(0).numpy()
 
 
-@pytest.mark.parametrize("shuffles", [1, 2])
+@pytest.mark.parametrize("shuffles", [1, 2, 3])
 def test_a_shuffle_has_the_law_of_its_definition_and_two_make_four_packets(shuffles: int):
     kernel = Riffle(T).kernel(ORDERS, (), Move(0.25, 0.25 + shuffles / T))
     q = matrix(kernel)

@@ -3,7 +3,9 @@
 0     success
 1     the run failed
 2     the request was wrong, and nothing has run
+75    stopped at its time limit: the same command goes on
 130   interrupted by Ctrl-C
+143   stopped by SIGTERM
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..jobs.specs import ConfigError
+from .stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
     from ..jobs.folder import Outcome
@@ -26,12 +29,17 @@ _BEST = 5  # number of samples that are printed if no files are written
 
 
 @contextmanager
-def answered(debug: bool = False, out: Path | None = None) -> Iterator[None]:
-    """Turn errors into one line and an exit code; with `debug` they are raised unchanged."""
+def answered(debug: bool = False, out: Path | None = None, limit: str | None = None) -> Iterator[None]:
+    """Turn errors into one line and an exit code; with `debug` they are raised unchanged. After the time limit the run
+    is stopped."""
     try:
-        yield
+        with stoppable(limit):
+            yield
     except (typer.Exit, typer.Abort):
         raise
+    except Stopped as stopped:
+        _say(_stopped(out).replace("stopped", stopped.why, 1))
+        raise typer.Exit(stopped.code) from None
     except KeyboardInterrupt:
         _say(_stopped(out))
         raise typer.Exit(130) from None

@@ -82,6 +82,10 @@ Keep = Annotated[
         "--start stays."
     ),
 ]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(help="Stop after this time (90s, 30m, 11h30m) with exit code 75; the same command goes on."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
@@ -158,6 +162,7 @@ def sample(
     progress: Progress = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
+    time_limit: TimeLimit = None,
     debug: Debug = False,
 ) -> None:
     """Draw samples, steered by guides.
@@ -165,7 +170,7 @@ def sample(
     guidekit sample molecules -r qed -r sa:0.5 -g svdd:candidates=10 --compare -o out/demo
     guidekit sample molecules --start leads.smi --level 0.6 -r qed -g svdd -o out/leads
     """
-    with answered(debug, out):
+    with answered(debug, out, time_limit):
         config = Config(
             model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), solver, holdout,
             compare=compare, batch_size=batch_size, device=device, domain=domain, title=title,
@@ -202,13 +207,14 @@ def search(
     progress: Progress = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
+    time_limit: TimeLimit = None,
     debug: Debug = False,
 ) -> None:
     """Search the noise of the sampler for samples of high reward.
 
     guidekit search fashion --strategy zero_order:neighbours=8 --rounds 6 -r fashion-classifier:bag -n 4 -o out/bags
     """
-    with answered(debug, out):
+    with answered(debug, out, time_limit):
         if rounds is not None:
             strategy = f"{strategy}{',' if ':' in strategy else ':'}rounds={rounds}"
         config = Config(
@@ -274,10 +280,11 @@ def run(
     progress: Progress = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
+    time_limit: TimeLimit = None,
     debug: Debug = False,
 ) -> None:
     """Carry out the run that a file describes."""
-    with answered(debug, out):
+    with answered(debug, out, time_limit):
         config = Config.load(file)
         given = {"batch_size": batch_size, "device": device, "title": title}
         config = replace(config, **{name: value for name, value in given.items() if value})
@@ -368,7 +375,9 @@ def _run(config: Config, out: Path | None, overwrite: bool, report: bool, progre
         warn(text)
 
     report = report and out is not None
-    show(run(config, out, overwrite=overwrite, report=report, progress=progress, tell=tell), as_json, told)
+    outcome = run(config, out, overwrite=overwrite, report=report, progress=progress, tell=tell)
+    if outcome.summary:  # which of several ranks the first one writes
+        show(outcome, as_json, told)
 
 
 def _finished(folder: Path) -> None:

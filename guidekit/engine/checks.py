@@ -17,10 +17,11 @@ from .. import random
 from ..errors import CollapseWarning, RewardError
 from ..models.base import Condition, Model
 from ..models.evaluations import Cond
-from ..solvers import Solver
+from ..solvers import Move, Solver
 from .guide import Guide, Scale
 from .result import Result
 from .view import Step
+from .world import Alone
 
 
 def check_call(model: Any, n: int, solver: Any, batch_size: int | None, guides: Any, *rewards: Any) -> None:
@@ -113,6 +114,16 @@ def check_together(guides: Sequence[Guide], steps: Sequence[Step]) -> None:
         )
 
 
+def check_world(world: Alone, groups: int, steps: Sequence[Step]) -> None:
+    """Every process has particles at every step."""
+    fewest = groups * min(step.n for step in steps)
+    if fewest < world.size:
+        raise ValueError(
+            f"world= has {world.size} processes, and {fewest} particles live at some step: at least one for each "
+            "process is needed; give a larger n, or fewer processes"
+        )
+
+
 def _check_scales(guide: Guide) -> None:
     """What is declared as a `Scale` is a number or a function of t."""
     for field in fields(guide):
@@ -177,16 +188,19 @@ def _warn_of_collapse(result: Result, n: int, branched: bool, groups: list[int])
         )
 
 
-def check_noise(noise: Any, model: Model, rows: int, moves: int) -> None:
-    """The starting noise (rows, *shape), or that of the whole chain (moves + 1, rows, *shape)."""
+def check_noise(noise: Any, model: Model, rows: int, moves: Sequence[Move]) -> None:
+    """The starting noise (rows, *shape), or that of the whole chain (moves + 1, rows, *shape); where the first move
+    takes a second part of the starting noise, also (2, rows, *shape)."""
     if noise is None:
         return
     shape = model.process.noise_shape(model.shape)
     dtype = model.process.noise(random.key([0]), shape, model.dtype).dtype
-    fits = isinstance(noise, Tensor) and tuple(noise.shape) in ((rows, *shape), (moves + 1, rows, *shape))
+    counts = {len(moves) + 1, 2} if any(moves[0].b[1:]) else {len(moves) + 1}
+    shapes = {(rows, *shape), *((count, rows, *shape) for count in counts)}
+    fits = isinstance(noise, Tensor) and tuple(noise.shape) in shapes
     if not fits or noise.dtype != dtype or noise.device.type != model.device.type:
         given = f"{tuple(noise.shape)}, {noise.dtype} on {noise.device}" if isinstance(noise, Tensor) else repr(noise)
         raise ValueError(
-            f"noise is {given}; needed is {(rows, *shape)} for the start, or {(moves + 1, rows, *shape)} for the "
+            f"noise is {given}; needed is {(rows, *shape)} for the start, or {(len(moves) + 1, rows, *shape)} for the "
             f"whole chain, {dtype} on {model.device}"
         )

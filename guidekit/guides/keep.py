@@ -46,7 +46,7 @@ from ..models.analytic import ExactReverse
 from ..models.base import Model
 from ..models.evaluations import Cond
 from ..models.networks import lent
-from ..process import Categorical, Gaussian, Lengths, Masked
+from ..process import Gaussian, Lengths, Masked
 from ..solvers import Move, starting_at
 from ..solvers.base import Point, noised
 from .shared.constrained import LEAST, Within
@@ -207,7 +207,7 @@ class Keep(Within):
             return Held(kernel, population.x, k, self.where, step.move, model.process, self.weighted)
         if step.move.s > step.move.t and isinstance(model.process, Masked):
             held = _of_group(self._held(model), population.group)
-            return Still(kernel.log_probs, held, population.x)
+            return Still(kernel, held, population.x)
         return super().propose(model, population, kernel, step)
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
@@ -347,14 +347,17 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Still(Categorical):
+class Still:
     """A move up in time that masks no kept token."""
 
+    inner: Any
     held: Tensor
     x: Tensor
+    random = True
+    history = ()
 
-    def push(self, noise: Tensor) -> Tensor:
-        return torch.where(self.held, self.x, super().push(noise))
+    def push(self, noise: Any) -> Tensor:
+        return torch.where(self.held, self.x, self.inner.push(noise))
 
     def correction(self, p: Any, x: Tensor) -> Tensor:
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)

@@ -9,7 +9,7 @@
     OUT/checkpoint     while the run is unfinished; OUT/search/ holds the evaluations of a search
 
 Every finished stage is kept, so an interrupted run resumes where it stopped, and a search can be extended. Only one
-process at a time works in the folder.
+run at a time works in the folder; of one on several processes (`ranks`) rank 0 writes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ from .folder import (
     write_summary,
 )
 from .job import Job, prepare
-from .specs import displayed
+from .ranks import Ranks, joined
+from .specs import ConfigError, displayed
 from .watched import Watched, wanted
 
 
@@ -68,19 +69,33 @@ def run(
     progress    show progress bars; None shows them on terminals and in notebooks
     tell        called with each remark about the run, before it starts
     """
-    config = config.rooted(Path.cwd())
-    if out is None:
-        return _run(config, None, False, report, progress, tell)
-    out = Path(out)
-    check_folder(out, config, overwrite)
-    with owned(out):
-        check_folder(out, config, overwrite)  # another process may have been there in between
-        if (out / "summary.json").exists() and not overwrite and not is_continued(out, config):
-            return _load_finished(out, config.title, report)
-        return _run(config, out, overwrite, report, progress, tell)
+    config, out = config.rooted(Path.cwd()), None if out is None else Path(out)
+    with joined() as ranks:
+        if not ranks.leads:
+            return _follow(ranks, config, out)
+        if out is None:
+            return _run(ranks, config, None, False, report, progress, tell)
+        check_folder(out, config, overwrite)
+        with owned(out):
+            check_folder(out, config, overwrite)  # another process may have been there in between
+            if (out / "summary.json").exists() and not overwrite and not is_continued(out, config):
+                return _load_finished(out, config.title, report)
+            return _run(ranks, config, out, overwrite, report, progress, tell)
+
+
+def _follow(ranks: Ranks, config: Config, out: Path | None) -> Outcome:
+    """The share of a rank that does not lead: it writes nothing and has no summary."""
+    job, made = prepare(config), dict[str, Result]()
+    file, watching = (None, []) if out is None else (out / "checkpoint", [lambda population, step: None])
+    for stage, number in ranks.stages():
+        guides = job.guides if stage == "result" else _best_of(job, number) if number else job.kept
+        made[stage] = _run_plain(job, guides, file, False, watching if stage == "result" else ())
+    result = made["result"] if "result" in made or out is None else load_result(out / "result")
+    return Outcome(result, {}, made.get("base"), made.get("best_of_n"))
 
 
 def _run(
+    ranks: Ranks,
     config: Config,
     out: Path | None,
     overwrite: bool,
@@ -94,6 +109,8 @@ def _run(
 
         needs("jinja2", "report", "a report")
     job = prepare(config)
+    if ranks.world.size > 1 and job.search is not None:
+        raise ConfigError("a search runs in one process: start it without torchrun")
     if tell is not None:
         for remark in job.remarks:
             tell(remark)
@@ -104,7 +121,7 @@ def _run(
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            outcome = _carry_out(job, out, shown, caught)
+            outcome = _carry_out(ranks, job, out, shown, caught)
     finally:
         Watched.shown = before
     if out is not None and report:
@@ -115,28 +132,33 @@ def _run(
 # the runs ------------------------------------------------------------------------------------------------------------
 
 
-def _carry_out(job: Job, out: Path | None, shown: bool, caught: list[warnings.WarningMessage]) -> Outcome:
+def _carry_out(ranks: Ranks, job: Job, out: Path | None, shown: bool, caught: list[warnings.WarningMessage]) -> Outcome:
     """The run, the runs for comparison, and all files about them."""
     recorder, seen = _make_recorder(job) if out is not None and job.search is None else None, list[int]()
     watching = [] if recorder is None else [recorder, lambda population, step: seen.append(step.index)]
     told = list(job.remarks)
-    result = _load_or_make(out, "result", lambda file: _run_steered(job, out, file, shown, watching))
+    result = _load_or_make(ranks, out, "result", 0, lambda file: _run_steered(job, out, file, shown, watching))
     told += _take_warnings(job.row, caught)
     if out is not None and recorder is not None and seen:  # a stage that was finished before has not been seen
         recorder.save(out, result)
     base = best = None
     if job.config.compare:
-        base = _load_or_make(out, "base", lambda file: _run_plain(job, job.kept, file, shown))
+        base = _load_or_make(ranks, out, "base", 0, lambda file: _run_plain(job, job.kept, file, shown))
         told += _take_warnings(job.base_row, caught)
         number = comparison.equal_cost(result, base)
         if job.reward is not None and number > 1:
-            guides = [*job.kept, BestOfN(job.reward, number)]
-            best = _load_or_make(out, "best_of_n", lambda file: _run_plain(job, guides, file, shown))
+            guides = _best_of(job, number)
+            best = _load_or_make(ranks, out, "best_of_n", number, lambda file: _run_plain(job, guides, file, shown))
             told += _take_warnings("best of N", caught)
     summary = _summarise(job, result, base, best, told)
     if out is not None:
         _write_files(job, out, result, summary)
     return Outcome(result, summary, base, best, out)
+
+
+def _best_of(job: Job, number: int) -> list[Guide]:
+    """The guides of the comparison with best of N."""
+    return [*job.kept, BestOfN(job.reward, number)]
 
 
 def _take_warnings(row: str, caught: list[warnings.WarningMessage]) -> list[str]:
@@ -146,14 +168,17 @@ def _take_warnings(row: str, caught: list[warnings.WarningMessage]) -> list[str]
     return list(dict.fromkeys(texts))
 
 
-def _load_or_make(out: Path | None, name: str, make: Callable[[Path | None], Result]) -> Result:
+def _load_or_make(
+    ranks: Ranks, out: Path | None, name: str, number: int, make: Callable[[Path | None], Result]
+) -> Result:
     """The result of a stage, whose folder is complete or does not exist."""
-    if out is None:
-        return make(None)
-    if (out / name).exists():
+    if out is not None and (out / name).exists():
         return load_result(out / name)
+    with ranks.stage(name, number):
+        result = make(None if out is None else out / "checkpoint")
+    if out is None:
+        return result
     file, part = out / "checkpoint", out / f".{name}.part"
-    result = make(file)
     shutil.rmtree(part, ignore_errors=True)
     result.save(part)
     part.rename(out / name)
@@ -181,7 +206,7 @@ def _run_plain(
     job: Job, guides: Sequence[Guide], file: Path | None, shown: bool, watching: Sequence[Any] = ()
 ) -> Result:
     given = job.given | {"guides": guides, "reward": job.reward, "progress": shown}
-    return sample(job.model, job.config.n, **given, callbacks=list(watching), checkpoint=file)
+    return sample(job.model, job.config.n, **given, callbacks=list(watching), checkpoint=file, world="auto")
 
 
 # the summary ---------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from ..search.core import Search
 from ..solvers import Solver
 from . import inputs, names
 from .config import Config, is_picture
+from .ranks import device
 from .specs import Call, ConfigError, call, parse_options
 
 _EXAMPLES: dict[str, Any] = {"molecules": ["CCO"], "dna": ["ACGT" * 50]}
@@ -136,7 +137,7 @@ def _find_device(name: str | None) -> str:
     if name is not None and name.startswith("cuda") and not there:
         raise ConfigError(f"device {name!r}: torch finds no GPU on this machine; take cpu")
     try:
-        return str(torch.device(name or ("cuda" if there else "cpu")))
+        return str(torch.device(name or device()))
     except RuntimeError as error:
         raise ConfigError(f"device must be cpu, cuda or cuda:1, not {name!r}") from error
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from ..solvers import Move, Solver
 from .blackout import Blackout
 from .gaussian import Gaussian, Normal
+from .independent import Categorical, Masking
 from .lengths import Lengths
 from .revealing import Revealing
 from .riffle import PlackettLuce, Riffle
-from .tokens import LOG_ZERO, Categorical, Masked, Uniform
+from .tokens import LOG_ZERO, Masked, Uniform
 
 
 class Kernel(Protocol):
@@ -54,6 +55,10 @@ class Process(Protocol):
 
     def noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The noise that belongs to these keys, shape (rows, \\*shape)."""
+        ...
+
+    def late_noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+        """The same, for kernels alone: where they read few numbers of it, none is drawn before it is read."""
         ...
 
     def prior(self, noise: Tensor, t: float) -> Tensor:
@@ -97,6 +102,7 @@ __all__ = [
     "Kernel",
     "Lengths",
     "Masked",
+    "Masking",
     "Normal",
     "PlackettLuce",
     "Process",

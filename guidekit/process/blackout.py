@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .. import random
 from ..solvers import DDPM, Ancestral, Move, Solver, times
-from .tokens import LOG_ZERO, Categorical
+from .independent import Categorical
+from .tokens import LOG_ZERO
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Blackout:
 
     def noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return random.gumbel(keys, shape)
+
+    def late_noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self.noise(keys, shape, dtype)
 
     def prior(self, noise: Tensor, t: float) -> Tensor:
         return torch.zeros(noise.shape[:-1], dtype=torch.long, device=noise.device)

@@ -102,6 +102,9 @@ class Riffle:
     def noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return random.gumbel(keys, shape)
 
+    def late_noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self.noise(keys, shape, dtype)
+
     def prior(self, noise: Tensor, t: float) -> Tensor:
         return noise.argsort(1)
 

@@ -4,6 +4,7 @@ tokens move (see `guidekit.solvers.token_solver`)."""
 from . import schedules, times
 from .ancestral import Ancestral
 from .base import Move, Point, Solver, fractions, starting_at
+from .belm import BELM
 from .blocks import Blocks
 from .confidence import Confidence, Entropy, Margin
 from .ddim import DDIM, DDPM
@@ -17,6 +18,7 @@ from .saber import Saber
 from .tau_leaping import TauLeaping
 
 __all__ = [
+    "BELM",
     "DDIM",
     "DDPM",
     "FSDFM",
