@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent / "guidekit"
 # from the ground up: a room imports from those before it
 ROOMS = (
-    "errors", "random", "solvers", "process", "models", "engine", "values", "guides", "edits", "search", "report",
-    "zoo", "integrations", "jobs", "cli",
+    "errors", "random", "solvers", "process", "models", "measurements", "engine", "values", "guides", "edits", "search",
+    "report", "zoo", "integrations", "jobs", "cli",
 )  # fmt: skip
 LOOSE = {"__init__", "errors", "random"}
 STANDARD = {"_replace", "_version"}  # of named tuples and tensors: public by their documentation

@@ -22,6 +22,7 @@ GROUPS = f"{LAWS}::test_groups_equal_runs_of_their_own"
 FK, CFG, HOOKS = "tests/test_fk.py", "tests/test_cfg.py", "tests/test_hooks.py"
 ORDERED = "tests/test_ordered.py"
 KEEP = "tests/test_keep.py"
+MEASURED = "tests/test_measurement_guides.py"
 
 MUTANTS = [
     ("weights do not telescope", "guides/fk_steering.py", "return now - total, (now, running)", "return now, (now, running)", UNBIASED),
@@ -204,6 +205,25 @@ MUTANTS = [
     ("the smallest score first", "process/riffle.py", "(self.scores + noise).argsort(dim=1, descending=True)", "(self.scores + noise).argsort(dim=1)", "tests/test_riffle.py"),
     ("falling sequences", "process/riffle.py", "place.diff(dim=1) < 0", "place.diff(dim=1) > 0", "tests/test_riffle.py"),
     ("shuffles added and not multiplied", "process/riffle.py", "2 ** round(", "2 * round(", "tests/test_riffle.py"),
+    ("informed moves against their proposals", "search/informed.py", "back.log_prob(x) - there.log_prob(moved)", "there.log_prob(moved) - back.log_prob(x)", "tests/test_informed.py"),
+    ("a way back by the gradient from before", "search/informed.py", "self.moves.kernel(y, log_p, moved, slopes,", "self.moves.kernel(y, log_p, moved, slope,", "tests/test_informed.py"),
+    ("gradients of what was refused", "search/informed.py", "torch.where(accepted[:, None, None], slopes, slope)", "slopes", "tests/test_informed.py::test_the_gradient_that_is_kept_is_the_one_at_the_sample"),
+    ("letters that the model sees before it weighs them", "search/informed.py", "(changed & (rank >= j))[rows]", "(changed & (rank > j))[rows]", "tests/test_informed.py"),
+    ("rewards in units of 1/alpha", "search/informed.py", "_rise(scores_of(state), rewards) / self.alpha", "_rise(scores_of(state), rewards) * self.alpha", "tests/test_informed.py"),
+    ("letters counted from the one that was there, the wrong way", "search/moves.py", "(torch.arange(V, device=y.device) + origin[..., None])", "(torch.arange(V, device=y.device) - origin[..., None])", "tests/test_informed.py"),
+    ("an expansion that forgets its own mean", "guides/taylor_smc.py", "(log_p + g).logsumexp(-1) - (g * e).sum(-1)", "(log_p + g).logsumexp(-1)", "tests/test_taylor_smc.py"),
+    ("a twist that does not telescope", "guides/taylor_smc.py", "return now - before, now", "return now, now", "tests/test_taylor_smc.py"),
+    ("known tokens as the network predicts them", "guides/taylor_smc.py", "torch.where((view.x == V)[..., None], log_p, known.log())", "log_p", "tests/test_taylor_smc.py"),
+    ("a ridge of noise times variance", "measurements/measurement.py", "max(self.noise**2 / variance, 1e-6)", "max(self.noise**2 * variance, 1e-6)", MEASURED + "::test_pigdm_adds_the_score_of_a_gaussian_with_unit_covariance"),
+    ("the measurement of the first group for all", "measurements/measurement.py", "else self.y[group]", "else self.y[group * 0]", MEASURED + "::test_measurements_of_conditions_are_run_side_by_side"),
+    ("the likelihood's gradient uphill", "values/likelihood.py", "slope = -((e - e.detach())", "slope = ((e - e.detach())", "tests/test_measurement.py::test_the_look_ahead_is_the_log_density_of_a_gaussian_with_its_gradient"),
+    ("a blur that is its own adjoint", "measurements/operators.py", "self.response(y).conj()", "self.response(y)", "tests/test_measurement.py::test_adjoint_pseudo_inverse_spectrum_and_ridge_are_those_of_the_matrix"),
+    ("an evidence without its constant", "measurements/noise.py", " - math.log(self.std * math.sqrt(2 * math.pi))", "", "tests/test_measurement.py::test_weighted_samples_follow_the_posterior_and_log_z_is_the_log_evidence"),
+    ("noise of a move and of y added up", "guides/ddnm.py", "(1 - brought.square())", "(1 - 0 * brought)", MEASURED + "::test_ddnm_with_noise_gives_every_component_the_noise_of_the_move"),
+    ("measured components in units of x_0", "guides/ddrm.py", "a_s * self.eta_b, along", "self.eta_b, along", MEASURED + "::test_ddrm_makes_the_three_moves_of_the_paper"),
+    ("Langevin steps with half the heat", "guides/daps.py", "(2 * h) ** 0.5", "h**0.5", MEASURED + "::test_daps_draws_by_langevin_dynamics_around_the_end_of_the_ode"),
+    ("a proximal step at alpha for its square", "guides/diffpir.py", "(self.lam * alpha**2)", "(self.lam * alpha)", MEASURED + "::test_diffpir_is_a_proximal_point_and_renews_a_share_of_the_noise"),
+    ("ranks without a place for the truth", "search/coverage.py", "v * (1 + equal)", "v * equal", "tests/test_measurement_coverage.py::test_ranks_count_weights_and_put_equal_values_in_random_order"),
 ]  # fmt: skip
 
 

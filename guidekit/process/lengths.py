@@ -10,6 +10,7 @@ log-weights act on it, and log Z is the mean over all lengths.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,16 +25,16 @@ class Lengths(Masked):
 
     lengths: tuple[float, ...] = ()
 
-    def prior(self, noise: Tensor, t: float) -> Tensor:
+    def prior(self, noise: Any, t: float) -> Tensor:
         first = torch.zeros(1, dtype=torch.long, device=noise.device)
         return self.within(noise, first + 1, first + len(self.lengths))
 
-    def within(self, noise: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def within(self, noise: Any, low: Tensor, high: Tensor) -> Tensor:
         """The first states of rows whose lengths lie from `low` to `high`, (1 or rows,)."""
         assert self.end is not None
         place = torch.arange(len(self.lengths), device=noise.device)
         length = 1 + (self.chances(low, high) + noise[..., self.V]).argmax(-1, keepdim=True)
-        return torch.where(place < length, self.V, self.end)
+        return torch.where(place < length, self.V, self.end)  # type: ignore[arg-type, call-overload]
 
     def chances(self, low: Tensor, high: Tensor) -> Tensor:
         """log p(l) for l = 1 ... L, -inf outside of `low` to `high`: (1 or rows, L), float64."""

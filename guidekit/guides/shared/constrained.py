@@ -222,7 +222,7 @@ class _Masked(Constrained):
     def push(self, noise: Any) -> Tensor:
         if self.language.free or self.shown is not None:
             return super().push(noise)
-        shown, noise = self._kernel(self.given).shown(noise), random.drawn(noise)
+        shown, noise = self._kernel(self.given).shown(noise), random.drawn(noise)  # type: ignore[attr-defined]
         letters = noise[..., :-1]  # of the mask they have chosen positions; a maximum of others stands in for it
         other = letters.amax(-1, keepdim=True) - math.log(letters.shape[-1])
         return replace(self, shown=shown).push(torch.cat([letters, other], -1))
