@@ -38,6 +38,7 @@ from .measurements.measurement import Measurement as Measurement
 from .models import (
     BlackoutModel as BlackoutModel,
     Cond as Cond,
+    DriftingModel as DriftingModel,
     GaussianModel as GaussianModel,
     MaskedModel as MaskedModel,
     Model as Model,
@@ -53,6 +54,6 @@ from .search.coverage import coverage as coverage
 from .search.headhunter import headhunter as headhunter
 from .search.refine import evolve as evolve, refine as refine
 from .search.tune import tune as tune
-from .solvers import schedules as schedules, times as times
+from .solvers import drifts as drifts, schedules as schedules, times as times
 
 __version__: str

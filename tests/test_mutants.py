@@ -224,6 +224,9 @@ MUTANTS = [
     ("Langevin steps with half the heat", "guides/daps.py", "(2 * h) ** 0.5", "h**0.5", MEASURED + "::test_daps_draws_by_langevin_dynamics_around_the_end_of_the_ode"),
     ("a proximal step at alpha for its square", "guides/diffpir.py", "(self.lam * alpha**2)", "(self.lam * alpha)", MEASURED + "::test_diffpir_is_a_proximal_point_and_renews_a_share_of_the_noise"),
     ("ranks without a place for the truth", "search/coverage.py", "v * (1 + equal)", "v * equal", "tests/test_measurement_coverage.py::test_ranks_count_weights_and_put_equal_values_in_random_order"),
+    ("a drift that the network does not see", "models/drifting.py", "x + b * y.to(x)", "x + 0 * y.to(x)", "tests/test_drifting.py"),
+    ("a stationary variance of twice the size", "solvers/drifts.py", "torch.expm1(-2 * theta)", "torch.expm1(-theta)", "tests/test_drifting.py"),
+    ("noise without the drift's forgetting", "solvers/drifts.py", "- (-2 * self.gamma * t).expm1()", "- (-1 * self.gamma * t).expm1()", "tests/test_drifting.py"),
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from . import analytic
 from .base import Model
+from .drifting import DriftingModel
 from .evaluations import Cond, Null
 from .gaussian import GaussianModel
 from .permutations import RiffleModel
@@ -10,6 +11,7 @@ from .tokens import BlackoutModel, MaskedModel, UniformModel
 __all__ = [
     "BlackoutModel",
     "Cond",
+    "DriftingModel",
     "GaussianModel",
     "MaskedModel",
     "Model",
