@@ -236,7 +236,7 @@ def _peers(
     model: gk.Model, name: str, A: Linear, each: ByGroup, truth: Tensor, n: int, steps: int
 ) -> list[dict[str, Any]]:
     """deepinv's DDRM and DiffPIR, with as many steps."""
-    import deepinv
+    import deepinv  # type: ignore[reportMissingImports]
 
     physics = _physics(name, A)
     y = torch.stack([m.y for m in each.rewards]).repeat_interleave(n, 0)  # type: ignore[attr-defined]
@@ -260,7 +260,7 @@ def _peers(
 
 def _physics(name: str, A: Linear) -> Any:
     """The same operator of deepinv; of block means, as any linear operator."""
-    from deepinv import physics
+    from deepinv import physics  # type: ignore[reportMissingImports]
 
     noise, size = physics.GaussianNoise(NOISE), (1, 28, 28)
     if isinstance(A, Mask):
