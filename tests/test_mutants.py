@@ -204,6 +204,13 @@ MUTANTS = [
     ("a corrector that does not return", "solvers/flow_matching.py", "+ self.corrector * back * own", "", "tests/test_flow_matching.py"),
     ("a corrector that does not make up for it", "solvers/flow_matching.py", "(1 + self.corrector) * math.log(t / s)", "math.log(t / s)", "tests/test_flow_matching.py"),
     ("a path run backwards", "solvers/flow_matching.py", "1 - self.share(1 - t)", "self.share(t)", "tests/test_flow_matching.py"),
+    ("births that forget who is there", "process/blackout.py", "below = torch.arange(self.V, device=x.device) < x[..., None]", "below = torch.arange(self.V, device=x.device) < 0 * x[..., None]", "tests/test_blackout.py"),
+    ("a share of births of the wrong time", "process/blackout.py", "(alive_s - alive_t) / move.t", "(alive_s - alive_t) / alive_s", "tests/test_blackout.py"),
+    ("deaths since the beginning", "process/blackout.py", "binomial(self.V, alive_s / alive_t, x.device)", "binomial(self.V, alive_s, x.device)", "tests/test_blackout.py"),
+    ("scores of places and not of items", "process/riffle.py", "self.scores.gather(1, self.x.argsort(1)).gather(1, x)", "self.scores.gather(1, x)", "tests/test_riffle.py"),
+    ("the smallest score first", "process/riffle.py", "(self.scores + noise).argsort(dim=1, descending=True)", "(self.scores + noise).argsort(dim=1)", "tests/test_riffle.py"),
+    ("falling sequences", "process/riffle.py", "place.diff(dim=1) < 0", "place.diff(dim=1) > 0", "tests/test_riffle.py"),
+    ("shuffles added and not multiplied", "process/riffle.py", "2 ** round(", "2 * round(", "tests/test_riffle.py"),
     ("informed moves against their proposals", "search/informed.py", "back.log_prob(x) - there.log_prob(moved)", "there.log_prob(moved) - back.log_prob(x)", "tests/test_informed.py"),
     ("a way back by the gradient from before", "search/informed.py", "self.moves.kernel(y, log_p, moved, slopes,", "self.moves.kernel(y, log_p, moved, slope,", "tests/test_informed.py"),
     ("gradients of what was refused", "search/informed.py", "torch.where(accepted[:, None, None], slopes, slope)", "slopes", "tests/test_informed.py::test_the_gradient_that_is_kept_is_the_one_at_the_sample"),
@@ -223,6 +230,9 @@ MUTANTS = [
     ("Langevin steps with half the heat", "guides/daps.py", "(2 * h) ** 0.5", "h**0.5", MEASURED + "::test_daps_draws_by_langevin_dynamics_around_the_end_of_the_ode"),
     ("a proximal step at alpha for its square", "guides/diffpir.py", "(self.lam * alpha**2)", "(self.lam * alpha)", MEASURED + "::test_diffpir_is_a_proximal_point_and_renews_a_share_of_the_noise"),
     ("ranks without a place for the truth", "search/coverage.py", "v * (1 + equal)", "v * equal", "tests/test_measurement_coverage.py::test_ranks_count_weights_and_put_equal_values_in_random_order"),
+    ("a drift that the network does not see", "models/drifting.py", "x + b * y.to(x)", "x + 0 * y.to(x)", "tests/test_drifting.py"),
+    ("a stationary variance of twice the size", "solvers/drifts.py", "torch.expm1(-2 * theta)", "torch.expm1(-theta)", "tests/test_drifting.py"),
+    ("noise without the drift's forgetting", "solvers/drifts.py", "- (-2 * self.gamma * t).expm1()", "- (-1 * self.gamma * t).expm1()", "tests/test_drifting.py"),
 ]  # fmt: skip
 
 
