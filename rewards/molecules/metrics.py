@@ -83,7 +83,7 @@ def internal_diversity(samples: Sequence[str], p: int = 1) -> float:
 
 
 def circles(samples: Sequence[str], distance: float = 0.75) -> int:
-    """Number of circles (Xie et al., 2023), https://arxiv.org/abs/2112.12542: how many molecules there are of which no
+    """Number of circles (Xie et al., 2023, https://arxiv.org/abs/2112.12542): how many molecules there are of which no
     two are nearer than this, in Tanimoto distance of the fingerprints of `internal_diversity`.
 
     The largest such set is hard to find. Here the samples are taken in their order, each that is far enough from those
