@@ -111,6 +111,20 @@ class Study:
         return self.measured(torch.stack(best)) | {"calls": iterations * batch}
 
 
+HEAD = ("", "guide", "held out", "3-mers", "log p", "edit distance", "changed", "reward calls")
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The table of the page on DNA."""
+    table = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    for name, row in found["rows"].items():
+        label = f"{name} ({row['n']} sequences)" if name == "ledidi" else name
+        cells = [f"{row['guide']:.1f}", f"{row['held_out']:.1f}", f"{row['kmers']:.3f}", f"{row['log_prob']:.3f}"]
+        cells += [f"{row['distance']:.3f}", f"{row['changed']:.0%}", f"{row.get('calls', 0):.0f}"]
+        table.append("| " + " | ".join([label, *cells]) + " |")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--n", type=int, default=64)
