@@ -191,6 +191,12 @@ MUTANTS = [
     ("an expansion that forgets its own mean", "guides/taylor_smc.py", "(log_p + g).logsumexp(-1) - (g * e).sum(-1)", "(log_p + g).logsumexp(-1)", "tests/test_taylor_smc.py"),
     ("a twist that does not telescope", "guides/taylor_smc.py", "return now - before, now", "return now, now", "tests/test_taylor_smc.py"),
     ("known tokens as the network predicts them", "guides/taylor_smc.py", "torch.where((view.x == V)[..., None], log_p, known.log())", "log_p", "tests/test_taylor_smc.py"),
+    ("the smallest 1/alpha within the limit", "search/strength.py", "low, high = (middle, high) if fine(middle) else (low, middle)", "low, high = (low, middle) if fine(middle) else (middle, high)", "tests/test_strength.py"),
+    ("a divergence without log n", "search/strength.py", "torch.special.xlogy(w, w * len(w))", "torch.special.xlogy(w, w)", "tests/test_strength.py"),
+    ("a bank at the noise level of the data", "values/bank.py", "alpha * own.double()", "own.double()", "tests/test_bank_value.py"),
+    ("a bank whose weights do not divide", "values/bank.py", ".logsumexp(1) - log_k.logsumexp(1)", ".logsumexp(1) - math.log(log_k.shape[1])", "tests/test_bank_value.py"),
+    ("a bank of all tokens that are kept", "values/bank.py", "kept, other = 1 - view.t + view.t / process.V,", "kept, other = 1 - view.t,", "tests/test_bank_value.py"),
+    ("relatives of the best", "search/design/memory.py", ".sum(1) >= apart).all())", ".sum(1) >= apart).any())", "tests/test_design.py::test_distinct_designs_differ_as_much_as_asked_and_the_loop_looks_for_them"),
 ]  # fmt: skip
 
 

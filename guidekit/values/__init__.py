@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..engine.view import View
+from .bank import Bank
 from .fit import fit
 from .learned import Calibration, Learned
 from .rollout import Rollout
@@ -28,4 +29,4 @@ def lookahead(value: Value | None, reward: Any, alpha: float) -> Value:
     return value.at(alpha) if hasattr(value, "at") else value  # type: ignore[attr-defined]
 
 
-__all__ = ["Calibration", "Learned", "Rollout", "Tweedie", "Value", "fit", "lookahead"]
+__all__ = ["Bank", "Calibration", "Learned", "Rollout", "Tweedie", "Value", "fit", "lookahead"]
