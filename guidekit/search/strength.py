@@ -62,8 +62,8 @@ def strength(
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([1.0], [0.0], [2.0])
-    >>> found = gk.search.strength(base, lambda x: x[:, 0], kl=0.5, n=2000, steps=20)
-    >>> abs(found.alpha - 2.0) < 0.2  # KL = (std/alpha)^2/2
+    >>> found = gk.search.strength(base.exact(), lambda x: x[:, 0], kl=0.5, n=2000, steps=2)
+    >>> abs(found.alpha - 2.0) < 0.3  # KL = (std/alpha)^2/2
     True
     """
     _check(kl, ess, n)
