@@ -428,29 +428,6 @@ DRUGS = [
 ]  # fmt: skip
 
 
-def test_the_command_line_writes_a_table_and_the_calls(tmp_path: Path):
-    from typer.testing import CliRunner
-
-    from guidekit.cli.app import app
-
-    (tmp_path / "leads.smi").write_text("\n".join(DRUGS[:10]) + "\n", encoding="utf-8")
-    out = tmp_path / "out"
-    options = ["--start", str(tmp_path / "leads.smi"), "--budget", "60", "-n", "4", "-o", str(out), "--require", "logp"]
-    done = CliRunner().invoke(app, ["design", "molecules", "-r", "qed", *options, "--debug"])
-    assert done.exit_code == 0, done.output
-    with (out / "designs.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    with (out / "calls.csv").open(encoding="utf-8", newline="") as file:
-        calls = list(csv.DictReader(file))
-    assert len(rows) == 4 and len(calls) == 60 and {row["sample"] for row in rows} <= {c["sample"] for c in calls}
-    from rewards.molecules import QED, LogP
-
-    for row in rows:
-        assert LogP()([row["sample"]]) > 0
-        assert float(row["reward"]) == pytest.approx(float(QED()([row["sample"]])))
-    assert len(gk.load_result(out / "result")) == 4
-
-
 def test_the_tables_of_the_page_are_those_of_the_stored_runs():
     import json
 

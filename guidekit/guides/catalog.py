@@ -19,6 +19,7 @@ SECTIONS = (  # in the order of the page; within a section the order is that of 
     "Weaker and stronger models",
     "Rare samples",
     "Training-free guidance",
+    "Inverse problems",
     "Guidance by classifiers",
     "Sampling of tokens",
     "Composition",
