@@ -22,6 +22,7 @@ GROUPS = f"{LAWS}::test_groups_equal_runs_of_their_own"
 FK, CFG, HOOKS = "tests/test_fk.py", "tests/test_cfg.py", "tests/test_hooks.py"
 ORDERED = "tests/test_ordered.py"
 KEEP = "tests/test_keep.py"
+TABLES = "tests/test_solver_tables.py"
 
 MUTANTS = [
     ("weights do not telescope", "guides/fk_steering.py", "return now - total, (now, running)", "return now, (now, running)", UNBIASED),
@@ -182,6 +183,13 @@ MUTANTS = [
     ("the second noise of another row", "engine/noise.py", "self.given[1][pop.group * self.alive[0] + pop.slot]", "self.given[1][pop.slot]", "tests/test_edits.py::test_a_reversible_sampler_brings_any_sample_back_with_any_network_and_any_number_of_steps"),
     ("a run backwards that takes the later prediction", "edits/reversible.py", "walk.prediction(x, index)", "walk.prediction(after, index)", "tests/test_edits.py::test_a_reversible_sampler_brings_any_sample_back_with_any_network_and_any_number_of_steps"),
     ("rounding taken for a direction", "guides/self_guided_minority.py", " & (view.model.process.scales(view.t)[0] >= 1e-3)", "", "tests/test_minority.py"),
+    ("noise with the sign of the data", "solvers/multistep.py", "return 1 / t.sigma, -t.alpha / t.sigma", "return 1 / t.sigma, t.alpha / t.sigma", TABLES + "::test_exact_data_in_the_predictions_keeps_the_marginal_law"),
+    ("a start that forgets the state in what is remembered", "solvers/base.py", "first._replace(a=first.a + a, b=(b[0] + d,), keep=still)", "first._replace(b=(b[0] + d,), keep=still)", TABLES + "::test_a_table_that_starts_later_starts_as_if_it_had_stood_still"),
+    ("a predictor that is not taken back", "solvers/multistep.py", "_add(b, 1, -move.a * np.array(predict(past[0], nodes)))", "_add(b, 1, move.a * np.array(predict(past[0], nodes)))", TABLES + "::test_exact_data_in_the_predictions_keeps_the_marginal_law"),
+    ("noise of a step without its old part", "solvers/er_sde.py", "rest = w_s**2 - (w_t * r) ** 2", "rest = w_s**2 - (w_s * r) ** 2", TABLES + "::test_er_sde_of_second_order_is_its_published_formula"),
+    ("momentum with its shares swapped", "solvers/ghvb.py", "v = (*line[:2], 1 - self.beta, *line[3:])", "v = (*line[:2], self.beta, *line[3:])", TABLES + "::test_solvers_that_are_the_same_method_go_the_same_way"),
+    ("the error of a fit with half of a term", "solvers/fit.py", "- 2 * (c * rhs).sum(1)", "- (c * rhs).sum(1)", "tests/test_solver_fit.py::test_the_error_that_is_said_is_that_of_the_run"),
+    ("the farthest candidate", "solvers/fit.py", "option.error < found[j].error", "option.error > found[j].error", "tests/test_solver_fit.py::test_the_path_is_that_of_the_recursion_written_out"),
 ]  # fmt: skip
 
 
