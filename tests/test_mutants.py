@@ -189,6 +189,7 @@ MUTANTS = [
     ("noise of a step without its old part", "solvers/er_sde.py", "rest = w_s**2 - (w_t * r) ** 2", "rest = w_s**2 - (w_s * r) ** 2", TABLES + "::test_er_sde_of_second_order_is_its_published_formula"),
     ("momentum with its shares swapped", "solvers/ghvb.py", "v = (*line[:2], 1 - self.beta, *line[3:])", "v = (*line[:2], self.beta, *line[3:])", TABLES + "::test_solvers_that_are_the_same_method_go_the_same_way"),
     ("the error of a fit with half of a term", "solvers/fit.py", "- 2 * (c * rhs).sum(1)", "- (c * rhs).sum(1)", "tests/test_solver_fit.py::test_the_error_that_is_said_is_that_of_the_run"),
+    ("noise made longer", "guides/epsilon_scaling.py", "(1 - 1 / at(self.scale, view.t))", "(1 - at(self.scale, view.t))", "tests/test_epsilon_scaling.py"),
     ("the farthest candidate", "solvers/fit.py", "option.error < found[j].error", "option.error > found[j].error", "tests/test_solver_fit.py::test_the_path_is_that_of_the_recursion_written_out"),
 ]  # fmt: skip
 
