@@ -1,5 +1,6 @@
 from . import (
     integrations as integrations,
+    measurements as measurements,
     process as process,
     search as search,
     solvers as solvers,
@@ -33,6 +34,7 @@ from .guides.minority_guidance import (
 )
 from .integrations.diffusers import from_diffusers as from_diffusers
 from .jobs.config import Config as Config
+from .measurements.measurement import Measurement as Measurement
 from .models import (
     Cond as Cond,
     GaussianModel as GaussianModel,
@@ -45,6 +47,7 @@ from .models import (
 from .models.attention import attention_layers as attention_layers
 from .models.stitched import Stitched as Stitched
 from .models.weakened import weakened as weakened
+from .search.coverage import coverage as coverage
 from .search.headhunter import headhunter as headhunter
 from .search.refine import evolve as evolve, refine as refine
 from .search.tune import tune as tune

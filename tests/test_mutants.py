@@ -23,6 +23,7 @@ FK, CFG, HOOKS = "tests/test_fk.py", "tests/test_cfg.py", "tests/test_hooks.py"
 ORDERED = "tests/test_ordered.py"
 KEEP = "tests/test_keep.py"
 TABLES = "tests/test_solver_tables.py"
+MEASURED = "tests/test_measurement_guides.py"
 
 MUTANTS = [
     ("weights do not telescope", "guides/fk_steering.py", "return now - total, (now, running)", "return now, (now, running)", UNBIASED),
@@ -191,6 +192,40 @@ MUTANTS = [
     ("the error of a fit with half of a term", "solvers/fit.py", "- 2 * (c * rhs).sum(1)", "- (c * rhs).sum(1)", "tests/test_solver_fit.py::test_the_error_that_is_said_is_that_of_the_run"),
     ("noise made longer", "guides/epsilon_scaling.py", "(1 - 1 / at(self.scale, view.t))", "(1 - at(self.scale, view.t))", "tests/test_epsilon_scaling.py"),
     ("the farthest candidate", "solvers/fit.py", "option.error < found[j].error", "option.error > found[j].error", "tests/test_solver_fit.py::test_the_path_is_that_of_the_recursion_written_out"),
+    ("states found by a name alone", "models/prefixes.py", " & (before == there)", "", "tests/test_prefixes.py"),
+    ("states of another row", "models/prefixes.py", "return self.states[path]", "return self.states[path.flip(0)]", "tests/test_prefixes.py"),
+    ("equal texts under two conditions", "models/prefixes.py", "known, device=device))[place]", "known, device=device))[place * 0]", "tests/test_prefixes.py"),
+    ("states of other weights", "models/prefixes.py", "if mark != self._mark or", "if", "tests/test_prefixes.py"),
+    ("places counted from the kept ones", "zoo/nets.py", "self.place[first : first + tokens.shape[1] + 1]", "self.place[: tokens.shape[1] + 1]", "tests/test_prefixes.py"),
+    ("ends that are masked again", "process/lengths.py", "return x == self.end", "return x != x", "tests/test_lengths.py"),
+    ("a length too long by one", "process/lengths.py", "length = 1 + (", "length = 2 + (", "tests/test_lengths.py"),
+    ("lengths that do not count for a kept part", "guides/keep.py", "total + chances", "total", "tests/test_lengths.py"),
+    ("kept tokens in rows of masks alone", "guides/keep.py", "open = torch.where(view.x == process.end, view.x, open)", "open = torch.full_like(view.x, open)", "tests/test_lengths.py"),
+    ("ends within texts", "models/tokens.py", "== self.end, -torch.inf, logits)", "== self.end, logits, logits)", "tests/test_lengths.py"),
+    ("scores of uniform noise taken for posteriors", "integrations/sedd.py", "s - other * s.sum(-1, keepdim=True)", "s - 0 * s.sum(-1, keepdim=True)", "tests/test_sedd.py"),
+    ("scores without the likelihood", "integrations/sedd.py", "return (a * kept).log()", "return a.log()", "tests/test_sedd.py"),
+    ("a corrector that does not return", "solvers/flow_matching.py", "+ self.corrector * back * own", "", "tests/test_flow_matching.py"),
+    ("a corrector that does not make up for it", "solvers/flow_matching.py", "(1 + self.corrector) * math.log(t / s)", "math.log(t / s)", "tests/test_flow_matching.py"),
+    ("a path run backwards", "solvers/flow_matching.py", "1 - self.share(1 - t)", "self.share(t)", "tests/test_flow_matching.py"),
+    ("informed moves against their proposals", "search/informed.py", "back.log_prob(x) - there.log_prob(moved)", "there.log_prob(moved) - back.log_prob(x)", "tests/test_informed.py"),
+    ("a way back by the gradient from before", "search/informed.py", "self.moves.kernel(y, log_p, moved, slopes,", "self.moves.kernel(y, log_p, moved, slope,", "tests/test_informed.py"),
+    ("gradients of what was refused", "search/informed.py", "torch.where(accepted[:, None, None], slopes, slope)", "slopes", "tests/test_informed.py::test_the_gradient_that_is_kept_is_the_one_at_the_sample"),
+    ("letters that the model sees before it weighs them", "search/informed.py", "(changed & (rank >= j))[rows]", "(changed & (rank > j))[rows]", "tests/test_informed.py"),
+    ("rewards in units of 1/alpha", "search/informed.py", "_rise(scores_of(state), rewards) / self.alpha", "_rise(scores_of(state), rewards) * self.alpha", "tests/test_informed.py"),
+    ("letters counted from the one that was there, the wrong way", "search/moves.py", "(torch.arange(V, device=y.device) + origin[..., None])", "(torch.arange(V, device=y.device) - origin[..., None])", "tests/test_informed.py"),
+    ("an expansion that forgets its own mean", "guides/taylor_smc.py", "(log_p + g).logsumexp(-1) - (g * e).sum(-1)", "(log_p + g).logsumexp(-1)", "tests/test_taylor_smc.py"),
+    ("a twist that does not telescope", "guides/taylor_smc.py", "return now - before, now", "return now, now", "tests/test_taylor_smc.py"),
+    ("known tokens as the network predicts them", "guides/taylor_smc.py", "torch.where((view.x == V)[..., None], log_p, known.log())", "log_p", "tests/test_taylor_smc.py"),
+    ("a ridge of noise times variance", "measurements/measurement.py", "max(self.noise**2 / variance, 1e-6)", "max(self.noise**2 * variance, 1e-6)", MEASURED + "::test_pigdm_adds_the_score_of_a_gaussian_with_unit_covariance"),
+    ("the measurement of the first group for all", "measurements/measurement.py", "else self.y[group]", "else self.y[group * 0]", MEASURED + "::test_measurements_of_conditions_are_run_side_by_side"),
+    ("the likelihood's gradient uphill", "values/likelihood.py", "slope = -((e - e.detach())", "slope = ((e - e.detach())", "tests/test_measurement.py::test_the_look_ahead_is_the_log_density_of_a_gaussian_with_its_gradient"),
+    ("a blur that is its own adjoint", "measurements/operators.py", "self.response(y).conj()", "self.response(y)", "tests/test_measurement.py::test_adjoint_pseudo_inverse_spectrum_and_ridge_are_those_of_the_matrix"),
+    ("an evidence without its constant", "measurements/noise.py", " - math.log(self.std * math.sqrt(2 * math.pi))", "", "tests/test_measurement.py::test_weighted_samples_follow_the_posterior_and_log_z_is_the_log_evidence"),
+    ("noise of a move and of y added up", "guides/ddnm.py", "(1 - brought.square())", "(1 - 0 * brought)", MEASURED + "::test_ddnm_with_noise_gives_every_component_the_noise_of_the_move"),
+    ("measured components in units of x_0", "guides/ddrm.py", "a_s * self.eta_b, along", "self.eta_b, along", MEASURED + "::test_ddrm_makes_the_three_moves_of_the_paper"),
+    ("Langevin steps with half the heat", "guides/daps.py", "(2 * h) ** 0.5", "h**0.5", MEASURED + "::test_daps_draws_by_langevin_dynamics_around_the_end_of_the_ode"),
+    ("a proximal step at alpha for its square", "guides/diffpir.py", "(self.lam * alpha**2)", "(self.lam * alpha)", MEASURED + "::test_diffpir_is_a_proximal_point_and_renews_a_share_of_the_noise"),
+    ("ranks without a place for the truth", "search/coverage.py", "v * (1 + equal)", "v * equal", "tests/test_measurement_coverage.py::test_ranks_count_weights_and_put_equal_values_in_random_order"),
 ]  # fmt: skip
 
 

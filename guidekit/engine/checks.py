@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards import as_reward
+from rewards import ByGroup, as_reward
 
 from .. import random
 from ..errors import CollapseWarning, RewardError
@@ -96,6 +96,8 @@ def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, s
             )
         for need in (Cond(), *guide.needs):
             need.check(model)
+        if guide.judge is not None:
+            _check_reward(guide.judge, model, guide.grad is not False)
         guide.check(model, steps)
 
 
@@ -112,6 +114,16 @@ def check_together(guides: Sequence[Guide], steps: Sequence[Step]) -> None:
             f"{' and '.join(type(g).__name__ for g in choosers)} each draw children and choose among them: the first "
             "would leave one child to the others, at their full cost. Take one of them, with more children"
         )
+
+
+def _check_reward(reward: Any, model: Model, gradient: bool) -> None:
+    """Rewards that can tell before the first call whether they fit to a model have a method `fits(model, gradient)`."""
+    own = as_reward(reward)
+    for part in own.rewards if isinstance(own, ByGroup) else own.inside():
+        _check_reward(part, model, gradient)
+    fits = getattr(own, "fits", None)
+    if fits is not None:
+        fits(model, gradient)
 
 
 def check_world(world: Alone, groups: int, steps: Sequence[Step]) -> None:

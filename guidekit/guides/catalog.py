@@ -20,6 +20,7 @@ SECTIONS = (  # in the order of the page; within a section the order is that of 
     "Corrections of the prediction",
     "Rare samples",
     "Training-free guidance",
+    "Inverse problems",
     "Guidance by classifiers",
     "Sampling of tokens",
     "Composition",

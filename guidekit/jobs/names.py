@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module, util
@@ -423,6 +423,26 @@ def total(parts: Iterable[Component]) -> Reward | None:
     if len(signed) == 1 and signed[0][1] == 1:
         return signed[0][0]
     return rewards.weighted_sum([r for r, _ in signed], [w for _, w in signed]).named(_formula(counted))
+
+
+def summed(parts: Sequence[Component], scores: Mapping[str, Tensor]) -> Tensor:
+    """The sum of `total` for samples of which the scores of each reward are known, (rows,)."""
+    known = [replace(c, raw=_Known(c.raw, scores[c.name])) for c in parts]
+    reward = total(known)
+    if reward is None:
+        raise ConfigError("all rewards have a weight of 0: there is nothing to sum")
+    return reward(range(len(scores[parts[0].name])))
+
+
+class _Known(Watched):
+    """A reward whose scores of all samples are known."""
+
+    def __init__(self, reward: Reward, scores: Tensor):
+        super().__init__(reward.reward if isinstance(reward, Watched) else reward)  # type: ignore[arg-type]
+        self.scores = scores
+
+    def score(self, samples: Any) -> Tensor:
+        return self.scores
 
 
 def _formula(counted: Sequence[tuple[Reward, float]]) -> str:

@@ -215,7 +215,7 @@ def distinct(x: Tensor, cond: Encoded) -> tuple[Tensor, Tensor] | None:
 
     Rows are told apart by a sum of their bits times odd numbers, and then compared.
     """
-    parts = [_bits(v) for v in (x, *(cond.values() if isinstance(cond, dict) else () if cond is None else (cond,)))]
+    parts = [bits(v) for v in (x, *(cond.values() if isinstance(cond, dict) else () if cond is None else (cond,)))]
     key = torch.stack([(v * _odd(i, v.shape[1], v.device)).sum(1) for i, v in enumerate(parts)]).sum(0)
     kinds, place = key.unique(return_inverse=True)
     if len(kinds) == len(x):
@@ -232,7 +232,7 @@ def _odd(part: int, count: int, device: torch.device) -> Tensor:
     return random.fold(random.key(part, device), torch.arange(count, device=device)) | 1
 
 
-def _bits(v: Tensor) -> Tensor:
+def bits(v: Tensor) -> Tensor:
     """The bits of every number, as whole numbers (rows, numbers)."""
     kinds = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
     v = v.detach().reshape(len(v), -1).contiguous()

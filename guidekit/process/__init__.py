@@ -12,6 +12,7 @@ from torch import Tensor
 from ..solvers import Move, Solver
 from .gaussian import Gaussian, Normal
 from .independent import Categorical, Masking
+from .lengths import Lengths
 from .revealing import Revealing
 from .tokens import LOG_ZERO, Masked, Uniform
 
@@ -96,6 +97,7 @@ __all__ = [
     "Categorical",
     "Gaussian",
     "Kernel",
+    "Lengths",
     "Masked",
     "Masking",
     "Normal",

@@ -7,10 +7,11 @@ from .bank import Bank, bank
 from .budget import Budget
 from .cma import CMA, cma
 from .core import Each, Found, Strategy, run
-from .design import Candidates, Crossover, Fresh, GraphOperators, Memory, Proposal, Regrow, Study, Surrogate
+from .design import Candidates, Crossover, Fresh, GraphOperators, Informed, Memory, Proposal, Regrow, Study, Surrogate
 from .evolution import Evolution, evolution
 from .flowopt import flowopt
 from .gradient import gradient, gradients
+from .informed import informed
 from .paths import paths
 from .random_search import Random, random
 from .share import share
@@ -29,6 +30,7 @@ __all__ = [
     "Found",
     "Fresh",
     "GraphOperators",
+    "Informed",
     "Memory",
     "Proposal",
     "Random",
@@ -45,6 +47,7 @@ __all__ = [
     "flowopt",
     "gradient",
     "gradients",
+    "informed",
     "paths",
     "random",
     "run",

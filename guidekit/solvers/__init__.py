@@ -17,6 +17,7 @@ from .er_sde import ERSDE
 from .exp_heun import ExponentialHeun
 from .first_hitting import FirstHitting
 from .fit import fit
+from .flow_matching import FlowMatching
 from .fs_dfm import FSDFM
 from .ghvb import GHVB, HeavyBall
 from .heun import Euler, Heun
@@ -50,6 +51,7 @@ __all__ = [
     "Euler",
     "ExponentialHeun",
     "FirstHitting",
+    "FlowMatching",
     "HeavyBall",
     "Heun",
     "Langevin",

@@ -88,7 +88,8 @@ class Design:
         )
         domain = Domain.of(self.model, self.content, self.learner.features if self.learner else None)
         self.memory = Memory(domain, self.model)
-        self.study = Study(self.model, self.memory, self.guides, self.cond, self.solver, self.steps, self.batch_size)
+        of = (self.model, self.memory, self.guides, self.cond, self.solver, self.steps, self.batch_size)
+        self.study = Study(*of, reward=self.reward)
         self.own = Cost()  # of the reward, apart from what the runs of the model cost
         self.scorer = Scorer(self.own, self.model.device)
         self.trace, self.scaffolds = Trace(), None if self.diversity is None else Scaffolds(self.diversity)
@@ -297,6 +298,7 @@ class Design:
 
     def _round(self, number: int) -> None:
         before, key = len(self.memory), random.fold(self.key, number)
+        self.study.left, self.study.short = self.left + self.study.cost.reward_calls, False
         own = self.learner
         posterior = own.fitted(self.memory) if own else None
         correlation = own.correlation(self.memory, posterior) if own else math.nan
@@ -307,7 +309,7 @@ class Design:
         asked = rows[: int(min(len(rows), max(self.left, 0)))]
         self._ask(pool, asked, predicted)
         self.stale = 0 if asked else self.stale + 1
-        self._end(before, correlation, trusted, len(asked) < len(rows), len(pool))
+        self._end(before, correlation, trusted, len(asked) < len(rows) or self.study.short, len(pool))
 
     def _pool(self) -> Pool:
         return Pool(self.memory, self.require, self.scaffolds)
