@@ -22,6 +22,7 @@ GROUPS = f"{LAWS}::test_groups_equal_runs_of_their_own"
 FK, CFG, HOOKS = "tests/test_fk.py", "tests/test_cfg.py", "tests/test_hooks.py"
 ORDERED = "tests/test_ordered.py"
 KEEP = "tests/test_keep.py"
+TABLES = "tests/test_solver_tables.py"
 MEASURED = "tests/test_measurement_guides.py"
 
 MUTANTS = [
@@ -196,6 +197,14 @@ MUTANTS = [
     ("tokens that see themselves", "models/likelihood.py", "seen[:, i:] = process.V", "seen[:, i + 1 :] = process.V", "tests/test_likelihood.py::test_of_ordered_tokens_it_is_the_probability"),
     ("a divergence of chains the other way round", "models/likelihood.py", "q.exp() * (q - p)", "q.exp() * (p - q)", "tests/test_likelihood.py::test_the_bound_of_uniform_tokens_is_that_of_its_chain"),
     ("rounding taken for a direction", "guides/self_guided_minority.py", " & (view.model.process.scales(view.t)[0] >= 1e-3)", "", "tests/test_minority.py"),
+    ("noise with the sign of the data", "solvers/multistep.py", "return 1 / t.sigma, -t.alpha / t.sigma", "return 1 / t.sigma, t.alpha / t.sigma", TABLES + "::test_exact_data_in_the_predictions_keeps_the_marginal_law"),
+    ("a start that forgets the state in what is remembered", "solvers/base.py", "first._replace(a=first.a + a, b=(b[0] + d,), keep=still)", "first._replace(b=(b[0] + d,), keep=still)", TABLES + "::test_a_table_that_starts_later_starts_as_if_it_had_stood_still"),
+    ("a predictor that is not taken back", "solvers/multistep.py", "_add(b, 1, -move.a * np.array(predict(past[0], nodes)))", "_add(b, 1, move.a * np.array(predict(past[0], nodes)))", TABLES + "::test_exact_data_in_the_predictions_keeps_the_marginal_law"),
+    ("noise of a step without its old part", "solvers/er_sde.py", "rest = w_s**2 - (w_t * r) ** 2", "rest = w_s**2 - (w_s * r) ** 2", TABLES + "::test_er_sde_of_second_order_is_its_published_formula"),
+    ("momentum with its shares swapped", "solvers/ghvb.py", "v = (*line[:2], 1 - self.beta, *line[3:])", "v = (*line[:2], self.beta, *line[3:])", TABLES + "::test_solvers_that_are_the_same_method_go_the_same_way"),
+    ("the error of a fit with half of a term", "solvers/fit.py", "- 2 * (c * rhs).sum(1)", "- (c * rhs).sum(1)", "tests/test_solver_fit.py::test_the_error_that_is_said_is_that_of_the_run"),
+    ("noise made longer", "guides/epsilon_scaling.py", "(1 - 1 / at(self.scale, view.t))", "(1 - at(self.scale, view.t))", "tests/test_epsilon_scaling.py"),
+    ("the farthest candidate", "solvers/fit.py", "option.error < found[j].error", "option.error > found[j].error", "tests/test_solver_fit.py::test_the_path_is_that_of_the_recursion_written_out"),
     ("states found by a name alone", "models/prefixes.py", " & (before == there)", "", "tests/test_prefixes.py"),
     ("states of another row", "models/prefixes.py", "return self.states[path]", "return self.states[path.flip(0)]", "tests/test_prefixes.py"),
     ("equal texts under two conditions", "models/prefixes.py", "known, device=device))[place]", "known, device=device))[place * 0]", "tests/test_prefixes.py"),
