@@ -246,7 +246,7 @@ MUTANTS = [
     ("the measurement of the first group for all", "measurements/measurement.py", "else self.y[group]", "else self.y[group * 0]", MEASURED + "::test_measurements_of_conditions_are_run_side_by_side"),
     ("the likelihood's gradient uphill", "values/likelihood.py", "slope = -((e - e.detach())", "slope = ((e - e.detach())", "tests/test_measurement.py::test_the_look_ahead_is_the_log_density_of_a_gaussian_with_its_gradient"),
     ("a blur that is its own adjoint", "measurements/operators.py", "self.response(y).conj()", "self.response(y)", "tests/test_measurement.py::test_adjoint_pseudo_inverse_spectrum_and_ridge_are_those_of_the_matrix"),
-    ("an evidence without its constant", "measurements/noise.py", " - math.log(self.std * math.sqrt(2 * math.pi))", "", "tests/test_measurement.py::test_weighted_samples_follow_the_posterior_and_log_z_is_the_log_evidence"),
+    ("an evidence without its constant", "measurements/noise.py", " - math.log(self.std * math.sqrt(2 * math.pi))", "", "tests/test_measurement.py::test_gaussian_noise_has_the_density_of_torch"),
     ("noise of a move and of y added up", "guides/ddnm.py", "(1 - brought.square())", "(1 - 0 * brought)", MEASURED + "::test_ddnm_with_noise_gives_every_component_the_noise_of_the_move"),
     ("measured components in units of x_0", "guides/ddrm.py", "a_s * self.eta_b, along", "self.eta_b, along", MEASURED + "::test_ddrm_makes_the_three_moves_of_the_paper"),
     ("Langevin steps with half the heat", "guides/daps.py", "(2 * h) ** 0.5", "h**0.5", MEASURED + "::test_daps_draws_by_langevin_dynamics_around_the_end_of_the_ode"),
