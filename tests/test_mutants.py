@@ -101,7 +101,7 @@ MUTANTS = [
     ("the same noise for all children", "engine/run.py", "pop.slot + child % k * self.steps[index].n", "pop.slot", HOOKS),
     ("cfg off by one", "models/base.py", "return (scale - 1) * (cond", "return scale * (cond", CFG),
     ("cfg with cond and null swapped", "guides/cfg.py", "view.evals[Cond()], view.evals[Null()], scale", "view.evals[Null()], view.evals[Cond()], scale", CFG),
-    ("noise of t for s", "solvers/ddim.py", "c = eta * s.sigma * max", "c = eta * t.sigma * max", FK),
+    ("noise of t for s", "solvers/ddim.py", "renewed(t, s, eta * s.sigma * max", "renewed(t, s, eta * t.sigma * max", FK),
     ("staying masked with the chance of leaving", "process/independent.py", "noise[rows, places, self.mask] < level(self", "noise[rows, places, self.mask] > level(self", FK + "::test_the_enumerated_law_of_four_tokens"),
     ("the letters of another row", "process/independent.py", "noise[rows, places, : log_p", "noise[rows * 0, places, : log_p", "tests/test_masking.py"),
     ("moves by the chance of the other state", "process/independent.py", "torch.where(hidden, self.hide, 1 - self.hide).log()", "torch.where(hidden, 1 - self.hide, self.hide).log()", "tests/test_masking.py"),
