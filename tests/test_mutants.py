@@ -84,7 +84,7 @@ MUTANTS = [
     ("a kept path without its noise", "guides/keep.py", "self.mean + self.move.c * noise", "self.mean", KEEP + "::test_the_rest_follows_the_conditional_law_and_z_is_the_density_of_what_is_kept"),
     ("known tokens counted once for every child", "guides/keep.py", ".sum(1) / population.branch", ".sum(1)", KEEP + "::test_children_of_one_particle_count_what_is_known_once"),
     ("known tokens that see those after them", "guides/keep.py", "(held & (rank < own[:, None]))[row]", "(held & (rank != own[:, None]))[row]", KEEP + "::test_the_probability_of_what_is_known_takes_a_row_of_the_network_for_each_token"),
-    ("a move up that masks what is kept", "guides/keep.py", "return torch.where(self.held, self.x, super().push(noise))", "return super().push(noise)", KEEP + "::test_times_that_go_up_again_leave_the_conditional_law"),
+    ("a move up that masks what is kept", "guides/keep.py", "return torch.where(self.held, self.x, self.inner.push(noise))", "return self.inner.push(noise)", KEEP + "::test_times_that_go_up_again_leave_the_conditional_law"),
     ("the probability of acceptance upside down", "guides/shared/constrained.py", "+ accepted - self.accepted", "- accepted + self.accepted", KEEP + "::test_constrained_tokens_follow_the_conditional_law_and_z_is_unbiased"),
     ("what is accepted without what was drawn", "guides/shared/constrained.py", "self.seen(x) * self.allowed)[0]", "self.given * self.allowed)[0]", KEEP + "::test_constrained_tokens_follow_the_conditional_law_and_z_is_unbiased"),
     ("no look ahead", "guides/shared/constrained.py", "w = f[:, i] * betas[i + 1][rows[:, None], after]", "w = f[:, i] * (betas[i + 1][rows[:, None], after] > 0)", KEEP + "::test_constrained_tokens_follow_the_conditional_law_and_z_is_unbiased"),
