@@ -132,6 +132,13 @@ def test_the_table_of_token_solvers_is_that_of_the_stored_run():
     assert "\n".join(lines) in (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8")
 
 
+def test_the_table_of_informed_moves_is_that_of_the_stored_run():
+    found = json.loads((ROOT / "benchmarks" / "results" / "informed.json").read_text(encoding="utf-8"))
+    lines = runpy.run_path(str(ROOT / "benchmarks" / "informed.py"))["lines"](found)
+    assert len(lines) == 2 + len(found["rows"]) >= 7
+    assert "\n".join(lines) in (ROOT / "docs" / "dna.md").read_text(encoding="utf-8")
+
+
 def public(module: ModuleType) -> dict[str, Any]:
     """The public names of a module: those of `__all__`, or else what it defines itself; those of public modules too."""
     own = [name for name, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__]

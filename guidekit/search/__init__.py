@@ -16,6 +16,7 @@ from .paths import paths
 from .random_search import Random, random
 from .share import share
 from .space import Space
+from .strength import Strength, strength
 from .subspace import Subspace, subspace
 from .zero_order import ZeroOrder, zero_order
 
@@ -37,6 +38,7 @@ __all__ = [
     "Regrow",
     "Space",
     "Strategy",
+    "Strength",
     "Study",
     "Subspace",
     "Surrogate",
@@ -52,6 +54,7 @@ __all__ = [
     "random",
     "run",
     "share",
+    "strength",
     "subspace",
     "zero_order",
 ]
