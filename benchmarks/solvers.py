@@ -1,12 +1,11 @@
 """Error against network calls: our solvers, tables fitted to the model, and the schedulers of diffusers.
 
-    python -m benchmarks.solvers [--only 2-D 64-D fashion law frechet]
+    python -m benchmarks.solvers [--only 2-D 64-D fashion law]
 
 On two mixtures of Gaussians with their exact denoisers, in 2 and 64 dimensions, and on the bundled image model: the
 root mean square distance of samples to the probability flow from the same noise in many steps (UniPC of order 3).
 "law" is for runs with weights: how far log E[exp(r)] of samples of stochastic solvers is from the exact log Z of the
-2-D mixture. "frechet" is the Frechet distance of images to the test set in features of the bundled judge, at 8 calls.
-Fitted tables are fitted on other noises than those on which they are compared. Written to
+2-D mixture. Tables are fitted on other noises than those on which they are compared. Written to
 benchmarks/results/solvers.json, and the figure to docs/solvers.png.
 """
 
@@ -87,7 +86,8 @@ def compared(
     noises: int,
     cond: Any,
     plans: dict[str, tuple[str, ...]],
-    fits: tuple[int, ...],
+    budgets: tuple[int, ...] = CALLS,
+    fits: tuple[int, ...] = (5, 8, 12, 20),
     everything: bool = False,
     **size: int,
 ) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def compared(
     rows = []
     for name, grids in plans.items():
         for grid in grids:
-            for calls in CALLS:
+            for calls in budgets:
                 steps = (calls + 1) // 2 if name == "Heun" else calls - (name == "PNDM")
                 rows.append(row(f"{name}, {grid}", calls, sampled(OURS[name](grid), steps)))
     for what, base in (("times", DPMpp(2)), ("coefficients", DPMpp(2)), ("both", DPMpp(2))):
@@ -120,7 +120,7 @@ def compared(
                 found = row(f"fitted {what}", calls, sampled(table, calls))
                 rows.append(found | {"seconds to fit": round(time.process_time() - start, 1)})
     for name in PEERS:
-        rows += [row(name, calls, peer(model, name, calls, noise, cond)) for calls in CALLS]
+        rows += [row(name, calls, peer(model, name, calls, noise, cond)) for calls in budgets]
     return rows
 
 
@@ -163,31 +163,6 @@ def law() -> list[dict[str, Any]]:
     return rows
 
 
-def frechet(n: int = 400) -> list[dict[str, Any]]:
-    """The Frechet distance of n images to the test set, at 8 calls, and of DDIM in 50."""
-    from guidekit.zoo import data
-    from rewards.images import frechet_distance
-
-    model, judge = gk.zoo.load("fashion"), gk.zoo.network("fashion-judge")
-
-    def features(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([judge.features(part) for part in images.split(500)])  # type: ignore[operator]
-
-    real, cond = features(data.fashion("test")[0]), list(range(10))
-    table = fit(model, DPMpp(2), 8, cond=cond, seed=1, n=30, points=20, inside=4)
-    plans = {
-        "DDIM, uniform": DDIM(), "DPMpp(2), uniform": DPMpp(2), "DPMpp(2), log_snr": DPMpp(2, times="log_snr"),
-        "DDPM, uniform": DDPM(), "fitted both": table,
-    }  # fmt: skip
-    rows = []
-    for name, solver in plans.items():
-        x = gk.sample(model, n // 10, steps=8, solver=solver, cond=cond, seed=5, batch_size=200).samples
-        rows.append({"solver": name, "calls": 8, "frechet": round(float(frechet_distance(features(x), real)), 3)})
-        print(rows[-1], flush=True)
-    return rows
-
-
 def draw(found: dict[str, Any]) -> None:
     """Error against calls, one panel per model."""
     import matplotlib
@@ -218,7 +193,7 @@ def draw(found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--only", nargs="+", choices=("2-D", "64-D", "fashion", "law", "frechet"))
+    parser.add_argument("--only", nargs="+", choices=("2-D", "64-D", "fashion", "law"))
     only = parser.parse_args().only
     torch.set_num_threads(1)
     found = json.loads(OUT.read_text()) if only and OUT.exists() else {}
@@ -227,13 +202,12 @@ def main() -> None:
         "DDIM": ("uniform",), "DPMpp(2)": ("uniform", "log_snr"), "UniPC(3)": ("log_snr",), "DEIS(3)": ("uniform",),
     }  # fmt: skip
     todo: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "2-D": lambda: compared(mixture(2), 500, None, every, (5, 8, 12, 20), everything=True, n=1024, points=40),
-        "64-D": lambda: compared(mixture(64), 500, None, every, (5, 8, 12, 20), everything=True, n=256, points=40),
+        "2-D": lambda: compared(mixture(2), 500, None, every, everything=True, n=1024, points=40),
+        "64-D": lambda: compared(mixture(64), 500, None, every, everything=True, n=256, points=40),
         "law": law,
         "fashion": lambda: compared(
-            gk.zoo.load("fashion"), 20, list(range(10)), few, (5, 8, 12), n=30, points=20, inside=4
+            gk.zoo.load("fashion"), 20, list(range(10)), few, CALLS[:4], CALLS[:3], n=20, points=16
         ),
-        "frechet": frechet,
     }
     for name, make in todo.items():
         if not only or name in only:

@@ -22,6 +22,7 @@ GROUPS = f"{LAWS}::test_groups_equal_runs_of_their_own"
 FK, CFG, HOOKS = "tests/test_fk.py", "tests/test_cfg.py", "tests/test_hooks.py"
 ORDERED = "tests/test_ordered.py"
 KEEP = "tests/test_keep.py"
+TABLES = "tests/test_solver_tables.py"
 MEASURED = "tests/test_measurement_guides.py"
 
 MUTANTS = [
@@ -100,7 +101,7 @@ MUTANTS = [
     ("the same noise for all children", "engine/run.py", "pop.slot + child % k * self.steps[index].n", "pop.slot", HOOKS),
     ("cfg off by one", "models/base.py", "return (scale - 1) * (cond", "return scale * (cond", CFG),
     ("cfg with cond and null swapped", "guides/cfg.py", "view.evals[Cond()], view.evals[Null()], scale", "view.evals[Null()], view.evals[Cond()], scale", CFG),
-    ("noise of t for s", "solvers/ddim.py", "c = eta * s.sigma * max", "c = eta * t.sigma * max", FK),
+    ("noise of t for s", "solvers/ddim.py", "renewed(t, s, eta * s.sigma * max", "renewed(t, s, eta * t.sigma * max", FK),
     ("staying masked with the chance of leaving", "process/independent.py", "noise[rows, places, self.mask] < level(self", "noise[rows, places, self.mask] > level(self", FK + "::test_the_enumerated_law_of_four_tokens"),
     ("the letters of another row", "process/independent.py", "noise[rows, places, : log_p", "noise[rows * 0, places, : log_p", "tests/test_masking.py"),
     ("moves by the chance of the other state", "process/independent.py", "torch.where(hidden, self.hide, 1 - self.hide).log()", "torch.where(hidden, 1 - self.hide, self.hide).log()", "tests/test_masking.py"),
@@ -164,6 +165,13 @@ MUTANTS = [
     ("unknown endpoints count", "../rewards/combine.py", "[:, None] * ~scores.isnan()", "[:, None] * torch.ones_like(scores)", "tests/test_rewards_core.py"),
     ("domination everywhere", "../rewards/combine.py", "(scores[:, None] >= scores[None]).all(-1)", "(scores[:, None] > scores[None]).all(-1)", "tests/test_rewards_core.py"),
     ("scores that are lost at a kill", "../rewards/cached.py", "self.connection.commit() if kind is None", "self.connection.rollback() if kind is None", "tests/test_rewards_core.py"),
+    ("trees that are read the wrong way", "../rewards/molecules/oracles.py", 'm["right"][node], node + 1)', 'node + 1, m["right"][node])', "tests/test_pmo.py::test_the_activity_models_say_what_the_original_ones_say"),
+    ("the probability of the other class", "../rewards/molecules/oracles.py", '1 - 1 / (1 + np.exp(m["sigmoid"]', '1 / (1 + np.exp(m["sigmoid"]', "tests/test_pmo.py::test_the_activity_models_say_what_the_original_ones_say"),
+    ("parts that go on anywhere", "../rewards/molecules/descriptors.py", "how.makeDummiesQueries = how.adjustDegree = True", "how.makeDummiesQueries = True", "tests/test_designing.py::test_a_part_counts_only_where_it_goes_on_at_its_open_bonds"),
+    ("scores of the wrong half", "../rewards/http.py", "self._scored(part[:half], lost) + self._scored(part[half:], lost)", "self._scored(part[half:], lost) + self._scored(part[:half], lost)", "tests/test_rewards_http.py::test_a_sample_that_breaks_the_server_costs_itself_alone"),
+    ("circles that touch", "../rewards/molecules/metrics.py", "default=0.0) <= 1 - distance", "default=0.0) <= distance", "tests/test_rewards_molecules.py::test_circles_are_molecules_of_which_no_two_are_near"),
+    ("kept letters that proposals may change", "cli/designing.py", "checks += [holds] if", "checks += [] if", "tests/test_designing.py::test_kept_letters_are_in_everything_that_is_asked"),
+    ("files in another order than the table", "report/export.py", "range(len(smiles)) if order is None else order", "range(len(smiles))", "tests/test_export.py::test_an_sdf_is_known_by_its_content_and_files_may_be_compressed"),
     ("the reward of the first group for all", "engine/scoring.py", "(group == g).nonzero()[:, 0], reward.rewards[g])", "(group == g).nonzero()[:, 0], reward.rewards[0])", "tests/test_rewards_core.py"),
     ("chunks in the order in which they end", "../rewards/pooled.py", "left = [list(range(i, min(i + size, len(samples)))) for i in range(0, len(samples), size)][::-1]", "left = [list(range(0, min(size, len(samples) - i))) for i in range(0, len(samples), size)][::-1]", "tests/test_pooled.py"),
     ("the other strand without its complement", "../rewards/dna/motifs.py", "w.flip(0, 1)", "w.flip(1)", "tests/test_rewards_dna.py"),
@@ -182,7 +190,21 @@ MUTANTS = [
     ("a line that was not gone", "solvers/belm.py", "u * (1 + gain / h) for u in f), -gain / h)", "u for u in f), 0.0)", "tests/test_solvers.py::test_belm_is_the_published_formula_where_steps_shrink_and_bdia_where_they_grow"),
     ("the second noise of another row", "engine/noise.py", "self.given[1][pop.group * self.alive[0] + pop.slot]", "self.given[1][pop.slot]", "tests/test_edits.py::test_a_reversible_sampler_brings_any_sample_back_with_any_network_and_any_number_of_steps"),
     ("a run backwards that takes the later prediction", "edits/reversible.py", "walk.prediction(x, index)", "walk.prediction(after, index)", "tests/test_edits.py::test_a_reversible_sampler_brings_any_sample_back_with_any_network_and_any_number_of_steps"),
+    ("a divergence of the wrong sign", "models/likelihood.py", "v - alpha * torch.autograd.grad", "v + alpha * torch.autograd.grad", "tests/test_likelihood.py::test_the_density_of_the_flow_is_that_of_the_mixture"),
+    ("an unscaled divergence", "models/likelihood.py", "v - alpha * torch.autograd.grad", "v - torch.autograd.grad", "tests/test_likelihood.py::test_the_density_of_the_flow_is_that_of_the_mixture"),
+    ("a bound without the number of positions", "models/likelihood.py", "L / k * torch.where", "1 / k * torch.where", "tests/test_likelihood.py::test_the_bound_of_masked_tokens_is_met_by_a_network_whose_conditionals_are_those_of_one_law"),
+    ("all orders begin alike", "models/likelihood.py", "hidden = random.uniform(keys, (L,)).argsort(-1).argsort(-1) < k", "hidden = torch.arange(L).expand_as(x) < k", "tests/test_likelihood.py::test_the_bound_of_masked_tokens_is_met_by_a_network_whose_conditionals_are_those_of_one_law"),
+    ("tokens that see themselves", "models/likelihood.py", "seen[:, i:] = process.V", "seen[:, i + 1 :] = process.V", "tests/test_likelihood.py::test_of_ordered_tokens_it_is_the_probability"),
+    ("a divergence of chains the other way round", "models/likelihood.py", "q.exp() * (q - p)", "q.exp() * (p - q)", "tests/test_likelihood.py::test_the_bound_of_uniform_tokens_is_that_of_its_chain"),
     ("rounding taken for a direction", "guides/self_guided_minority.py", " & (view.model.process.scales(view.t)[0] >= 1e-3)", "", "tests/test_minority.py"),
+    ("noise with the sign of the data", "solvers/multistep.py", "return 1 / t.sigma, -t.alpha / t.sigma", "return 1 / t.sigma, t.alpha / t.sigma", TABLES + "::test_exact_data_in_the_predictions_keeps_the_marginal_law"),
+    ("a start that forgets the state in what is remembered", "solvers/base.py", "first._replace(a=first.a + a, b=(b[0] + d,), keep=still)", "first._replace(b=(b[0] + d,), keep=still)", TABLES + "::test_a_table_that_starts_later_starts_as_if_it_had_stood_still"),
+    ("a predictor that is not taken back", "solvers/multistep.py", "_add(b, 1, -move.a * np.array(predict(past[0], nodes)))", "_add(b, 1, move.a * np.array(predict(past[0], nodes)))", TABLES + "::test_exact_data_in_the_predictions_keeps_the_marginal_law"),
+    ("noise of a step without its old part", "solvers/er_sde.py", "rest = w_s**2 - (w_t * r) ** 2", "rest = w_s**2 - (w_s * r) ** 2", TABLES + "::test_er_sde_of_second_order_is_its_published_formula"),
+    ("momentum with its shares swapped", "solvers/ghvb.py", "v = (*line[:2], 1 - self.beta, *line[3:])", "v = (*line[:2], self.beta, *line[3:])", TABLES + "::test_solvers_that_are_the_same_method_go_the_same_way"),
+    ("the error of a fit with half of a term", "solvers/fit.py", "- 2 * (c * rhs).sum(1)", "- (c * rhs).sum(1)", "tests/test_solver_fit.py::test_the_error_that_is_said_is_that_of_the_run"),
+    ("noise made longer", "guides/epsilon_scaling.py", "(1 - 1 / at(self.scale, view.t))", "(1 - at(self.scale, view.t))", "tests/test_epsilon_scaling.py"),
+    ("the farthest candidate", "solvers/fit.py", "option.error < found[j].error", "option.error > found[j].error", "tests/test_solver_fit.py::test_the_path_is_that_of_the_recursion_written_out"),
     ("states found by a name alone", "models/prefixes.py", " & (before == there)", "", "tests/test_prefixes.py"),
     ("states of another row", "models/prefixes.py", "return self.states[path]", "return self.states[path.flip(0)]", "tests/test_prefixes.py"),
     ("equal texts under two conditions", "models/prefixes.py", "known, device=device))[place]", "known, device=device))[place * 0]", "tests/test_prefixes.py"),
@@ -198,6 +220,13 @@ MUTANTS = [
     ("a corrector that does not return", "solvers/flow_matching.py", "+ self.corrector * back * own", "", "tests/test_flow_matching.py"),
     ("a corrector that does not make up for it", "solvers/flow_matching.py", "(1 + self.corrector) * math.log(t / s)", "math.log(t / s)", "tests/test_flow_matching.py"),
     ("a path run backwards", "solvers/flow_matching.py", "1 - self.share(1 - t)", "self.share(t)", "tests/test_flow_matching.py"),
+    ("births that forget who is there", "process/blackout.py", "below = torch.arange(self.V, device=x.device) < x[..., None]", "below = torch.arange(self.V, device=x.device) < 0 * x[..., None]", "tests/test_blackout.py"),
+    ("a share of births of the wrong time", "process/blackout.py", "(alive_s - alive_t) / move.t", "(alive_s - alive_t) / alive_s", "tests/test_blackout.py"),
+    ("deaths since the beginning", "process/blackout.py", "binomial(self.V, alive_s / alive_t, x.device)", "binomial(self.V, alive_s, x.device)", "tests/test_blackout.py"),
+    ("scores of places and not of items", "process/riffle.py", "self.scores.gather(1, self.x.argsort(1)).gather(1, x)", "self.scores.gather(1, x)", "tests/test_riffle.py"),
+    ("the smallest score first", "process/riffle.py", "(self.scores + noise).argsort(dim=1, descending=True)", "(self.scores + noise).argsort(dim=1)", "tests/test_riffle.py"),
+    ("falling sequences", "process/riffle.py", "place.diff(dim=1) < 0", "place.diff(dim=1) > 0", "tests/test_riffle.py"),
+    ("shuffles added and not multiplied", "process/riffle.py", "2 ** round(", "2 * round(", "tests/test_riffle.py"),
     ("informed moves against their proposals", "search/informed.py", "back.log_prob(x) - there.log_prob(moved)", "there.log_prob(moved) - back.log_prob(x)", "tests/test_informed.py"),
     ("a way back by the gradient from before", "search/informed.py", "self.moves.kernel(y, log_p, moved, slopes,", "self.moves.kernel(y, log_p, moved, slope,", "tests/test_informed.py"),
     ("gradients of what was refused", "search/informed.py", "torch.where(accepted[:, None, None], slopes, slope)", "slopes", "tests/test_informed.py::test_the_gradient_that_is_kept_is_the_one_at_the_sample"),
@@ -217,12 +246,15 @@ MUTANTS = [
     ("the measurement of the first group for all", "measurements/measurement.py", "else self.y[group]", "else self.y[group * 0]", MEASURED + "::test_measurements_of_conditions_are_run_side_by_side"),
     ("the likelihood's gradient uphill", "values/likelihood.py", "slope = -((e - e.detach())", "slope = ((e - e.detach())", "tests/test_measurement.py::test_the_look_ahead_is_the_log_density_of_a_gaussian_with_its_gradient"),
     ("a blur that is its own adjoint", "measurements/operators.py", "self.response(y).conj()", "self.response(y)", "tests/test_measurement.py::test_adjoint_pseudo_inverse_spectrum_and_ridge_are_those_of_the_matrix"),
-    ("an evidence without its constant", "measurements/noise.py", " - math.log(self.std * math.sqrt(2 * math.pi))", "", "tests/test_measurement.py::test_weighted_samples_follow_the_posterior_and_log_z_is_the_log_evidence"),
+    ("an evidence without its constant", "measurements/noise.py", " - math.log(self.std * math.sqrt(2 * math.pi))", "", "tests/test_measurement.py::test_gaussian_noise_has_the_density_of_torch"),
     ("noise of a move and of y added up", "guides/ddnm.py", "(1 - brought.square())", "(1 - 0 * brought)", MEASURED + "::test_ddnm_with_noise_gives_every_component_the_noise_of_the_move"),
     ("measured components in units of x_0", "guides/ddrm.py", "a_s * self.eta_b, along", "self.eta_b, along", MEASURED + "::test_ddrm_makes_the_three_moves_of_the_paper"),
     ("Langevin steps with half the heat", "guides/daps.py", "(2 * h) ** 0.5", "h**0.5", MEASURED + "::test_daps_draws_by_langevin_dynamics_around_the_end_of_the_ode"),
     ("a proximal step at alpha for its square", "guides/diffpir.py", "(self.lam * alpha**2)", "(self.lam * alpha)", MEASURED + "::test_diffpir_is_a_proximal_point_and_renews_a_share_of_the_noise"),
     ("ranks without a place for the truth", "search/coverage.py", "v * (1 + equal)", "v * equal", "tests/test_measurement_coverage.py::test_ranks_count_weights_and_put_equal_values_in_random_order"),
+    ("a drift that the network does not see", "models/drifting.py", "x + b * y.to(x)", "x + 0 * y.to(x)", "tests/test_drifting.py"),
+    ("a stationary variance of twice the size", "solvers/drifts.py", "torch.expm1(-2 * theta)", "torch.expm1(-theta)", "tests/test_drifting.py"),
+    ("noise without the drift's forgetting", "solvers/drifts.py", "- (-2 * self.gamma * t).expm1()", "- (-1 * self.gamma * t).expm1()", "tests/test_drifting.py"),
 ]  # fmt: skip
 
 

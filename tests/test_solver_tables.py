@@ -315,6 +315,15 @@ def test_solvers_that_are_the_same_method_go_the_same_way(schedule, one, other):
     same(one, other, schedule, grid)
 
 
+@pytest.mark.parametrize("schedule", [Cosine(), Flow()], ids=["cosine", "flow"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_corrects_the_step_from_pure_noise_as_one_from_nearly_pure_noise(schedule, order):
+    pure, nearly = (UniPC(order).moves(schedule, [t, 0.8, 0.6, 0.3])[:2] for t in (1.0, 1 - 1e-9))
+    for p, q in zip(pure, nearly, strict=True):
+        assert (p.a, *p.b) == pytest.approx((q.a, *q.b), abs=0.02 if p.t < 0.9 and order > 1 else 1e-6)
+    assert pure[1].b[1] < -0.05
+
+
 @some
 def test_third_orders_in_the_same_variable_have_the_same_rows_after_their_starts(schedule):
     grid = [0.97, 0.8, 0.65, 0.5, 0.3, 0.12, 0.04]

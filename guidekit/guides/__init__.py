@@ -31,6 +31,7 @@ from .diffpir import DiffPIR as DiffPIR
 from .distillation import Distillation as Distillation
 from .dsearch import DSearch as DSearch
 from .edlm import EDLM as EDLM
+from .epsilon_scaling import EpsilonScaling as EpsilonScaling
 from .fk_steering import FKSteering as FKSteering
 from .fkc import FKC as FKC
 from .gfcg import GFCG as GFCG

@@ -1,7 +1,7 @@
 """Solvers: coefficient tables over a time grid for Gaussian processes (see `guidekit.solvers.base`), and rules by which
 tokens move (see `guidekit.solvers.token_solver`)."""
 
-from . import schedules, times
+from . import drifts, schedules, times
 from .ancestral import Ancestral
 from .base import Move, Point, Solver, fractions, starting_at
 from .belm import BELM
@@ -67,6 +67,7 @@ __all__ = [
     "Table",
     "TauLeaping",
     "UniPC",
+    "drifts",
     "fit",
     "fractions",
     "schedules",

@@ -11,7 +11,8 @@ and correcting x_t and predicting x_s is one row of the table, from x_t' to x_s'
 corrector does. B(h) of the paper drops out but in two places, where two weights are taken for simplicity as half of
 B(h) = 1 - e^-h: the predictor of order 2, which is then DPM-Solver++(2M), and the corrector of order 1 ("bh2").
 
-The last step, to sigma = 0, is the clean prediction.
+The step from pure noise (alpha = 0) is corrected by that rule too, for B(h) is 1 there. The last step, to sigma = 0, is
+the clean prediction.
 
 Reference: Zhao et al. (2023), https://arxiv.org/abs/2302.04867.
 """
@@ -49,7 +50,11 @@ class UniPC(Solver):
         move = posterior(past[0], s, 0.0)
         if past[0].alpha == 0 or s.sigma == 0:
             return [move]
-        return [corrected(move, s, past, self.order, predictor, corrector)]
+        row = corrected(move, s, past, self.order, predictor, corrector)
+        if len(past) == 2 and past[1].alpha == 0:  # h is infinite, and half of B(h) one half
+            half = row.a * past[0].alpha / 2
+            row = row._replace(b=(row.b[0] + half, row.b[1] - half))
+        return [row]
 
 
 def predictor(s: Point, nodes: list[Point]) -> tuple[float, ...]:

@@ -205,6 +205,7 @@ CASES = [
             (gk.CFGpp, lambda p: gk.CFGpp(0.6), None),
         )
     ),
+    Case("EpsilonScaling", lambda p: gk.EpsilonScaling(1.1), lambda p: gk.EpsilonScaling(1.0), "own", GAUSSIAN),
     Case("CADS", lambda p: gk.CADS(0.2, 0.9), lambda p: gk.CADS(stop=0.0), "own", with_=embedding),
     Case(
         "Keep", lambda p: gk.Keep(target(p), one(p)), lambda p: gk.Keep(target(p), ~one(p) & one(p)), "own", GAUSSIAN,
