@@ -24,6 +24,7 @@ ORDERED = "tests/test_ordered.py"
 KEEP = "tests/test_keep.py"
 TABLES = "tests/test_solver_tables.py"
 MEASURED = "tests/test_measurement_guides.py"
+FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
 MUTANTS = [
     ("weights do not telescope", "guides/fk_steering.py", "return now - total, (now, running)", "return now, (now, running)", UNBIASED),
@@ -114,6 +115,12 @@ MUTANTS = [
     ("unmasked from the right", "process/tokens.py", "torch.arange(self.places - 1, -1, -1, dtype", "torch.arange(0, self.places, 1, dtype", ORDERED + "::test_a_move_down_unmasks_from_the_left_with_the_share_that_bayes_rule_says"),
     ("two tokens in a step", "process/tokens.py", "grid[nearest] = k / L", "pass", ORDERED + "::test_at_least_as_many_steps_as_positions_draw_exactly_from_the_model"),
     ("a position that sees the masks before it", "zoo/nets.py", "(tokens != self.vocab)[:, None] & (place <= place[:, None])", "(place <= place[:, None]).expand(len(tokens), -1, -1)", ORDERED + "::test_what_is_said_of_a_position_depends_on_the_tokens_before_it_and_on_no_mask"),
+    ("an aromatic double bond that is in no ring", "zoo/syntax.py", "yield DOUBLE, DOUBLE, True", "yield DOUBLE, DOUBLE, False", FORBIDS),
+    ("a nitrogen with three neighbours and a double bond", "zoo/syntax.py", "(INSIDE, DOUBLE, None, None)[atom.free]", "(DOUBLE, DOUBLE, None, None)[atom.free]", FORBIDS),
+    ("two double bonds at one aromatic atom", "zoo/syntax.py", "if order == 0 and is_a == is_b == ALONE and", "if order == 0 and", FORBIDS),
+    ("a ring that is open at the end of its branch", "zoo/syntax.py", "not s.path[-2].branch or s.path[-1].rings:", "not s.path[-2].branch:", FORBIDS),
+    ("a closed ring that leaves its bonds due", "zoo/syntax.py", "*((role, False) for role, _ in way[i + 1 : -1])", "*way[i + 1 : -1]", "tests/test_zoo_fragments.py::test_aromatic_rings_are_allowed_as_rdkit_allows_them"),
+    ("a fragment that joins nothing while others are open", "zoo/grammar.py", "most = rough + self._each * labels + torch.where(_own(state) | (labels == 0), 0, bound)", "most = rough + self._each * labels", "tests/test_zoo_fragments.py::test_a_fragment_that_can_join_nothing_more_must_have_joined_all"),
     ("uniform kernel with alpha_s for alpha_t/alpha_s", "process/tokens.py", "self._keep(x, kept_t / kept_s) * p", "self._keep(x, kept_s) * p", FK + "::test_the_enumerated_law_of_four_tokens"),
     ("the sorted largest of residual resampling", "engine/resampling.py", "random.uniform(key, (n,)))  # unsorted", "random.uniform(key, (n,)).sort(-1).values)  # sorted", UNBIASED),
     ("a gradient tilt sees the plain estimate", "engine/tilts.py", "        view = view.with_prediction(target, shown)\n    proposal", "    proposal", HOOKS),
