@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 import guidekit as gk
+from guidekit.edits.invert import METHODS
 from guidekit.zoo.data import CLASSES
 from rewards.dna import CellType
 from rewards.images import Classifier
@@ -42,10 +43,9 @@ def images(n: int, steps: int) -> list[dict[str, Any]]:
     rows = []
     if steps < 10:
         return [*_few(model, source, target, steps, row), row("new samples", None, _fresh(model, n, steps, target))]
-    for method in ("ddim", "fixed_point", "renoise", "chain", "edit_friendly"):
+    for method, solver in METHODS.items():
         noise = gk.invert(model, source, cond="sandal", method=method, steps=steps)
-        solver = gk.solvers.DDIM() if method in ("ddim", "fixed_point", "renoise") else gk.solvers.DDPM()
-        options = {"noise": noise, "steps": steps, "solver": solver}
+        options = {"noise": noise, "steps": steps, "solver": solver()}
         again, edited = (gk.sample(model, n, cond=c, **options).x for c in ("sandal", target))
         rows.append(row(method, again, edited))
     return [*rows, row("new samples", None, _fresh(model, n, steps, target))]

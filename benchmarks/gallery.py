@@ -45,11 +45,11 @@ def label(x: Tensor, t: Tensor) -> Tensor:
     return (BASE.responsibilities(x, float(t[0])) @ nn.functional.one_hot(LABELS).float()).clamp(min=1e-30).log()
 
 
-def right(x: Tensor, t: Tensor) -> Tensor:
+def right(x: Tensor, t: Tensor | None = None) -> Tensor:
     """log p(on the right | tokens), for tokens or one-hot states; masks carry no information."""
     hot = x if x.is_floating_point() else nn.functional.one_hot(x, GRID + 1).float()
     places = torch.cat([torch.linspace(-4, 4, GRID), torch.zeros(1)]).to(hot)
-    return nn.functional.logsigmoid(2 * (hot[:, 0] @ places))
+    return nn.functional.logsigmoid(2 * (hot[:, 0] @ places[: hot.shape[-1]]))
 
 
 class Transformer(nn.Module):
@@ -135,6 +135,8 @@ def panels(train: int) -> dict[str, tuple[gk.Model, list[gk.Guide]]]:
     names = {
         "gk": gk, "torch": torch, "reward": reward, "component": component, "label": label, "right": right,
         "quantile": quantile, "point": torch.tensor([1.2, 1.2]), "other": OTHER, **found,
+        "measured": gk.Measurement(torch.tensor([[1.0, 0.4]]), torch.tensor([1.5]), 0.2),
+        "exact": gk.Measurement(gk.measurements.Mask([True, False]), torch.tensor([1.2, 0.0]), 0.0),
     }  # fmt: skip
     plain = {"none" if name == "mixture" else f"none ({name})": (found[name], []) for name in list(found)[:4]}
     drawn = {}

@@ -1,5 +1,6 @@
 from . import (
     integrations as integrations,
+    measurements as measurements,
     process as process,
     search as search,
     solvers as solvers,
@@ -9,6 +10,7 @@ from . import (
 from .edits.brush import brush as brush
 from .edits.invert import invert as invert
 from .engine import resampling as resampling
+from .engine.join import join as join
 from .engine.population import Population as Population
 from .engine.result import Result as Result, load_result as load_result
 from .engine.run import Run as Run
@@ -32,21 +34,26 @@ from .guides.minority_guidance import (
 )
 from .integrations.diffusers import from_diffusers as from_diffusers
 from .jobs.config import Config as Config
+from .measurements.measurement import Measurement as Measurement
 from .models import (
+    BlackoutModel as BlackoutModel,
     Cond as Cond,
+    DriftingModel as DriftingModel,
     GaussianModel as GaussianModel,
     MaskedModel as MaskedModel,
     Model as Model,
     Null as Null,
+    RiffleModel as RiffleModel,
     UniformModel as UniformModel,
     analytic as analytic,
 )
 from .models.attention import attention_layers as attention_layers
 from .models.stitched import Stitched as Stitched
 from .models.weakened import weakened as weakened
+from .search.coverage import coverage as coverage
 from .search.headhunter import headhunter as headhunter
 from .search.refine import evolve as evolve, refine as refine
 from .search.tune import tune as tune
-from .solvers import schedules as schedules, times as times
+from .solvers import drifts as drifts, schedules as schedules, times as times
 
 __version__: str

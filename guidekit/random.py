@@ -23,6 +23,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,14 +89,66 @@ def _counter(count: int, device: torch.device) -> Tensor:
 
 def uniform(key: Tensor, shape: Sequence[int] = ()) -> Tensor:
     r"""Uniform numbers in the open interval (0, 1), float64, shape (\*key.shape, \*shape)."""
-    words = _bits(key, math.prod(shape)) >> 10
-    u = words.to(torch.float64).add_(0.5).mul_(2.0**-53).clamp_(max=1 - 2.0**-53)
-    return u.view(*key.shape, *shape)
+    return _uniform(_bits(key, math.prod(shape))).view(*key.shape, *shape)
+
+
+def _uniform(words: Tensor) -> Tensor:
+    u = torch.bitwise_right_shift(words, 10, out=words).to(torch.float64)
+    return u.add_(0.5).mul_(2.0**-53).clamp_(max=1 - 2.0**-53)
 
 
 def gumbel(key: Tensor, shape: Sequence[int] = ()) -> Tensor:
     """Standard Gumbel numbers, float64: in float32 their cut tail would lower the temperature of a draw."""
-    return uniform(key, shape).log_().neg_().log_().neg_()
+    return _gumbel(uniform(key, shape))
+
+
+def _gumbel(u: Tensor) -> Tensor:
+    return u.log_().neg_().log_().neg_()
+
+
+class Gumbels:
+    r"""The numbers of `gumbel(key, shape)`, of which none is drawn before it is read; `shape` is (length, states).
+
+    It is read as a tensor is, at one state of every place or at chosen places of chosen rows:
+
+        >>> late, now = Gumbels(fold(key(0), torch.arange(4)), (3, 2)), gumbel(fold(key(0), torch.arange(4)), (3, 2))
+        >>> rows, places = torch.tensor([0, 3]), torch.tensor([2, 1])
+        >>> torch.equal(late[..., 1], now[..., 1]), torch.equal(late[rows, places], now[rows, places])
+        (True, True)
+        >>> torch.equal(late[1:].drawn(), now[1:])
+        True
+    """
+
+    def __init__(self, key: Tensor, shape: Sequence[int]):
+        self.key, self.each = key, tuple(shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.key.shape, *self.each)
+
+    @property
+    def device(self) -> torch.device:
+        return self.key.device
+
+    def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, tuple):
+            return Gumbels(self.key[index], self.each)
+        counter = _counter(math.prod(self.each), self.device).view(self.each)
+        if index[0] is ...:
+            counter, key = counter[..., index[1]], self.key[..., None]
+        else:
+            counter, key = counter[index[1:]], self.key[index[0]]
+            key = key.view(-1, *[1] * (counter.dim() - 1))
+        return _gumbel(_uniform(_mix(key ^ counter)))
+
+    def drawn(self) -> Tensor:
+        """All of them."""
+        return gumbel(self.key, self.each)
+
+
+def drawn(noise: Any) -> Tensor:
+    """The tensor that noise is, also where it has not been drawn yet."""
+    return noise.drawn() if isinstance(noise, Gumbels) else noise
 
 
 def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:

@@ -73,13 +73,14 @@ def test_rows_are_as_many_as_listed(name: str):
 @pytest.mark.parametrize("name", catalog.GUIDES)
 def test_what_it_changes_is_what_its_class_overrides(name: str):
     case, entry = FIRST[name], catalog.GUIDES[name]
-    guide = case.make(case.on(case.processes[0]))
+    guide = case.make(case.on(case.processes[0])).bind(case.on(case.processes[0]).model)
     hooks = {
         "weights": "log_weight",
         "selection": "select",
         "noise": "noise",
         "start": "begin",
         "condition": "condition",
+        "kernel": "propose",
     }
     if entry.changes == "target":
         assert guide.tilts and not guide.steer
@@ -97,6 +98,7 @@ def test_every_target_can_be_made_a_proposal(name: str):
     guide = replace(case.make(problem), steer=True)
     refused = {"FKC": "FKC is a path from noise to data: it takes no steer", "TopP": "leaves out tokens of the target"}
     refused |= {"Typical": "leaves out tokens of the target", "EDLM": "one clean sequence is taken"}
+    refused |= dict.fromkeys(("DiffPIR", "DAPS"), "makes moves of its own")
     if name in refused:
         with pytest.raises(ValueError, match=refused[name]):
             gk.Run(problem.model, 4, steps=STEPS, guides=[guide])
@@ -114,7 +116,7 @@ def test_every_guide_is_cited(name: str):
     assert text.startswith("@misc{") and text.count("{") == text.count("}")
     for field in ("author", "title", "year"):
         assert f"  {field} = {{" in text
-    assert "arXiv" in text or name == "LGD"
+    assert "arXiv" in text or name in ("LGD", "PiGDM")
 
 
 def test_every_guide_is_in_the_picture(tmp_path: Path, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result as Answer
 import guidekit as gk
 from guidekit.cli import main
 from guidekit.cli.app import app
+from guidekit.cli.stopping import seconds
 from rewards import dna
 
 ROOT = Path(__file__).parent.parent
@@ -348,22 +349,34 @@ def test_a_bar_is_wanted_by_terminals_and_not_in_ci(monkeypatch):
     assert not watched.wanted()
 
 
-def test_after_ctrl_c_the_same_command_goes_on_to_the_same_bytes():
+@pytest.mark.parametrize(
+    "limit, code, why",
+    [
+        ((), 130, "stopped; "),
+        pytest.param((), 143, "stopped by SIGTERM; ", marks=pytest.mark.slow),
+        pytest.param(("--time-limit", "25s"), 75, "stopped at the time limit of 25s; ", marks=pytest.mark.slow),
+    ],
+)
+def test_after_a_stop_the_same_command_goes_on_to_the_same_bytes(limit: tuple[str, ...], code: int, why: str):
     args = ["sample", "mine.py:load", "-r", "mine.py:slow", "-g", "fk_steering:alpha=1", "-n", "3", "--steps", "8"]
     args += ["--no-report"]
     Path("hold").touch()
     heard = [*ENTRY[:2], HEARD + ENTRY[2]]
     running = subprocess.Popen(
-        [*heard, *args, "-o", "out"], stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        [*heard, *args, *limit, "-o", "out"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     while not Path("held").exists() and running.poll() is None:
         time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
+    if not limit:
+        running.send_signal(signal.SIGINT if code == 130 else signal.SIGTERM)
     told = running.communicate(timeout=60)[1]
     Path("hold").unlink()
-    assert running.returncode == 130
+    assert running.returncode == code
     assert Path("out/checkpoint").exists()
-    assert "progress is saved in out, and the same command resumes there" in told
+    assert f"{why}progress is saved in out, and the same command resumes there" in told
     assert "Traceback" not in told
     assert not Path("out/result").exists()
     assert ask(*args, "-o", "out").exit_code == 0
@@ -371,3 +384,15 @@ def test_after_ctrl_c_the_same_command_goes_on_to_the_same_bytes():
     one, two = (Path(d) / "result" / "tensors.safetensors" for d in ("out", "whole"))
     assert one.read_bytes() == two.read_bytes()
     assert not Path("out/checkpoint").exists()
+
+
+@pytest.mark.parametrize("text, told", [("90", 90), ("1.5m", 90), ("11h30m", 41400), ("2d1s", 172801)])
+def test_times_are_read(text: str, told: float):
+    assert seconds(text) == told
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1 h", "-5", "5x", "h"])
+def test_what_is_not_a_time_is_refused_before_the_run(text: str):
+    answer = ask(*SAMPLE, "--time-limit", text)
+    assert answer.exit_code == 2
+    assert "is not a time: 90s, 30m or 11h30m is" in answer.stderr

@@ -75,6 +75,76 @@ def test_guides_and_groups_take_part():
     assert torch.allclose(parts, noise, atol=1e-9)
 
 
+# reversible ----------------------------------------------------------------------------------------------------------
+
+
+def network(dtype: torch.dtype, predicts: str = "flow", width: int = 6) -> gk.GaussianModel:
+    """A network that nobody has trained, with a condition."""
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(torch.nn.Linear(width + 2, 64), torch.nn.SiLU(), torch.nn.Linear(64, width)).to(dtype)
+
+    def call(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return net(torch.cat([x, t.to(x).view(-1, 1), torch.as_tensor(cond).to(x).view(-1, 1)], 1))
+
+    return gk.GaussianModel(call, (width,), gk.schedules.Flow(), predicts=predicts, null=0)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("steps", [2, 3, 20])
+def test_a_reversible_sampler_brings_any_sample_back_with_any_network_and_any_number_of_steps(dtype, most, steps):
+    model, guides = network(dtype), [gk.CFG(3.0)]
+    x = 2 * torch.randn(10, 6, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    options: Any = {"cond": [1, 2], "steps": steps, "guides": guides}
+    noise = gk.invert(model, x, method="reversible", **options)
+    assert noise.shape == (2, 10, 6) and noise.dtype == dtype
+    again = gk.sample(model, 5, noise=noise, solver=gk.solvers.BELM(), **options).x
+    assert (again - x).abs().max() < most * x.abs().max()
+    parts = gk.invert(model, x, method="reversible", batch_size=6, **options)
+    assert torch.allclose(parts, noise, rtol=100 * most, atol=100 * most)
+    split = gk.sample(model, 5, noise=noise, solver=gk.solvers.BELM(), batch_size=6, **options).x
+    assert (split - x).abs().max() < 2 * most * x.abs().max()
+    plain = gk.sample(model, 5, noise=noise[0], solver=gk.solvers.BELM(), **options).x
+    assert (plain - x).abs().max() > 10 * (again - x).abs().max()  # the second part of the noise is needed
+
+
+def test_of_its_own_samples_a_reversible_sampler_finds_their_noise():
+    """The second part vanishes as steps grow, for it is what x_T and the state after it lack to a step of DDIM."""
+    model = mixture()
+    z = torch.randn(40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    x = gk.sample(model, 40, noise=z, steps=400, solver=gk.solvers.BELM()).x
+    found = [gk.invert(model, x, method="reversible", steps=steps, iterations=30) for steps in (20, 80)]
+    off, second = ([float(v.abs().median()) for v in w] for w in zip(*[(f[0] - z, f[1]) for f in found], strict=True))
+    assert off[1] < 0.3 * off[0] < 0.1 and second[1] < 0.5 * second[0] < 0.2
+
+
+def test_a_run_from_both_parts_of_the_noise_survives_an_interruption_bit_for_bit(tmp_path):
+    model = network(torch.float32)
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    options: Any = {"steps": 8, "cond": 1, "solver": gk.solvers.BELM()}
+    options["noise"] = gk.invert(model, x, cond=1, method="reversible", steps=8)
+    whole = gk.sample(model, 4, **options).x
+
+    def stop(pop: Any, step: Any) -> None:
+        if step.index == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gk.sample(model, 4, callbacks=[stop], checkpoint=tmp_path / "run", **options)
+    assert torch.equal(gk.sample(model, 4, checkpoint=tmp_path / "run", **options).x, whole)
+    other = options | {"noise": options["noise"].flip(1)}
+    with pytest.raises(gk.CheckpointError, match="noise"):
+        gk.sample(model, 4, checkpoint=tmp_path / "run", **other)
+
+
+def test_only_a_run_that_recalls_states_from_its_start_takes_two_parts_of_noise():
+    model, noise = mixture(), torch.zeros(2, 4, 2, dtype=torch.float64)
+    gk.sample(model, 4, steps=5, noise=noise, solver=gk.solvers.BELM())
+    later = {"guides": [gk.StartFrom(torch.zeros(2), 0.5)], "solver": gk.solvers.BELM()}
+    for options in ({"solver": DDIM}, {"solver": gk.solvers.DPMpp()}, later):
+        with pytest.raises(ValueError, match=r"noise is \(2, 4, 2\)"):
+            gk.sample(model, 4, steps=5, noise=noise, **options)
+
+
 # chains --------------------------------------------------------------------------------------------------------------
 
 
@@ -120,14 +190,14 @@ def test_the_noise_of_samples_of_the_model_is_normal_for_its_exact_chain():
     assert float(wide[10].std()) > 2  # larger, as the paper says
 
 
-@pytest.mark.parametrize("method", ["ddim", "fixed_point", "chain", "edit_friendly"])
+@pytest.mark.parametrize("method", ["ddim", "fixed_point", "reversible", "chain", "edit_friendly"])
 def test_another_condition_edits_the_sample_and_keeps_what_it_can(method: str):
     """Two classes, each of which has the same two rows of means: the class is the column, what is kept is the row."""
     means = torch.tensor([[-3.0, 2.0], [-3.0, -2.0], [3.0, 2.0], [3.0, -2.0]], dtype=torch.float64)
     model = gk.analytic.GaussianMixture([0.25] * 4, means, [0.5] * 4, labels=[0, 0, 1, 1])
     x = torch.cat([model.exact_sample(400)])
     x = x[x[:, 0] < 0][:100]
-    solver = DDIM if method in ("ddim", "fixed_point") else None
+    solver = {"ddim": DDIM, "fixed_point": DDIM, "reversible": gk.solvers.BELM()}.get(method)
     noise = gk.invert(model, x, cond=0, method=method, steps=50)
     edited = gk.sample(model, len(x), noise=noise, cond=1, steps=50, solver=solver).x
     fresh = gk.sample(model, len(x), cond=1, steps=50, solver=solver).x
@@ -230,8 +300,12 @@ def test_the_noise_of_the_models_own_samples_gives_the_models_own_edits():
     [
         ({"method": "chain", "shift": 0.2}, "shift=0.2: a difference of times"),
         ({"method": "edit_friendly", "shift": 1.0}, "shift=1.0: a difference of times"),
-        ({"method": "magic"}, "method='magic': there is ddim, fixed_point, renoise, chain, edit_friendly"),
-        ({"method": "reversible"}, "EDICT and BDIA move pairs of states"),
+        ({"method": "magic"}, "method='magic': there is ddim, fixed_point, renoise, reversible, chain, edit_friendly"),
+        ({"method": "reversible", "solver": DDIM}, r"method='reversible' needs gk.solvers.BELM\(\)"),
+        ({"method": "reversible", "steps": 1}, "needs two steps at least"),
+        ({"method": "reversible", "guides": [gk.HiGS()]}, "HiGS may remember earlier predictions"),
+        ({"guides": [gk.HiGS()]}, "HiGS may remember earlier predictions"),
+        ({"solver": gk.solvers.BELM()}, "For BELM.. there is method='reversible'"),
         ({"solver": gk.solvers.DDPM()}, "inversion by moves needs a deterministic solver"),
         ({"solver": gk.solvers.Heun()}, "down in time, each with one evaluation"),
         ({"solver": gk.solvers.DPMpp()}, "without memory"),

@@ -15,7 +15,8 @@ from scipy import stats
 from scipy.special import logsumexp, ndtr
 
 import guidekit as gk
-from guidekit.solvers import DDIM, DDPM, DPMpp, Euler, Heun, SDEDPMpp, Solver, times
+from guidekit.solvers import BELM, DDIM, DDPM, DPMpp, Euler, Heun, SDEDPMpp, Solver, times
+from guidekit.solvers.base import starting_at
 from guidekit.solvers.schedules import EDM, VE, Cosine, Flow, Linear
 
 SCHEDULES = {"cosine": Cosine(), "linear": Linear(), "flow": Flow(), "edm": EDM(), "ve": VE(0.002, 50.0)}
@@ -68,7 +69,10 @@ def follow(moves, denoise, x, noise=None):
     """Apply a table: the meaning of its rows, in numpy. Returns every state."""
     states, history = [x], [denoise(x, moves[0].t)]
     for i, move in enumerate(moves):
-        x = move.a * x + sum(b * d for b, d in zip(move.b, history, strict=False))
+        found = [x, *history]
+        if move.keep is not None:
+            history = [sum(k * v for k, v in zip(line, found, strict=False)) for line in move.keep]
+        x = move.a * x + sum(b * d for b, d in zip(move.b, found[1:], strict=False))
         if move.c:
             x = x + move.c * noise[i]
         states.append(x)
@@ -376,11 +380,65 @@ def test_mean_and_variance_of_a_stochastic_solver_converge_with_its_weak_order(n
     assert abs(slope(numbers, errors) - order) < 0.2
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("times_of", ["inner", "log_snr"])
+def test_belm_has_second_order_inside_the_time_range_and_in_a_whole_run(name, times_of):
+    schedule, (high, low), numbers = SCHEDULES[name], INNER[name], [48, 96, 192]
+    inner = times_of == "inner"
+    grids = [np.linspace(high, low, n + 1) if inner else times.make(n, "log_snr", schedule, 1.0) for n in numbers]
+    errors = [error(BELM(), schedule, list(map(float, grid)), [ASYMMETRIC]) for grid in grids]
+    assert errors[-1] < (3e-4 if inner else 1e-3) and abs(slope(numbers, errors) - 2) < 0.15
+
+
+@every_schedule
+@pytest.mark.parametrize("grid", ["uniform", [1.0, 0.93, 0.6, 0.55, 0.1, 0.0]], ids=["even", "uneven"])
+def test_belm_keeps_to_the_straight_path_between_data_and_noise(schedule, grid):
+    """If d and z stay the same, x_t = alpha d + sigma z, f = m, and nothing is added to the step of DDIM."""
+    made = times.make(6, grid, schedule, 1.0) if isinstance(grid, str) else grid
+    d, z = np.array([0.3, -1.2]), np.array([1.1, 0.4])
+    alpha, sigma = scales(schedule, 1.0)
+    states = follow(BELM().moves(schedule, made), lambda x, t: d, alpha * d + sigma * z)
+    for t, x in zip(made, states, strict=True):
+        alpha, sigma = scales(schedule, t)
+        np.testing.assert_allclose(x, alpha * d + sigma * z, rtol=1e-9, atol=1e-9)
+
+
+def test_belm_is_the_published_formula_where_steps_shrink_and_bdia_where_they_grow():
+    """With alpha = 1: equation 18 of the paper for the noise e = (x - d)/sigma, and gamma = 1 of BDIA."""
+    schedule, grid = SCHEDULES["ve"], [0.9, 0.8, 0.7, 0.35, 0.3, 0.0]
+    states = follow(BELM().moves(schedule, grid), denoiser(schedule), np.array([1.9, -30.0, 4.0]))
+    kinds = set()
+    for (x_b, x, x_s), now in zip(
+        zip(states, states[1:], states[2:], strict=False), pairwise(pairwise(grid)), strict=True
+    ):
+        (b, t), (_, s) = now
+        s_b, s_t, s_s = (scales(schedule, v)[1] for v in (b, t, s))
+        h, up, e = s_t - s_s, s_b - s_t, (x - denoiser(schedule)(x, t)) / s_t
+        belm = h**2 / up**2 * x_b + (up**2 - h**2) / up**2 * x - h * (h + up) / up * e
+        bdia = x_b - (x + up * e) + (x - h * e)
+        kinds.add(h < up)
+        np.testing.assert_allclose(x_s, belm if h < up else bdia, rtol=1e-9)
+    assert kinds == {True, False}
+
+
+@pytest.mark.parametrize("name", ["cosine", "edm"])
+def test_belm_starts_afresh_where_a_run_begins_later(name):
+    """The first step is that of DDIM, takes no second part of the noise, and is remembered as the line it was."""
+    schedule, grid = SCHEDULES[name], [1.0, 0.7, 0.5, 0.2, 0.0]
+    x = np.array([0.4, -1.3])
+    cut = starting_at(BELM().moves(schedule, grid), 2)
+    states, own = (follow(table, denoiser(schedule), x) for table in (cut, BELM().moves(schedule, grid[2:])))
+    first = follow(DDIM().moves(schedule, grid[2:]), denoiser(schedule), x)
+    np.testing.assert_allclose(states, own, rtol=1e-12)
+    np.testing.assert_allclose(states[1], first[1], rtol=1e-12)
+    assert abs(states[2] - first[2]).min() > 1e-3 and len(cut[0].b) == 1
+
+
 # in the engine ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["cosine", "flow", "edm"])
-@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+@pytest.mark.parametrize("solver", [*SOLVERS.values(), BELM()], ids=[*SOLVERS, "belm"])
 @pytest.mark.parametrize("steps", [7, [1.0, 0.6, 0.4, 0.7, 0.3, 0.1, 0.0]], ids=["down", "up"])
 def test_a_run_applies_the_table_with_its_own_history_and_noise(name, solver, steps):
     schedule, rows = SCHEDULES[name], 11
@@ -437,8 +495,10 @@ def test_time_cannot_go_up_from_where_nothing_but_noise_is_left():
     [
         (lambda: DDIM(1.5), r"DDIM\(eta=1.5\): eta lies in \[0, 1\]"),
         (lambda: DDIM(-0.1), r"DDIM\(eta=-0.1\): eta lies in \[0, 1\]"),
-        (lambda: DPMpp(3), r"DPMpp\(order=3\): there is order 1 and order 2"),
+        (lambda: DPMpp(4), r"DPMpp\(order=4\): there is order 1, order 2 and order 3"),
         (lambda: SDEDPMpp(0), r"SDEDPMpp\(order=0\): there is order 1 and order 2"),
+        (lambda: BELM().moves(Cosine(), [1.0, 0.0]), r"BELM\(times='uniform'\) needs two steps at least"),
+        (lambda: BELM().moves(Cosine(), [0.5, 0.7, 0.0]), r"a first one that goes down in time"),
     ],
 )
 def test_parameters_outside_their_range_are_refused_at_construction(make, message):

@@ -23,7 +23,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..solvers import Move
+from ..solvers import Move, Point
+from ..solvers.ddim import posterior
 from .walk import Walk
 
 
@@ -32,9 +33,10 @@ def check(walk: Walk) -> None:
     if any(move.c > 0 or len(move.b) != 1 for move in walk.moves):
         raise ValueError(
             f"solver={walk.run.solver!r}: inversion by moves needs a deterministic solver without memory, "
-            "gk.solvers.DDIM() or Euler(). For any deterministic solver there is gk.search.flowopt, and for stochastic "
-            "ones method='chain'"
+            "gk.solvers.DDIM() or Euler(). For BELM() there is method='reversible', for any deterministic solver "
+            "gk.search.flowopt, and for stochastic ones method='chain'"
         )
+    walk.check_no_memory()
 
 
 def start(walk: Walk, x: Tensor, iterations: int, average: bool) -> Tensor:
@@ -45,8 +47,8 @@ def start(walk: Walk, x: Tensor, iterations: int, average: bool) -> Tensor:
 
 
 def up(walk: Walk, x: Tensor, index: int, iterations: int, average: bool) -> Tensor:
-    """The state from which a move comes to x."""
-    move, scales = walk.moves[index], walk.run.model.process.scales
+    """The state from which a move of DDIM comes to x."""
+    move, scales = _single(walk, index), walk.run.model.process.scales
     (alpha, sigma), (alpha_s, sigma_s) = scales(move.t), scales(move.s)
     if sigma_s > 0:
         d = walk.prediction(x, index + 1)
@@ -58,7 +60,8 @@ def up(walk: Walk, x: Tensor, index: int, iterations: int, average: bool) -> Ten
 
 def solved(walk: Walk, guess: Tensor, x: Tensor, index: int, iterations: int, average: bool = False) -> Tensor:
     """A better solution of r = 0 than this guess, by so many evaluations."""
-    move, k = walk.moves[index], _rate(walk, walk.moves[index])
+    move = _single(walk, index)
+    k = _rate(walk, move)
     state, best, rate = guess, (guess, guess), guess.new_full((len(x),), k)
     least = guess.new_full((len(x),), torch.inf, dtype=torch.float64)
     late: list[Tensor] = []
@@ -75,6 +78,12 @@ def solved(walk: Walk, guess: Tensor, x: Tensor, index: int, iterations: int, av
             state = best[0] - _rows(rate, x) * best[1]
         late += [state] if 2 * i >= iterations else []
     return torch.stack(late).mean(0) if average and late else state
+
+
+def _single(walk: Walk, index: int) -> Move:
+    """The move, or that of DDIM where it takes more than the newest prediction."""
+    move, scales = walk.moves[index], walk.run.model.process.scales
+    return move if len(move.b) == 1 else posterior(*(Point(v, *scales(v)) for v in move[:2]), eta=0.0)
 
 
 def _rate(walk: Walk, move: Move) -> float:

@@ -11,11 +11,18 @@ from torch import Tensor
 from ..engine.guide import Guide
 from ..models.base import Model
 from ..process import Gaussian
-from ..solvers import DDIM, DDPM, Solver
-from . import chain, deterministic, tokens
+from ..solvers import BELM, DDIM, DDPM, Solver
+from . import chain, deterministic, reversible, tokens
 from .walk import Walk
 
-METHODS = ("ddim", "fixed_point", "renoise", "chain", "edit_friendly")
+METHODS: dict[str, type[Solver]] = {  # and the solver of each, if none is given
+    "ddim": DDIM,
+    "fixed_point": DDIM,
+    "renoise": DDIM,
+    "reversible": BELM,
+    "chain": DDPM,
+    "edit_friendly": DDPM,
+}
 
 
 def invert(
@@ -39,11 +46,11 @@ def invert(
     samples      as `model.read` takes them, or states (groups*n, *shape)
     cond         the condition that describes the samples, or a list with one for each group of them
     method       of a deterministic sampler, the starting noise: "ddim", "fixed_point" (closer, for `iterations` times
-                 the evaluations), "renoise" (their average, where they do not settle). Of a stochastic one, the noise
-                 of its whole chain: "chain" or "edit_friendly". Tokens have one method, "chain", which is also taken
-                 where none is named
-    steps, guides, solver, batch_size   as in gk.sample, and the same there. The solver is DDIM() by default, and DDPM()
-                 for chains
+                 the evaluations), "renoise" (their average, where they do not settle). Of BELM(), both parts of its
+                 starting noise: "reversible", up to rounding. Of a stochastic one, the noise of its whole chain:
+                 "chain" or "edit_friendly". Tokens have one method, "chain", which is also taken where none is named
+    steps, guides, solver, batch_size   as in gk.sample, and the same there. The solver is DDIM() by default, BELM() for
+                 "reversible", and DDPM() for chains
     iterations   evaluations of each step that is solved by iteration
     shift        of "edit_friendly", in time: states have the noise of so much earlier a time (0.2 for models of a few
                  steps, as in TurboEdit)
@@ -67,7 +74,7 @@ def invert(
     gaussian = isinstance(model.process, Gaussian)
     method = _method(method, gaussian)
     if gaussian and solver is None:
-        solver = DDIM() if method in METHODS[:3] else DDPM()
+        solver = METHODS[method]()
     walk = Walk.of(model, x, cond, guides, solver, steps, seed, batch_size)
     with torch.inference_mode(False), torch.no_grad(), walk.run.borrowed():
         found = _found(walk, x, method, iterations, shift)
@@ -79,7 +86,10 @@ def _found(walk: Walk, x: Tensor, method: str, iterations: int, shift: float) ->
     if not isinstance(walk.run.model.process, Gaussian):
         tokens.check(walk)
         return tokens.noise(walk, x)
-    if method in METHODS[:3]:
+    if method == "reversible":
+        reversible.check(walk)
+        return reversible.noise(walk, x, iterations)
+    if METHODS[method] is DDIM:
         deterministic.check(walk)
         state = deterministic.start(walk, x, 0 if method == "ddim" else iterations, method == "renoise")
         return chain.first(walk, state)
@@ -93,11 +103,6 @@ def _states(model: Model, samples: Any) -> Tensor:
 
 
 def _method(method: str, gaussian: bool) -> str:
-    if method == "reversible":
-        raise ValueError(
-            "method='reversible': EDICT and BDIA move pairs of states, and guidekit's solvers are tables that move one "
-            "state by its predictions. 'chain' replays exactly, and 'fixed_point' up to rounding"
-        )
     if method not in METHODS:
         raise ValueError(f"method={method!r}: there is {', '.join(METHODS)}")
     if not gaussian and method not in ("ddim", "chain"):

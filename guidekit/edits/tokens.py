@@ -7,6 +7,9 @@ are Gumbel variables cut off at G (Maddison et al., 2014, https://arxiv.org/abs/
 
     g_v* = G - log p_v*,      g_v = -log(exp(-G) + exp(-(log p_v + g'_v))) - log p_v,      g' fresh noise.
 
+Where there is a mask, it is decided first whether that is drawn, by U = exp(-exp(-g)) < m with the mask's own g. Given
+that it is, U is m U', and given that it is not, 1 - U is (1 - m)(1 - U'), with U' fresh.
+
 So every state, and the sample, is met again exactly, and the noise has the law that it has given the sample.
 """
 
@@ -41,11 +44,32 @@ def noise(walk: Walk, x_0: Tensor) -> Tensor:
     pop = walk.seen(run.born(), process.prior(chain[0].clone(), walk.moves[0].t), 0)
     for index, (_, x) in enumerate(pairwise(path)):
         kernel = run.kernels(pop, index)[1]
-        assert isinstance(kernel, Categorical)
-        _check_possible(kernel, x)
-        chain.append(given(kernel.log_probs, x, walk.noise(index + 1)))
+        _check_possible(kernel.table, x)
+        chain.append(met(kernel.table, x, walk.noise(index + 1)))
         pop = walk.seen(pop, kernel.push(chain[-1].clone()), index + 1)
     return torch.stack(chain)
+
+
+def met(kernel: Categorical, x: Tensor, fresh: Tensor) -> Tensor:
+    """The noise of a move, given that it leads to x."""
+    V, log_p = kernel.mask, kernel.log_probs
+    if V is None:
+        return given(log_p, x, fresh)
+    hidden, log_m = x == V, log_p[..., V]
+    own = torch.where(hidden, below(log_m, fresh[..., V]), above(log_m, fresh[..., V]))
+    letters = given(log_p[..., :V].log_softmax(-1), x.clamp(max=V - 1), fresh[..., :V])
+    return torch.cat([torch.where(hidden[..., None], fresh[..., :V], letters), own[..., None]], -1)
+
+
+def below(log_m: Tensor, fresh: Tensor) -> Tensor:
+    """Gumbel noise given that its uniform number is below m."""
+    return -torch.logaddexp(log_m.neg().log(), -fresh)
+
+
+def above(log_m: Tensor, fresh: Tensor) -> Tensor:
+    """Gumbel noise given that it is not."""
+    left = log_m.expm1() * fresh.neg().exp().neg().expm1()  # (1 - m)(1 - U)
+    return -(-torch.log1p(-left)).log()
 
 
 def given(log_p: Tensor, x: Tensor, fresh: Tensor) -> Tensor:

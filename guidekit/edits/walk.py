@@ -47,6 +47,15 @@ class Walk:
         rows = torch.arange(len(x), device=x.device)
         return cls(run, random.fold(random.fold(random.key(seed, x.device), "invert"), rows))
 
+    def check_no_memory(self) -> None:
+        """No guide remembers what was before: on the way up there is nothing that it could remember."""
+        for guide in self.run.guides:
+            if guide.has("log_weight"):
+                raise ValueError(
+                    f"{type(guide).__name__} may remember earlier predictions, which a step up does not know: invert a "
+                    "chain, method='chain', or leave it out"
+                )
+
     @property
     def moves(self) -> list[Move]:
         return self.run.moves

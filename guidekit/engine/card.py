@@ -54,7 +54,7 @@ class Card:
     refusal    what the error for another process says after the class's name: the reason, and what to use instead
     rows       network evaluations (NFE) per particle and step, beyond the one of the model itself
     exact      the distribution that the samples provably have, if they have one
-    changes    "target" | "weights" | "selection" | "start" | "noise" | "condition" | "nothing"
+    changes    "target" | "weights" | "selection" | "start" | "noise" | "condition" | "kernel" | "nothing"
     paper      the reference
     example    how the guide is written, in the names of benchmarks/gallery.py; several are separated by commas
     picture    the model of benchmarks/gallery.py that the example guides in docs/guides.png

@@ -23,6 +23,7 @@ from . import tree
 from .describe import difference, weights
 from .population import Population
 from .run import Run
+from .scoring import Cost
 from .trace import Record
 
 _FORMAT = "guidekit-checkpoint-3"
@@ -40,7 +41,9 @@ class Checkpoint:
 
     def load(self) -> tuple[Population | None, int]:
         """The saved population and the number of moves it has behind it, or (None, 0) where there is no file."""
-        if not self.path.exists():
+        there = self.path.exists()
+        self.run.world.agree(("checkpoint", there))
+        if not there:
             return None, 0
         try:
             with safe_open(str(self.path), "pt", device=str(self.run.model.device)) as file:
@@ -63,15 +66,23 @@ class Checkpoint:
                 f"checkpoint {self.path} is truncated or was not written by guidekit ({error}); delete it to start anew"
             ) from error
         self._index = index
-        self.run.resume(records, cost)
-        return pop, index
+        self.run.resume(records, cost if self.run.world.rank == 0 else Cost())
+        return pop.take(self.run.share(index)), index
 
     def save(self, pop: Population, index: int, force: bool = False) -> None:
         """Write the state after `index` moves, unless that would take more than a small share of the time."""
         now = time.perf_counter()
-        if index == self._index or (not force and (now - self._saved_at) * _SHARE < self._took):
+        world, due = self.run.world, force or (now - self._saved_at) * _SHARE >= self._took
+        if index == self._index or world.told(due) == [False]:
             return
         self.run.settle()
+        self._write(world.whole(pop), index, world.cost(replace(self.run.cost, seconds=self.run.seconds)))
+        self._saved_at, self._index = time.perf_counter(), index
+        self._took = self._saved_at - now
+
+    def _write(self, pop: Population, index: int, cost: Cost) -> None:
+        if self.run.world.rank:
+            return
         tensors: dict[str, Tensor] = {}
         form = {f.name: _flat(getattr(pop, f.name), f.name, tensors) for f in fields(Population)}
         records = [
@@ -79,7 +90,7 @@ class Checkpoint:
             for i, r in enumerate(self.run.records[:index])
         ]
         text = {"format": _FORMAT, "index": index, "run": self.config, "population": form, "records": records}
-        text["cost"] = asdict(replace(self.run.cost, seconds=self.run.seconds))
+        text["cost"] = asdict(cost)
         part = self.path.with_name(f"{self.path.name}.part")
         save_file(
             {k: v.cpu().contiguous().clone() for k, v in tensors.items()},
@@ -87,8 +98,6 @@ class Checkpoint:
             {"guidekit": json.dumps(text)},
         )
         os.replace(part, self.path)
-        self._saved_at, self._index = time.perf_counter(), index
-        self._took = self._saved_at - now
 
     def _expect(self, text: dict[str, Any]) -> None:
         if text["format"] != _FORMAT:

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards import as_reward
+from rewards import ByGroup, as_reward
 
 from .. import random
 from ..errors import CollapseWarning, RewardError
 from ..models.base import Condition, Model
 from ..models.evaluations import Cond
-from ..solvers import Solver
+from ..solvers import Move, Solver
 from .guide import Guide, Scale
 from .result import Result
 from .view import Step
+from .world import Alone
 
 
 def check_call(model: Any, n: int, solver: Any, batch_size: int | None, guides: Any, *rewards: Any) -> None:
@@ -95,6 +96,8 @@ def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, s
             )
         for need in (Cond(), *guide.needs):
             need.check(model)
+        if guide.judge is not None:
+            _check_reward(guide.judge, model, guide.grad is not False)
         guide.check(model, steps)
 
 
@@ -110,6 +113,26 @@ def check_together(guides: Sequence[Guide], steps: Sequence[Step]) -> None:
         raise ValueError(
             f"{' and '.join(type(g).__name__ for g in choosers)} each draw children and choose among them: the first "
             "would leave one child to the others, at their full cost. Take one of them, with more children"
+        )
+
+
+def _check_reward(reward: Any, model: Model, gradient: bool) -> None:
+    """Rewards that can tell before the first call whether they fit to a model have a method `fits(model, gradient)`."""
+    own = as_reward(reward)
+    for part in own.rewards if isinstance(own, ByGroup) else own.inside():
+        _check_reward(part, model, gradient)
+    fits = getattr(own, "fits", None)
+    if fits is not None:
+        fits(model, gradient)
+
+
+def check_world(world: Alone, groups: int, steps: Sequence[Step]) -> None:
+    """Every process has particles at every step."""
+    fewest = groups * min(step.n for step in steps)
+    if fewest < world.size:
+        raise ValueError(
+            f"world= has {world.size} processes, and {fewest} particles live at some step: at least one for each "
+            "process is needed; give a larger n, or fewer processes"
         )
 
 
@@ -177,16 +200,19 @@ def _warn_of_collapse(result: Result, n: int, branched: bool, groups: list[int])
         )
 
 
-def check_noise(noise: Any, model: Model, rows: int, moves: int) -> None:
-    """The starting noise (rows, *shape), or that of the whole chain (moves + 1, rows, *shape)."""
+def check_noise(noise: Any, model: Model, rows: int, moves: Sequence[Move]) -> None:
+    """The starting noise (rows, *shape), or that of the whole chain (moves + 1, rows, *shape); where the first move
+    takes a second part of the starting noise, also (2, rows, *shape)."""
     if noise is None:
         return
     shape = model.process.noise_shape(model.shape)
     dtype = model.process.noise(random.key([0]), shape, model.dtype).dtype
-    fits = isinstance(noise, Tensor) and tuple(noise.shape) in ((rows, *shape), (moves + 1, rows, *shape))
+    counts = {len(moves) + 1, 2} if any(moves[0].b[1:]) else {len(moves) + 1}
+    shapes = {(rows, *shape), *((count, rows, *shape) for count in counts)}
+    fits = isinstance(noise, Tensor) and tuple(noise.shape) in shapes
     if not fits or noise.dtype != dtype or noise.device.type != model.device.type:
         given = f"{tuple(noise.shape)}, {noise.dtype} on {noise.device}" if isinstance(noise, Tensor) else repr(noise)
         raise ValueError(
-            f"noise is {given}; needed is {(rows, *shape)} for the start, or {(moves + 1, rows, *shape)} for the "
+            f"noise is {given}; needed is {(rows, *shape)} for the start, or {(len(moves) + 1, rows, *shape)} for the "
             f"whole chain, {dtype} on {model.device}"
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .population import Population
+from .population import effective_size
 from .run import Run
+from .trace import Record
 
 
 class Bar:
@@ -13,7 +14,7 @@ class Bar:
 
     def __init__(self, run: Run, shown: bool):
         self.run, self.bar = run, None
-        if shown:
+        if shown and run.world.rank == 0:
             from tqdm.auto import tqdm
 
             self.bar = tqdm(
@@ -27,14 +28,14 @@ class Bar:
         if self.bar is not None:
             self.bar.close()
 
-    def update(self, pop: Population, done: int) -> None:
+    def update(self, done: int) -> None:
         """Show the state after `done` moves; the numbers are read only when the bar is drawn."""
         if self.bar is not None and (self.bar.update(done - self.bar.n) or done == len(self.run.moves)):
-            self.bar.set_postfix(self._numbers(pop))
+            self.bar.set_postfix(self._numbers(self.run.records[-1]))
 
-    def _numbers(self, pop: Population) -> dict[str, str]:
-        shown = {"ess": f"{float(pop.ess.min()):.0f}"}
-        known = pop.rewards[~pop.rewards.isnan()]
+    def _numbers(self, record: Record) -> dict[str, str]:
+        shown = {"ess": f"{float(effective_size(record.left.view(self.run.groups, -1)).min()):.0f}"}
+        known = record.rewards[~record.rewards.isnan()]
         if len(known):
             shown |= {"best": f"{float(known.max()):.3g}", "mean": f"{float(known.mean()):.3g}"}
         return shown | {"rows/s": f"{self.run.cost.network_rows / max(self.run.seconds, 1e-9):.0f}"}

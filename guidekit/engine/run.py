@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import random
 from ..models.base import Model
-from ..models.evaluations import Cond, rows_of
+from ..models.evaluations import Cond, Memory, evaluate, rows_of
 from ..models.networks import lent, networks_in
 from ..solvers import Solver
 from . import checks, tree
-from .describe import describe
+from .describe import describe, weights
 from .guide import Guide
 from .noise import Noise
 from .population import Population
@@ -35,6 +36,7 @@ from .seats import Seat, acting, seated
 from .tilts import tilted
 from .trace import Fault, Record, ancestors, trace
 from .view import Step, View, grid
+from .world import world_of
 
 
 class Run:
@@ -54,6 +56,7 @@ class Run:
         seed: int | Sequence[int] = 0,
         batch_size: int | None = None,
         holdout: Any = None,
+        world: Any = None,
     ):
         checks.check_call(model, n, solver, batch_size, guides, reward, holdout)
         solver = model.solver if solver is None else solver
@@ -73,8 +76,8 @@ class Run:
         self.acts = [acting(self.seats, s, self.steps[s.index - 1] if s.index else None) for s in self.steps]
         self.widths = [self._children(step) for step in self.steps[:-1]]
         self.rows = max(step.n for step in self.steps)  # of one group, at the widest
-        checks.check_noise(noise, model, self.groups * self.steps[0].n, len(self.moves))
-        self.noise: Callable[[Population, int], Tensor] = Noise(model, self.keys, [s.n for s in self.steps], noise)
+        checks.check_noise(noise, model, self.groups * self.steps[0].n, self.moves)
+        self.noise: Callable[[Population, int], Any] = Noise(model, self.keys, [s.n for s in self.steps], noise)
         self.given = noise
         self.paste = self.pasted if any("paste" in seat.hooks for seat in self.seats) else None
         self.order = max(1, *(len(m.b) for m in self.moves))
@@ -82,11 +85,16 @@ class Run:
         self.blind = not any(g.sees_prediction for g in self.guides if g.has("log_weight") or g.has("select"))
         self.judge = next((r for g in self.guides if (r := g.judge) is not None), None)
         self._ids = torch.arange(self.groups * self.rows, device=model.device)
+        self.memory = Memory()
         self.cost = Cost()
         self.score = Scorer(self.cost, model.device, stepwise=True)
         self.records: list[Record] = []
         self._encoded = model.encode_all(self.conditions)
         self._faults: list[Fault] = []
+        self.world = world_of(world, model.device)
+        checks.check_world(self.world, self.groups, self.steps)
+        if self.world.size > 1:
+            self.world.agree(self.describe() | {"weights": weights(self.modules())})
         self._clock = time.perf_counter()
 
     @property
@@ -150,8 +158,9 @@ class Run:
 
     def start(self) -> Population:
         """Particles at the first time."""
-        parts = (self._begun(self.born(rows)) for rows in self._chunks(self.groups * self.steps[0].n, 0))
-        return Population.cat([self.look(p, 0) for p in parts])
+        with self.world.together():
+            parts = (self._begun(self.born(rows)) for rows in self._chunks(self.share(0), 0))
+            return Population.cat([self.look(p, 0) for p in parts])
 
     def advance(self, pop: Population, index: int) -> Population:
         """The whole step: move number `index`, in micro-batches, then the selection.
@@ -161,21 +170,26 @@ class Run:
         width, after = self.widths[index], index + 1
         late = width > 1 and self.blind
         look = self._look_blind if late else self.look
-        parts = (self.branch(pop, index, rows) for rows in self._chunks(len(pop) * width, after))
-        pop = self.select(Population.cat([look(self.move(p, index), after) for p in parts]), after)
+        with self.world.together():
+            parts = (self.branch(pop, index, rows) for rows in self._chunks(slice(0, len(pop) * width), after))
+            pop = Population.cat([look(self.move(p, index), after) for p in parts])
+        pop = self.select(pop, after)
         if not late:
             return pop
-        return Population.cat([self._look_again(pop.take(rows), after) for rows in self._chunks(len(pop), after)])
+        with self.world.together():
+            rows = self._chunks(slice(0, len(pop)), after)
+            return Population.cat([self._look_again(pop.take(some), after) for some in rows])
 
     def branch(self, pop: Population, index: int, rows: slice = slice(None)) -> Population:
         """Copy each particle once per child (restricted to `rows`); no move is made yet."""
         k = self.widths[index]
         if k == 1:
-            return replace(pop.take(rows), parent=self._ids[: len(pop)][rows], branch=1)
+            return replace(pop.take(rows), parent=self._ids[self.share(index)][rows], branch=1)
         child = torch.arange(len(pop) * k, device=pop.x.device)[rows]
         parent = child // k
-        pop = pop.take(parent)  # the first child has its parent's address, and so the noise of an only child
-        return replace(pop, parent=parent, slot=pop.slot + child % k * self.steps[index].n, branch=k)
+        pop = replace(pop, parent=self._ids[self.share(index)]).take(parent)
+        # the first child has its parent's address, and so the noise of an only child
+        return replace(pop, slot=pop.slot + child % k * self.steps[index].n, branch=k)
 
     def move(self, pop: Population, index: int) -> Population:
         """x_s = q.push(noise); where q is not the target's own kernel p, the weights take the ratio p/q."""
@@ -195,6 +209,17 @@ class Run:
 
     def select(self, pop: Population, index: int) -> Population:
         """The guides' selections, in the order of the list, and a line of the trace."""
+        pop = self.world.selected(lambda whole: self._selected(whole, index), pop, self.acts[index].read)
+        with self.world.together():
+            self.score.forget()
+        return pop
+
+    def share(self, index: int) -> slice:
+        """The particles of this process at a step, among all of them."""
+        return self.world.share(self.groups * self.steps[index].n)
+
+    def _selected(self, pop: Population, index: int) -> Population:
+        """The same for the whole population."""
         step, acts, size = self.steps[index], self.acts[index], len(pop)
         for seat in acts.weigh:
             weighed = seat.guide.weigh(pop, step.own(seat.name, seat.place))
@@ -210,7 +235,6 @@ class Run:
         traced = [seat.guide.traced(pop, step.own(seat.name, seat.place)) for seat in acts.traced]
         more = {k: pop.by_group(v).nanmean(1) for found in traced for k, v in found.items()}
         self.records.append(Record(step.t, self.seconds, log_w, pop.log_w, pop.parent, pop.rewards, more))
-        self.score.forget()
         return pop
 
     def kernels(self, pop: Population, index: int) -> tuple[Any, Any]:
@@ -245,17 +269,20 @@ class Run:
     def _begun(self, pop: Population) -> Population:
         """The particles in the states from which the run starts."""
         noise = self.noise(pop, 0)
-        pop = replace(pop, x=self.model.process.prior(noise, self.moves[0].t))
+        second = self.noise.second(pop) if isinstance(self.noise, Noise) else ()
+        pop = replace(pop, x=self.model.process.prior(noise, self.moves[0].t), predictions=second)
         for seat in self.seats:
             if "begin" in seat.hooks:
+                noise = random.drawn(noise)
                 pop = replace(pop, x=seat.guide.begin(self.model, pop, noise, self.steps[0].own(seat.name, seat.place)))
         return pop
 
-    def _chosen(self, pop: Population, index: int) -> tuple[Tensor, tuple]:
+    def _chosen(self, pop: Population, index: int) -> tuple[Any, tuple]:
         """The noise of a move, drawn or as a guide chooses it, and the memos."""
         noise, memos = self.noise(pop, index + 1), list(pop.memos)
         for seat in self.acts[index].noise:
             own = self.steps[index].own(seat.name, seat.place)
+            noise = random.drawn(noise)
             noise, memos[seat.place] = seat.guide.noise(pop, own, noise)
         return noise, tuple(memos)
 
@@ -272,7 +299,7 @@ class Run:
         for seat in acts.condition:
             view = replace(view, cond=seat.guide.condition(view.own(seat.name, None), view.cond))
         with torch.set_grad_enabled(x.requires_grad):
-            evals = view.evaluate(x, step.t, acts.needs)
+            evals = evaluate(self.model, acts.needs, x, step.t, view.cond, self._count, self.batch_size, self.memory)
         return replace(view, evals=evals, prediction=evals[Cond()])
 
     def _look_blind(self, pop: Population, index: int) -> Population:
@@ -323,10 +350,10 @@ class Run:
         else:
             self._faults.append(fault)
 
-    def _chunks(self, rows: int, index: int) -> Iterator[slice]:
-        """Micro-batches such that one forward at this step has at most batch_size rows."""
-        size = rows if self.batch_size is None else max(1, self.batch_size // self.acts[index].rows(self.model))
-        return (slice(i, min(i + size, rows)) for i in range(0, rows, size))
+    def _chunks(self, rows: slice, index: int) -> Iterator[slice]:
+        """Micro-batches of these rows such that one forward at this step has at most batch_size rows."""
+        size = rows.stop if self.batch_size is None else max(1, self.batch_size // self.acts[index].rows(self.model))
+        return (slice(i, min(i + size, rows.stop)) for i in range(rows.start, rows.stop, size))
 
     # the end, and what is kept of a run --------------------------------------------------------------------------
 
@@ -336,6 +363,9 @@ class Run:
             fault.raise_if_any(self.moves)
         self._faults.clear()
         self.score.settle()
+
+    def _count(self, rows: int) -> None:
+        self.cost.network(rows)
 
     def charge(self, cost: Cost) -> None:
         """Book on this cost from now on."""
@@ -364,14 +394,19 @@ class Run:
 
     def result(self, pop: Population) -> Result:
         """The result, from the population after the last move."""
-        self.settle()
-        samples = self.decode(pop.x, pop.group)
-        rewards = pop.rewards if self.judge is not None else None
-        if self.reward is not None and same(self.reward) != same(self.judge):
-            rewards = self.score(self.reward, samples, pop.group)
+        with self.world.together():
             self.settle()
-        apart = Scorer(Cost(), pop.x.device)
-        self.cost.seconds = self.seconds
+            samples = self.decode(pop.x, pop.group)
+            rewards = pop.rewards if self.judge is not None else None
+            if self.reward is not None and same(self.reward) != same(self.judge):
+                rewards = self.score(self.reward, samples, pop.group)
+                self.settle()
+            apart = Scorer(Cost(), pop.x.device)
+            holdout = None if self.holdout is None else apart(self.holdout, samples, pop.group)
+            self.cost.seconds = self.seconds
+        pop, samples = self.world.whole(pop), self.world.samples(samples)
+        rewards, holdout = self.world.scores(rewards), self.world.scores(holdout)
+        samples = self.decode(pop.x, pop.group) if samples is None else samples
         result = Result(
             x=pop.x,
             samples=samples,
@@ -380,10 +415,10 @@ class Run:
             log_weights=pop.log_w,
             ancestors=ancestors(self.records),
             trace=trace(self.records, self.groups, self.steps[0].n),
-            cost=self.cost,
+            cost=self.world.cost(self.cost),
             row=torch.arange(len(pop), device=pop.x.device),
             noise=self.start_noise(pop.root),
-            holdout=None if self.holdout is None else apart(self.holdout, samples, pop.group),
+            holdout=holdout,
             memos=pop.memos,
             config=self.describe(),
         )

@@ -44,6 +44,7 @@ def sample(
     callbacks: Sequence[Callback] = (),
     checkpoint: str | Path | None = None,
     holdout: Any = None,
+    world: Any = None,
 ) -> Result:
     """Draw n samples from a base model for every condition, steered by the guides.
 
@@ -55,7 +56,8 @@ def sample(
     cond         None, one condition, or a list of conditions: groups of n particles, each a population of its own
     reward       scores the final samples for the record; guides bring their own
     solver       of a Gaussian process; None is DDPM(), ancestral sampling, with guides and without
-    noise        the starting noise (groups*n, *shape), or that of the whole chain (moves + 1, groups*n, *shape)
+    noise        the starting noise (groups*n, *shape), or that of the whole chain (moves + 1, groups*n, *shape); of
+                 solvers.BELM() also both parts of the starting noise (2, groups*n, *shape), as gk.invert finds them
     seed         an int, so that every group has the same noise and equals a run of its own; or one int per group
     batch_size   most rows in one forward of the network; memory grows with the population's own state only
     progress     show a bar
@@ -63,6 +65,9 @@ def sample(
     checkpoint   a file: written as the run goes on; the same call then continues it, to the same bytes
     holdout      a second reward that takes no part and scores the final samples, to see whether the first was gamed;
                  see `Result.holdout` and `Result.summary`
+    world        one population over several processes: "auto" for all ranks of an initialised torch.distributed, or a
+                 process group. Every rank makes this call with the same arguments and gets the whole result; None is
+                 this process
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
@@ -85,6 +90,7 @@ def sample(
         seed=seed,
         batch_size=batch_size,
         holdout=holdout,
+        world=world,
     )
     with torch.inference_mode(False), torch.no_grad(), run.borrowed(), Bar(run, progress) as bar:
         return run.result(_loop(run, bar, callbacks, Checkpoint(checkpoint, run) if checkpoint else None))
@@ -97,13 +103,14 @@ def _loop(run: Run, bar: Bar, callbacks: Sequence[Callback], file: Checkpoint | 
     try:
         for index in range(done, len(run.moves)):
             pop, done = run.advance(pop, index), index + 1
+            seen = run.world.whole(pop) if callbacks else pop
             for callback in callbacks:
-                callback(pop, run.step(done))
-            bar.update(pop, done)
+                callback(seen, run.step(done))
+            bar.update(done)
             if file:
                 file.save(pop, done, force=done == len(run.moves))
     except BaseException:
-        if file and done:
+        if file and done and run.world.size == 1:  # other ranks may be elsewhere
             file.save(pop, done, force=True)
         raise
     return pop

@@ -73,6 +73,11 @@ class Acts:
     select: tuple[Seat, ...]
     traced: tuple[Seat, ...]
 
+    @cached_property
+    def read(self) -> frozenset[int]:
+        """The places of the guides whose memos a selection reads."""
+        return frozenset(seat.place for seat in (*self.weigh, *self.select, *self.traced))
+
     def rows(self, model: Model) -> int:
         """The largest number of rows that one particle takes up in a single forward."""
         return max(Counter(id(need.model(model)) for need in self.needs).values())

@@ -19,13 +19,19 @@ from .cfg_zero import CFGZero as CFGZero
 from .cfgpp import CFGpp as CFGpp
 from .classifier_guidance import ClassifierGuidance as ClassifierGuidance
 from .compose import Compose as Compose
+from .daps import DAPS as DAPS
 from .das import DAS as DAS
 from .dcbg import DCBG as DCBG
 from .dcfg import DCFG as DCFG
 from .ddcm import DDCM as DDCM
+from .ddnm import DDNM as DDNM
+from .ddrm import DDRM as DDRM
+from .dds import DDS as DDS
+from .diffpir import DiffPIR as DiffPIR
 from .distillation import Distillation as Distillation
 from .dsearch import DSearch as DSearch
 from .edlm import EDLM as EDLM
+from .epsilon_scaling import EpsilonScaling as EpsilonScaling
 from .fk_steering import FKSteering as FKSteering
 from .fkc import FKC as FKC
 from .gfcg import GFCG as GFCG
@@ -38,8 +44,10 @@ from .max_edits import MaxEdits as MaxEdits
 from .minority_guidance import MinorityGuidance as MinorityGuidance
 from .mixture import Mixture as Mixture
 from .pag import PAG as PAG
+from .pigdm import PiGDM as PiGDM
 from .predictor_guidance import PredictorGuidance as PredictorGuidance
 from .regions import Regions as Regions
+from .repaint import RePaint as RePaint
 from .resample import Resample as Resample
 from .seg import SEG as SEG
 from .self_guided_minority import SelfGuidedMinority as SelfGuidedMinority
@@ -49,10 +57,12 @@ from .start_from import StartFrom as StartFrom
 from .svdd import SVDD as SVDD
 from .switch import Switch as Switch
 from .tag import TAG as TAG
+from .taylor_smc import TaylorSMC as TaylorSMC
 from .tcfg import TCFG as TCFG
 from .tds import TDS as TDS
 from .temperature import Temperature as Temperature
 from .tfg import DPS as DPS, LGD as LGD, MPGD as MPGD, TFG as TFG, UGD as UGD, FreeDoM as FreeDoM
+from .tmpd import TMPD as TMPD
 from .top_p import TopP as TopP
 from .typical import Typical as Typical
 from .views import Views as Views

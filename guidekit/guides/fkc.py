@@ -51,6 +51,7 @@ from ..models.evaluations import Cond, Null, Other
 from ..process import Gaussian, Masked
 from ..solvers import Move, starting_at
 from .boost_and_skip import BoostAndSkip
+from .keep import Keep
 from .shared.twist import Twisted, check_differentiable, check_reward, gradient
 from .start_from import StartFrom
 
@@ -157,6 +158,8 @@ class Corrector(Guide):
             )
         if other.twist is not None and other.twist == (same(self.reward), self.alpha):
             return "both weigh by the same reward; take one of them"
+        if isinstance(other, Keep) and other.method == "repaint":
+            return _DOWN
         if isinstance(other, BoostAndSkip) or (isinstance(other, StartFrom) and self.total != 1):
             return "the path has a start of its own"
         return None

@@ -9,7 +9,7 @@
     OUT/checkpoint     while the run is unfinished; OUT/search/ holds the evaluations of a search
 
 Every finished stage is kept, so an interrupted run resumes where it stopped, and a search can be extended. Only one
-process at a time works in the folder.
+run at a time works in the folder; of one on several processes (`ranks`) rank 0 writes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards import RewardWarning
+from rewards import Reward, RewardWarning
 
 from .. import __version__
 from ..engine.guide import Guide
@@ -47,7 +47,9 @@ from .folder import (
     write_summary,
 )
 from .job import Job, prepare
-from .specs import displayed
+from .names import Component
+from .ranks import Ranks, joined
+from .specs import ConfigError, displayed
 from .watched import Watched, wanted
 
 
@@ -68,19 +70,33 @@ def run(
     progress    show progress bars; None shows them on terminals and in notebooks
     tell        called with each remark about the run, before it starts
     """
-    config = config.rooted(Path.cwd())
-    if out is None:
-        return _run(config, None, False, report, progress, tell)
-    out = Path(out)
-    check_folder(out, config, overwrite)
-    with owned(out):
-        check_folder(out, config, overwrite)  # another process may have been there in between
-        if (out / "summary.json").exists() and not overwrite and not is_continued(out, config):
-            return _load_finished(out, config.title, report)
-        return _run(config, out, overwrite, report, progress, tell)
+    config, out = config.rooted(Path.cwd()), None if out is None else Path(out)
+    with joined() as ranks:
+        if not ranks.leads:
+            return _follow(ranks, config, out)
+        if out is None:
+            return _run(ranks, config, None, False, report, progress, tell)
+        check_folder(out, config, overwrite)
+        with owned(out):
+            check_folder(out, config, overwrite)  # another process may have been there in between
+            if (out / "summary.json").exists() and not overwrite and not is_continued(out, config):
+                return _load_finished(out, config.title, report)
+            return _run(ranks, config, out, overwrite, report, progress, tell)
+
+
+def _follow(ranks: Ranks, config: Config, out: Path | None) -> Outcome:
+    """The share of a rank that does not lead: it writes nothing and has no summary."""
+    job, made = prepare(config), dict[str, Result]()
+    file, watching = (None, []) if out is None else (out / "checkpoint", [lambda population, step: None])
+    for stage, number in ranks.stages():
+        guides = job.guides if stage == "result" else _best_of(job, number) if number else job.kept
+        made[stage] = _run_plain(job, guides, file, False, watching if stage == "result" else ())
+    result = made["result"] if "result" in made or out is None else load_result(out / "result")
+    return Outcome(result, {}, made.get("base"), made.get("best_of_n"))
 
 
 def _run(
+    ranks: Ranks,
     config: Config,
     out: Path | None,
     overwrite: bool,
@@ -94,6 +110,8 @@ def _run(
 
         needs("jinja2", "report", "a report")
     job = prepare(config)
+    if ranks.world.size > 1 and job.search is not None:
+        raise ConfigError("a search runs in one process: start it without torchrun")
     if tell is not None:
         for remark in job.remarks:
             tell(remark)
@@ -104,7 +122,7 @@ def _run(
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            outcome = _carry_out(job, out, shown, caught)
+            outcome = _carry_out(ranks, job, out, shown, caught)
     finally:
         Watched.shown = before
     if out is not None and report:
@@ -115,28 +133,33 @@ def _run(
 # the runs ------------------------------------------------------------------------------------------------------------
 
 
-def _carry_out(job: Job, out: Path | None, shown: bool, caught: list[warnings.WarningMessage]) -> Outcome:
+def _carry_out(ranks: Ranks, job: Job, out: Path | None, shown: bool, caught: list[warnings.WarningMessage]) -> Outcome:
     """The run, the runs for comparison, and all files about them."""
     recorder, seen = _make_recorder(job) if out is not None and job.search is None else None, list[int]()
     watching = [] if recorder is None else [recorder, lambda population, step: seen.append(step.index)]
     told = list(job.remarks)
-    result = _load_or_make(out, "result", lambda file: _run_steered(job, out, file, shown, watching))
+    result = _load_or_make(ranks, out, "result", 0, lambda file: _run_steered(job, out, file, shown, watching))
     told += _take_warnings(job.row, caught)
     if out is not None and recorder is not None and seen:  # a stage that was finished before has not been seen
         recorder.save(out, result)
     base = best = None
     if job.config.compare:
-        base = _load_or_make(out, "base", lambda file: _run_plain(job, job.kept, file, shown))
+        base = _load_or_make(ranks, out, "base", 0, lambda file: _run_plain(job, job.kept, file, shown))
         told += _take_warnings(job.base_row, caught)
         number = comparison.equal_cost(result, base)
         if job.reward is not None and number > 1:
-            guides = [*job.kept, BestOfN(job.reward, number)]
-            best = _load_or_make(out, "best_of_n", lambda file: _run_plain(job, guides, file, shown))
+            guides = _best_of(job, number)
+            best = _load_or_make(ranks, out, "best_of_n", number, lambda file: _run_plain(job, guides, file, shown))
             told += _take_warnings("best of N", caught)
     summary = _summarise(job, result, base, best, told)
     if out is not None:
         _write_files(job, out, result, summary)
     return Outcome(result, summary, base, best, out)
+
+
+def _best_of(job: Job, number: int) -> list[Guide]:
+    """The guides of the comparison with best of N."""
+    return [*job.kept, BestOfN(job.reward, number)]
 
 
 def _take_warnings(row: str, caught: list[warnings.WarningMessage]) -> list[str]:
@@ -146,14 +169,17 @@ def _take_warnings(row: str, caught: list[warnings.WarningMessage]) -> list[str]
     return list(dict.fromkeys(texts))
 
 
-def _load_or_make(out: Path | None, name: str, make: Callable[[Path | None], Result]) -> Result:
+def _load_or_make(
+    ranks: Ranks, out: Path | None, name: str, number: int, make: Callable[[Path | None], Result]
+) -> Result:
     """The result of a stage, whose folder is complete or does not exist."""
-    if out is None:
-        return make(None)
-    if (out / name).exists():
+    if out is not None and (out / name).exists():
         return load_result(out / name)
+    with ranks.stage(name, number):
+        result = make(None if out is None else out / "checkpoint")
+    if out is None:
+        return result
     file, part = out / "checkpoint", out / f".{name}.part"
-    result = make(file)
     shutil.rmtree(part, ignore_errors=True)
     result.save(part)
     part.rename(out / name)
@@ -181,7 +207,7 @@ def _run_plain(
     job: Job, guides: Sequence[Guide], file: Path | None, shown: bool, watching: Sequence[Any] = ()
 ) -> Result:
     given = job.given | {"guides": guides, "reward": job.reward, "progress": shown}
-    return sample(job.model, job.config.n, **given, callbacks=list(watching), checkpoint=file)
+    return sample(job.model, job.config.n, **given, callbacks=list(watching), checkpoint=file, world="auto")
 
 
 # the summary ---------------------------------------------------------------------------------------------------------
@@ -199,11 +225,11 @@ def _find_domain(job: Job, samples: Any) -> str:
     return "dna" if letters else "other"
 
 
-def _score_parts(job: Job, result: Result) -> dict[str, Tensor]:
+def score_parts(parts: Sequence[Component], result: Result) -> dict[str, Tensor]:
     """The scores of each reward on its own."""
     found, samples = {}, result.samples
-    for c in job.parts:
-        same = len(job.parts) == 1 and c.weight == 1 and c.raw.higher_is_better
+    for c in parts:
+        same = len(parts) == 1 and c.weight == 1 and c.raw.higher_is_better
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", RewardWarning)
             scores = result.rewards if same and result.rewards is not None else c.raw(samples)
@@ -216,7 +242,7 @@ def _summarise(job: Job, result: Result, base: Result | None, best: Result | Non
     domain, c = _find_domain(job, result.samples), job.config
     names = [part.name for part in job.parts]
     every = [(job.base_row, base), ("best of N", best), (job.row, result)]
-    listed = [(name, r, _score_parts(job, r)) for name, r in every if r is not None]
+    listed = [(name, r, score_parts(job.parts, r)) for name, r in every if r is not None]
     rows = [comparison.row(name, r, domain, scores) for name, r, scores in listed]
     constant = comparison.constant([scores for _, _, scores in listed])
     columns = comparison.columns(domain, result.rewards is not None, names, job.holdout is not None)
@@ -234,7 +260,7 @@ def _summarise(job: Job, result: Result, base: Result | None, best: Result | Non
         "search": c.search,
         "best_of": None if best is None or base is None else comparison.equal_cost(result, base),
         "columns": kept,
-        "better": {k: way for k, way in _better(job).items() if k in kept},
+        "better": {k: way for k, way in better(job.parts, job.holdout).items() if k in kept},
         "rows": [{"name": r["name"], **{k: r.get(k) for k in kept}} for r in rows],
         "warnings": told + _hints(job, constant, sum(len(r) for _, r, _ in listed)),
         "version": __version__,
@@ -242,12 +268,12 @@ def _summarise(job: Job, result: Result, base: Result | None, best: Result | Non
     }
 
 
-def _better(job: Job) -> dict[str, str]:
+def better(parts: Sequence[Component], holdout: Reward | None = None) -> dict[str, str]:
     """Which direction of each column is better. A reward of weight 0 is only reported, so neither direction is."""
     found = dict(comparison.BETTER)
-    if job.holdout is not None and not job.holdout.higher_is_better:
+    if holdout is not None and not holdout.higher_is_better:
         found["holdout mean"] = "lower"
-    counted = {p.name: p.raw.higher_is_better == (p.weight > 0) for p in job.parts if p.weight != 0}
+    counted = {p.name: p.raw.higher_is_better == (p.weight > 0) for p in parts if p.weight != 0}
     return found | {name: "higher" if up else "lower" for name, up in counted.items()}
 
 
@@ -264,7 +290,7 @@ def _hints(job: Job, constant: dict[str, float], count: int) -> list[str]:
 
 def _write_files(job: Job, out: Path, result: Result, summary: dict[str, Any]) -> None:
     """The files beside the results; summary.json comes last and marks the run as finished."""
-    columns = {name: scores.tolist() for name, scores in _score_parts(job, result).items()}
+    columns = {name: scores.tolist() for name, scores in score_parts(job.parts, result).items()}
     export.write(out, result, summary["domain"], columns, job.config.cond or (None,))
     ess = ", ".join(f"{v:.1f}" for v in result.ess.tolist())
     lines = [

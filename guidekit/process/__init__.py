@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from ..solvers import Move, Solver
+from .blackout import Blackout
 from .gaussian import Gaussian, Normal
+from .independent import Categorical, Masking
+from .lengths import Lengths
 from .revealing import Revealing
-from .tokens import LOG_ZERO, Categorical, Masked, Uniform
+from .riffle import PlackettLuce, Riffle
+from .tokens import LOG_ZERO, Masked, Uniform
 
 
 class Kernel(Protocol):
@@ -53,6 +57,10 @@ class Process(Protocol):
         """The noise that belongs to these keys, shape (rows, \\*shape)."""
         ...
 
+    def late_noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+        """The same, for kernels alone: where they read few numbers of it, none is drawn before it is read."""
+        ...
+
     def prior(self, noise: Tensor, t: float) -> Tensor:
         """x_t at the first time t, from its noise."""
         ...
@@ -86,4 +94,19 @@ class Process(Protocol):
         ...
 
 
-__all__ = ["LOG_ZERO", "Categorical", "Gaussian", "Kernel", "Masked", "Normal", "Process", "Revealing", "Uniform"]
+__all__ = [
+    "LOG_ZERO",
+    "Blackout",
+    "Categorical",
+    "Gaussian",
+    "Kernel",
+    "Lengths",
+    "Masked",
+    "Masking",
+    "Normal",
+    "PlackettLuce",
+    "Process",
+    "Revealing",
+    "Riffle",
+    "Uniform",
+]

@@ -32,7 +32,9 @@ class Normal:
 
     @property
     def history(self) -> tuple[Tensor, ...]:
-        return self.predictions
+        """What the next move finds behind its own prediction."""
+        found = (self.x, *self.predictions)
+        return self.predictions if self.move.keep is None else tuple(_weighted(k, found) for k in self.move.keep)
 
     @property
     def mean(self) -> Tensor:
@@ -62,6 +64,17 @@ class Normal:
         return x
 
 
+def _weighted(weights: tuple[float, ...], tensors: tuple[Tensor, ...]) -> Tensor:
+    """sum_i w_i v_i; a single tensor of weight 1 is not copied."""
+    used = [(w, v) for w, v in zip(weights, tensors, strict=False) if w]
+    if len(used) == 1 and used[0][0] == 1:
+        return used[0][1]
+    total = torch.zeros_like(tensors[0])
+    for w, v in used:
+        total.add_(v, alpha=w)
+    return total
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """Gaussian diffusion with this schedule; runs start at t_max."""
@@ -82,6 +95,9 @@ class Gaussian:
 
     def noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return random.normal(keys, shape, dtype)
+
+    def late_noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self.noise(keys, shape, dtype)
 
     def prior(self, noise: Tensor, t: float) -> Tensor:
         return noise * scales(self.schedule, t)[1]

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..solvers import Move
 from ..solvers.token_solver import Order
+from .independent import normalised, revealed
 
 
 @dataclass(frozen=True, eq=False)
 class Revealing:
-    """log_probs has shape (rows, length, V), float64, normalised; `mask` is the id of the mask."""
+    """prediction is log p, (rows, length, V), which may lack a constant; `mask` is the id of the mask."""
 
-    log_probs: Tensor
+    prediction: Tensor
     x: Tensor
     mask: int
     order: Order
@@ -36,6 +38,13 @@ class Revealing:
         return self.x == self.mask
 
     @cached_property
+    def log_probs(self) -> Tensor:
+        """log p, normalised, float64 (rows, length, V): where x_t is masked, and 0 elsewhere."""
+        where = self.masked.nonzero(as_tuple=True)
+        found = torch.zeros(self.prediction.shape, dtype=torch.float64, device=self.x.device)
+        return found.index_put_(where, normalised(self.prediction, *where))
+
+    @cached_property
     def asked(self) -> Tensor:
         """How many positions the time grid reveals, (rows, 1)."""
         masks = self.masked.sum(-1, keepdim=True)
@@ -46,12 +55,10 @@ class Revealing:
         """How many positions are revealed, (rows, 1)."""
         return self.asked
 
-    def push(self, noise: Tensor) -> Tensor:
-        shown = self.shown(noise)
-        letters = (self.log_probs + noise[..., : self.mask]).argmax(-1)
-        return torch.where(shown, letters, self.x)
+    def push(self, noise: Any) -> Tensor:
+        return revealed(self.x, self.shown(noise), self.prediction, noise)
 
-    def shown(self, noise: Tensor) -> Tensor:
+    def shown(self, noise: Any) -> Tensor:
         """The positions that are revealed, bool (rows, length)."""
         return self.order.first(self.log_probs, noise[..., self.mask], self.masked, self.count, self.move)
 
@@ -76,6 +83,11 @@ class Revising(Revealing):
     memory: Tensor
     kept: list[Tensor] = field(default_factory=list)  # the memory after a move
 
+    @cached_property
+    def log_probs(self) -> Tensor:  # type: ignore[override]
+        """log p everywhere: the network judges tokens too."""
+        return self.prediction.double().log_softmax(-1)
+
     @property
     def count(self) -> Tensor:
         return torch.maximum(self.asked, self.order.sure(self.log_probs, self.masked, self.memory[..., 1]))
@@ -84,7 +96,7 @@ class Revising(Revealing):
     def history(self) -> tuple[Tensor, ...]:  # type: ignore[override]
         return tuple(self.kept)
 
-    def push(self, noise: Tensor) -> Tensor:
+    def push(self, noise: Any) -> Tensor:
         shown, x = self.shown(noise), super().push(noise)
         p, before = self.log_probs.exp(), self.memory[..., 0]
         chance = p.gather(-1, x.clamp(max=self.mask - 1)[..., None])[..., 0]

@@ -13,7 +13,8 @@ positions i; with p_i(v) the prediction, u = s/t and from t down to s:
 
 The uniform kernel is the posterior averaged over x_0, which is exact if p_i is the exact marginal. Solvers that leap
 (`guidekit.solvers.token_solver.Leaping`) have kernels of jumps at rates instead. A move up in time is the forward
-process. Sampling adds float64 Gumbel noise to float64 log-probabilities. The clean estimate is the mode.
+process. Sampling adds float64 Gumbel noise to float64 log-probabilities (`guidekit.process.independent`). The clean
+estimate is the mode.
 
 References: Austin et al. (2021), https://arxiv.org/abs/2107.03006; Sahoo et al. (2024), https://arxiv.org/abs/2406.07524;
 Schiff et al. (2025), https://arxiv.org/abs/2412.10193; on float64, Zheng et al. (2025), https://arxiv.org/abs/2409.02908.
@@ -21,9 +22,9 @@ Schiff et al. (2025), https://arxiv.org/abs/2412.10193; on float64, Zheng et al.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,35 +33,10 @@ from torch import Tensor
 from .. import random
 from ..solvers import DDPM, Ancestral, Move, Solver, times
 from ..solvers.token_solver import Leaping, Order, TokenSolver, solver_of
+from .independent import Categorical, Masking
 from .revealing import Revealing, Revising
 
 LOG_ZERO = -1e3  # of a token that cannot be: its probability is 0 in float64, and differences of two stay finite
-
-
-@dataclass(frozen=True)
-class Categorical:
-    """Independent draws per position; log_probs has shape (rows, length, states), float64, normalised."""
-
-    log_probs: Tensor
-    random = True
-    history = ()
-
-    def push(self, noise: Tensor) -> Tensor:
-        return (self.log_probs + noise).argmax(-1)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log q(x), one float64 per row."""
-        return self.log_probs.gather(-1, x[..., None])[..., 0].flatten(1).sum(1)
-
-    def correction(self, p: Categorical, x: Tensor) -> Tensor:
-        return p.log_prob(x) - self.log_prob(x)
-
-
-def _fixed(x: Tensor, states: int) -> Tensor:
-    """log of the point mass at x."""
-    return torch.full((*x.shape, states), -torch.inf, dtype=torch.float64, device=x.device).scatter_(
-        -1, x[..., None], 0.0
-    )
 
 
 def _jumps(rates: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,6 +97,9 @@ class _Tokens:
     def noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return random.gumbel(keys, shape)
 
+    def late_noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+        return self.noise(keys, shape, dtype)
+
     def noised(self, clean: Tensor, noise: Tensor, t: float) -> Tensor:
         return self.kernel(clean, (), Move(0.0, t)).push(noise)
 
@@ -134,7 +113,7 @@ class _Tokens:
         """log of the point masses at the tokens."""
         return torch.full((*x.shape, self.V), LOG_ZERO, device=x.device).scatter_(-1, x[..., None], 0.0)
 
-    def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical | Revealing:
+    def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical | Masking | Revealing:
         raise NotImplementedError(f"{type(self).__name__} does not say how tokens move")
 
     def draws(self, move: Move) -> bool:
@@ -178,7 +157,10 @@ class Masked(_Tokens):
     def noising(self) -> str:
         return "ordered" if self.places else "masked"
 
-    def prior(self, noise: Tensor, t: float) -> Tensor:
+    def late_noise(self, keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> random.Gumbels:
+        return random.Gumbels(keys, shape)
+
+    def prior(self, noise: Any, t: float) -> Tensor:
         return torch.full(noise.shape[:-1], self.V, device=noise.device)
 
     def clean(self, prediction: Tensor, x: Tensor) -> Tensor:
@@ -209,37 +191,32 @@ class Masked(_Tokens):
         later = torch.arange(self.places - 1, -1, -1, dtype=torch.float64, device=x.device)
         return (self.places * t - later).clamp(0, 1)
 
-    def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Categorical | Revealing:
+    def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Masking | Revealing:
         if move.s > move.t:  # a kept token is masked with probability (m_s - m_t)/(1 - m_t)
             m_t, m_s = self.hidden(move.t, x), self.hidden(move.s, x)
             return self._masking(x, ((1 - m_s) / (1 - m_t)).nan_to_num(1.0))
-        solver = solver_of(move)
+        solver, prediction = solver_of(move), predictions[0]
         if isinstance(solver, Order):
-            of = predictions[0].double().log_softmax(-1), x, self.V, solver, move
+            of = prediction, x, self.V, solver, move
             if not solver.revises:
                 return Revealing(*of)
             nothing = torch.zeros((*x.shape, 2), dtype=torch.float64, device=x.device)
             return Revising(*of, predictions[1] if len(predictions) > 1 else nothing)
-        again = 0.0 if solver is None else solver.remasked(move.t, move.s)
-        if again > 0:
-            return self._remasking(x, predictions[0].double().log_softmax(-1), move, again)
         if (leaping := self.leaping(move)) is not None:
-            return self._shown(x, *_jumps(leaping.rates(predictions[0].double().softmax(-1), None, move)))
-        u = self.stays(x, move)[..., None]
-        return self._shown(x, predictions[0].double().log_softmax(-1) + (1 - u).log(), u.log())
-
-    def _shown(self, x: Tensor, log_p: Tensor, stay: Tensor) -> Categorical:
-        """Masked positions become a token, or stay; all others stay as they are."""
-        masked = torch.cat([log_p, stay.expand(*x.shape, 1)], -1)
-        return Categorical(torch.where((x == self.V)[..., None], masked, _fixed(x, self.V + 1)))
-
-    def _remasking(self, x: Tensor, log_p: Tensor, move: Move, again: float) -> Categorical:
-        """Tokens are masked with probability `again`, and so many more masked positions are revealed."""
-        stay = (move.s - again * (1 - move.t)) / move.t
-        shown = torch.cat([log_p + math.log1p(-stay) if stay < 1 else log_p - torch.inf, log_p[..., :1] * 0], -1)
-        shown[..., self.V] = math.log(stay) if stay > 1e-15 else -torch.inf
+            rates = leaping.rates(prediction.double().softmax(-1), None, move)
+            return self._unmasking(x, rates.sum(-1).neg().exp(), rates.log())
+        again = 0.0 if solver is None else solver.remasked(move.t, move.s)
+        if not again:
+            return self._unmasking(x, self.stays(x, move), prediction)
+        stay = (move.s - again * (1 - move.t)) / move.t  # so many more are revealed as tokens are masked
         kept = self._masking(x, torch.tensor(1 - again, dtype=torch.float64, device=x.device))
-        return Categorical(torch.where((x == self.V)[..., None], shown, kept.log_probs))
+        return replace(
+            kept, hide=torch.where(x == self.V, stay if stay > 1e-15 else 0.0, kept.hide), prediction=prediction
+        )
+
+    def _unmasking(self, x: Tensor, stay: Tensor, prediction: Tensor) -> Masking:
+        """Masked positions stay so with these probabilities, or become a token; tokens stay."""
+        return Masking(x, torch.where(x == self.V, stay, 0.0), prediction, self.V)
 
     def stays(self, x: Tensor, move: Move) -> Tensor:
         """The probability u that a masked position stays masked in a move down, of shape (), (length,) or that of x."""
@@ -259,13 +236,15 @@ class Masked(_Tokens):
         used = (clean == self.end).cumsum(-1).eq(0).sum(-1)
         return 1 - float((used * (1 - level)).floor().min()) / self.places
 
-    def _masking(self, x: Tensor, kept: Tensor) -> Categorical:
+    def _masking(self, x: Tensor, kept: Tensor) -> Masking:
         """Masks each token that is not one of the template with probability 1 - kept."""
-        template = self.prior(torch.zeros(*x.shape, self.states, device=x.device), self.t_max)
-        kept = torch.where(template == self.V, kept, 1.0)
-        fixed = _fixed(x, self.V + 1) + kept.log()[..., None]
-        fixed[..., self.V] = torch.where(x == self.V, 0.0, (1 - kept).log())
-        return Categorical(fixed)
+        hide = torch.where(x == self.V, 1.0, torch.where(self.still(x), 0.0, 1 - kept))
+        nothing = torch.zeros((), device=x.device).expand(*x.shape, self.V)
+        return Masking(x, hide, nothing, self.V)
+
+    def still(self, x: Tensor) -> Tensor:
+        """The tokens that are never masked, bool, of a shape that broadcasts to that of x."""
+        return self.prior(torch.zeros(*x.shape, self.states, device=x.device), self.t_max) != self.V
 
     def _late(self, x: Tensor, m_t: Tensor, u: Tensor, move: Move) -> Tensor:
         """The probabilities of staying masked, also of rows that have more masks than time t says."""

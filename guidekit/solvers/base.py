@@ -9,6 +9,10 @@ a time grid into rows (t, s, a, b, c), computed on the host in float64 before th
 nothing else. c > 0 makes a Gaussian kernel with a log-probability, c = 0 a deterministic map. A method with two
 evaluations per step is two rows.
 
+What a method remembers besides predictions (slopes, momentum) is linear in x_t and the predictions too. A row may say
+so in `keep`: d_1, d_2... of the next row are then what its lines give, each with coefficients for x_t, d_0, d_1...;
+without it they are the predictions themselves.
+
 A step up in time (a restart) is the forward process itself for every solver, x_s = (alpha_s/alpha_t) x_t + noise, and
 the history of predictions is not used across it.
 """
@@ -20,18 +24,25 @@ from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+import numpy as np
+
 from .schedules import Schedule, scales
 from .times import Grid
 
 
 class Move(NamedTuple):
-    """One row of the table: from t to s by x_s = a x_t + sum_i b_i d_i + c z. Token processes use t and s alone."""
+    """One row of the table: from t to s by x_s = a x_t + sum_i b_i d_i + c z. Token processes use t and s alone.
+
+    `keep` has one line for each thing that the next row finds as its d_1, d_2...: coefficients for x_t, d_0, d_1...
+    None keeps the predictions d_0, d_1... of this row. b has an entry for everything kept, be it 0.
+    """
 
     t: float
     s: float
     a: float = 1.0
     b: tuple[float, ...] = ()
     c: float = 0.0
+    keep: tuple[tuple[float, ...], ...] | None = None
 
 
 class Point(NamedTuple):
@@ -56,21 +67,43 @@ class Solver:
     def step(self, t: Point, s: Point, last: Point | None) -> Sequence[Move]:
         raise NotImplementedError(f"{type(self).__name__} does not say how to step")
 
+    def rows(self, schedule: Schedule, s: Point, past: tuple[Point, ...]) -> Sequence[Move]:
+        """The step to s from t = past[0], where past[1], past[2]... are the points before t since the last start."""
+        return self.step(past[0], s, past[1] if len(past) > 1 else None)
+
     def moves(self, schedule: Schedule, times: Sequence[float]) -> list[Move]:
         """The whole table for a grid of times."""
         table: list[Move] = []
-        last = None
+        past: tuple[Point, ...] = ()
         for t, s in pairwise([Point(t, *scales(schedule, t)) for t in times]):
             up = s.t > t.t
-            table += [noised(t, s)] if up else self.step(t, s, last)
-            last = None if up else t
+            table += [noised(t, s)] if up else self.rows(schedule, s, (t, *past))
+            past = () if up else (t, *past)
         return table
 
 
 def starting_at(table: Sequence[Move], row: int) -> list[Move]:
-    """The table from this row on; a multistep solver starts afresh there, without a history."""
+    """The table from this row on; a multistep solver starts afresh there, as if all that it remembers had been as it is
+    at this row for long."""
     first, *rest = table[row:]
-    return [first._replace(b=(sum(first.b),)) if len(first.b) > 1 else first, *rest]
+    order = max(len(first.b), *(len(move.b) for move in rest), 1)
+    if first.keep is None and order <= 2:  # a second prediction is there at the next row
+        return [first._replace(b=(sum(first.b),)) if len(first.b) > 1 else first, *rest]
+    still = _still(first.keep, order - 1)
+    b = first.b or (0.0,)
+    a, d = (sum(k * v[i] for k, v in zip(b[1:], still, strict=False)) for i in (0, 1))
+    return [first._replace(a=first.a + a, b=(b[0] + d,), keep=still), *rest]
+
+
+def _still(keep: tuple[tuple[float, ...], ...] | None, size: int) -> tuple[tuple[float, float], ...]:
+    """What is remembered after x_t and d_0 have long been the same, in their terms: m = K (x_t, d_0, m)."""
+    if keep is None:
+        return ((0.0, 1.0),) * size
+    K = np.zeros((len(keep), 2 + len(keep)))
+    for line, given in zip(K, keep, strict=True):
+        line[: len(given)] = given[: len(line)]
+    found = np.linalg.solve(np.eye(len(keep)) - K[:, 2:], K[:, :2])
+    return tuple((float(x), float(d)) for x, d in found)
 
 
 def fractions(table: Sequence[Move]) -> list[float]:

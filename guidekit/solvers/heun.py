@@ -38,7 +38,12 @@ class Heun(Solver):
         predict = posterior(t, s, 0.0)
         if s.sigma == 0:
             return [predict]
-        straight = t.alpha == s.alpha
-        r_t, r_s = (p.alpha if straight else p.alpha + p.sigma for p in (t, s))
-        k = r_s * (s.sigma / r_s - t.sigma / r_t) / (2 * s.sigma / r_s)
+        (w_t, _), (w_s, r_s) = (straight(p, t.alpha == s.alpha) for p in (t, s))
+        k = r_s * (w_s - w_t) / (2 * w_s)
         return [predict, Move(s.t, s.t, 1.0, (-k, k), 0.0)]
+
+
+def straight(p: Point, constant: bool) -> tuple[float, float]:
+    """w and r of the straight coordinates, where alpha is constant or not."""
+    r = p.alpha if constant else p.alpha + p.sigma
+    return p.sigma / r, r

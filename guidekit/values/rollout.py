@@ -69,6 +69,6 @@ class Rollout:
             move = process.moves(times[i:], None)[0]
             prediction = prediction if i == 0 else next(iter(view.evaluate(x, t).values()))
             kernel = process.kernel(x, (prediction,), move)
-            noise = process.noise(random.fold(keys, i), process.noise_shape(model.shape), model.dtype)
+            noise = process.late_noise(random.fold(keys, i), process.noise_shape(model.shape), model.dtype)
             x = kernel.push(noise if kernel.random else None)
         return view.scorer(self.reward, view.decode(x), view.group)

@@ -25,6 +25,8 @@ class Grammatical(nn.Module):
     one that was met a step before.
     """
 
+    timed = False
+
     def __init__(self, net: Any, grammar: Grammar):
         super().__init__()
         self.net, self.grammar = net, grammar

@@ -10,6 +10,7 @@ calls     reward calls of a run
 forwards  of a run: one a step for each distinct network
 with_     what is done to the problem first
 memory    its tilt reads what it remembers of the look before
+seldom    in the default run it meets one in so many of the other guides
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Case:
     forwards: Callable[[int], int] = lambda m: m
     memory: bool = False
     with_: Callable[[Problem], Problem] = lambda p: p
+    seldom: int = 1
 
     def on(self, name: str) -> Problem:
         return self.with_(PROBLEMS[name])
@@ -106,6 +108,17 @@ def target(p: Problem) -> torch.Tensor:
 def one(p: Problem) -> torch.Tensor:
     """A mask of the first entry."""
     return torch.arange(p.model.shape[0]) == 0
+
+
+def measured(p: Problem, noise: float = 0.5) -> gk.Measurement:
+    """A combination of the entries of a state."""
+    row = torch.tensor([[0.8, -0.5]], dtype=torch.float64)[:, : p.model.shape[0]]
+    return gk.Measurement(row, torch.tensor([0.6]), noise)
+
+
+def masked(p: Problem) -> gk.Measurement:
+    """The first entry, without noise."""
+    return gk.Measurement(gk.measurements.Mask(one(p)), target(p)[0], 0.0)
 
 
 def twice(m: int) -> int:
@@ -192,6 +205,7 @@ CASES = [
             (gk.CFGpp, lambda p: gk.CFGpp(0.6), None),
         )
     ),
+    Case("EpsilonScaling", lambda p: gk.EpsilonScaling(1.1), lambda p: gk.EpsilonScaling(1.0), "own", GAUSSIAN),
     Case("CADS", lambda p: gk.CADS(0.2, 0.9), lambda p: gk.CADS(stop=0.0), "own", with_=embedding),
     Case(
         "Keep", lambda p: gk.Keep(target(p), one(p)), lambda p: gk.Keep(target(p), ~one(p) & one(p)), "own", GAUSSIAN,
@@ -251,6 +265,10 @@ CASES = [
     Case("TDS", _tds(gk.TDS, scale=0.5), _idle_tds(gk.TDS), "tilted", GAUSSIAN, calls=lambda n, m: n * (m + 1)),
     Case(
         "TDS scheduled", _tds(gk.TDS, scale=lambda t: 1 - t, ess=0.9), _idle_tds(gk.TDS), "tilted", GAUSSIAN,
+        calls=lambda n, m: n * (m + 1),
+    ),
+    Case(
+        "TaylorSMC", _tds(gk.TaylorSMC, scale=0.8), _idle_tds(gk.TaylorSMC), "tilted", TOKENS,
         calls=lambda n, m: n * (m + 1),
     ),
     *(
@@ -428,4 +446,15 @@ CASES = [
         memory=True,
     ),
     Case("StartFrom", lambda p: gk.StartFrom(target(p), level=1.0), None, "own"),
+    Case("DDNM", lambda p: gk.DDNM(measured(p, 0.0)), None, "own", GAUSSIAN, seldom=8),
+    Case("DDNM noise", lambda p: gk.DDNM(measured(p)), None, "own", ("flow-2d",), seldom=8),
+    Case("DDRM", lambda p: gk.DDRM(measured(p)), None, "own", GAUSSIAN, seldom=8),
+    Case("PiGDM", lambda p: gk.PiGDM(measured(p)), lambda p: gk.PiGDM(measured(p), 0.0), "own", HALF, seldom=8),
+    Case("DDS", lambda p: gk.DDS(measured(p), iters=2), None, "own", HALF, seldom=8),
+    Case("DiffPIR", lambda p: gk.DiffPIR(measured(p)), None, "own", HALF, seldom=8),
+    Case("TMPD", lambda p: gk.TMPD(measured(p), iters=1), lambda p: gk.TMPD(measured(p), 0.0), "own", HALF, seldom=8),
+    Case(  # of three stretches of two steps the second is made again, after a move up; the first starts in pure noise
+        "RePaint", lambda p: gk.RePaint(masked(p), recur=2, jump=2), None, "own", HALF, lambda n, m: n * (m + 3),
+        forwards=lambda m: m + 3, seldom=8,
+    ),
 ]  # fmt: skip

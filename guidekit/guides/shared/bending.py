@@ -12,7 +12,7 @@ it is a proposal, and the log-weights take log p/q of the move. Predictions stay
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial, reduce
 from typing import Any
 
@@ -82,10 +82,10 @@ class Bending(Guide):
         found = population.memos[step.place]
         if found is None:
             return kernel
-        assert isinstance(kernel, Categorical)
-        plain, bends = (kernel.plain, kernel.bends) if isinstance(kernel, Bent) else (kernel.log_probs, ())
+        table = kernel.table
+        plain, bends = (table.plain, table.bends) if isinstance(table, Bent) else (table.log_probs, ())
         bend = partial(self.bent, found=found, x=population.x)
-        return Bent(bend(kernel.log_probs), plain, (*bends, (bend, self.steer)))
+        return Bent(bend(table.log_probs), table.mask, plain=plain, bends=(*bends, (bend, self.steer)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +93,7 @@ class Bent(Categorical):
     """A bent kernel: `plain` are the log-probabilities before, and `bends` what was done to them, in turn, each with
     whether it is a proposal only."""
 
+    _: KW_ONLY
     plain: Tensor
     bends: tuple[tuple[Bend, bool], ...]
 

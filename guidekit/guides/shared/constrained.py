@@ -30,13 +30,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import random
 from ...engine.guide import Guide
 from ...engine.population import Population
 from ...engine.resampling import check_resampling, resample
 from ...engine.tree import Tree
 from ...engine.view import Step, View
 from ...models.base import Model
-from ...process import Kernel, Revealing, Uniform
+from ...process import Kernel, Lengths, Uniform
 from ...solvers import Move
 from ...solvers.token_solver import Order, chosen
 from .language import Language
@@ -74,6 +75,11 @@ class Within(Guide):
         return not self.weighted
 
     def check(self, model: Model, steps: int) -> None:
+        if isinstance(model.process, Lengths) and self.language is not None and not self.language.free:
+            raise ValueError(
+                f"{type(self).__name__} is for texts of one length, and the lengths of this model's texts are drawn "
+                "first: steer by a reward for what the constraint asks, or keep a part with Keep()"
+            )
         if self.language is not None and not self.language.possible:
             raise ValueError(f"{type(self).__name__}: no sequence of {model.shape[0]} tokens satisfies all of it")
 
@@ -110,15 +116,10 @@ class Within(Guide):
             return -before, view.zeros()
         assert view.prediction is not None and view.step.move is not None and self.language is not None
         kernel = constrained(view.model.process, view.x, view.prediction, view.step.move, self.language, view.group)
-        if memo is None:
-            self._check_probable(kernel)
-        return kernel.accepted - before, kernel.accepted
-
-    def _check_probable(self, kernel: Constrained) -> None:
-        """Raise where no token that the constraint allows has any probability, at the start of the run."""
-        never = ((kernel.given * kernel.allowed).sum(-1) <= 2 * LEAST * kernel.p.shape[-1]).any(0)
-        if bool(never.any()):
-            self.refuse(never.nonzero()[:, 0].tolist())
+        never = (kernel.given * kernel.allowed).sum(-1) <= 2 * LEAST * kernel.p.shape[-1]
+        if memo is None and bool(never.any()):  # where no token that is allowed has any probability, at the start
+            self.refuse(never.any(0).nonzero()[:, 0].tolist())
+        return torch.where(never.any(1), -torch.inf, kernel.accepted - before), kernel.accepted
 
     def refuse(self, places: list[int]) -> None:
         """Raise the error for positions of which no allowed token has any probability."""
@@ -134,7 +135,7 @@ class Within(Guide):
 @dataclass(frozen=True, eq=False)
 class Constrained(ABC):
     """The kernel q; `allowed` is bool (rows or 1, L, V), and `p` the clean probabilities, float64 (rows, L, V). `shown`
-    are the positions that a solver has chosen to reveal, bool (rows, L), where it does."""
+    are the masks that are revealed, bool (rows, L), once they are drawn."""
 
     process: Any
     x: Tensor
@@ -154,9 +155,10 @@ class Constrained(ABC):
             raise ValueError("the constraints of these guides contradict each other: no sequence satisfies them all")
         return replace(self, language=language, allowed=_rows_of(language, group))
 
-    def push(self, noise: Tensor) -> Tensor:
+    def push(self, noise: Any) -> Tensor:
         if self.language.free:
             return self._kernel(self.given * self.allowed).push(noise)
+        noise = random.drawn(noise)
         f, betas = self.given * self.allowed, self._ahead[1]
         state, out, rows = torch.zeros_like(self.x[:, 0]), [], torch.arange(len(self.x), device=self.x.device)
         for i in range(self.language.length):
@@ -210,16 +212,15 @@ class Constrained(ABC):
 
 
 class _Masked(Constrained):
-    """A masked position stays masked with probability u, whatever its letter is. Where the solver chooses positions,
-    these are drawn first (`shown`), and u is 0 there and 1 elsewhere."""
+    """Which masks are revealed depends on no letter. These positions are drawn first (`shown`)."""
 
-    def push(self, noise: Tensor) -> Tensor:
-        kernel = self._kernel(self.given)
-        if self.language.free or self.shown is not None or not isinstance(kernel, Revealing):
+    def push(self, noise: Any) -> Tensor:
+        if self.language.free or self.shown is not None:
             return super().push(noise)
+        shown, noise = self._kernel(self.given).shown(noise), random.drawn(noise)  # type: ignore[attr-defined]
         letters = noise[..., :-1]  # of the mask they have chosen positions; a maximum of others stands in for it
         other = letters.amax(-1, keepdim=True) - math.log(letters.shape[-1])
-        return replace(self, shown=kernel.shown(noise)).push(torch.cat([letters, other], -1))
+        return replace(self, shown=shown).push(torch.cat([letters, other], -1))
 
     @cached_property
     def given(self) -> Tensor:  # type: ignore[override]
@@ -228,20 +229,15 @@ class _Masked(Constrained):
     def seen(self, x: Tensor) -> Tensor:
         p = self.p
         if self.process.places:  # the network looks no further than the next position
-            p = torch.where((self.stays == 1)[..., None], 1 / p.shape[-1], p)
+            far = self.process.stays(self.x, self.move).expand(self.x.shape) == 1
+            p = torch.where(far[..., None], 1 / p.shape[-1], p)
         letter = torch.nn.functional.one_hot(x.clamp(max=p.shape[-1] - 1), p.shape[-1]).to(p)
         return torch.where((x == self.process.V)[..., None], p, letter)
 
-    @cached_property
-    def stays(self) -> Tensor:
-        """u of every position, (rows, L)."""
-        if self.shown is not None:
-            return 1 - self.shown.double()
-        return self.process.stays(self.x, self.move).expand(self.x.shape)
-
     def values(self, i: int, w: Tensor) -> Tensor:
-        u = torch.where(self.x[:, i] == self.process.V, self.stays[:, i], 0.0)[:, None]
-        return torch.cat([(1 - u) * w, u], -1)
+        assert self.shown is not None
+        stays = ((self.x[:, i] == self.process.V) & ~self.shown[:, i])[:, None].to(w)
+        return torch.cat([(1 - stays) * w, stays], -1)
 
     def letters(self, i: int, value: Tensor, w: Tensor) -> Tensor:
         V = w.shape[-1]

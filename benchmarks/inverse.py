@@ -1,0 +1,357 @@
+"""Posterior samplers side by side: against a posterior in closed form, and on pictures of the bundled model of clothes.
+
+    python -m benchmarks.inverse
+
+Mixture: three Gaussians in eight dimensions, two operators, and measurements that are simulated. Every method gets
+the same network rows, which is 64 samples (or particles) for each measurement at 48 steps, or a third of the steps
+where a step takes three rows. Errors are in units of the exact posterior: of the mean, in its standard deviations; of
+the covariance, relative in the Frobenius norm; and the sliced Wasserstein distance (of order 2, over 64 directions),
+in its standard deviations. "exact draws" is what 64 independent exact samples would have.
+
+Coverage: `gk.coverage` of the deblurring of the mixture, from truths that the mixture itself drew. p is the p-value
+of all statistics together; the bias and the central shares are those of log p(y | x), 0, 0.5 and 0.9 if the posterior
+is right.
+
+Pictures: test images of Fashion-MNIST, not seen in training, measured with noise 0.05. Residual is the root mean
+square of y - A x of single samples over the noise; PSNR is that of the mean of the samples; spread is the root mean
+square standard deviation of the samples over the root mean square error of their mean, ((n - 1)/(n + 1))^1/2
+if they are n draws of the posterior.
+
+With --peers the samplers of deepinv run on the same network and the same measurements, through a wrapper (needs
+deepinv). Written to benchmarks/results/inverse.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import guidekit as gk
+from guidekit.measurements import Blur, Downsample, Linear, Mask, Matrix
+from guidekit.zoo import card, data
+from rewards import ByGroup
+
+OUT = Path(__file__).parent / "results" / "inverse.json"
+Methods = dict[str, tuple[Callable[[Any], list[gk.Guide]], int]]  # and rows per step
+D = 8
+
+
+def likelihood(m: Any, covariance: str) -> Any:
+    return gk.values.Likelihood(m, covariance, iters=3)
+
+
+def squares(each: ByGroup) -> ByGroup:
+    """-|y - A x|^2, whose normalised gradient is the step of the paper on DPS."""
+    return ByGroup([lambda x, m=m: -m.residual(x).square() * count(m) for m in each.rewards])  # type: ignore[misc]
+
+
+def count(m: Any) -> int:
+    where = m.operator.measured
+    return m.y.numel() if where is None else int(where.expand(m.y.shape).sum())
+
+
+METHODS: Methods = {
+    "unguided": (lambda m: [], 1),
+    "DPS": (lambda m: [gk.DPS(m, 1.0)], 1),
+    "DPS, normalised": (lambda m: [gk.DPS(squares(m), 1.0, schedule="constant", normalise=True)], 1),
+    "DDNM": (lambda m: [gk.DDNM(m)], 1),
+    "DDRM": (lambda m: [gk.DDRM(m)], 1),
+    "DDS": (lambda m: [gk.DDS(m)], 1),
+    "DiffPIR": (lambda m: [gk.DiffPIR(m)], 1),
+    "DiffPIR, lam=1": (lambda m: [gk.DiffPIR(m, 1.0)], 1),
+    "PiGDM": (lambda m: [gk.PiGDM(m)], 1),
+    "TMPD": (lambda m: [gk.TMPD(m)], 1),
+    "DAPS": (lambda m: [gk.DAPS(m, inner=3, iters=20)], 3),
+    "FKSteering": (lambda m: [gk.FKSteering(m, 1.0)], 1),
+    "TDS": (lambda m: [gk.TDS(m, 1.0)], 1),
+    "DAS": (lambda m: [gk.DAS(m, 1.0)], 1),
+    "TDS, unit": (lambda m: [gk.TDS(m, 1.0, value=likelihood(m, "unit"))], 1),
+    "TDS, tweedie": (lambda m: [gk.TDS(m, 1.0, value=likelihood(m, "tweedie"))], 1),
+}
+
+# the mixture -------------------------------------------------------------------------------------------------------
+
+
+def base() -> gk.analytic.GaussianMixture:
+    g = torch.Generator().manual_seed(0)
+    means, stds = torch.randn(3, D, generator=g).double(), torch.tensor([0.4, 0.5, 0.6]).double()
+    return gk.analytic.GaussianMixture(torch.tensor([0.5, 0.3, 0.2]).double(), means, stds)
+
+
+def operators() -> dict[str, Linear]:
+    blur = sum(torch.diag(torch.full((D - abs(k),), 1 / 3), k) for k in (-1, 0, 1))
+    return {"inpainting": Mask(torch.arange(D) % 2 == 0), "deblurring": Matrix(torch.as_tensor(blur).double())}
+
+
+def posterior(model: gk.analytic.GaussianMixture, A: Linear, y: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, means and covariances of p(x | y)."""
+    M = A.A(torch.eye(D).double()).flatten(1).mT
+    log_w, means, covs = [], [], []
+    for w, m, s in zip(model.weights, model.means, model.stds, strict=True):
+        S = s**2 * M @ M.mT + noise**2 * torch.eye(len(M)).double()
+        gain = s**2 * M.mT @ torch.linalg.inv(S)
+        log_w.append(w.log() + torch.distributions.MultivariateNormal(M @ m, S).log_prob(y))
+        means.append(m + gain @ (y - M @ m))
+        covs.append(s**2 * torch.eye(D) - s**2 * gain @ M)
+    return torch.stack(log_w).softmax(0), torch.stack(means), torch.stack(covs)
+
+
+def exact_draws(weights: Tensor, means: Tensor, covs: Tensor, n: int, seed: int) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    k = torch.multinomial(weights, n, replacement=True, generator=g)
+    z = torch.randn(n, D, generator=g).double()
+    return means[k] + (torch.linalg.cholesky(covs)[k] @ z[..., None])[..., 0]
+
+
+def errors(law: tuple[Tensor, Tensor, Tensor], x: Tensor, w: Tensor, seed: int) -> Tensor:
+    """Of the mean and the covariance, and the sliced Wasserstein distance."""
+    weights, means, covs = law
+    mean = weights @ means
+    cov = (weights[:, None, None] * (covs + (means - mean)[:, :, None] * (means - mean)[:, None])).sum(0)
+    size = cov.trace().sqrt()
+    own = w @ x
+    spread = (x - own).mT @ (w[:, None] * (x - own))
+    ways = torch.nn.functional.normalize(torch.randn(64, D, generator=torch.Generator().manual_seed(1)).double())
+    level = (torch.arange(256) + 0.5) / 256
+    there = (exact_draws(*law, 4096, seed) @ ways.mT).quantile(level.double(), 0)
+    here = torch.stack([quantiles(v, w, level) for v in (x @ ways.mT).mT], 1)
+    sliced = (here - there).square().mean().sqrt() / size * D**0.5
+    return torch.stack([(own - mean).norm() / size, (spread - cov).norm() / cov.norm(), sliced])
+
+
+def quantiles(v: Tensor, w: Tensor, level: Tensor) -> Tensor:
+    """Of weighted numbers."""
+    order = v.argsort()
+    place = torch.searchsorted(w[order].cumsum(0), level.double()).clamp(max=len(v) - 1)
+    return v[order][place]
+
+
+def mixture(name: str, A: Linear, noise: float, count: int, n: int, steps: int) -> list[dict[str, Any]]:
+    model = base()
+    truth = model.exact_sample(count, seed=3)
+    m = gk.Measurement(A, A.A(truth[:1])[0] * 0, noise)
+    y = m.simulate(truth, 1)
+    where = A.measured
+    laws = [posterior(model, _kept(A), v if where is None else v[where], noise) for v in y]
+    each = ByGroup([m.of(v) for v in y])
+    rows = []
+    for method, (make, cost) in METHODS.items():
+        start = time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", gk.CollapseWarning)
+            result = gk.sample(model, n, steps=steps // cost, cond=[None] * count, seed=list(range(count)),
+                               guides=make(each))  # fmt: skip
+        seconds = time.process_time() - start
+        x, w = result.x.view(count, n, D), result.weights.view(count, n)
+        rows.append(_line(name, method, [errors(*v, i) for i, v in enumerate(zip(laws, x, w, strict=True))], seconds))
+        rows[-1]["rows"] = result.cost.network_rows
+    drawn = [(exact_draws(*law, n, 100 + i), torch.full((n,), 1 / n).double()) for i, law in enumerate(laws)]
+    rows.append(
+        _line(name, "exact draws", [errors(law, *v, i) for i, (law, v) in enumerate(zip(laws, drawn, strict=True))])
+    )
+    return rows
+
+
+def _kept(A: Linear) -> Linear:
+    """Of a mask, the rows that are measured, as a matrix."""
+    return A if A.measured is None else Matrix(torch.eye(D).double()[A.measured])
+
+
+def _line(problem: str, method: str, found: list[Tensor], seconds: float = 0.0) -> dict[str, Any]:
+    mean = torch.stack(found).mean(0).tolist()
+    return {"problem": problem, "method": method, **dict(zip(("mean", "covariance", "sliced"), mean, strict=True)),
+            "seconds": seconds}  # fmt: skip
+
+
+def covered(count: int, draws: int, steps: int, noise: float) -> list[dict[str, Any]]:
+    """gk.coverage of every method, for the deblurring of the mixture."""
+    model, A, rows = base(), operators()["deblurring"], []
+    m = gk.Measurement(A, torch.zeros(D), noise)
+    truth = model.exact_sample(count, seed=7)
+    for method, (make, cost) in METHODS.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", gk.CollapseWarning)
+            found = gk.coverage(model, m, make, count, draws=draws, steps=steps // cost, truth=truth)
+        first, *_, last = found.table
+        rows.append({"problem": "deblurring", "method": method, "p": found.p, "fit": first["bias"],
+                     "half": first["within 50 %"], "most": first["within 90 %"], "tarp": last["p"]})  # fmt: skip
+        print(_text(rows[-1]), flush=True)
+    return rows
+
+
+# pictures ----------------------------------------------------------------------------------------------------------
+
+NOISE = 0.05
+
+
+def measured(count: int) -> tuple[Tensor, dict[str, Linear]]:
+    """Test images, and operators for them."""
+    images, _ = data.fashion("test")
+    hole = torch.ones(1, 28, 28, dtype=torch.bool)
+    hole[:, :, 14:] = False
+    return images[:count], {"blur": Blur(sigma=1.5), "down-sampling": Downsample(4), "inpainting": Mask(hole)}
+
+
+def pictures(count: int, n: int, steps: int, peers: bool) -> list[dict[str, Any]]:
+    model, (truth, found) = gk.zoo.load("fashion"), measured(count)
+    rows = []
+    for name, A in found.items():
+        m = gk.Measurement(A, A.A(truth[:1])[0] * 0, NOISE)
+        each = ByGroup([m.of(y) for y in m.simulate(truth, 1)])
+        for method, (make, cost) in METHODS.items():
+            start = time.process_time()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", gk.CollapseWarning)
+                result = gk.sample(model, n, steps=steps // cost, cond=[None] * count, guides=make(each))
+            seconds = time.process_time() - start
+            line = {"problem": name, "method": method, **judged(each, truth, result.samples, result.weights, n)}
+            rows.append(line | {"rows": result.cost.network_rows, "seconds": seconds})
+            print(_text(rows[-1]), flush=True)
+        if peers:
+            rows += _peers(model, name, A, each, truth, n, steps)
+    return rows
+
+
+def judged(each: ByGroup, truth: Tensor, samples: Tensor, weights: Tensor, n: int) -> dict[str, float]:
+    """Residual, PSNR and spread of the samples of every image."""
+    residual = torch.cat([m.residual(v) for m, v in zip(each.rewards, samples.split(n), strict=True)])  # type: ignore
+    x, w = samples.view(len(truth), n, *truth.shape[1:]), weights.view(-1, n, 1, 1, 1).float()
+    mean = (w * x).sum(1)
+    error = (mean - truth).square().flatten(1).mean(1)
+    spread = (w * (x - mean[:, None]).square()).sum(1).flatten(1).mean(1)
+    return {
+        "residual": float((weights * residual).sum() / len(truth) / NOISE),
+        "psnr": float((-10 * error.log10()).mean()),
+        "spread": float(spread.mean().sqrt() / error.mean().sqrt()),
+    }
+
+
+class Denoiser(torch.nn.Module):
+    """The bundled network as deepinv asks for it: x + sigma z -> E[x], of images between 0 and 1."""
+
+    def __init__(self, model: gk.Model):
+        super().__init__()
+        own = card("fashion")
+        self.model, self.mean, self.std, self.rows = model, own["mean"], own["std"], 0
+
+    def forward(self, x: Tensor, sigma: Any, **_: Any) -> Tensor:
+        level = float(torch.as_tensor(sigma).flatten()[0]) / self.std
+        t = min(2 / torch.pi * float(torch.atan(torch.tensor(level))), 0.999)
+        alpha = float(torch.cos(torch.tensor(torch.pi * t / 2)))
+        state = (alpha * (x - self.mean) / self.std).float()
+        null = torch.as_tensor(self.model.null).expand(len(x))
+        self.rows += len(x)
+        return (self.model(state, t, null) * self.std + self.mean).to(x)
+
+
+def _peers(
+    model: gk.Model, name: str, A: Linear, each: ByGroup, truth: Tensor, n: int, steps: int
+) -> list[dict[str, Any]]:
+    """deepinv's DDRM and DiffPIR, with as many steps."""
+    import deepinv  # type: ignore[import-not-found]
+
+    physics = _physics(name, A)
+    y = torch.stack([m.y for m in each.rewards]).repeat_interleave(n, 0)  # type: ignore[attr-defined]
+    rows = []
+    for method in ("DiffPIR",) if name == "down-sampling" else ("DDRM", "DiffPIR"):  # its DDRM needs singular values
+        net = Denoiser(model)
+        if method == "DDRM":
+            sampler = deepinv.sampling.DDRM(net, sigmas=torch.linspace(1, 0, steps).numpy())
+        else:
+            fidelity = deepinv.optim.data_fidelity.L2()
+            sampler = deepinv.sampling.DiffPIR(net, fidelity, sigma=NOISE, max_iter=steps)
+        start = time.process_time()
+        with torch.no_grad():
+            samples = sampler(y, physics, seed=0).float()
+        seconds, even = time.process_time() - start, torch.full((len(y),), 1 / n).double()
+        line = {"problem": name, "method": f"deepinv {method}", **judged(each, truth, samples.clamp(0, 1), even, n)}
+        rows.append(line | {"rows": net.rows, "seconds": seconds})
+        print(_text(rows[-1]), flush=True)
+    return rows
+
+
+def _physics(name: str, A: Linear) -> Any:
+    """The same operator of deepinv; of block means, as any linear operator."""
+    from deepinv import physics  # type: ignore[import-not-found]
+
+    noise, size = physics.GaussianNoise(NOISE), (1, 28, 28)
+    if isinstance(A, Mask):
+        return physics.Inpainting(size, mask=A.where.float(), noise_model=noise)
+    if isinstance(A, Blur):
+        return physics.BlurFFT(size, filter=A.kernel.float()[None, None], noise_model=noise)
+    return physics.LinearPhysics(A=lambda x, **_: A.A(x), A_adjoint=lambda y, **_: A.adjoint(y), noise_model=noise)
+
+
+def _text(line: dict[str, Any]) -> str:
+    return "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in line.items())
+
+
+COLUMNS = {
+    "mixture": {"mean": "mean", "covariance": "covariance", "sliced": "sliced Wasserstein", "seconds": "seconds"},
+    "coverage": {"p": "p", "fit": "bias of the fit", "half": "within 50 %", "most": "within 90 %", "tarp": "p of TARP"},
+    "pictures": {"residual": "residual", "psnr": "PSNR", "spread": "spread", "rows": "rows", "seconds": "seconds"},
+}  # fmt: skip
+
+
+def table(found: dict[str, Any], part: str) -> str:
+    """The rows of docs/inverse.md: a method in each, with one cell for every problem."""
+    problems = list(dict.fromkeys(row["problem"] for row in found[part]))
+    methods = list(dict.fromkeys(row["method"] for row in found[part]))
+    at = {(row["problem"], row["method"]): row for row in found[part]}
+
+    def cell(row: dict[str, Any] | None, name: str) -> str:
+        value = None if row is None else row.get(name)
+        digits = {"psnr": ".1f", "p": ".2g", "tarp": ".2g", "rows": "d"}.get(name, ".2f")
+        return "–" if value is None else format(value, digits)
+
+    lines = []
+    for method in methods:
+        cells = [" / ".join(cell(at.get((p, method)), k) for p in problems) for k in COLUMNS[part]]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    head = f"| {' / '.join(problems)} | {' | '.join(COLUMNS[part].values())} |"
+    return "\n".join([head, "|---" * (len(COLUMNS[part]) + 1) + "|", *lines])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measurements", type=int, default=20)
+    parser.add_argument("--noise", type=float, default=0.3)
+    parser.add_argument("--n", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--simulations", type=int, default=100, help="measurements of the test of coverage")
+    parser.add_argument("--images", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--image-steps", type=int, default=24)
+    parser.add_argument("--parts", nargs="+", choices=list(COLUMNS), default=list(COLUMNS), help="the others are kept")
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--table", action="store_true", help="print the tables of docs/inverse.md, and run nothing")
+    args = parser.parse_args()
+    if args.table:
+        known = json.loads(args.out.read_text())
+        print(*(table(known, part) for part in COLUMNS), sep="\n\n")
+        return
+    found = json.loads(args.out.read_text()) if args.out.exists() else {}
+    if "mixture" in args.parts:
+        found["mixture"] = []
+        for name, A in operators().items():
+            found["mixture"] += mixture(name, A, args.noise, args.measurements, args.n, args.steps)
+        print(*map(_text, found["mixture"]), sep="\n", flush=True)
+    if "coverage" in args.parts:
+        found["coverage"] = covered(args.simulations, args.n, args.steps, args.noise)
+    if "pictures" in args.parts:
+        found["pictures"] = pictures(args.images, args.samples, args.image_steps, args.peers)
+    found["settings"] = {k: v for k, v in vars(args).items() if k not in ("out", "peers", "table", "parts")}
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""`python -m guidekit`, and `torchrun -m guidekit`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""One population over several processes.
+
+Every process, or rank, of a torch.distributed group holds a share of the particles: numbers [r N/K, (r + 1) N/K) on
+rank r of K, with their children. Moves and evaluations concern single rows, so each rank makes its own. Where guides
+weight by the whole population or select, what they read of it is sent to all ranks (log-weights, rewards, lineage, and
+the memos of those guides: a few bytes per particle), every rank takes the same decision from the same numbers, and only
+the particles that change their rank are sent, with everything that belongs to them. Random numbers have addresses, so
+the result does not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import tree
+from .population import Population
+from .scoring import Cost
+from .tree import Tree
+
+_LIGHT = ("log_w", "group", "slot", "parent", "root", "rewards")  # what every rank knows of all particles
+_HEAVY = ("x", "predictions", "proposals", "shown")
+
+Selection = Callable[[Population], Population]
+
+
+class Alone:
+    """A population in one process: every share is the whole."""
+
+    rank, size = 0, 1
+
+    def share(self, rows: int) -> slice:
+        """The particles that are here, of so many."""
+        return slice(0, rows)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work of this rank. What it raises is raised on all ranks."""
+        yield
+
+    def agree(self, about: Any) -> None:
+        """Raise unless all ranks say the same."""
+
+    def told(self, *values: int) -> list[int]:
+        """What rank 0 says."""
+        return list(values)
+
+    def selected(self, selection: Selection, pop: Population, read: frozenset[int]) -> Population:
+        """The particles that are here after a selection of the whole population, which reads the memos of the guides in
+        the places `read`."""
+        return selection(pop)
+
+    def whole(self, pop: Population) -> Population:
+        """The population with all its particles, on every rank."""
+        return pop
+
+    def scores(self, scores: Tensor | None) -> Tensor | None:
+        """The scores of all samples, given those of the samples here."""
+        return scores
+
+    def samples(self, samples: Any) -> Any:
+        """All samples, given those here; None where they cannot be sent."""
+        return samples
+
+    def cost(self, cost: Cost) -> Cost:
+        """What all ranks have spent, in the time of the slowest."""
+        return cost
+
+
+class Shared(Alone):
+    """A population over the ranks of a process group."""
+
+    def __init__(self, group: Any, device: torch.device):
+        self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
+        self.device = device
+        self.wire = device if dist.get_backend(group) == "nccl" else torch.device("cpu")
+
+    def share(self, rows: int) -> slice:
+        return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        error = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        failed = self._gathered(torch.tensor([error is not None]), [1] * self.size)
+        if not failed.any():
+            return
+        first = int(failed.nonzero()[0])
+        text = "" if error is None else f"{type(error).__name__}: {error}"
+        texts = self._texts([text])
+        if error is not None:
+            raise error
+        raise RuntimeError(f"rank {first} of {self.size} failed: {texts[first]}")
+
+    def agree(self, about: Any) -> None:
+        text = json.dumps(about, sort_keys=True, default=str)
+        own = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.int64).copy()
+        found = self._gathered(torch.from_numpy(own), [1] * self.size)
+        other = (found != found[0]).nonzero()[:, 0].tolist()
+        if other:
+            raise ValueError(
+                f"rank {', '.join(map(str, other))} of {self.size} is about to make another run than rank 0: in one "
+                "population over several processes, the model and its weights, n, steps, guides, conditions, rewards, "
+                "solver, noise, seed and checkpoint must be the same on all ranks"
+            )
+
+    def told(self, *values: int) -> list[int]:
+        return self._gathered(torch.tensor([values]), [1] * self.size)[0].tolist()
+
+    def selected(self, selection: Selection, pop: Population, read: frozenset[int]) -> Population:
+        counts = [count * pop.branch for count in self._counts(len(pop) // pop.branch)]
+        chosen = _without_states(selection, self._light(pop, counts, read))
+        *memos, source = chosen.memos
+        here = self.share(len(chosen))
+        heavy = (*(getattr(pop, k) for k in _HEAVY), *(None if i in read else m for i, m in enumerate(pop.memos)))
+        *states, moved = _split(self._moved(heavy, source, counts), len(_HEAVY))
+        own = tree.take(tuple(memos), here)
+        kept = tuple(mine if i in read else other for i, (mine, other) in enumerate(zip(own, moved, strict=True)))
+        light = {k: getattr(chosen, k)[here] for k in _LIGHT}
+        return replace(chosen, **light, **dict(zip(_HEAVY, states, strict=True)), memos=kept)
+
+    def whole(self, pop: Population) -> Population:
+        names = (*_LIGHT, *_HEAVY, "memos")
+        of = tuple(getattr(pop, k) for k in names)
+        return replace(pop, **dict(zip(names, self._all(of, self._counts(len(pop))), strict=True)))
+
+    def scores(self, scores: Tensor | None) -> Tensor | None:
+        return None if scores is None else self._all(scores, self._counts(len(scores)))
+
+    def samples(self, samples: Any) -> Any:
+        if isinstance(samples, Tensor):
+            return self.scores(samples)
+        if isinstance(samples, np.ndarray):
+            found = self.scores(torch.from_numpy(samples))
+            return None if found is None else found.numpy()
+        return self._texts(samples) if all(isinstance(s, str) for s in samples) else None
+
+    def cost(self, cost: Cost) -> Cost:
+        spent = torch.tensor([astuple(cost)], dtype=torch.float64)
+        found = self._gathered(spent, [1] * self.size)
+        *counts, seconds = found.sum(0).long().tolist()[:-1], found[:, -1].max().item()
+        return Cost(*counts[0], seconds=float(seconds))
+
+    # what is sent ------------------------------------------------------------------------------------------------
+
+    def _light(self, pop: Population, counts: Sequence[int], read: frozenset[int]) -> Population:
+        """The whole population without its states, whose last memos are the numbers of its particles."""
+        memos = tuple(memo if i in read else None for i, memo in enumerate(pop.memos))
+        *light, memos = self._all((*(getattr(pop, k) for k in _LIGHT), memos), counts)
+        rows = sum(counts)
+        absent = {k: tree.map(partial(_absent, rows), getattr(pop, k)) for k in _HEAVY}
+        number = torch.arange(rows, device=pop.x.device)
+        return replace(pop, **dict(zip(_LIGHT, light, strict=True)), **absent, memos=(*memos, number))
+
+    def _moved(self, of: Tree, source: Tensor, counts: Sequence[int]) -> Tree:
+        """The rows `source` (numbers in the whole) of a tree whose rows are spread by `counts`, spread anew."""
+        source, ends = source.cpu(), torch.tensor(counts).cumsum(0)
+        if counts == [share.stop - share.start for share in self._shares(len(source))] and _in_order(source):
+            return of
+        first = int(ends[self.rank]) - counts[self.rank]
+        owner = torch.bucketize(source, ends, right=True)
+        shares = [source[share] for share in self._shares(len(source))]
+        mine = self.share(len(source))
+        asked = [share[(share >= first) & (share < first + counts[self.rank])] - first for share in shares]
+        from_ = owner[mine]
+        got = torch.bincount(from_, minlength=self.size).tolist()
+        tensors: dict[str, Tensor] = {}
+        form = tree.flatten(of, "", tensors)
+        sent = _packed(tensors)[torch.cat(asked).to(self.device)].to(self.wire)
+        found = sent.new_empty(sum(got), sent.shape[1])
+        self._call(dist.all_to_all_single, found, sent, got, [len(v) for v in asked])
+        place = from_.argsort(stable=True).argsort()  # where each of the rows here stands among those received
+        return tree.unflatten(form, _unpacked(found[place.to(self.wire)].to(self.device), tensors))
+
+    def _all(self, of: Tree, counts: Sequence[int]) -> Tree:
+        """A tree of all rows, given that of the rows here."""
+        tensors: dict[str, Tensor] = {}
+        form = tree.flatten(of, "", tensors)
+        found = self._gathered(_packed(tensors), counts).to(self.device)
+        return tree.unflatten(form, _unpacked(found, tensors))
+
+    def _gathered(self, v: Tensor, counts: Sequence[int]) -> Tensor:
+        """The rows of all ranks, which have so many each."""
+        most = max(counts)
+        padded = v.new_zeros(most, *v.shape[1:])
+        padded[: len(v)] = v
+        parts = [torch.empty_like(padded, device=self.wire) for _ in counts]
+        self._call(dist.all_gather, parts, padded.to(self.wire))
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def _texts(self, texts: Sequence[str]) -> list[str]:
+        """The texts of all ranks."""
+        own = torch.frombuffer(bytearray(json.dumps(list(texts)).encode()), dtype=torch.uint8)
+        sizes = self._gathered(torch.tensor([len(own)]), [1] * self.size).tolist()
+        data = self._gathered(own, sizes).split(sizes)
+        return [text for part in data for text in json.loads(part.cpu().numpy().tobytes())]
+
+    def _shares(self, rows: int) -> list[slice]:
+        return [slice(rows * r // self.size, rows * (r + 1) // self.size) for r in range(self.size)]
+
+    def _counts(self, here: int) -> list[int]:
+        """How many rows each rank has, where `here` are on this one."""
+        return self._gathered(torch.tensor([here]), [1] * self.size).tolist()
+
+    def _call(self, collective: Callable[..., Any], *args: Any) -> None:
+        try:
+            collective(*args, group=self.group)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"rank {self.rank} of {self.size} has lost another rank, which failed or was killed: its own message "
+                "says why. With checkpoint=, the same call continues from the last saved step, on any number of ranks"
+            ) from error
+
+
+def world_of(given: Any, device: torch.device) -> Alone:
+    """The processes of a run: this one for None; for "auto" all of torch.distributed's, where it is initialised."""
+    if given is None:
+        return Alone()
+    if isinstance(given, str) and given == "auto":
+        ready = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return Shared(dist.group.WORLD, device) if ready else Alone()
+    if dist.is_available() and isinstance(given, dist.ProcessGroup):
+        return Shared(given, device) if dist.get_world_size(given) > 1 else Alone()
+    raise TypeError(f'world={given!r}: None (this process), "auto" or a process group of torch.distributed is needed')
+
+
+def _without_states(selection: Selection, light: Population) -> Population:
+    """The selection, which may read what is known of all particles."""
+    try:
+        return selection(light)
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error):
+            raise
+        raise ValueError(
+            "a guide reads states or predictions in its selection, and those of other processes are not here: have its "
+            "log_weight put what it needs into its memo, or leave world=None"
+        ) from error
+
+
+def _split(values: Sequence[Any], count: int) -> tuple[Any, ...]:
+    """The first values one by one, and the rest as a tuple."""
+    return (*values[:count], tuple(values[count:]))
+
+
+def _absent(rows: int, v: Tensor) -> Tensor:
+    """What stands for the rows of all ranks where they are not sent: a tensor without data."""
+    return v.new_empty((rows, *v.shape[1:]), device="meta")
+
+
+def _in_order(source: Tensor) -> bool:
+    """Whether every particle stays where it is."""
+    return torch.equal(source, torch.arange(len(source)))
+
+
+def _packed(tensors: dict[str, Tensor]) -> Tensor:
+    """All of them as bytes, (rows, bytes of a row)."""
+    return torch.cat([v.contiguous().reshape(len(v), -1).view(torch.uint8) for v in tensors.values()], 1)
+
+
+def _unpacked(data: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that were packed, with another number of rows."""
+    sizes = [v[:1].numel() * v.element_size() if len(v) else 0 for v in like.values()]
+    parts = data.split(sizes, 1)
+    return {
+        name: part.contiguous().view(v.dtype).reshape(len(data), *v.shape[1:])
+        for (name, v), part in zip(like.items(), parts, strict=True)
+    }

@@ -1,0 +1,73 @@
+"""A run on several processes that torchrun has started: rank 0 leads and writes, the others make their share of it.
+
+Before each call of `gk.sample` the leader says which stage of the run it is, and the others make the same call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from ..engine.world import Alone, world_of
+
+STAGES = ("end", "result", "base", "best_of_n")
+
+
+class Ranks:
+    """The processes of a run."""
+
+    def __init__(self, world: Alone):
+        self.world, self.ready = world, True
+
+    @property
+    def leads(self) -> bool:
+        return self.world.rank == 0
+
+    @contextmanager
+    def stage(self, name: str, number: int = 0) -> Iterator[None]:
+        """A stage, which the leader begins on all ranks; what is raised in it is raised on all."""
+        self.world.told(STAGES.index(name), number)
+        self.ready = False
+        yield
+        self.ready = True
+
+    def stages(self) -> Iterator[tuple[str, int]]:
+        """For the others: the stages that the leader begins, with their numbers."""
+        while True:
+            stage, number = self.world.told(0, 0)
+            if stage == 0:
+                return
+            yield STAGES[stage], number
+
+    def end(self) -> None:
+        """The leader has finished, or failed between two stages."""
+        if self.leads and self.ready:
+            self.world.told(0, 0)
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """The processes that torchrun has started, those of torch.distributed where it is initialised already, or this
+    one."""
+    launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() and dist.is_available()
+    begun = launched and not dist.is_initialized()
+    if begun:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    ranks = Ranks(world_of("auto", torch.device(device())))
+    try:
+        yield ranks
+    finally:
+        ranks.end()
+        if begun:
+            dist.destroy_process_group()
+
+
+def device() -> str:
+    """The device of this process: its own one among those of the machine."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"

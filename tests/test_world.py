@@ -1,0 +1,292 @@
+"""One population over several processes, on torch.distributed with gloo, is that of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import guidekit as gk
+
+from .conformance.cases import CASES
+from .problems import PROBLEMS, STEPS
+
+N = 7  # which two and three processes cannot share evenly
+
+
+def _main(rank: int, size: int, folder: str, task: Callable[..., Any], args: tuple) -> None:
+    """One rank: its answer, or what it raised, is left in a file."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    store = dist.FileStore(f"{folder}/store", size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    try:
+        answer = task(*args)
+    except Exception:
+        answer = {"error": traceback.format_exc()}
+    Path(folder, f"{rank}.json").write_text(json.dumps(answer))
+    dist.destroy_process_group()
+
+
+def on(size: int, folder: Path, task: Callable[..., Any], *args: Any) -> list[Any]:
+    """What a function returns on each of so many ranks."""
+    folder.mkdir()
+    mp.spawn(_main, (size, str(folder), task, args), nprocs=size)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+
+
+def differences(a: gk.Result, b: gk.Result) -> list[str]:
+    """In what two results differ; float64 throughout, so that other batches round in the last digits."""
+    close = {"atol": 1e-11, "rtol": 1e-11, "equal_nan": True}
+    found = [k for k in ("ancestors", "group", "row") if not torch.equal(getattr(a, k), getattr(b, k))]
+    for k in ("x", "log_weights", "rewards", "noise", "holdout", "log_z", "log_z_error"):
+        v, w = getattr(a, k), getattr(b, k)
+        if (v is None) != (w is None) or (v is not None and not torch.allclose(v.double(), w.double(), **close)):
+            found.append(k)
+    if a.cost.network_rows != b.cost.network_rows or a.cost.unscored != b.cost.unscored:
+        found.append(f"{a.cost} {b.cost}")
+    # equal tokens are scored once on each rank
+    if b.cost.reward_calls < a.cost.reward_calls or (
+        a.x.is_floating_point() and a.cost.reward_calls != b.cost.reward_calls
+    ):
+        found.append(f"{a.cost} {b.cost}")
+    columns = ("t", "ess", "entropy", "resampled", "distinct", "mean_reward", "max_reward")
+    found += [k for k in columns if not torch.allclose(a.trace[k].double(), b.trace[k].double(), **close)]
+    flat = [torch.cat([v.double().flatten() for v in leaves(r.memos)] or [torch.zeros(0)]) for r in (a, b)]
+    return found if torch.allclose(*flat, **close) else [*found, "memos"]
+
+
+def leaves(memo: Any) -> list[torch.Tensor]:
+    return [v for part in memo for v in leaves(part)] if isinstance(memo, tuple) else [] if memo is None else [memo]
+
+
+def all_rows() -> None:
+    """Equal rows are evaluated once in a forward; which are equal depends on who is in it."""
+    from guidekit.models import evaluations
+    from guidekit.process import Masked
+
+    evaluations.distinct = lambda x, cond: None
+    Masked.decided = lambda self, x: None  # type: ignore[method-assign]
+
+
+def laws(names: str) -> dict[str, list[str]]:
+    """Guides of the conformance suite whose names match, on one problem each in turn, against this process alone."""
+    all_rows()
+    found = {}
+    for i, case in enumerate(c for c in CASES if re.match(names, c.name)):
+        for name in [case.processes[i % len(case.processes)]]:
+            problem = case.on(name)
+            given = {"steps": STEPS, "cond": [problem.cond, None], "seed": [3, 4], "guides": [case.make(problem)]}
+            given |= {"holdout": problem.reward}
+            try:
+                alone = gk.sample(problem.model, N, **given)
+            except Exception as error:  # what is refused alone is refused together
+                with pytest.raises(type(error)):
+                    gk.sample(problem.model, N, **given, world="auto")
+                continue
+            there = gk.sample(problem.model, N, **given, world="auto")
+            found[f"{case.name}-{name}"] = differences(alone, there)
+    return found
+
+
+@pytest.mark.parametrize(
+    "size, names, least",
+    [
+        pytest.param(2, "FK|SVDD|TDS|CFG$|DAS|Beam|BestOf|Keep", 20, id="two"),
+        pytest.param(2, "", 0.9 * len(CASES), id="all", marks=pytest.mark.slow),
+        pytest.param(4, "FK|SVDD|TDS|CFG$|DAS|Beam|BestOf|Keep", 20, id="four", marks=pytest.mark.slow),
+    ],
+)
+def test_guides_make_the_samples_of_one_process(tmp_path: Path, size: int, names: str, least: float):
+    for found in on(size, tmp_path / "world", laws, names):
+        assert "error" not in found, found
+        assert len(found) >= least
+        assert {k: v for k, v in found.items() if v} == {}
+
+
+def same_batches() -> bool:
+    """With equal micro-batches, a network of float32 gives the same bits."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(5, 32), torch.nn.Tanh(), torch.nn.Linear(32, 5)).requires_grad_(False)
+    model = gk.GaussianModel(lambda x, t, cond: net(x), shape=(5,))
+    steering = gk.FKSteering(lambda x: x.sum(1), 0.5, ess=1.0)
+    given = {"steps": 12, "guides": [steering], "batch_size": 4, "seed": 1}
+    alone, there = gk.sample(model, 16, **given), gk.sample(model, 16, **given, world="auto")
+    return torch.equal(alone.x, there.x) and torch.equal(alone.log_weights, there.log_weights)
+
+
+def seen_and_interrupted(file: str) -> dict[str, Any]:
+    """Callbacks see everybody; a run that ends in the middle goes on, here and in one process."""
+    problem = PROBLEMS["masked"]
+    steering = gk.FKSteering(problem.reward, 0.5)
+    given: dict[str, Any] = {"steps": STEPS, "guides": [steering], "seed": 2}
+    alone, sizes = gk.sample(problem.model, N, **given), []
+
+    def stop(population: gk.Population, step: gk.Step) -> None:
+        sizes.append(len(population))
+        if step.index == 3:
+            raise KeyboardInterrupt
+
+    saved = {"world": "auto", "checkpoint": file}
+    gk.engine.checkpoint._SHARE = 1e9  # write after every step
+    try:
+        gk.sample(problem.model, N, **given, **saved, callbacks=[stop])
+    except KeyboardInterrupt:
+        dist.barrier()
+    there = gk.sample(problem.model, N, **given, **saved)
+    return {"sizes": sizes, "differences": differences(alone, there), "strings": strings()}
+
+
+def strings() -> list[str]:
+    """Samples that are strings, of all ranks."""
+    model = PROBLEMS["masked"].model
+    model.decode = spelled
+    return gk.sample(model, N, steps=3, world="auto").samples
+
+
+def spelled(x: torch.Tensor) -> list[str]:
+    return ["".join("abcd"[letter] for letter in row) for row in x.tolist()]
+
+
+def refused() -> list[str]:
+    """What other ranks do not agree with, or one of them raises, is an error on all."""
+    model, texts = PROBLEMS["vp-1d"].model, []
+    runs = (
+        lambda: gk.sample(model, 1, steps=3, world="auto"),
+        lambda: gk.sample(model, 4, steps=3, seed=dist.get_rank(), world="auto"),
+        lambda: gk.sample(model, 4, steps=3, guides=[gk.FKSteering(_fails, 1.0)], world="auto"),
+        lambda: gk.sample(model, 4, steps=3, world="all"),
+        lambda: gk.sample(model, 4, steps=3, guides=[Nosy()], world="auto"),
+    )
+    for run in runs:
+        try:
+            run()
+        except Exception as error:
+            texts.append(f"{type(error).__name__}: {error}")
+    return texts
+
+
+class Nosy(gk.Guide):
+    """Selects by the states of all."""
+
+    def select(self, population: gk.Population, step: gk.Step) -> gk.Population:
+        order = population.by_group(population.x[:, 0]).argsort(-1)
+        return population.select(order, population.by_group(population.log_w))
+
+
+def _fails(x: torch.Tensor) -> torch.Tensor:
+    if dist.get_rank():
+        raise ValueError("no oracle here")
+    return x[:, 0]
+
+
+def killed() -> list[str]:
+    """One rank dies in the middle of a run."""
+    model = PROBLEMS["vp-1d"].model
+    try:
+        gk.sample(model, 4, steps=6, guides=[gk.FKSteering(_dies, 1.0)], world="auto")
+    except RuntimeError as error:
+        return [str(error)]
+    return []
+
+
+def _dies(x: torch.Tensor) -> torch.Tensor:
+    if dist.get_rank():
+        os._exit(7)
+    return x[:, 0]
+
+
+def several(file: str) -> dict[str, Any]:
+    """Many small questions, to processes that are there once."""
+    all_rows()
+    return {"bits": same_batches(), "refused": refused()} | seen_and_interrupted(file)
+
+
+@pytest.mark.usefixtures("every_row")
+def test_bits_callbacks_checkpoints_and_errors(tmp_path: Path):
+    file = tmp_path / "run.ckpt"
+    answers = on(2, tmp_path / "world", several, str(file))
+    for found in answers:
+        assert "error" not in found, found
+        assert found["bits"]
+        assert found["sizes"] == [N, N, N]
+        assert found["differences"] == []
+        assert found["strings"] == answers[0]["strings"]
+        few, other, failed, world, nosy = found["refused"]
+        assert "2 processes, and 1 particles" in few
+        assert "rank 1 of 2 is about to make another run than rank 0" in other
+        assert "no oracle here" in failed
+        assert "world='all'" in world
+        assert "have its log_weight put what it needs into its memo" in nosy
+    problem = PROBLEMS["masked"]
+    steering = gk.FKSteering(problem.reward, 0.5)
+    here = gk.sample(
+        problem.model, N, steps=STEPS, guides=[steering], seed=2, checkpoint=file
+    )  # what two processes left
+    assert here.ancestors.shape == (STEPS, N)
+    assert differences(gk.sample(problem.model, N, steps=STEPS, guides=[steering], seed=2), here) == []
+    assert answers[0]["strings"] == spelled(gk.sample(problem.model, N, steps=3).x)
+
+
+def test_a_rank_that_dies_ends_the_job_with_its_reason(tmp_path: Path):
+    (folder := tmp_path / "world").mkdir()
+    context = mp.get_context("spawn")
+    ranks = [context.Process(target=_main, args=(r, 2, str(folder), killed, ())) for r in range(2)]
+    for process in ranks:
+        process.start()
+    ranks[1].join(120)
+    died = time.monotonic()
+    ranks[0].join(60)
+    assert ranks[1].exitcode == 7
+    assert time.monotonic() - died < 50  # and not the half hour for which a rank would be waited for
+    (text,) = json.loads((folder / "0.json").read_text())
+    assert "rank 0 of 2 has lost another rank" in text
+
+
+def test_alone_every_world_is_this_process():
+    model = PROBLEMS["vp-1d"].model
+    plain, auto = gk.sample(model, 3, steps=3), gk.sample(model, 3, steps=3, world="auto")
+    assert torch.equal(plain.x, auto.x)
+    with pytest.raises(TypeError, match="world=2"):
+        gk.sample(model, 3, world=2)
+
+
+@pytest.mark.slow
+def test_torchrun_writes_the_folder_of_one_process(tmp_path: Path):
+    args = [
+        "-m",
+        "guidekit",
+        "sample",
+        "dna",
+        "-r",
+        "gc",
+        "-g",
+        "svdd:candidates=3,alpha=0.05",
+        "-n",
+        "8",
+        "--steps",
+        "6",
+    ]
+    args += ["--compare", "--no-report"]
+    run = {"cwd": tmp_path, "check": True, "capture_output": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    subprocess.run([sys.executable, *args, "--out", "one"], **run)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    told = subprocess.run([*launch, *args, "--out", "two"], **run).stdout.decode()
+    assert told.count("best of 3") == 1  # the table of rank 0 alone
+    for name in ("samples.csv", "samples.fasta"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    one, two = (gk.load_result(tmp_path / folder / "best_of_n") for folder in ("one", "two"))
+    assert one.samples == two.samples
