@@ -14,8 +14,8 @@ is right.
 
 Pictures: test images of Fashion-MNIST, not seen in training, measured with noise 0.05. Residual is the root mean
 square of y - A x of single samples over the noise; PSNR is that of the mean of the samples; spread is the root mean
-square standard deviation of the samples over the root mean square error of their mean, 1 or a little less where
-uncertainty is right.
+square standard deviation of the samples over the root mean square error of their mean, ((n - 1)/(n + 1))^1/2
+if they are n draws of the posterior.
 
 With --peers the samplers of deepinv run on the same network and the same measurements, through a wrapper (needs
 deepinv). Written to benchmarks/results/inverse.json.
@@ -310,11 +310,11 @@ def table(found: dict[str, Any], part: str) -> str:
     def cell(row: dict[str, Any] | None, name: str) -> str:
         value = None if row is None else row.get(name)
         digits = {"psnr": ".1f", "p": ".2g", "tarp": ".2g", "rows": "d"}.get(name, ".2f")
-        return "" if value is None else format(value, digits)
+        return "–" if value is None else format(value, digits)
 
     lines = []
     for method in methods:
-        cells = [" / ".join(filter(None, (cell(at.get((p, method)), k) for p in problems))) for k in COLUMNS[part]]
+        cells = [" / ".join(cell(at.get((p, method)), k) for p in problems) for k in COLUMNS[part]]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     head = f"| {' / '.join(problems)} | {' | '.join(COLUMNS[part].values())} |"
     return "\n".join([head, "|---" * (len(COLUMNS[part]) + 1) + "|", *lines])

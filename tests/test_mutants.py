@@ -24,6 +24,7 @@ ORDERED = "tests/test_ordered.py"
 KEEP = "tests/test_keep.py"
 TABLES = "tests/test_solver_tables.py"
 MEASURED = "tests/test_measurement_guides.py"
+FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
 MUTANTS = [
     ("weights do not telescope", "guides/fk_steering.py", "return now - total, (now, running)", "return now, (now, running)", UNBIASED),
@@ -84,7 +85,7 @@ MUTANTS = [
     ("a kept path without its noise", "guides/keep.py", "self.mean + self.move.c * noise", "self.mean", KEEP + "::test_the_rest_follows_the_conditional_law_and_z_is_the_density_of_what_is_kept"),
     ("known tokens counted once for every child", "guides/keep.py", ".sum(1) / population.branch", ".sum(1)", KEEP + "::test_children_of_one_particle_count_what_is_known_once"),
     ("known tokens that see those after them", "guides/keep.py", "(held & (rank < own[:, None]))[row]", "(held & (rank != own[:, None]))[row]", KEEP + "::test_the_probability_of_what_is_known_takes_a_row_of_the_network_for_each_token"),
-    ("a move up that masks what is kept", "guides/keep.py", "return torch.where(self.held, self.x, super().push(noise))", "return super().push(noise)", KEEP + "::test_times_that_go_up_again_leave_the_conditional_law"),
+    ("a move up that masks what is kept", "guides/keep.py", "return torch.where(self.held, self.x, self.inner.push(noise))", "return self.inner.push(noise)", KEEP + "::test_times_that_go_up_again_leave_the_conditional_law"),
     ("the probability of acceptance upside down", "guides/shared/constrained.py", "+ accepted - self.accepted", "- accepted + self.accepted", KEEP + "::test_constrained_tokens_follow_the_conditional_law_and_z_is_unbiased"),
     ("what is accepted without what was drawn", "guides/shared/constrained.py", "self.seen(x) * self.allowed)[0]", "self.given * self.allowed)[0]", KEEP + "::test_constrained_tokens_follow_the_conditional_law_and_z_is_unbiased"),
     ("no look ahead", "guides/shared/constrained.py", "w = f[:, i] * betas[i + 1][rows[:, None], after]", "w = f[:, i] * (betas[i + 1][rows[:, None], after] > 0)", KEEP + "::test_constrained_tokens_follow_the_conditional_law_and_z_is_unbiased"),
@@ -103,6 +104,10 @@ MUTANTS = [
     ("cfg with cond and null swapped", "guides/cfg.py", "view.evals[Cond()], view.evals[Null()], scale", "view.evals[Null()], view.evals[Cond()], scale", CFG),
     ("noise of t for s", "solvers/ddim.py", "renewed(t, s, eta * s.sigma * max", "renewed(t, s, eta * t.sigma * max", FK),
     ("staying masked with the chance of leaving", "process/independent.py", "noise[rows, places, self.mask] < level(self", "noise[rows, places, self.mask] > level(self", FK + "::test_the_enumerated_law_of_four_tokens"),
+    ("a step that loses what the next one would", "solvers/lsd.py", "self.entropies[m - 1]", "self.entropies[n - 1]", "tests/test_lsd.py"),
+    ("a plan that forgets the steps after", "solvers/lsd.py", "least = (cost + least).min(1)", "least = cost.min(1)", "tests/test_lsd.py"),
+    ("states that are known under any condition", "models/evaluations.py", "zip(parts, before, strict=True)]).all(0)", "zip(parts, before, strict=True)]).any(0)", "tests/test_decided.py"),
+    ("what was said of another state", "models/evaluations.py", "for part in last])[place] for", "for part in last])[place.flip(0)] for", "tests/test_decided.py"),
     ("the letters of another row", "process/independent.py", "noise[rows, places, : log_p", "noise[rows * 0, places, : log_p", "tests/test_masking.py"),
     ("moves by the chance of the other state", "process/independent.py", "torch.where(hidden, self.hide, 1 - self.hide).log()", "torch.where(hidden, 1 - self.hide, self.hide).log()", "tests/test_masking.py"),
     ("late numbers of another place", "random.py", "counter[index[1:]], self.key[index[0]]", "counter[index[1:]].flip(0), self.key[index[0]]", "tests/test_masking.py"),
@@ -110,6 +115,12 @@ MUTANTS = [
     ("unmasked from the right", "process/tokens.py", "torch.arange(self.places - 1, -1, -1, dtype", "torch.arange(0, self.places, 1, dtype", ORDERED + "::test_a_move_down_unmasks_from_the_left_with_the_share_that_bayes_rule_says"),
     ("two tokens in a step", "process/tokens.py", "grid[nearest] = k / L", "pass", ORDERED + "::test_at_least_as_many_steps_as_positions_draw_exactly_from_the_model"),
     ("a position that sees the masks before it", "zoo/nets.py", "(tokens != self.vocab)[:, None] & (place <= place[:, None])", "(place <= place[:, None]).expand(len(tokens), -1, -1)", ORDERED + "::test_what_is_said_of_a_position_depends_on_the_tokens_before_it_and_on_no_mask"),
+    ("an aromatic double bond that is in no ring", "zoo/syntax.py", "yield DOUBLE, DOUBLE, True", "yield DOUBLE, DOUBLE, False", FORBIDS),
+    ("a nitrogen with three neighbours and a double bond", "zoo/syntax.py", "(INSIDE, DOUBLE, None, None)[atom.free]", "(DOUBLE, DOUBLE, None, None)[atom.free]", FORBIDS),
+    ("two double bonds at one aromatic atom", "zoo/syntax.py", "if order == 0 and is_a == is_b == ALONE and", "if order == 0 and", FORBIDS),
+    ("a ring that is open at the end of its branch", "zoo/syntax.py", "not s.path[-2].branch or s.path[-1].rings:", "not s.path[-2].branch:", FORBIDS),
+    ("a closed ring that leaves its bonds due", "zoo/syntax.py", "*((role, False) for role, _ in way[i + 1 : -1])", "*way[i + 1 : -1]", "tests/test_zoo_fragments.py::test_aromatic_rings_are_allowed_as_rdkit_allows_them"),
+    ("a fragment that joins nothing while others are open", "zoo/grammar.py", "most = rough + self._each * labels + torch.where(_own(state) | (labels == 0), 0, bound)", "most = rough + self._each * labels", "tests/test_zoo_fragments.py::test_a_fragment_that_can_join_nothing_more_must_have_joined_all"),
     ("uniform kernel with alpha_s for alpha_t/alpha_s", "process/tokens.py", "self._keep(x, kept_t / kept_s) * p", "self._keep(x, kept_s) * p", FK + "::test_the_enumerated_law_of_four_tokens"),
     ("the sorted largest of residual resampling", "engine/resampling.py", "random.uniform(key, (n,)))  # unsorted", "random.uniform(key, (n,)).sort(-1).values)  # sorted", UNBIASED),
     ("a gradient tilt sees the plain estimate", "engine/tilts.py", "        view = view.with_prediction(target, shown)\n    proposal", "    proposal", HOOKS),

@@ -34,6 +34,7 @@ class Model:
     dtype: torch.dtype  # of the state x of Gaussian processes and of its noise
     net: Callable
     null: Encoded
+    timed: bool = True  # whether the network reads t; a network says that it does not by `timed = False`
     solver: Solver | None = None  # of its runs, where none is given; None is the process's own
 
     def __init__(
@@ -45,6 +46,7 @@ class Model:
             raise TypeError(f"shape={shape!r}: the shape of one sample is needed, like (3, 64, 64) or (2,)")
         self.net, self.process, self.shape = net, process, tuple(shape)
         self._decode, self._encode, self._read = decode, encode_cond, read
+        self.timed = getattr(net, "timed", True)
         self.net_dtype, found = kind_of(networks_in(net))
         if dtype not in (None, torch.float32, torch.float64):
             raise ValueError(f"dtype={dtype}: the state is float32 or float64; a network may be in half precision")

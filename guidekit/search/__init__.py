@@ -12,6 +12,7 @@ from .evolution import Evolution, evolution
 from .flowopt import flowopt
 from .gradient import gradient, gradients
 from .informed import informed
+from .lsd import lsd
 from .paths import paths
 from .random_search import Random, random
 from .share import share
@@ -50,6 +51,7 @@ __all__ = [
     "gradient",
     "gradients",
     "informed",
+    "lsd",
     "paths",
     "random",
     "run",

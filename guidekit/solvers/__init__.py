@@ -22,6 +22,7 @@ from .fs_dfm import FSDFM
 from .ghvb import GHVB, HeavyBall
 from .heun import Euler, Heun
 from .langevin import Langevin
+from .lsd import LSD
 from .pndm import PNDM
 from .pseudo_heun import PseudoHeun
 from .remdm import ReMDM
@@ -40,6 +41,7 @@ __all__ = [
     "ERSDE",
     "FSDFM",
     "GHVB",
+    "LSD",
     "PNDM",
     "Ancestral",
     "Blocks",
