@@ -108,7 +108,8 @@ class Study:
             edits = designer.fit_transform(hot, torch.tensor([[TARGET]])).argmax(1)
             best.append(edits[self.guide(edits).argmax()])
         before = kmer_correlation(self.model.decode(self.drawn[:count]), self.model.decode(self.drawn[self.n :]))
-        return self.measured(torch.stack(best)) | {"calls": iterations * batch, "kmers_before": before}
+        was = {"kmers_before": before, "log_prob_before": self.log_prob(self.drawn[:count])}
+        return self.measured(torch.stack(best)) | {"calls": iterations * batch} | was
 
 
 HEAD = ("", "guide", "held out", "3-mers", "log p", "edit distance", "changed", "reward calls")
