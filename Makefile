@@ -10,7 +10,8 @@ TESTED := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.ve
 
 demo: $(READY)  ## design molecules with 400 calls of a reward, beside screening; a table and a report under out/demo
 	rm -rf out/demo
-	$(BIN)/guidekit design molecules --reward objective:perindopril_mpo --budget 400 --compare --out out/demo
+	OMP_NUM_THREADS=1 $(BIN)/guidekit design molecules --reward objective:perindopril_mpo --require 'alerts.left_step(0)' \
+		--require 'sa.left_step(4)' --diversity 10 --budget 400 --compare --out out/demo
 
 test: $(READY)  ## the whole test suite, without the long statistical runs
 	$(BIN)/python -m pytest -n auto -m "not slow"

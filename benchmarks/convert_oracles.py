@@ -10,7 +10,7 @@ to open a pickle is to run what is in it:
     out/old/bin/python benchmarks/convert_oracles.py convert out/oracles.npz out/molscore/data/models/molopt
 
 It writes the arrays into rewards/molecules/oracles_data/, and what the original models say of the molecules of the
-check into benchmarks/results/oracles.json, with which a test compares them.
+check into tests/data/oracles.json, with which a test compares them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "rewards" / "molecules" / "oracles_data"
-SAID = ROOT / "benchmarks" / "results" / "oracles.json"
+SAID = ROOT / "tests" / "data" / "oracles.json"
 
 
 def prints(file):

@@ -8,10 +8,14 @@ where a step takes three rows. Errors are in units of the exact posterior: of th
 the covariance, relative in the Frobenius norm; and the sliced Wasserstein distance (of order 2, over 64 directions),
 in its standard deviations. "exact draws" is what 64 independent exact samples would have.
 
+Coverage: `gk.coverage` of the deblurring of the mixture, from truths that the mixture itself drew. p is the p-value
+of all statistics together; the bias and the central shares are those of log p(y | x), 0, 0.5 and 0.9 if the posterior
+is right.
+
 Pictures: test images of Fashion-MNIST, not seen in training, measured with noise 0.05. Residual is the root mean
 square of y - A x of single samples over the noise; PSNR is that of the mean of the samples; spread is the root mean
-square standard deviation of the samples over the root mean square error of their mean, 1 or a little less where
-uncertainty is right.
+square standard deviation of the samples over the root mean square error of their mean, ((n - 1)/(n + 1))^1/2
+if they are n draws of the posterior.
 
 With --peers the samplers of deepinv run on the same network and the same measurements, through a wrapper (needs
 deepinv). Written to benchmarks/results/inverse.json.
@@ -167,6 +171,22 @@ def _line(problem: str, method: str, found: list[Tensor], seconds: float = 0.0) 
             "seconds": seconds}  # fmt: skip
 
 
+def covered(count: int, draws: int, steps: int, noise: float) -> list[dict[str, Any]]:
+    """gk.coverage of every method, for the deblurring of the mixture."""
+    model, A, rows = base(), operators()["deblurring"], []
+    m = gk.Measurement(A, torch.zeros(D), noise)
+    truth = model.exact_sample(count, seed=7)
+    for method, (make, cost) in METHODS.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", gk.CollapseWarning)
+            found = gk.coverage(model, m, make, count, draws=draws, steps=steps // cost, truth=truth)
+        first, *_, last = found.table
+        rows.append({"problem": "deblurring", "method": method, "p": found.p, "fit": first["bias"],
+                     "half": first["within 50 %"], "most": first["within 90 %"], "tarp": last["p"]})  # fmt: skip
+        print(_text(rows[-1]), flush=True)
+    return rows
+
+
 # pictures ----------------------------------------------------------------------------------------------------------
 
 NOISE = 0.05
@@ -236,7 +256,7 @@ def _peers(
     model: gk.Model, name: str, A: Linear, each: ByGroup, truth: Tensor, n: int, steps: int
 ) -> list[dict[str, Any]]:
     """deepinv's DDRM and DiffPIR, with as many steps."""
-    import deepinv  # type: ignore[reportMissingImports]
+    import deepinv  # type: ignore[import-not-found]
 
     physics = _physics(name, A)
     y = torch.stack([m.y for m in each.rewards]).repeat_interleave(n, 0)  # type: ignore[attr-defined]
@@ -260,7 +280,7 @@ def _peers(
 
 def _physics(name: str, A: Linear) -> Any:
     """The same operator of deepinv; of block means, as any linear operator."""
-    from deepinv import physics  # type: ignore[reportMissingImports]
+    from deepinv import physics  # type: ignore[import-not-found]
 
     noise, size = physics.GaussianNoise(NOISE), (1, 28, 28)
     if isinstance(A, Mask):
@@ -275,20 +295,10 @@ def _text(line: dict[str, Any]) -> str:
 
 
 COLUMNS = {
-    "mixture": (
-        ("mean", "mean"),
-        ("covariance", "covariance"),
-        ("sliced", "sliced Wasserstein"),
-        ("seconds", "seconds"),
-    ),
-    "pictures": (
-        ("residual", "residual"),
-        ("psnr", "PSNR"),
-        ("spread", "spread"),
-        ("rows", "rows"),
-        ("seconds", "seconds"),
-    ),
-}
+    "mixture": {"mean": "mean", "covariance": "covariance", "sliced": "sliced Wasserstein", "seconds": "seconds"},
+    "coverage": {"p": "p", "fit": "bias of the fit", "half": "within 50 %", "most": "within 90 %", "tarp": "p of TARP"},
+    "pictures": {"residual": "residual", "psnr": "PSNR", "spread": "spread", "rows": "rows", "seconds": "seconds"},
+}  # fmt: skip
 
 
 def table(found: dict[str, Any], part: str) -> str:
@@ -296,20 +306,18 @@ def table(found: dict[str, Any], part: str) -> str:
     problems = list(dict.fromkeys(row["problem"] for row in found[part]))
     methods = list(dict.fromkeys(row["method"] for row in found[part]))
     at = {(row["problem"], row["method"]): row for row in found[part]}
-    names = [k for k, _ in COLUMNS[part]]
 
     def cell(row: dict[str, Any] | None, name: str) -> str:
         value = None if row is None else row.get(name)
-        return (
-            "" if value is None else str(value) if isinstance(value, int) else f"{value:.{1 if name == 'psnr' else 2}f}"
-        )
+        digits = {"psnr": ".1f", "p": ".2g", "tarp": ".2g", "rows": "d"}.get(name, ".2f")
+        return "–" if value is None else format(value, digits)
 
     lines = []
     for method in methods:
-        cells = [" / ".join(filter(None, (cell(at.get((p, method)), k) for p in problems))) for k in names]
+        cells = [" / ".join(cell(at.get((p, method)), k) for p in problems) for k in COLUMNS[part]]
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    head = f"| {' / '.join(problems)} | {' | '.join(title for _, title in COLUMNS[part])} |"
-    return "\n".join([head, "|---" * (len(names) + 1) + "|", *lines])
+    head = f"| {' / '.join(problems)} | {' | '.join(COLUMNS[part].values())} |"
+    return "\n".join([head, "|---" * (len(COLUMNS[part]) + 1) + "|", *lines])
 
 
 def main() -> None:
@@ -318,27 +326,30 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.3)
     parser.add_argument("--n", type=int, default=64)
     parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--simulations", type=int, default=100, help="measurements of the test of coverage")
     parser.add_argument("--images", type=int, default=3)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--image-steps", type=int, default=24)
+    parser.add_argument("--parts", nargs="+", choices=list(COLUMNS), default=list(COLUMNS), help="the others are kept")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", action="store_true", help="print the tables of docs/inverse.md, and run nothing")
     args = parser.parse_args()
     if args.table:
         known = json.loads(args.out.read_text())
-        print(table(known, "mixture"), table(known, "pictures"), sep="\n\n")
+        print(*(table(known, part) for part in COLUMNS), sep="\n\n")
         return
-    rows: list[dict[str, Any]] = []
-    for name, A in operators().items():
-        rows += mixture(name, A, args.noise, args.measurements, args.n, args.steps)
-        print(*map(_text, rows[-len(METHODS) - 1 :]), sep="\n", flush=True)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "peers", "table")}
-    found = {
-        "settings": settings,
-        "mixture": rows,
-        "pictures": pictures(args.images, args.samples, args.image_steps, args.peers),
-    }
+    found = json.loads(args.out.read_text()) if args.out.exists() else {}
+    if "mixture" in args.parts:
+        found["mixture"] = []
+        for name, A in operators().items():
+            found["mixture"] += mixture(name, A, args.noise, args.measurements, args.n, args.steps)
+        print(*map(_text, found["mixture"]), sep="\n", flush=True)
+    if "coverage" in args.parts:
+        found["coverage"] = covered(args.simulations, args.n, args.steps, args.noise)
+    if "pictures" in args.parts:
+        found["pictures"] = pictures(args.images, args.samples, args.image_steps, args.peers)
+    found["settings"] = {k: v for k, v in vars(args).items() if k not in ("out", "peers", "table", "parts")}
     args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 

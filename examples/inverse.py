@@ -3,8 +3,8 @@
     python examples/inverse.py
 
 The base model is a mixture of Gaussians in eight dimensions, so the posterior is a mixture in closed form. DPS and TFG
-bend the samples towards the measurement, TFG with strengths to be tuned (`gk.tune`); TDS weighs them too, which makes
-them samples of the posterior itself.
+bend the samples towards the measurement, TFG with strengths to be tuned (`gk.tune`); PiGDM knows the operator and the
+noise; TDS weighs the samples too, which makes them samples of the posterior itself.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ def main(arguments=None) -> None:
     x = model.exact_sample(1, seed=3)[0].float()
     for name, A in operators().items():
         y = A @ x + NOISE * torch.randn(len(A), generator=g)
-        log_likelihood = lambda x, A=A, y=y: -(y - x @ A.T.to(x)).square().sum(1) / (2 * NOISE**2)  # noqa: E731
+        measured = gk.Measurement(A, y, NOISE)
         exact = posterior_mean(model, A, y)
         runs = {
             "unguided": [],
-            "DPS": [gk.DPS(log_likelihood, 1.0)],
-            "TFG": [gk.TFG(log_likelihood, rho=0.02, mu=0.02)],
-            "TDS": [gk.TDS(log_likelihood, alpha=1.0)],
+            "DPS": [gk.DPS(measured, 1.0)],
+            "TFG": [gk.TFG(measured, rho=0.02, mu=0.02)],
+            "PiGDM": [gk.PiGDM(measured)],
+            "TDS": [gk.TDS(measured, alpha=1.0, value=gk.values.Likelihood(measured))],
         }
         for method, guides in runs.items():
             result = gk.sample(model, args.n, steps=args.steps, guides=guides)

@@ -498,3 +498,30 @@ def test_informed_moves_say_what_they_do_not_serve():
             gk.evolve(model, 5, reward, budget=Budget(calls=60), proposals=[S.Informed()], guides=guides)
     assert "Informed" in gk.evolve(letters(), 5, Smooth(), budget=Budget(calls=70), steps=5).trace[-1]["shares"]
     assert "Informed" not in gk.evolve(letters(), 5, landscape, budget=Budget(calls=70), steps=5).trace[-1]["shares"]
+
+
+def test_distinct_designs_differ_as_much_as_asked_and_the_loop_looks_for_them():
+    """The best ten of a loop are relatives; ten that differ at eight of thirty places are worth more if it says so from
+    the start, and are not less than eight apart."""
+    options = {"budget": Budget(calls=200), "steps": 10, "proposals": [S.Crossover()], "surrogate": False, "seed": 1}
+    plain = gk.evolve(letters(LONG), 200, landscape, **options)
+    assert _apart(plain.x[:10]) < 8
+    best: list[int] = []
+    for i in range(len(plain)):
+        if len(best) < 10 and (not best or int((plain.x[i] != plain.x[best]).sum(1).min()) >= 8):
+            best.append(i)
+    found = gk.evolve(letters(LONG), 10, landscape, distinct=8, **options)
+    assert len(found) == 10 and _apart(found.x) >= 8
+    assert found.rewards.mean() > plain.rewards[best].mean()  # type: ignore[union-attr, index]
+    assert (found.rewards.diff() <= 0).all()  # type: ignore[union-attr]
+    with pytest.warns(UserWarning, match="samples differ at 29 places or more, 10 were wanted"):
+        few = gk.evolve(letters(LONG), 10, landscape, distinct=29, **options | {"budget": Budget(calls=60)})
+    assert 0 < len(few) < 10
+    with pytest.raises(ValueError, match="distinct=3 counts places at which tokens differ"):
+        gk.evolve(gk.zoo.load("molecules"), 5, landscape, distinct=3)
+
+
+def _apart(x: Tensor) -> int:
+    """The smallest number of places at which two rows differ."""
+    pairs = (x[:, None] != x).sum(-1)
+    return int(pairs[~torch.eye(len(x), dtype=torch.bool)].min())

@@ -199,3 +199,20 @@ def test_a_part_counts_only_where_it_goes_on_at_its_open_bonds():
     ends = Part("[*:1]N1CCCC1.[1*]c1ccc2c(c1)OCCO2")
     assert ends(["C1CCCN1CCc1ccc2c(c1)OCCO2", "C1CC(C)CN1CCc1ccc2c(c1)OCCO2"]).tolist() == [1, 0]
     assert Part("C[C@H](N)C(=O)[*:1]")(["C[C@H](N)C(=O)O", "C[C@@H](N)C(=O)O"]).tolist() == [1, 0]
+
+
+def test_the_pages_say_what_the_stored_runs_found():
+    from benchmarks.front_door import COMMANDS, lines
+
+    root = Path(__file__).parent.parent
+    found = json.loads((root / "benchmarks" / "results" / "front_door.json").read_text(encoding="utf-8"))
+    pages = {name: (root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/molecules.md", "Makefile")}
+    ours, theirs = (f"{found['demo']['last'][k]['top10']:.3f}" for k in ("designs", "screening"))
+    plain = {name: " ".join(text.replace("\\\n", " ").split()) for name, text in pages.items()}
+    for name in ("README.md", "docs/molecules.md"):
+        assert f"{ours}" in plain[name] and theirs in plain[name]
+    for name in ("docs/molecules.md", "Makefile"):
+        assert COMMANDS["demo"] in plain[name]
+    page = (root / "docs" / "improve_a_lead.md").read_text(encoding="utf-8")
+    assert "\n".join(lines(found["lead"])) in page and f"{found['lead']['processor seconds']} s of processor" in page
+    assert COMMANDS["lead"] in " ".join(page.replace("\\\n", " ").split())

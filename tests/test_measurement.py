@@ -371,6 +371,12 @@ def test_methods_with_moves_of_their_own_refuse_solvers_with_two_evaluations_and
         gk.Run(BASE, 2, guides=[make(MEASURED), gk.TDS(MEASURED, 1.0)])
 
 
+def test_the_exact_reverse_process_is_refused_since_it_uses_no_prediction():
+    for make in (gk.PiGDM, gk.DDRM):
+        with pytest.raises(ValueError, match=r"without exact\(\)"):
+            gk.Run(BASE.exact(), 2, steps=3, guides=[make(MEASURED)])
+
+
 def test_arguments_are_checked_where_they_are_given():
     with pytest.raises(TypeError, match=r"operator=list.*a matrix, or an object with A and adjoint"):
         gk.Measurement([1, 2], torch.zeros(2))

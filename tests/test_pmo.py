@@ -20,7 +20,7 @@ from rewards.molecules.descriptors import parsed
 from rewards.molecules.metrics import auc_top_k
 
 ROOT = Path(__file__).parent.parent
-SAID = json.loads((ROOT / "benchmarks" / "results" / "oracles.json").read_text(encoding="utf-8"))
+SAID = json.loads((ROOT / "tests" / "data" / "oracles.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(("reward", "most"), [(GSK3B(), 1e-12), (JNK3(), 1e-12), (DRD2(), 2.5e-3)])
@@ -125,3 +125,13 @@ def test_what_is_wrong_with_a_bench_is_said_before_it_runs(tmp_path, monkeypatch
 def test_bench_with_a_model_is_the_cost_of_guides():
     assert "--repeats" in ask("guides", "--help").stdout and "pmo" in ask("--help").stdout
     assert "there is no model 'nothing_like'" in ask("nothing_like").stderr
+
+
+def test_the_table_of_the_page_is_that_of_the_stored_runs():
+    with (ROOT / "benchmarks" / "results" / "pmo.csv").open(encoding="utf-8", newline="") as file:
+        text = list(csv.DictReader(file))
+    rows = [row | {k: float(row[k]) for k in ("top10", "area")} for row in text]
+    budget = int(rows[0]["calls"])
+    page = (ROOT / "docs" / "pmo.md").read_text(encoding="utf-8")
+    assert "\n".join(pmo.lines(rows, budget)) in page
+    assert f"--budget {budget} --tasks {','.join(dict.fromkeys(row['task'] for row in rows))}" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -161,6 +162,8 @@ def test_the_memory_is_bounded_and_changes_nothing():
     assert torch.equal(a.x, b.x)
     assert 0 < small.net.bytes <= 4096 < whole.net.tree.count * 2 * 2 * 2 * 4 * 8 <= whole.net.bytes
     assert torch.equal(gk.sample(whole, 16, **run).x, a.x)  # all is kept already
+    other = copy.deepcopy(whole)
+    assert other.net.bytes == 0 and torch.equal(gk.sample(other, 16, **run).x, a.x)
     whole.net.forget()
     assert whole.net.bytes == 0
 

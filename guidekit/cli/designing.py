@@ -102,18 +102,19 @@ class Designing:
         told = list(dict.fromkeys(" ".join(str(w.message).split()) for w in caught))
         for text in told:
             self.tell(text)
-        scores = {k: v.tolist() for k, v in execute.score_parts(task.parts, result).items()}
+        sets = {"screening": screened, "designs": result} if screened is not None else {"designs": result}
+        scored = {name: execute.score_parts(task.parts, r) for name, r in sets.items()}
+        summary = self._summary(task, sets, scored, told)
+        scores = {k: v.tolist() for k, v in scored["designs"].items()}
         if self.out is not None:
-            result.save(self.out / "result")
-            if screened is not None:
-                screened.save(self.out / "screening" / "result")
-            self._write(task, result, screened, scores, told)
+            for name, r in sets.items():
+                r.save(self.out / _PLACES[name])
+            self._write(task, result, scores, summary)
         if task.dock is not None:
             scores |= {task.dock.name: _docked(task.dock, result.samples, self.dock)}
             if self.out is not None:
-                self._write(task, result, screened, scores, told)
-        docked = None if task.dock is None else task.dock.name
-        found = _rows(result, task.domain, scores, docked)
+                self._write(task, result, scores, summary)
+        found = _rows(result, task.domain, scores, None if task.dock is None else task.dock.name)
         return [{k: None if v != v else v for k, v in row.items()} for row in found]
 
     def _found(self, task: Task, folder: Path | None, **other: Any) -> Result:
@@ -135,9 +136,7 @@ class Designing:
         alone: dict[str, Any] = {"proposals": [search.Fresh()], "surrogate": False}
         return self._found(task, folder, **alone)
 
-    def _write(
-        self, task: Task, result: Result, screened: Result | None, scores: dict[str, list[float]], told: list[str]
-    ) -> None:
+    def _write(self, task: Task, result: Result, scores: dict[str, list[float]], summary: dict[str, Any]) -> None:
         """The files of the folder, apart from those of the loop."""
         assert self.out is not None
         docked = task.dock.name if task.dock is not None and task.dock.name in scores else None
@@ -152,24 +151,24 @@ class Designing:
             export.fasta(self.out / "designs.fasta", samples, numbers, [None] * len(result))
         elif task.domain == "images":
             export.images(self.out, samples)
-        write_summary(self.out, self._summary(task, result, screened, told))
+        write_summary(self.out, summary)
         if self.report:
             from ..report import write
 
             write(self.out)
 
-    def _summary(self, task: Task, result: Result, screened: Result | None, told: list[str]) -> dict[str, Any]:
+    def _summary(
+        self, task: Task, sets: dict[str, Result], scored: dict[str, dict[str, Tensor]], told: list[str]
+    ) -> dict[str, Any]:
         """The content of summary.json."""
         parts, c = task.parts, self.config
-        every = [("screening", screened), ("designs", result)]
-        listed = [(name, r, execute.score_parts(parts, r)) for name, r in every if r is not None]
-        rows = [table.row(name, r, task.domain, scores) for name, r, scores in listed]
+        rows = [table.row(name, r, task.domain, scored[name]) for name, r in sets.items()]
         columns = table.columns(task.domain, True, [p.name for p in parts], False)
         kept = [k for k in columns if any(row.get(k) is not None for row in rows)]
         return {
             "title": c.title or "", "domain": task.domain, "model": displayed(c.model), "reward": task.reward.name,
             "holdout": None, "components": [p.name for p in parts], "weights": {p.name: p.weight for p in parts},
-            "constant": list(table.constant([scores for _, _, scores in listed])), "search": None, "best_of": None,
+            "constant": list(table.constant(list(scored.values()))), "search": None, "best_of": None,
             "guides": [displayed(text) for text in c.guides], "columns": kept,
             "better": {k: way for k, way in execute.better(parts).items() if k in kept},
             "rows": [{"name": row["name"], **{k: row.get(k) for k in kept}} for row in rows], "warnings": told,
@@ -197,6 +196,7 @@ _SOURCES: dict[str, list[Proposal]] = {
     "molecules": [search.GraphOperators(), search.Fresh()],
     "dna": [search.Crossover(), search.Regrow(), search.Fresh()],
 }
+_PLACES = {"designs": "result", "screening": "screening/result"}
 _CONTENTS = {"molecules": "smiles", "dna": "sequence"}
 
 

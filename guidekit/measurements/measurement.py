@@ -48,7 +48,7 @@ class Measurement(Reward):
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
     >>> measured = gk.Measurement(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0]), noise=1.0)
-    >>> result = gk.sample(base, 4000, steps=50, guides=[gk.TDS(measured, 1.0)])
+    >>> result = gk.sample(base, 2000, steps=30, guides=[gk.FKSteering(measured, 1.0)])
     >>> exact = torch.distributions.Normal(0.0, 3**0.5).log_prob(torch.tensor(2.0))  # y ~ N(0, 1 + 1 + 1)
     >>> bool((result.log_z - exact).abs() < 0.1)
     True

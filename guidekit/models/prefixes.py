@@ -57,12 +57,20 @@ class Prefixes(nn.Module):
 
     def __init__(self, net: Any, end: int | None = None, limit: int = 1 << 30):
         super().__init__()
-        self.net, self.vocab, self.end = net, net.vocab, end
+        self.net, self.vocab, self.end, self.limit = net, net.vocab, end, limit
         self.tree, self._mark, self._lock = Tree(limit), None, Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies keep nothing."""
+        return {k: v for k, v in vars(self).items() if k not in ("tree", "_mark", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.tree, self._mark, self._lock = Tree(self.limit), None, Lock()
 
     def forget(self) -> None:
         """Keep nothing of what was met so far."""
-        self.tree = Tree(self.tree.limit)
+        self.tree = Tree(self.limit)
 
     @property
     def bytes(self) -> int:

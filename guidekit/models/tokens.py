@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..process import LOG_ZERO, Lengths, Masked, Uniform
+from ..process import LOG_ZERO, Blackout, Lengths, Masked, Uniform
 from .base import Encoded, Model
 from .evaluations import rows_of
 
@@ -30,7 +30,7 @@ class _TokenModel(Model):
         self.vocab_size, self.length = vocab_size, length
         super().__init__(net, self._process(), (length,), decode, encode_cond, null, dtype, device, read)
 
-    def _process(self) -> Masked | Uniform:
+    def _process(self) -> Masked | Uniform | Blackout:
         raise NotImplementedError(f"{type(self).__name__} does not say what its noise is")
 
     def facts(self) -> list[str]:
@@ -148,3 +148,41 @@ class UniformModel(_TokenModel):
 
     def _process(self) -> Uniform:
         return Uniform(self.vocab_size)
+
+
+class BlackoutModel(_TokenModel):
+    """A network of counts, 0 to vocab_size - 1, as a base model whose noise is the death of their units.
+
+    predicts   "counts": net(x, t, cond) -> logits of the clean counts (rows, length, vocab_size). "births": the mean of
+               x_0 - x_t, (rows, length), which is taken to be that of a binomial of what may still come; it decides the
+               rates of births, and so the samples in the limit of many steps
+
+    Other arguments are as in `MaskedModel`; see `guidekit.process.blackout`.
+
+    >>> import torch, guidekit as gk
+    >>> model = gk.BlackoutModel(lambda x, t, cond: 3.0 * t[:, None].expand(x.shape), 8, 4, predicts="births")
+    >>> gk.sample(model, 2, steps=6).x.shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(self, net: Callable[[Tensor, Tensor, Any], Tensor], vocab_size: int, length: int, *args: Any,
+                 predicts: str = "counts", **options: Any):  # fmt: skip
+        if predicts not in ("counts", "births"):
+            raise ValueError(f"predicts={predicts!r}: there is 'counts' and 'births'")
+        self.predicts = predicts
+        super().__init__(net, vocab_size, length, *args, **options)
+
+    def _process(self) -> Blackout:
+        return Blackout(self.vocab_size)
+
+    def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+        if self.predicts == "counts":
+            return super().__call__(x, t, cond)
+        most = (self.vocab_size - 1 - x).double()[..., None]  # that may still come
+        mean = self._forward(x, t, cond, (self.length,)).double()[..., None]
+        share = torch.where(most > 0, mean / most, 0.0).clamp(0, 1)
+        n = torch.arange(self.vocab_size, device=x.device) - x[..., None]
+        k = n.clamp(min=0).minimum(most)
+        log_p = (most + 1).lgamma() - (k + 1).lgamma() - (most - k + 1).lgamma()
+        log_p = log_p + torch.xlogy(k, share) + torch.xlogy(most - k, 1 - share)
+        return torch.where(n < 0, LOG_ZERO, log_p).clamp(min=LOG_ZERO).to(self.dtype)

@@ -31,6 +31,7 @@ class Lengths(Masked):
 
     def within(self, noise: Any, low: Tensor, high: Tensor) -> Tensor:
         """The first states of rows whose lengths lie from `low` to `high`, (1 or rows,)."""
+        assert self.end is not None
         place = torch.arange(len(self.lengths), device=noise.device)
         length = 1 + (self.chances(low, high) + noise[..., self.V]).argmax(-1, keepdim=True)
         return torch.where(place < length, self.V, self.end)  # type: ignore[arg-type, call-overload]

@@ -12,10 +12,12 @@ from .evolution import Evolution, evolution
 from .flowopt import flowopt
 from .gradient import gradient, gradients
 from .informed import informed
+from .lsd import lsd
 from .paths import paths
 from .random_search import Random, random
 from .share import share
 from .space import Space
+from .strength import Strength, strength
 from .subspace import Subspace, subspace
 from .zero_order import ZeroOrder, zero_order
 
@@ -37,6 +39,7 @@ __all__ = [
     "Regrow",
     "Space",
     "Strategy",
+    "Strength",
     "Study",
     "Subspace",
     "Surrogate",
@@ -48,10 +51,12 @@ __all__ = [
     "gradient",
     "gradients",
     "informed",
+    "lsd",
     "paths",
     "random",
     "run",
     "share",
+    "strength",
     "subspace",
     "zero_order",
 ]

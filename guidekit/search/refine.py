@@ -94,6 +94,7 @@ def evolve(
     require: Callable[[Any], Any] | None = None,
     known: Any = None,
     diversity: int | None = None,
+    distinct: int | None = None,
     content: str | None = None,
     rounds: int | None = None,
     level: float | None = None,
@@ -122,6 +123,8 @@ def evolve(
     require     a function of samples, true for those that may be asked: a constraint on all proposals
     known       what was measured before: a CSV file with columns sample and value, or a pair (samples, values)
     diversity   of molecules: no Bemis-Murcko scaffold is asked more often than this
+    distinct    of tokens: samples that are returned differ from each other at so many places at least, and parents are
+                the best ones that do
     content     what the model's texts are, if it does not say so: "smiles", "sequence" or "text"
     steps       of a run of the model; None is one for each place of a row of tokens, at most 50
     checkpoint  a folder: every call is written to `calls.csv`, and the same call resumes, or goes on with a larger
@@ -149,7 +152,7 @@ def evolve(
     if budget is not None and not isinstance(budget, Budget):
         raise TypeError(f"budget={budget!r}: a gk.search.Budget is needed, like gk.search.Budget(calls=2000)")
     design = {"n": n, "proposals": proposals, "population": population, "batch": batch, "require": require}
-    design |= {"known": known, "diversity": diversity, "content": content}
+    design |= {"known": known, "diversity": diversity, "distinct": distinct, "content": content}
     given = design if by_rounds else {"rounds": rounds, "level": level, "offspring": offspring}
     if wrong := [name for name, value in given.items() if value is not None]:
         if by_rounds:

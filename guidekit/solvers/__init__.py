@@ -1,7 +1,7 @@
 """Solvers: coefficient tables over a time grid for Gaussian processes (see `guidekit.solvers.base`), and rules by which
 tokens move (see `guidekit.solvers.token_solver`)."""
 
-from . import schedules, times
+from . import drifts, schedules, times
 from .ancestral import Ancestral
 from .base import Move, Point, Solver, fractions, starting_at
 from .belm import BELM
@@ -22,6 +22,7 @@ from .fs_dfm import FSDFM
 from .ghvb import GHVB, HeavyBall
 from .heun import Euler, Heun
 from .langevin import Langevin
+from .lsd import LSD
 from .pndm import PNDM
 from .pseudo_heun import PseudoHeun
 from .remdm import ReMDM
@@ -40,6 +41,7 @@ __all__ = [
     "ERSDE",
     "FSDFM",
     "GHVB",
+    "LSD",
     "PNDM",
     "Ancestral",
     "Blocks",
@@ -67,6 +69,7 @@ __all__ = [
     "Table",
     "TauLeaping",
     "UniPC",
+    "drifts",
     "fit",
     "fractions",
     "schedules",

@@ -56,6 +56,14 @@ def karras(schedule: Schedule | None, steps: int, t_max: float = 1.0, rho: float
     return _spaced(schedule, steps, t_max, "karras", between)
 
 
+def levels(schedule: Schedule, count: int, t_max: float = 1.0) -> tuple[list[float], float]:
+    """count + 1 times, upwards, between which log(sigma/alpha) rises evenly from its end to its start in `log_snr`, and
+    by how much."""
+    low, high = _limits(schedule, t_max)
+    ratios = torch.logspace(math.log10(low), math.log10(high), count + 1, dtype=torch.float64)
+    return _inverse(schedule, ratios, t_max).tolist(), math.log(high / low) / count
+
+
 def arctan(schedule: Schedule | None, steps: int, t_max: float = 1.0) -> list[float]:
     """Times evenly spaced in the angle of noise and signal; on a cosine schedule these are even times."""
 
@@ -130,11 +138,16 @@ def _spaced(schedule: Schedule | None, steps: int, t_max: float, name: str, betw
     """t_max, then the times at which sigma/alpha takes the values that `between` returns, then 0."""
     if schedule is None:
         raise ValueError(f"the time grid {name!r} needs a noise schedule; for tokens take 'uniform' or 'cosine'")
-    low, high = _ratio(schedule, torch.tensor([1e-14, t_max], dtype=torch.float64)).tolist()
-    low, high = (low if low > 1e-6 else _LOW), (high if math.isfinite(high) else _HIGH)
+    low, high = _limits(schedule, t_max)
     u = torch.linspace(0, 1, max(steps, 2), dtype=torch.float64)[:steps]
     inner = _inverse(schedule, between(low, high, u), t_max)
     return [t_max, *inner.tolist()[1:], 0.0]
+
+
+def _limits(schedule: Schedule, t_max: float) -> tuple[float, float]:
+    """The values of sigma/alpha at the end and at the start of a grid."""
+    low, high = _ratio(schedule, torch.tensor([1e-14, t_max], dtype=torch.float64)).tolist()
+    return (low if low > 1e-6 else _LOW), (high if math.isfinite(high) else _HIGH)
 
 
 def _ratio(schedule: Schedule, t: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def load(name: str, device: torch.device | str | None = None, ahead: bool = True
 
     ahead   of molecules, whose tokens are drawn from the left: whether predictions say something of all tokens to come,
             which look-aheads at the reward read. Without it the network is asked for the next token alone and keeps its
-            states of those before (`guidekit.models.prefixes`), in a fraction of the time; look-aheads then see the
+            states of those before (`guidekit.models.prefixes`), which takes less time; look-aheads then see the
             molecule so far. Samples have the same law
     """
     own = card(name)

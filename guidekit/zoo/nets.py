@@ -245,6 +245,8 @@ class OrderedNet(nn.Module):
     own k (`taught`), trains all positions of a sequence at once. Token 0 ends a sequence; only it may follow.
     """
 
+    timed = False
+
     def __init__(self, vocab: int, length: int, classes: int, width: int = 256, depth: int = 4):
         super().__init__()
         self.vocab, self.length = vocab, length
@@ -297,6 +299,8 @@ class PrefixNet(nn.Module):
     factors) holds a class for each factor, or its number of classes for none: any may be left out. Rows may be
     truncated.
     """
+
+    timed = False
 
     def __init__(self, vocab: int, length: int, classes: Sequence[int], width: int = 256, depth: int = 4):
         super().__init__()

@@ -37,8 +37,8 @@ class Oracle(Molecule):
 class DRD2(Oracle):
     """Probability that a molecule is active at the dopamine receptor DRD2.
 
-    >>> DRD2()(["Fc1ccc(cc1)C(=O)CCCN1CCC(O)(CC1)c1ccc(Cl)cc1", "CCO"]).round(decimals=2).tolist()  # haloperidol
-    [1.0, 0.0]
+    >>> (DRD2()(["Fc1ccc(cc1)C(=O)CCCN1CCC(O)(CC1)c1ccc(Cl)cc1", "CCO"]) > 0.99).tolist()  # haloperidol, ethanol
+    [True, False]
     """
 
     name = "DRD2"

@@ -116,15 +116,10 @@ class Within(Guide):
             return -before, view.zeros()
         assert view.prediction is not None and view.step.move is not None and self.language is not None
         kernel = constrained(view.model.process, view.x, view.prediction, view.step.move, self.language, view.group)
-        if memo is None:
-            self._check_probable(kernel)
-        return kernel.accepted - before, kernel.accepted
-
-    def _check_probable(self, kernel: Constrained) -> None:
-        """Raise where no token that the constraint allows has any probability, at the start of the run."""
-        never = ((kernel.given * kernel.allowed).sum(-1) <= 2 * LEAST * kernel.p.shape[-1]).any(0)
-        if bool(never.any()):
-            self.refuse(never.nonzero()[:, 0].tolist())
+        never = (kernel.given * kernel.allowed).sum(-1) <= 2 * LEAST * kernel.p.shape[-1]
+        if memo is None and bool(never.any()):  # where no token that is allowed has any probability, at the start
+            self.refuse(never.any(0).nonzero()[:, 0].tolist())
+        return torch.where(never.any(1), -torch.inf, kernel.accepted - before), kernel.accepted
 
     def refuse(self, places: list[int]) -> None:
         """Raise the error for positions of which no allowed token has any probability."""

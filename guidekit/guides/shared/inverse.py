@@ -11,6 +11,7 @@ from ...engine.card import Card
 from ...engine.guide import Guide
 from ...engine.view import View
 from ...measurements.measurement import Problem, listed, problem
+from ...models.analytic import ExactReverse
 from ...models.base import Model
 from ...process import Gaussian
 from ...solvers import Move
@@ -41,6 +42,11 @@ class Inverse(Guide):
         return super().regrouped(model, groups, of).bind(model)
 
     def check(self, model: Model, steps: int) -> None:
+        if isinstance(model.process, ExactReverse):
+            raise ValueError(
+                f"{type(self).__name__} changes predictions or moves, and the exact reverse process has its own moves: "
+                "take the mixture itself, without exact()"
+            )
         if self.moving and self.steer:
             raise ValueError(
                 f"{type(self).__name__}(steer=True): it makes moves of its own, for which no weights correct"
