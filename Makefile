@@ -8,9 +8,10 @@ TESTED := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.ve
 
 .PHONY: demo test test-slow test-newest lint format docs bench clean
 
-demo: $(READY)  ## design molecules with a bundled model; a table and a report under out/demo
-	$(BIN)/guidekit sample molecules --reward qed --reward sa:0.5 --guide svdd:candidates=10,alpha=0.02 -n 64 --steps 20 \
-		--compare --overwrite --out out/demo
+demo: $(READY)  ## design molecules with 400 calls of a reward, beside screening; a table and a report under out/demo
+	rm -rf out/demo
+	OMP_NUM_THREADS=1 $(BIN)/guidekit design molecules --reward objective:perindopril_mpo --require 'alerts.left_step(0)' \
+		--require 'sa.left_step(4)' --diversity 10 --budget 400 --compare --out out/demo
 
 test: $(READY)  ## the whole test suite, without the long statistical runs
 	$(BIN)/python -m pytest -n auto -m "not slow"

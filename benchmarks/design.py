@@ -13,10 +13,7 @@ longer run adds to them.
 from __future__ import annotations
 
 import argparse
-import csv
-import heapq
 import json
-import random
 import tempfile
 import time
 import warnings
@@ -29,9 +26,8 @@ from typing import Any
 import torch
 
 import guidekit as gk
-from guidekit import random as addressed
+from guidekit.jobs import pmo
 from rewards.molecules import objective
-from rewards.molecules.descriptors import canonical
 
 ROOT = Path(__file__).parent.parent
 S = gk.search
@@ -46,55 +42,17 @@ EVOLVE: dict[str, dict[str, Any]] = {
 METHODS = ("screening", "mol_ga", *EVOLVE)
 
 
-def molecules(model: gk.Model, count: int, seed: int) -> list[str]:
-    """Distinct molecules of the model."""
-    found: dict[str, None] = {}
-    part = 0
-    while len(found) < count:
-        key = int(addressed.fold(addressed.fold(addressed.key(seed), "benchmark"), part))
-        for smiles in gk.sample(model, 100, steps=model.shape[0], seed=key, batch_size=100).samples:
-            if (name := canonical(smiles)) is not None:
-                found.setdefault(name)
-        part += 1
-    return list(found)[:count]
-
-
 def evolved(model: gk.Model, task: str, first: list[str], calls: int, seed: int, **options: Any) -> list[float]:
     """The rewards of all calls of a design loop, in order."""
     with tempfile.TemporaryDirectory() as folder:
-        budget = S.Budget(calls=calls)
-        gk.evolve(
-            model, first, objective(task), budget=budget, n=10, seed=seed, checkpoint=folder, population=len(first),
-            **options,
-        )  # fmt: skip
-        with (Path(folder) / "calls.csv").open(encoding="utf-8", newline="") as file:
-            return [float(row["value"]) for row in csv.DictReader(file)]
-
-
-def by_mol_ga(task: str, first: list[str], calls: int, seed: int) -> list[float]:
-    """The rewards of all calls of mol_ga with its own settings, 50 children a generation, in order."""
-    from mol_ga import default_ga  # type: ignore[import-not-found]
-
-    reward, found = objective(task), list[float]()
-
-    def score(smiles: list[str]) -> list[float]:
-        values = reward(smiles).nan_to_num(0.0).tolist()
-        found.extend(values)
-        return values
-
-    generations = 2 * (calls - len(first)) // 50  # children that are known already cost nothing
-    default_ga(first, score, generations, 50, rng=random.Random(seed))
-    return found[:calls]
+        return [c.value for c in pmo.evolved(model, objective(task), first, calls, seed, Path(folder), **options)]
 
 
 def measured(values: Sequence[float]) -> dict[str, float]:
     """The mean of the ten best, and its mean over all calls."""
-    top: list[float] = []
-    curve = list[float]()
-    for value in values:
-        top = heapq.nlargest(10, [*top, value if value == value else 0.0])
-        curve.append(mean(top))
-    return {"top10": curve[-1], "area": mean(curve), "best": top[0], "calls": len(curve)}
+    curve = pmo.curve(values)
+    best = max(value for value in values if value == value)
+    return {"top10": curve[-1], "area": mean(curve), "best": best, "calls": len(curve)}
 
 
 def run(model: gk.Model, method: str, task: str, drawn: list[str], calls: int, seed: int) -> dict[str, Any]:
@@ -102,7 +60,7 @@ def run(model: gk.Model, method: str, task: str, drawn: list[str], calls: int, s
     if method == "screening":
         values = objective(task)(drawn[:calls]).tolist()
     elif method == "mol_ga":
-        values = by_mol_ga(task, first, calls, seed)
+        values = [c.value for c in pmo.by_mol_ga(objective(task), first, calls, seed)]
     else:
         values = evolved(model, task, first, calls, seed, **EVOLVE[method])
     row = {"task": task, "method": method, "budget": calls, "seed": seed}
@@ -141,7 +99,7 @@ def main(arguments: list[str] | None = None, load: Callable[[], gk.Model] = lamb
     model = load()
     methods = [m for m in args.methods if m != "mol_ga" or find_spec("mol_ga") is not None]
     for seed in args.seeds:
-        drawn = molecules(model, args.calls if "screening" in methods else args.calls // 10, seed)
+        drawn = pmo.molecules(model, args.calls if "screening" in methods else args.calls // 10, seed)
         for task in args.tasks:
             for method in methods:
                 row = run(model, method, task, drawn, args.calls, seed)

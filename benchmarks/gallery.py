@@ -45,11 +45,11 @@ def label(x: Tensor, t: Tensor) -> Tensor:
     return (BASE.responsibilities(x, float(t[0])) @ nn.functional.one_hot(LABELS).float()).clamp(min=1e-30).log()
 
 
-def right(x: Tensor, t: Tensor) -> Tensor:
+def right(x: Tensor, t: Tensor | None = None) -> Tensor:
     """log p(on the right | tokens), for tokens or one-hot states; masks carry no information."""
     hot = x if x.is_floating_point() else nn.functional.one_hot(x, GRID + 1).float()
     places = torch.cat([torch.linspace(-4, 4, GRID), torch.zeros(1)]).to(hot)
-    return nn.functional.logsigmoid(2 * (hot[:, 0] @ places))
+    return nn.functional.logsigmoid(2 * (hot[:, 0] @ places[: hot.shape[-1]]))
 
 
 class Transformer(nn.Module):

@@ -1,11 +1,11 @@
 """Molecules around a part that stays: the tasks of SAFE's benchmark, by the bundled model of fragments.
 
-    python -m benchmarks.parts [--n 100] [--seeds 1] [--steered]
+    python -m benchmarks.parts [--n 100] [--seeds 1] [--steered] [--tasks linker_design ...]
 
 benchmarks/data/fragments.csv holds ten drugs with the parts to keep, as distributed with GenMol (Apache-2.0) after
 SAFE's benchmark: two ends to link, a motif to extend, a scaffold to decorate and a structure to grow. The last one has
 no open bonds, so each ten samples open one or two others of its hydrogens. n samples for each drug and task, without
-steering or with SVDD (4 candidates) for quality. Written to benchmarks/results/parts.json:
+steering or with SVDD (4 candidates) for quality. Written to benchmarks/results/parts.json, each task when it is done:
 
     validity     share of molecules
     unique       share of different ones among these
@@ -88,20 +88,17 @@ def judged(samples: list[str], drug: str, kept: str) -> dict[str, float]:
     }  # fmt: skip
 
 
-def measured(n: int, seeds: int, steered: bool) -> dict[str, Any]:
-    """Means over drugs and seeds, for each task."""
-    model = gk.zoo.load(MODEL)
+def measured(task: str, n: int, seeds: int, steered: bool) -> dict[str, Any]:
+    """Means over drugs and seeds."""
+    model, rows = gk.zoo.load(MODEL), []
     with (FOLDER / "data" / "fragments.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
-    found: dict[str, Any] = {"n": n, "seeds": seeds}
-    for task in TASKS:
-        rows = []
-        for seed, row in product(range(seeds), table):
-            kept = parts(row, task, n, np.random.default_rng(seed))
-            rows.append(judged(drawn(model, kept, n, steered, seed), row["smiles"], query(row[task])))
-        found[task] = {k: round(sum(r[k] for r in rows) / len(rows), 4) for k in rows[0]}
-        print(task, found[task], flush=True)
-    return found
+    for seed, row in product(range(seeds), table):
+        kept = parts(row, task, n, np.random.default_rng(seed))
+        rows.append(judged(drawn(model, kept, n, steered, seed), row["smiles"], query(row[task])))
+        print(task, row["name"], rows[-1], flush=True)
+    means = {k: round(sum(r[k] for r in rows) / len(rows), 4) for k in rows[0]}
+    return {"n": n, "seeds": seeds, **means}
 
 
 def query(part: str) -> str:
@@ -119,12 +116,15 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steered", action="store_true", help="with SVDD, beside what is stored of the other")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     found = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     found["model"] = gk.zoo.card(MODEL)["training"]
-    found["SVDD" if args.steered else "unsteered"] = measured(args.n, args.seeds, args.steered)
-    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    own = found.setdefault("SVDD" if args.steered else "unsteered", {})
+    for task in args.tasks:
+        own[task] = measured(task, args.n, args.seeds, args.steered)
+        args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

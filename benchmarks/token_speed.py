@@ -29,16 +29,19 @@ import guidekit as gk
 OUT = Path(__file__).parent / "results" / "token_speed.json"
 ROWS, LENGTH = 32, 200
 CASES = [(V, steps) for V in (4, 59) for steps in (50, 200, 1000)]
-Net = Callable[[Tensor, Tensor, Any], Tensor]
 
 
-def table(V: int, length: int = LENGTH) -> Net:
+class Table:
     """A network that says the same of every state."""
-    logits = torch.randn(length, V, generator=torch.Generator().manual_seed(0))
-    return lambda x, t, cond: logits.expand(len(x), -1, -1)
+
+    def __init__(self, V: int):
+        self.logits = torch.randn(LENGTH, V, generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return self.logits.expand(len(x), -1, -1)
 
 
-def plain(net: Net, V: int, steps: int) -> Tensor:
+def plain(net: Table, V: int, steps: int) -> Tensor:
     """The loop that one would write."""
     generator = torch.Generator().manual_seed(0)
     x = torch.full((ROWS, LENGTH), V)
@@ -58,7 +61,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def ratio(V: int, steps: int, repeats: int) -> dict[str, float]:
     """Milliseconds of a step of both loops, and our time over that of the plain loop."""
-    net = table(V)
+    net = Table(V)
     model = gk.MaskedModel(net, V, LENGTH)
     gk.sample(model, ROWS, steps=3)
     turns = [
@@ -69,21 +72,21 @@ def ratio(V: int, steps: int, repeats: int) -> dict[str, float]:
     return {"ours, ms": round(ours, 3), "plain, ms": round(theirs, 3), "ratio": round(ours / theirs, 3)}
 
 
-def molecules(candidates: int, steps: int = 50) -> dict[str, float]:
-    """Seconds and network rows of 64 molecules, with that many candidates of SVDD, or without it."""
+def molecules(n: int, candidates: int, steps: int = 50) -> dict[str, float]:
+    """Seconds and network rows of n molecules, with that many candidates of SVDD, or without it."""
     from rewards.molecules import QED
 
     model = gk.zoo.load("molecules")
     guides = [gk.SVDD(QED(), 0.1, candidates)] if candidates else []
-    gk.sample(model, 2, steps=steps, guides=guides)
+    gk.sample(model, 2, steps=2, guides=guides)
     began = time.process_time()
-    run = gk.sample(model, 64, steps=steps, guides=guides, seed=1)
-    return {"seconds": time.process_time() - began, "rows": run.cost.network_rows}
+    run = gk.sample(model, n, steps=steps, guides=guides, seed=1)
+    return {"seconds": round(time.process_time() - began, 2), "rows": run.cost.network_rows}
 
 
 def memory(particles: int, batch_size: int | None) -> float:
     """GiB at the peak of a process that samples so many particles in the form of the bundled DNA model."""
-    gk.sample(gk.MaskedModel(table(4), 4, LENGTH), particles, steps=4, batch_size=batch_size)
+    gk.sample(gk.MaskedModel(Table(4), 4, LENGTH), particles, steps=2, batch_size=batch_size)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -100,9 +103,9 @@ def elsewhere(folder: Path, call: str) -> Any:
 def beside(other: Path, rounds: int) -> dict[str, Any]:
     """Molecules of this checkout and of another, in turn: the least time of each."""
     found: dict[str, Any] = {"the other": commit(other)}
-    for name, candidates in (("64 molecules", 0), ("64 molecules, SVDD of 10 candidates", 10)):
+    for name, call in {"64 molecules": "64, 0", "16 molecules, SVDD of 10 candidates": "16, 10"}.items():
         turns = [
-            [elsewhere(folder, f"molecules({candidates})") for folder in (Path(__file__).parent.parent, other)]
+            [elsewhere(folder, f"molecules({call})") for folder in (Path(__file__).parent.parent, other)]
             for _ in range(rounds)
         ]
         ours, theirs = (min(side, key=lambda run: run["seconds"]) for side in zip(*turns, strict=True))
@@ -115,26 +118,34 @@ def commit(folder: Path) -> str:
     return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
 
 
+def loops(repeats: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return {f"V = {V}, {steps} steps": ratio(V, steps, repeats if steps < 1000 else 1) for V, steps in CASES}
+
+
+def memories() -> dict[str, float]:
+    here = Path(__file__).parent.parent
+    calls = {"the packages alone": "1, None", "batch_size=2048": "100_000, 2048", "at once": "100_000, None"}
+    return {name: round(elsewhere(here, f"memory({call})"), 2) for name, call in calls.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--beside", type=Path, help="another checkout of guidekit, measured in turn with this one")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1, help="how often the two checkouts take turns")
+    parser.add_argument("--repeats", type=int, default=3, help="how often the two loops take turns")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    here = Path(__file__).parent.parent
-    found: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
-    found["a step of 32 x 200 tokens"] = {
-        f"V = {V}, {steps} steps": ratio(V, steps, options.repeats if steps < 1000 else 1) for V, steps in CASES
-    }
-    found["100,000 particles of 200 letters, GiB"] = {
-        "at once": elsewhere(here, "memory(100_000, None)"),
-        "batch_size=2048": elsewhere(here, "memory(100_000, 2048)"),
-        "the packages alone": elsewhere(here, "memory(1, None)"),
+    found: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
+    parts: dict[str, Callable[[], Any]] = {
+        "a step of 32 x 200 tokens": lambda: loops(options.repeats),
+        "100,000 particles of 200 letters, GiB": memories,
     }
     if options.beside is not None:
-        found["molecules"] = beside(options.beside.resolve(), options.repeats)
-    OUT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+        parts = {"molecules": lambda: beside(options.beside.resolve(), options.rounds)} | parts
+    for name, part in parts.items():
+        found[name] = part()
+        OUT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps({name: found[name]}, indent=1), flush=True)
 
 
 if __name__ == "__main__":

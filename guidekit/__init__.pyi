@@ -36,11 +36,14 @@ from .integrations.diffusers import from_diffusers as from_diffusers
 from .jobs.config import Config as Config
 from .measurements.measurement import Measurement as Measurement
 from .models import (
+    BlackoutModel as BlackoutModel,
     Cond as Cond,
+    DriftingModel as DriftingModel,
     GaussianModel as GaussianModel,
     MaskedModel as MaskedModel,
     Model as Model,
     Null as Null,
+    RiffleModel as RiffleModel,
     UniformModel as UniformModel,
     analytic as analytic,
 )
@@ -51,6 +54,6 @@ from .search.coverage import coverage as coverage
 from .search.headhunter import headhunter as headhunter
 from .search.refine import evolve as evolve, refine as refine
 from .search.tune import tune as tune
-from .solvers import schedules as schedules, times as times
+from .solvers import drifts as drifts, schedules as schedules, times as times
 
 __version__: str

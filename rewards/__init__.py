@@ -13,6 +13,7 @@ from .combine import (
 )
 from .external import from_callable, from_command, from_module
 from .grouped import ByGroup
+from .http import from_url
 from .pooled import Pooled
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "from_callable",
     "from_command",
     "from_module",
+    "from_url",
     "geometric_mean",
     "pareto_rank",
     "standardised",

@@ -81,20 +81,21 @@ class Command(Reward):
             found = json.loads(done.stdout)
         except ValueError as error:
             raise ValueError(f"{self.command[0]} wrote no JSON: {done.stdout[:200]!r}") from error
-        found = self._endpoint(found)
-        if not isinstance(found, list) or len(found) != len(lines):
-            count = len(found) if isinstance(found, list) else type(found).__name__
-            raise ValueError(f"{self.command[0]} returned {count} scores for {len(lines)} samples; one for each")
-        return [float(v) if isinstance(v, (int, float)) else math.nan for v in found]
+        return scores_in(found, len(lines), self.command[0], self.endpoint)
 
-    def _endpoint(self, found: Any) -> Any:
-        if isinstance(found, dict):
-            found = found.get("payload", found)
-            name = self.endpoint or ("scores" if "scores" in found else next(iter(found), ""))
-            if name not in found:
-                raise ValueError(f"{self.command[0]} has no endpoint {name!r}; it has {', '.join(map(str, found))}")
-            return found[name]
-        return found
+
+def scores_in(found: Any, count: int, who: str, endpoint: str | None = None) -> list[float]:
+    """The scores of so many samples in what a program or a server wrote; NaN where there is none."""
+    payload = found.get("payload", found) if isinstance(found, dict) else found
+    if isinstance(payload, dict):
+        name = endpoint or ("scores" if "scores" in payload else next(iter(payload), ""))
+        if name not in payload:
+            raise ValueError(f"{who} has no endpoint {name!r}; it has {', '.join(map(str, payload))}"[:300])
+        payload = payload[name]
+    if not isinstance(payload, list) or len(payload) != count:
+        got = len(payload) if isinstance(payload, list) else type(payload).__name__
+        raise ValueError(f"{who} returned {got} scores for {count} samples; one for each is needed")
+    return [float(v) if isinstance(v, (int, float)) and abs(v) < 1e300 else math.nan for v in payload]
 
 
 def from_command(

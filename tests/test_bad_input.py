@@ -239,7 +239,7 @@ REFUSED = {
     "eta above 1": (lambda: gk.solvers.DDIM(eta=1.1), r"eta=1\.1.*\[0, 1\]"),
     "eta below 0": (lambda: gk.solvers.DDIM(eta=-0.1), r"eta=-0\.1.*\[0, 1\]"),
     "eta NaN": (lambda: gk.solvers.DDIM(eta=NAN), r"eta=nan.*\[0, 1\]"),
-    "order 3": (lambda: gk.solvers.DPMpp(order=3), r"DPMpp\(order=3\).*order 1 and order 2"),
+    "order 4": (lambda: gk.solvers.DPMpp(order=4), r"DPMpp\(order=4\).*order 1, order 2 and order 3"),
     "order 0": (lambda: gk.solvers.SDEDPMpp(order=0), r"SDEDPMpp\(order=0\).*order 1 and order 2"),
     "unknown prediction": (lambda: gaussian(Net(), predicts="eps"), r"'eps'.*clean, noise, score, velocity, flow"),
 }

@@ -22,7 +22,8 @@ NAMES = dict(
 
 
 def test_the_page_says_what_was_measured():
-    own = {name: FOUND[name]["n"] for name in ("unsteered", "SVDD")}
+    own = {name: FOUND[name]["linker_design"]["n"] for name in ("unsteered", "SVDD")}
+    assert all(FOUND[name][task]["n"] == n for name, n in own.items() for task in NAMES)
     assert re.search(rf"\b{own['unsteered']}\s+samples for each drug and task, {own['SVDD']}\s+with SVDD", PAGE)
     for task, name in NAMES.items():
         line = re.search(rf"^\| {name} \|(.*)\|$", PAGE, re.M)

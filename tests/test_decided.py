@@ -126,3 +126,49 @@ def test_equal_rows_are_one_only_where_their_conditions_are_equal_too():
 def test_rows_that_only_seem_equal_are_evaluated_apart(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(evaluations, "_odd", lambda part, count, device: torch.zeros(count, dtype=torch.long))
     assert evaluations.distinct(torch.tensor([[1, 2], [0, 1]]), None) is None
+
+
+class Counting:
+    """A network that is not told the time, and counts the rows that it sees."""
+
+    timed = False
+
+    def __init__(self) -> None:
+        self.table, self.rows = TokenTable(TABLE), list[Tensor]()
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        self.rows.append(x)
+        shift = 0.0 if cond is None else cond[:, None, None] * torch.tensor([1.0, 0.0, -1.0])
+        return self.table(x, 0.5, None) + shift
+
+
+@pytest.mark.parametrize("guides", GUIDES)
+def test_a_network_that_is_not_told_the_time_is_asked_again_of_no_state_of_the_step_before(guides: str):
+    net, told = Counting(), Counting()
+    told.timed = True  # type: ignore[misc]
+    once, twice = (run(gk.MaskedModel(n, V, L, dtype=torch.float64), guides, batch_size=7) for n in (net, told))
+    assert torch.equal(once.x, twice.x) and torch.equal(once.log_weights, twice.log_weights)
+    assert once.cost.network_rows == sum(map(len, net.rows)) < 0.8 * twice.cost.network_rows
+
+
+def test_states_are_known_with_their_condition_and_for_one_step():
+    net = Counting()
+    model = gk.MaskedModel(net, V, L, null=torch.tensor(0.0, dtype=torch.float64), dtype=torch.float64)
+    memory, needs = evaluations.Memory(), (evaluations.Cond(), evaluations.Null())
+
+    def asked(rows: list[int], cond: list[float], t: float, needs: Any = needs) -> tuple[int, Any]:
+        net.rows.clear()
+        states = torch.tensor([[V, V, V, V], [V, 1, V, V], [0, 1, V, V], [V, 2, 1, V]])
+        of = states[rows], t, torch.tensor(cond, dtype=torch.float64), lambda rows: None
+        found = evaluations.evaluate(model, needs, *of, memory=memory)
+        expected = evaluations.evaluate(model, needs, *of)
+        assert all(torch.equal(found[need], expected[need]) for need in needs)
+        return sum(map(len, net.rows)) - len(needs) * len({*zip(rows, cond, strict=True)}), found
+
+    assert asked([0, 1, 1], [1.0, 1.0, 1.0], 0.9)[0] == 4  # two different rows, in two branches
+    assert asked([2], [1.0], 0.9)[0] == 2  # another part of the same step
+    assert asked([2, 0, 1], [1.0, 1.0, 2.0], 0.8)[0] == 2  # the last one has another condition
+    assert asked([2, 3, 0], [1.0, 1.0, 1.0], 0.7)[0] == 2
+    assert asked([1], [1.0], 0.6)[0] == 2  # forgotten
+    assert asked([1], [1.0], 0.5, needs[:1])[0] == 0
+    assert asked([1], [1.0], 0.4)[0] == 2  # of the last step only one branch is known

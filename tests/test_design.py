@@ -14,6 +14,7 @@ from torch import Tensor
 
 import guidekit as gk
 from guidekit.search.design import Design
+from rewards import Reward
 from rewards.molecules import objective
 from rewards.molecules.descriptors import canonical
 
@@ -427,29 +428,6 @@ DRUGS = [
 ]  # fmt: skip
 
 
-def test_the_command_line_writes_a_table_and_the_calls(tmp_path: Path):
-    from typer.testing import CliRunner
-
-    from guidekit.cli.app import app
-
-    (tmp_path / "leads.smi").write_text("\n".join(DRUGS[:10]) + "\n", encoding="utf-8")
-    out = tmp_path / "out"
-    options = ["--start", str(tmp_path / "leads.smi"), "--budget", "60", "-n", "4", "-o", str(out), "--require", "logp"]
-    done = CliRunner().invoke(app, ["design", "molecules", "-r", "qed", *options, "--debug"])
-    assert done.exit_code == 0, done.output
-    with (out / "designs.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    with (out / "calls.csv").open(encoding="utf-8", newline="") as file:
-        calls = list(csv.DictReader(file))
-    assert len(rows) == 4 and len(calls) == 60 and {row["sample"] for row in rows} <= {c["sample"] for c in calls}
-    from rewards.molecules import QED, LogP
-
-    for row in rows:
-        assert LogP()([row["sample"]]) > 0
-        assert float(row["reward"]) == pytest.approx(float(QED()([row["sample"]])))
-    assert len(gk.load_result(out / "result")) == 4
-
-
 def test_the_tables_of_the_page_are_those_of_the_stored_runs():
     import json
 
@@ -460,3 +438,90 @@ def test_the_tables_of_the_page_are_those_of_the_stored_runs():
     page = (root / "docs" / "search.md").read_text(encoding="utf-8")
     for calls in sorted({row["budget"] for row in rows}):
         assert "\n".join(lines(rows, calls)) in page
+
+
+# informed moves as a proposal ----------------------------------------------------------------------------------------
+
+
+class Smooth(Reward):
+    """The landscape, of texts and of one-hot rows."""
+
+    differentiable = True
+
+    def score(self, samples):
+        if not isinstance(samples, Tensor):
+            return landscape(samples)
+        hot = samples.double()
+        length = hot.shape[1]
+        pairs = torch.einsum("ria,rib,iab->r", hot[:, :-1], hot[:, 1:], _PAIRS[: length - 1])
+        return (hot * _WEIGHTS[:length]).sum((1, 2)) + pairs
+
+
+def test_informed_moves_find_more_than_crossovers_for_the_same_calls():
+    """Mean of the best ten after 200 calls, gradients included."""
+    found = {}
+    for proposal in (S.Informed(), S.Crossover()):
+        options = {"budget": Budget(calls=200), "proposals": [proposal], "steps": 10, "surrogate": False}
+        result = gk.evolve(letters(LONG), 10, Smooth(), **options)
+        assert result.cost.reward_calls == 200
+        found[proposal.name] = result.trace[-1]["top10"]
+    assert found["Informed"] > found["Crossover"] + 1
+
+
+def test_gradients_are_calls_of_the_budget_and_a_loop_with_them_can_be_extended(tmp_path: Path):
+    options = {"proposals": [S.Informed(children=3), S.Crossover()], "steps": 5, "surrogate": False, "population": 20}
+    run = lambda calls, folder=None: gk.evolve(  # noqa: E731
+        letters(), 5, Smooth(), budget=Budget(calls=calls), checkpoint=folder, **options
+    )
+    for calls in (37, 60):
+        assert run(calls).cost.reward_calls == calls > len(set(asked))
+        asked.clear()
+    run(37, tmp_path / "loop")
+    same(run(60, tmp_path / "loop"), run(60))
+
+
+def test_informed_moves_keep_the_constraints_of_the_guides():
+    keep = gk.Keep(template=[None] * 2 + [3] * 3 + [None] * 9)
+    options = {"budget": Budget(calls=80), "proposals": [S.Informed()], "guides": [keep], "steps": 5}
+    found = gk.evolve(letters(), 5, Smooth(), **options)
+    assert all(text[2:5] == "DDD" for text in found.samples) and found.rewards.std() > 0
+
+
+def test_informed_moves_say_what_they_do_not_serve():
+    ordered = gk.MaskedModel(flat, 4, LENGTH, decode=spelled, read=numbered, ordered=True)
+    for message, model, reward, guides in (
+        ("fills its places in any order", ordered, Smooth(), []),
+        ("does not say it is differentiable", letters(), landscape, []),
+        ("constraints alone, and the guides have SVDD", letters(), Smooth(), [gk.SVDD(landscape, candidates=2)]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gk.evolve(model, 5, reward, budget=Budget(calls=60), proposals=[S.Informed()], guides=guides)
+    assert "Informed" in gk.evolve(letters(), 5, Smooth(), budget=Budget(calls=70), steps=5).trace[-1]["shares"]
+    assert "Informed" not in gk.evolve(letters(), 5, landscape, budget=Budget(calls=70), steps=5).trace[-1]["shares"]
+
+
+def test_distinct_designs_differ_as_much_as_asked_and_the_loop_looks_for_them():
+    """The best ten of a loop are relatives; ten that differ at eight of thirty places are worth more if it says so from
+    the start, and are not less than eight apart."""
+    options = {"budget": Budget(calls=200), "steps": 10, "proposals": [S.Crossover()], "surrogate": False, "seed": 1}
+    plain = gk.evolve(letters(LONG), 200, landscape, **options)
+    assert _apart(plain.x[:10]) < 8
+    best: list[int] = []
+    for i in range(len(plain)):
+        if len(best) < 10 and (not best or int((plain.x[i] != plain.x[best]).sum(1).min()) >= 8):
+            best.append(i)
+    found = gk.evolve(letters(LONG), 10, landscape, distinct=8, **options)
+    assert len(found) == 10 and _apart(found.x) >= 8
+    assert found.rewards.mean() > plain.rewards[best].mean()  # type: ignore[union-attr, index]
+    assert (found.rewards.diff() <= 0).all()  # type: ignore[union-attr]
+    with pytest.warns(UserWarning, match="samples differ at 29 places or more, 10 were wanted"):
+        few = gk.evolve(letters(LONG), 10, landscape, distinct=29, **options | {"budget": Budget(calls=60)})
+    assert 0 < len(few) < 10
+    with pytest.raises(ValueError, match="distinct=3 counts places at which tokens differ"):
+        gk.evolve(gk.zoo.load("molecules"), 5, landscape, distinct=3)
+
+
+def _apart(x: Tensor) -> int:
+    """The smallest number of places at which two rows differ."""
+    pairs = (x[:, None] != x).sum(-1)
+    return int(pairs[~torch.eye(len(x), dtype=torch.bool)].min())

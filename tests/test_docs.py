@@ -128,8 +128,15 @@ def test_the_table_beside_diffusers_is_that_of_the_stored_run():
 def test_the_table_of_token_solvers_is_that_of_the_stored_run():
     found = json.loads((ROOT / "benchmarks" / "results" / "tokens.json").read_text(encoding="utf-8"))
     lines = runpy.run_path(str(ROOT / "benchmarks" / "tokens.py"))["lines"](found)
-    assert len(lines) == 15
+    assert len(lines) == 16
     assert "\n".join(lines) in (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_informed_moves_is_that_of_the_stored_run():
+    found = json.loads((ROOT / "benchmarks" / "results" / "informed.json").read_text(encoding="utf-8"))
+    lines = runpy.run_path(str(ROOT / "benchmarks" / "informed.py"))["lines"](found)
+    assert len(lines) == 2 + len(found["rows"]) >= 7
+    assert "\n".join(lines) in (ROOT / "docs" / "dna.md").read_text(encoding="utf-8")
 
 
 def public(module: ModuleType) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import math
 from dataclasses import replace
@@ -18,6 +19,10 @@ from guidekit.report import export
 from rewards import dna
 from rewards.molecules import metrics
 from rewards.molecules.descriptors import canonical
+
+
+def measured(*given) -> dict:
+    return evaluation.evaluated(*given)[0]
 
 
 def result(samples, rewards=None):
@@ -136,7 +141,7 @@ def test_molecules_of_an_sdf_are_read_as_they_were_written(tmp_path):
     smiles = ["CCO", "c1ccccc1O", "CC(=O)Nc1ccc(O)cc1"]
     export.molecules(tmp_path, smiles, {})
     assert export.read(tmp_path / "samples.sdf", "molecules") == [canonical(s) for s in smiles]
-    found, same = (evaluation.metrics(tmp_path / f"samples.{v}", "molecules", None, ["qed"]) for v in ("sdf", "smi"))
+    found, same = (measured(tmp_path / f"samples.{v}", "molecules", None, ["qed"]) for v in ("sdf", "smi"))
     assert found == same and found["samples"] == 3 and found["validity"] == 1.0
     text = (tmp_path / "samples.sdf").read_text()
     broken = text.replace(" O   0", " Xx  0", 1)  # an atom that is none
@@ -145,7 +150,35 @@ def test_molecules_of_an_sdf_are_read_as_they_were_written(tmp_path):
     (tmp_path / "one.mol").write_text(text.split("M  END")[0] + "M  END\n")
     assert export.read(tmp_path / "one.mol", "molecules") == ["CCO"]
     with pytest.raises(ConfigError, match="an SDF file holds molecules, not dna"):
-        evaluation.metrics(tmp_path / "samples.sdf", "dna", None, [])
+        measured(tmp_path / "samples.sdf", "dna", None, [])
+
+
+def test_an_sdf_is_known_by_its_content_and_files_may_be_compressed(tmp_path):
+    smiles = ["CCO", "c1ccccc1O"]
+    export.molecules(tmp_path, smiles, {}, "designs", [1, 0])
+    data = (tmp_path / "designs.sdf").read_bytes()
+    for name, content in (("a.txt", data), ("b.SDF", data.replace(b"\n", b"\r\n")), ("c.sdf.gz", gzip.compress(data))):
+        (tmp_path / name).write_bytes(content)
+        assert export.read(tmp_path / name, "molecules") == [canonical("c1ccccc1O"), "CCO"], name
+    assert (tmp_path / "designs.smi").read_text() == "Oc1ccccc1 00001\nCCO 00000\n"
+    (tmp_path / "d.smi.gz").write_bytes(b"CCO")
+    with pytest.raises(ValueError, match="not a gzip file"):
+        export.read(tmp_path / "d.smi.gz", "molecules")
+
+
+def test_tables_without_a_name_for_their_molecules_are_read(tmp_path):
+    tables = {
+        "structure.csv": "Structure,id\nCCO,1\nCC,2\n",
+        "bare.csv": "ethanol,CCO\nethane,CC\n",
+        "commas.smi": "CCO,ethanol\nCC;ethane\n",
+        "ragged.csv": "id,smiles\n1,CCO\n2,CC,more\n",
+    }
+    for name, text in tables.items():
+        (tmp_path / name).write_text(text)
+        assert export.read(tmp_path / name, "molecules") == ["CCO", "CC"], name
+    (tmp_path / "odd.csv").write_text("id,what\n1,CCO\n2,no molecule\n")
+    with pytest.raises(ValueError, match="a column sample, smiles or sequence is needed"):
+        export.read(tmp_path / "odd.csv", "molecules")
 
 
 @pytest.mark.parametrize(
@@ -186,21 +219,21 @@ def test_a_line_that_names_the_column_is_no_molecule(tmp_path):
 def test_a_file_of_another_domain_is_refused(tmp_path, name, text, domain, said):
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=said):
-        evaluation.metrics(tmp_path / name, domain, None, [])
+        measured(tmp_path / name, domain, None, [])
 
 
 def test_molecules_that_could_be_letters_of_dna_and_ambiguous_dna_are_evaluated(tmp_path):
     (tmp_path / "a.smi").write_text("CCN\nCNC\nCCCCCC\nCS\n")
-    assert evaluation.metrics(tmp_path / "a.smi", "molecules", None, [])["validity"] == 1.0
+    assert measured(tmp_path / "a.smi", "molecules", None, [])["validity"] == 1.0
     (tmp_path / "a.fa").write_text(">x\nACGTNRYK\n>y\nacgu-acgu\n")
-    assert evaluation.metrics(tmp_path / "a.fa", "dna", None, [])["samples"] == 2
+    assert measured(tmp_path / "a.fa", "dna", None, [])["samples"] == 2
 
 
 def test_metrics_of_a_file_are_those_of_the_rewards(tmp_path):
     smiles, known = ["CCO", "OCC", "c1ccccc1", "C1CC"], ["CCO", "CCC"]
     (tmp_path / "a.smi").write_text("\n".join(smiles))
     (tmp_path / "b.smi").write_text("\n".join(known))
-    found = evaluation.metrics(tmp_path / "a.smi", "molecules", tmp_path / "b.smi", ["qed"])
+    found = measured(tmp_path / "a.smi", "molecules", tmp_path / "b.smi", ["qed"])
     assert found["samples"] == 4
     assert found["validity"] == 0.75
     assert found["diversity"] == metrics.internal_diversity(smiles)
@@ -215,7 +248,7 @@ def test_metrics_of_sequences_compare_with_a_reference(tmp_path):
     )
     for name, sequences in (("a.fa", mine), ("b.fa", theirs)):
         (tmp_path / name).write_text("".join(f">x\n{s}\n" for s in sequences))
-    found = evaluation.metrics(tmp_path / "a.fa", "dna", tmp_path / "b.fa", [])
+    found = measured(tmp_path / "a.fa", "dna", tmp_path / "b.fa", [])
     assert found["3-mer correlation"] == dna.kmer_correlation(mine, theirs, 3)
     assert found["6-mer correlation"] == dna.kmer_correlation(mine, theirs, 6)
     assert found["GC"] == pytest.approx(sum(s.count("G") + s.count("C") for s in mine) / 180)
@@ -230,8 +263,8 @@ def test_metrics_of_images_tell_sets_apart(tmp_path):
     for name, x in sets.items():
         (tmp_path / name).mkdir()
         export.images(tmp_path / name, x)
-    same = evaluation.metrics(tmp_path / "a" / "images", "images", tmp_path / "a" / "images", [])
-    other = evaluation.metrics(tmp_path / "a" / "images", "images", tmp_path / "b" / "images", ["brightness"])
+    same = measured(tmp_path / "a" / "images", "images", tmp_path / "a" / "images", [])
+    other = measured(tmp_path / "a" / "images", "images", tmp_path / "b" / "images", ["brightness"])
     key = "Frechet distance of 8 x 8 pixels"
     assert same[key] < 1e-3 < other[key]
     assert (same["precision"], same["recall"]) == (1.0, 1.0)
@@ -253,4 +286,4 @@ def test_what_cannot_be_evaluated_is_told(tmp_path):
         ("a.smi", "images", "brightness", "not an image"),
     ]:
         with pytest.raises(ConfigError, match=said):
-            evaluation.metrics(tmp_path / path, domain, None, [reward])
+            measured(tmp_path / path, domain, None, [reward])

@@ -459,7 +459,11 @@ def test_wrong_options_are_refused_when_the_guide_is_made(make, words: str):
         (lambda: mixture("vp"), gk.Keep(template=[0, 1, None]), "for tokens"),
         (lambda: mixture("vp"), gk.Sites(forbidden=["A"]), "is for tokens"),
         (dna, gk.Keep(template="NNN"), "3 positions and samples have 24"),
-        (dna, gk.Keep(template="NNNNNNNNNNNNNNNNNNNNNNNX"), "'X' is not one token"),
+        (
+            dna,
+            gk.Keep(template="NNNNNNNNNNNNNNNNNNNNNNNX"),
+            "'X' is not one token of this model, which writes A, C, G and T; .* IUPAC",
+        ),
         (dna, gk.Sites(forbidden=["A"], required=["GATA"]), "no sequence of 24 tokens"),
         (dna, gk.Sites(required=[[7]]), "token 7"),
         (dna, gk.MaxEdits(torch.zeros(5).long(), 1), "MaxEdits.reference"),
@@ -478,6 +482,29 @@ def test_processes_of_ones_own_that_are_masked_are_constrained_too():
     model.process = Own(4)
     x = gk.sample(model, 50, steps=4, guides=[gk.Sites(forbidden=[[0, 0]], method="replace")]).x
     assert not bool(((x[:, 1:] == 0) & (x[:, :-1] == 0)).any())
+
+
+def test_particles_that_meet_a_kept_part_without_probability_on_their_way_have_weight_zero():
+    """Whether token 2 may follow token 1 shows only once token 1 is there; before that, nothing is refused."""
+    law = torch.full((3, 3, 3), -1.0, dtype=torch.float64)
+    law[:, 1, 2] = -torch.inf
+    model = gk.analytic.TokenTable(law, "ordered")
+    with pytest.raises(gk.RewardError, match="all 8 particles of group 0 have weight zero"):
+        gk.sample(model, 8, steps=6, guides=[gk.Keep(template=[None, 1, 2])])
+    kept = gk.sample(model, 8, steps=6, guides=[gk.Keep(template=[None, {0, 1}, 2])])
+    assert kept.log_weights.isfinite().any() and not (kept.x[kept.weights > 0][:, 1] == 1).any()
+
+
+def test_states_with_nan_are_refused_before_the_first_network_call():
+    model = gk.GaussianModel(lambda x, t, cond: 1 / 0, (2,), predicts="clean")
+    nan = torch.tensor([[0.0, 1.0], [torch.nan, 0.0]])
+    for call in (
+        lambda: gk.sample(model, 2, steps=3, guides=[gk.Keep(nan, torch.tensor([True, False]))]),
+        lambda: gk.sample(model, 2, steps=3, guides=[gk.StartFrom(nan, 0.5)]),
+        lambda: gk.invert(model, nan),
+    ):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            call()
 
 
 def test_contradicting_constraints_say_so():

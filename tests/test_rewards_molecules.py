@@ -412,6 +412,30 @@ def test_scaffolds_are_counted():
     assert metrics.scaffold_diversity(samples) == pytest.approx(2 / 4)
 
 
+def test_circles_are_molecules_of_which_no_two_are_near():
+    from itertools import combinations
+
+    mols = [*DRUGS, "CC(=O)Oc1ccccc1C(=O)OC", "CN1CCN(C)CC1", "Cn1cnc2c1c(=O)[nH]c(=O)n2C"]
+    near = {(a, b): 1 - float(mol.Similarity(b, bits=1024)([a])) for a, b in combinations(mols, 2)}
+    for distance in (0.5, 0.75, 0.9):
+        far = lambda chosen, d=distance: all(near[pair] >= d for pair in combinations(chosen, 2))  # noqa: E731
+        most = max(len(c) for k in range(1, 9) for c in combinations(mols, k) if far(c))
+        taken: list[str] = []
+        for one in mols:
+            taken += [one] if far([*taken, one]) else []
+        assert metrics.circles([*mols, mols[0], "C1CC"], distance) == len(taken) <= most
+    assert metrics.circles([]) == 0 and metrics.circles(mols, 0.0) == 8
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        metrics.circles(mols, 1.5)
+
+
+def test_the_share_without_alerts_is_that_of_the_valid_molecules():
+    rhodanine = "O=C1NC(=S)SC1=Cc1ccccc1"
+    assert metrics.without_alerts([rhodanine, "CCO", "CC=O", "C1CC"]) == pytest.approx(2 / 3)
+    assert metrics.without_alerts([rhodanine, "CCO", "CC=O", "C1CC"], "BRENK") == pytest.approx(1 / 3)
+    assert math.isnan(metrics.without_alerts(["C1CC"]))
+
+
 def test_nearest_neighbours_are_looked_up_in_the_reference():
     t = float(mol.Similarity("CCO", bits=1024)(["CCCO"]))
     assert metrics.snn(["CCO", "c1ccccc1"], ["CCCO", "c1ccccc1", "nonsense"]) == pytest.approx((t + 1) / 2)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from scipy import integrate
+from scipy import integrate, stats
 
 import guidekit as gk
 from guidekit.solvers import schedules, times
@@ -148,8 +148,8 @@ def ratios(name, made):
 @pytest.mark.parametrize("t_max", [1.0, 0.9])
 @pytest.mark.parametrize(
     ("grid", "scale"),
-    [("log_snr", np.log), ("karras", lambda ratio: ratio ** (1 / 7))],
-    ids=["log_snr", "karras"],
+    [("log_snr", np.log), ("karras", lambda ratio: ratio ** (1 / 7)), ("arctan", np.arctan)],
+    ids=["log_snr", "karras", "arctan"],
 )
 def test_inner_times_are_evenly_spaced_in_log_snr_or_in_the_seventh_root_of_the_noise_level(name, grid, scale, t_max):
     steps = 11
@@ -161,6 +161,24 @@ def test_inner_times_are_evenly_spaced_in_log_snr_or_in_the_seventh_root_of_the_
     assert found[-1] == pytest.approx(low, rel=1e-6)
     spacing = np.diff(scale(found))
     np.testing.assert_allclose(spacing, spacing.mean(), rtol=1e-5)
+
+
+def test_beta_quadratic_and_shifted_grids_follow_their_formulas():
+    share = stats.beta.cdf(times.make(9, "beta", None, 1.0), 0.6, 0.6)  # which is even at the quantiles
+    np.testing.assert_allclose(share, np.linspace(1, 0, 10), atol=1e-12)
+    np.testing.assert_allclose(times.make(9, "quadratic", None, 0.8), 0.8 * np.linspace(1, 0, 10) ** 2, atol=1e-15)
+    np.testing.assert_allclose(times.make(9, times.shifted(1.0), None, 1.0), np.linspace(1, 0, 10), atol=1e-15)
+    moved = times.make(9, times.shifted(3.0), Flow(), 1.0)[1:-1]  # a flow at three times the noise-to-signal ratio
+    even = np.linspace(1, 0, 10)[1:-1]
+    np.testing.assert_allclose(np.array(moved) / (1 - np.array(moved)), 3 * even / (1 - even), rtol=1e-12)
+    with pytest.raises(ValueError, match=r"shifted\(0\): the scale is a positive number"):
+        times.shifted(0)
+
+
+def test_a_grid_that_is_even_in_the_angle_is_even_in_the_time_of_a_cosine_schedule():
+    made = times.make(9, "arctan", Cosine(), 1.0)
+    ends = 2 / math.pi * np.arctan([200.0, 0.002])
+    np.testing.assert_allclose(made[1:-1], np.linspace(*ends, 9)[1:], rtol=1e-9)
 
 
 def test_a_grid_may_be_a_function_of_schedule_steps_and_t_max():
@@ -197,7 +215,12 @@ def test_explicit_times_are_taken_as_they_are_also_where_they_go_up(given):
         ("10", "uniform", TypeError, "number of steps or a sequence of times, not '10'"),
         (0, "uniform", ValueError, "steps=0: at least one step"),
         (-3, "uniform", ValueError, "steps=-3: at least one step"),
-        (5, "lunar", ValueError, "times='lunar': there is uniform, cosine, log_snr, karras, or a function"),
+        (
+            5,
+            "lunar",
+            ValueError,
+            "times='lunar': there is uniform, cosine, log_snr, karras, arctan, beta, quadratic, or a function",
+        ),
         (5, "log_snr", ValueError, "'log_snr' needs a noise schedule; for tokens take 'uniform' or 'cosine'"),
         (5, "karras", ValueError, "'karras' needs a noise schedule"),
         ([0.0], "uniform", ValueError, "start above 0, stay within"),

@@ -495,7 +495,7 @@ def test_time_cannot_go_up_from_where_nothing_but_noise_is_left():
     [
         (lambda: DDIM(1.5), r"DDIM\(eta=1.5\): eta lies in \[0, 1\]"),
         (lambda: DDIM(-0.1), r"DDIM\(eta=-0.1\): eta lies in \[0, 1\]"),
-        (lambda: DPMpp(3), r"DPMpp\(order=3\): there is order 1 and order 2"),
+        (lambda: DPMpp(4), r"DPMpp\(order=4\): there is order 1, order 2 and order 3"),
         (lambda: SDEDPMpp(0), r"SDEDPMpp\(order=0\): there is order 1 and order 2"),
         (lambda: BELM().moves(Cosine(), [1.0, 0.0]), r"BELM\(times='uniform'\) needs two steps at least"),
         (lambda: BELM().moves(Cosine(), [0.5, 0.7, 0.0]), r"a first one that goes down in time"),

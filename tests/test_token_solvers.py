@@ -137,6 +137,7 @@ CASES: dict[str, tuple[TokenSolver, int, list[int], Chances]] = {
     "confidence with noise": (
         gk.solvers.Confidence(0.8), 3, [3, 2, 1, 0], surest(lambda p: np.log(np.max(p)), temperature=0.8),
     ),
+    "learned steps": (gk.solvers.LSD((0.2, 0.9, 1.0)), 2, [3, 1, 0], uniformly),
     "blocks": (gk.solvers.Blocks(2), 3, [3, 2, 1, 0], in_blocks(uniformly)),
     "blocks in two steps": (gk.solvers.Blocks(2), 2, [3, 1, 0], in_blocks(uniformly)),
     "blocks of the surest": (gk.solvers.Blocks(2, gk.solvers.Confidence()), 3, [3, 2, 1, 0], in_blocks(surest(np.max))),

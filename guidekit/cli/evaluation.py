@@ -13,11 +13,15 @@ from ..jobs import names
 from ..jobs.inputs import read
 from ..jobs.specs import ConfigError
 from ..models.networks import lent, networks_in
-from ..report import table as comparison
+from ..report import export, table as comparison
 
 
-def metrics(path: Path, domain: str, reference: Path | None, specs: list[str], fcd: bool = False) -> dict[str, Any]:
-    """Metrics of a set of samples by name; None if one is undefined."""
+def evaluated(
+    path: Path, domain: str, reference: Path | None, specs: list[str], fcd: bool = False, top: int = 0
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Metrics of a set of samples by name, None if one is undefined; and the `top` best samples with their scores."""
+    if top and not specs:
+        raise ConfigError("--top lists the samples of highest reward: give one with --reward")
     if fcd and (domain != "molecules" or reference is None):
         raise ConfigError("--fcd compares molecules with known ones: give --domain molecules and --reference FILE")
     if domain not in comparison.OF_DOMAIN or domain == "other":
@@ -34,14 +38,29 @@ def metrics(path: Path, domain: str, reference: Path | None, specs: list[str], f
 
         found["FCD"] = distance(samples, known)
     with torch.no_grad(), lent(networks_in(*(part.raw for part in parts))):
-        found |= {f"mean {part.name}": float(part.raw(samples).double().nanmean()) for part in parts}
+        scores = {part.name: part.raw(samples).double().cpu() for part in parts}
+    total = names.summed(parts, scores) if top else torch.zeros(0)
+    found |= {f"mean {name}": float(values.nanmean()) for name, values in scores.items()}
+    return _known(found), _best(export.texts(samples, domain), total, scores, top)
+
+
+def _known(found: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
+
+
+def _best(samples: list[str], total: Tensor, scores: dict[str, Tensor], top: int) -> list[dict[str, Any]]:
+    """The samples of highest reward as rows; equal ones once, and none without a score."""
+    order = total.nan_to_num(-math.inf).argsort(descending=True, stable=True).tolist()
+    first = {samples[i]: i for i in reversed(order) if math.isfinite(total[i])}
+    columns, best = {"reward": total} | scores, sorted(first.values(), key=order.index)[:top]
+    return [_known({"row": i, "sample": samples[i]} | {k: float(v[i]) for k, v in columns.items()}) for i in best]
 
 
 def _molecules(samples: list[str], known: list[str] | None) -> dict[str, Any]:
     from rewards.molecules import metrics as of
 
     found = comparison.metrics(samples, "molecules") | {"scaffold diversity": of.scaffold_diversity(samples)}
+    found |= {"circles": of.circles(samples), "without PAINS": of.without_alerts(samples)}
     if known is None:
         return found
     return found | {"novelty": of.novelty(samples, known), "nearest similarity": of.snn(samples, known)}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .. import random
 from ..models.base import Model
-from ..models.evaluations import Cond, rows_of
+from ..models.evaluations import Cond, Memory, evaluate, rows_of
 from ..models.networks import lent, networks_in
 from ..solvers import Solver
 from . import checks, tree
@@ -85,6 +85,7 @@ class Run:
         self.blind = not any(g.sees_prediction for g in self.guides if g.has("log_weight") or g.has("select"))
         self.judge = next((r for g in self.guides if (r := g.judge) is not None), None)
         self._ids = torch.arange(self.groups * self.rows, device=model.device)
+        self.memory = Memory()
         self.cost = Cost()
         self.score = Scorer(self.cost, model.device, stepwise=True)
         self.records: list[Record] = []
@@ -298,7 +299,7 @@ class Run:
         for seat in acts.condition:
             view = replace(view, cond=seat.guide.condition(view.own(seat.name, None), view.cond))
         with torch.set_grad_enabled(x.requires_grad):
-            evals = view.evaluate(x, step.t, acts.needs)
+            evals = evaluate(self.model, acts.needs, x, step.t, view.cond, self._count, self.batch_size, self.memory)
         return replace(view, evals=evals, prediction=evals[Cond()])
 
     def _look_blind(self, pop: Population, index: int) -> Population:
@@ -362,6 +363,9 @@ class Run:
             fault.raise_if_any(self.moves)
         self._faults.clear()
         self.score.settle()
+
+    def _count(self, rows: int) -> None:
+        self.cost.network(rows)
 
     def charge(self, cost: Cost) -> None:
         """Book on this cost from now on."""

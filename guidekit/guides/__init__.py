@@ -31,6 +31,7 @@ from .diffpir import DiffPIR as DiffPIR
 from .distillation import Distillation as Distillation
 from .dsearch import DSearch as DSearch
 from .edlm import EDLM as EDLM
+from .epsilon_scaling import EpsilonScaling as EpsilonScaling
 from .fk_steering import FKSteering as FKSteering
 from .fkc import FKC as FKC
 from .gfcg import GFCG as GFCG
@@ -56,6 +57,7 @@ from .start_from import StartFrom as StartFrom
 from .svdd import SVDD as SVDD
 from .switch import Switch as Switch
 from .tag import TAG as TAG
+from .taylor_smc import TaylorSMC as TaylorSMC
 from .tcfg import TCFG as TCFG
 from .tds import TDS as TDS
 from .temperature import Temperature as Temperature

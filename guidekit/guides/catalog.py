@@ -17,6 +17,7 @@ SECTIONS = (  # in the order of the page; within a section the order is that of 
     "Classifier-free guidance and its relatives",
     "Perturbed networks",
     "Weaker and stronger models",
+    "Corrections of the prediction",
     "Rare samples",
     "Training-free guidance",
     "Inverse problems",

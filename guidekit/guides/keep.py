@@ -46,7 +46,7 @@ from ..models.analytic import ExactReverse
 from ..models.base import Model
 from ..models.evaluations import Cond
 from ..models.networks import lent
-from ..process import Gaussian, Masked
+from ..process import Gaussian, Lengths, Masked
 from ..solvers import Move, starting_at
 from ..solvers.base import Point, noised
 from .shared.constrained import LEAST, Within
@@ -104,6 +104,7 @@ class Keep(Within):
     picture: ClassVar[Any] = None  # of what parts are pasted into samples, (1 or groups, ...)
     pixels: ClassVar[Any] = None  # which parts, bool
     even = False  # whether all weights are equal, since every kept token is there from the start
+    apart = False  # whether the probability of the kept tokens differs between rows, as their lengths do
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,8 +125,9 @@ class Keep(Within):
             return self._bound(model)
         allowed = self._allowed(model) if self.template is None else template(model, self.template)
         language = letters(allowed)
-        own = self.having(template=allowed, known=None, where=None, language=language)
-        return own.having(even=bool((own._held(model) | language.allowed.all(-1)).all()))
+        apart = isinstance(model.process, Lengths)
+        own = self.having(template=allowed, known=None, where=None, language=language, apart=apart)
+        return own.having(even=not apart and bool((own._held(model) | language.allowed.all(-1)).all()))
 
     def _bound(self, model: Model) -> Guide:
         """With states, their mask and, if the mask is of samples, what of these is pasted."""
@@ -148,6 +150,10 @@ class Keep(Within):
     def check(self, model: Model, steps: int) -> None:
         if not isinstance(model.process, Gaussian):
             super().check(model, steps)
+            if isinstance(process := model.process, Lengths) and bool(
+                process.chances(*self._lengths(process)).isneginf().all(-1).any()
+            ):
+                raise ValueError("Keep: no length fits what is kept and has a probability; see lengths= of the model")
         elif isinstance(model.process, ExactReverse):
             raise ValueError("Keep replaces a part of a Gaussian kernel, and the exact reverse process has another one")
 
@@ -181,6 +187,9 @@ class Keep(Within):
             k = _of_group(self.known, population.group)
             return torch.where(self.where, model.process.noised(k, noise.to(k), step.t), population.x)
         held, known = _of_group(self._held(model), population.group), self._known(population.group)
+        if isinstance(model.process, Lengths):
+            low, high = (_of_group(v, population.group) for v in self._lengths(model.process))
+            return torch.where(held, known, model.process.within(noise, low, high))
         other = held & (population.x != known) & (population.x < model.vocab_size)  # type: ignore[attr-defined]
         if getattr(model.process, "alone", False) and bool(other.any()):
             raise ValueError(
@@ -213,8 +222,11 @@ class Keep(Within):
         memo = population.memos[step.place]
         if step.index != 1 or not isinstance(memo, tuple):
             return population
-        known = population.by_group(memo[1]).sum(1) / population.branch  # siblings hold their parent's part
-        return population.weighed(step.place, known[population.group], memo)
+        each = memo[1]
+        if not self.apart:
+            known = population.by_group(each).sum(1) / population.branch  # siblings hold their parent's part
+            each = known[population.group]
+        return population.weighed(step.place, each, memo)
 
     def paste(self, samples: Any, group: Tensor) -> Any:
         if self.picture is None:
@@ -253,18 +265,34 @@ class Keep(Within):
         assert self.language is not None
         return _of_group(self.language.allowed.long().argmax(-1), group)
 
+    def _lengths(self, process: Lengths) -> tuple[Tensor, Tensor]:
+        """The least and the largest length that fits, (1 or groups,): what cannot be the end lies within the text, and
+        what can be nothing else behind it."""
+        assert self.language is not None
+        allowed = self.language.allowed
+        place = torch.arange(1, self.language.length + 1, device=allowed.device)
+        end = allowed[..., process.end]
+        low = torch.where(end, 1, place).amax(-1)
+        high = torch.where(end & (allowed.sum(-1) == 1), place - 1, len(place)).amin(-1)
+        return low, high
+
     def _log_known(self, view: View) -> Tensor:
         """Of log p of the tokens that are known from the start, each row's part. By the chain rule, from the left, each
-        of them takes one row of the network; the particles of a group share them."""
+        of them takes one row of the network; the particles of a group share them, if they do not differ in length."""
         total, held = view.zeros(), _of_group(self._held(view.model), view.group).expand(len(view.x), -1)
-        letter, rank, count = self._known(view.group), held.cumsum(-1) - 1, held.sum(-1)
-        for first in range(0, int(count.max()), view.step.n):
-            own = first + view.slot
+        letter, open = self._known(view.group), view.model.process.V  # type: ignore[attr-defined]
+        if isinstance(process := view.model.process, Lengths):
+            chances = _of_group(process.chances(*self._lengths(process)).logsumexp(-1), view.group)
+            total, held = total + chances, held & (letter != process.end)
+            open = torch.where(view.x == process.end, view.x, open)
+        rank, count = held.cumsum(-1) - 1, held.sum(-1)
+        for first in range(0, int(count.max()), 1 if self.apart else view.step.n):
+            own = first + view.slot * (not self.apart)
             row = (own < count).nonzero()[:, 0]
             if not len(row):
                 break
             before, here = (held & (rank < own[:, None]))[row], (held & (rank == own[:, None]))[row].int().argmax(-1)
-            x = torch.where(before, letter.expand_as(view.x)[row], view.model.process.V)  # type: ignore[attr-defined]
+            x = torch.where(before, letter.expand_as(view.x)[row], open[row] if self.apart else open)
             log_p = view.take(row).evaluate(x, view.t)[Cond()].double().log_softmax(-1)
             each = torch.arange(len(row), device=x.device)
             found = log_p[each, here, letter.expand_as(view.x)[row, here]]

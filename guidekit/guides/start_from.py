@@ -93,6 +93,8 @@ class StartFrom(Guide):
         given, shape = tuple(self.x.shape), model.shape
         if given != shape and (given[1:] != shape or not len(self.x)):
             raise ValueError(f"StartFrom(x of shape {given}): samples have shape {shape}, one or one for each row")
+        if not bool(self.x.isfinite().all()):
+            raise ValueError("StartFrom(x): it has NaN or infinity")
 
     def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
         if not isinstance(self.x, Tensor):

@@ -1,5 +1,5 @@
-"""Models of other libraries as base models: `guidekit.integrations.diffusers` and `guidekit.integrations.mdlm`."""
+"""Models of other libraries as base models: `guidekit.integrations.diffusers`, `.mdlm`, `.causal`, `.sedd`."""
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=["diffusers", "mdlm"])
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=["causal", "diffusers", "mdlm", "sedd"])

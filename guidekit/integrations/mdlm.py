@@ -23,6 +23,7 @@ class Logits:
 
     def __init__(self, net: nn.Module, ids: Tensor, times: str | None, time: Callable[[Tensor], Tensor]):
         self.net, self.ids, self.times, self.time = net, ids, times, time
+        self.timed = times is not None
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
         ids = self.ids.to(x.device)

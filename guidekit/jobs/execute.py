@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards import RewardWarning
+from rewards import Reward, RewardWarning
 
 from .. import __version__
 from ..engine.guide import Guide
@@ -47,6 +47,7 @@ from .folder import (
     write_summary,
 )
 from .job import Job, prepare
+from .names import Component
 from .ranks import Ranks, joined
 from .specs import ConfigError, displayed
 from .watched import Watched, wanted
@@ -224,11 +225,11 @@ def _find_domain(job: Job, samples: Any) -> str:
     return "dna" if letters else "other"
 
 
-def _score_parts(job: Job, result: Result) -> dict[str, Tensor]:
+def score_parts(parts: Sequence[Component], result: Result) -> dict[str, Tensor]:
     """The scores of each reward on its own."""
     found, samples = {}, result.samples
-    for c in job.parts:
-        same = len(job.parts) == 1 and c.weight == 1 and c.raw.higher_is_better
+    for c in parts:
+        same = len(parts) == 1 and c.weight == 1 and c.raw.higher_is_better
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", RewardWarning)
             scores = result.rewards if same and result.rewards is not None else c.raw(samples)
@@ -241,7 +242,7 @@ def _summarise(job: Job, result: Result, base: Result | None, best: Result | Non
     domain, c = _find_domain(job, result.samples), job.config
     names = [part.name for part in job.parts]
     every = [(job.base_row, base), ("best of N", best), (job.row, result)]
-    listed = [(name, r, _score_parts(job, r)) for name, r in every if r is not None]
+    listed = [(name, r, score_parts(job.parts, r)) for name, r in every if r is not None]
     rows = [comparison.row(name, r, domain, scores) for name, r, scores in listed]
     constant = comparison.constant([scores for _, _, scores in listed])
     columns = comparison.columns(domain, result.rewards is not None, names, job.holdout is not None)
@@ -259,7 +260,7 @@ def _summarise(job: Job, result: Result, base: Result | None, best: Result | Non
         "search": c.search,
         "best_of": None if best is None or base is None else comparison.equal_cost(result, base),
         "columns": kept,
-        "better": {k: way for k, way in _better(job).items() if k in kept},
+        "better": {k: way for k, way in better(job.parts, job.holdout).items() if k in kept},
         "rows": [{"name": r["name"], **{k: r.get(k) for k in kept}} for r in rows],
         "warnings": told + _hints(job, constant, sum(len(r) for _, r, _ in listed)),
         "version": __version__,
@@ -267,12 +268,12 @@ def _summarise(job: Job, result: Result, base: Result | None, best: Result | Non
     }
 
 
-def _better(job: Job) -> dict[str, str]:
+def better(parts: Sequence[Component], holdout: Reward | None = None) -> dict[str, str]:
     """Which direction of each column is better. A reward of weight 0 is only reported, so neither direction is."""
     found = dict(comparison.BETTER)
-    if job.holdout is not None and not job.holdout.higher_is_better:
+    if holdout is not None and not holdout.higher_is_better:
         found["holdout mean"] = "lower"
-    counted = {p.name: p.raw.higher_is_better == (p.weight > 0) for p in job.parts if p.weight != 0}
+    counted = {p.name: p.raw.higher_is_better == (p.weight > 0) for p in parts if p.weight != 0}
     return found | {name: "higher" if up else "lower" for name, up in counted.items()}
 
 
@@ -289,7 +290,7 @@ def _hints(job: Job, constant: dict[str, float], count: int) -> list[str]:
 
 def _write_files(job: Job, out: Path, result: Result, summary: dict[str, Any]) -> None:
     """The files beside the results; summary.json comes last and marks the run as finished."""
-    columns = {name: scores.tolist() for name, scores in _score_parts(job, result).items()}
+    columns = {name: scores.tolist() for name, scores in score_parts(job.parts, result).items()}
     export.write(out, result, summary["domain"], columns, job.config.cond or (None,))
     ess = ", ".join(f"{v:.1f}" for v in result.ess.tolist())
     lines = [

@@ -103,7 +103,7 @@ def prepare(config: Config) -> Job:
 
 
 def _make(config: Config) -> Job:
-    model, domain = names.make_model(config.model, _find_device(config.device))
+    model, domain = names.make_model(config.model, find_device(config.device))
     parts = names.make_components(config.rewards)
     reward = names.total(parts)
     guides = [names.make_guide(text, reward) for text in config.guides]
@@ -116,11 +116,7 @@ def _make(config: Config) -> Job:
         x = inputs.starts(Path(config.start), domain, model, config.n, max(1, len(config.cond)))
         guides = [StartFrom(x, config.level), *guides]
     for component in (*parts, *judges):
-        scored = component.domain
-        if None not in (scored, domain) and scored != domain:
-            raise ConfigError(
-                f"the reward {component.name!r} scores {scored}, and the model {config.model!r} makes {domain}"
-            )
+        check_domain(component, domain, config.model)
     domains = [c.domain for c in (*parts, *judges) if c.domain is not None]
     job = Job(
         config, model, domain or (domains[0] if domains else None), parts, reward, judges[0].raw if judges else None,
@@ -128,11 +124,11 @@ def _make(config: Config) -> Job:
     )  # fmt: skip
     _check(job)
     for component in (*parts, *judges):
-        _try_once(component, model)
+        try_once(component, model)
     return job
 
 
-def _find_device(name: str | None) -> str:
+def find_device(name: str | None) -> str:
     there = torch.cuda.is_available()
     if name is not None and name.startswith("cuda") and not there:
         raise ConfigError(f"device {name!r}: torch finds no GPU on this machine; take cpu")
@@ -182,7 +178,15 @@ def _empty_state(model: Model) -> Tensor:
     return torch.zeros(1, *model.shape, dtype=dtype, device=model.device)
 
 
-def _try_once(component: names.Component, model: Model) -> None:
+def check_domain(component: names.Component, domain: str | None, model: str) -> None:
+    """Raise where a reward scores samples of another kind than the model makes."""
+    if None not in (component.domain, domain) and component.domain != domain:
+        raise ConfigError(
+            f"the reward {component.name!r} scores {component.domain}, and the model {model!r} makes {domain}"
+        )
+
+
+def try_once(component: names.Component, model: Model) -> None:
     """Score one sample, so that a missing package is noticed before the run. The user's own rewards are not tried."""
     if not component.own or component.domain is None:
         return

@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module, util
@@ -26,7 +26,7 @@ from .. import guides as guide_classes, search as searches, solvers as solver_cl
 from ..engine.guide import Guide
 from ..guides import catalog
 from ..models.base import Model
-from ..solvers import Solver
+from ..solvers import Solver, Table
 from .specs import (
     Call,
     ConfigError,
@@ -88,9 +88,9 @@ def guides() -> dict[str, Callable[..., Guide]]:
 
 @lru_cache(1)
 def solvers() -> dict[str, type[Solver]]:
-    """Solvers by name."""
+    """Solvers by name; fitted tables are files."""
     every = vars(solver_classes).items()
-    return {k: v for k, v in every if isinstance(v, type) and issubclass(v, Solver) and v is not Solver}
+    return {k: v for k, v in every if isinstance(v, type) and issubclass(v, Solver) and v not in (Solver, Table)}
 
 
 @lru_cache(1)
@@ -226,10 +226,21 @@ def make_model(text: str, device: str | None = None) -> tuple[Model, str | None]
 
 
 def make_solver(text: str) -> Solver:
-    """Make a solver."""
+    """Make a solver, or read the table in a .json file."""
+    if text.strip().endswith(".json"):
+        return _read_table(Path(text.strip()))
     spec = parse(text, solvers())
     name = find(spec.name, list(solvers()), "solver")
     return _make(solvers()[name], Call(name, spec.args, spec.options))
+
+
+def _read_table(file: Path) -> Table:
+    if not file.is_file():
+        raise ConfigError(f"{file}: there is no such file")
+    try:
+        return Table.load(file)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def make_guide(text: str, reward: Reward | None) -> Guide:
@@ -272,6 +283,8 @@ def _convert(name: str, kind: Any, text: str) -> Any:
     members = kinds(kind)
     if any(isinstance(k, type) and issubclass(k, Model) for k in members):
         return make_model(text)[0]
+    if any(isinstance(k, type) and issubclass(k, Solver) for k in members):
+        return make_solver(text)
     if name == "reward" and str not in members:
         return good(make_components([text])[0])
     if name in ("conditions", "label", "own"):
@@ -410,6 +423,26 @@ def total(parts: Iterable[Component]) -> Reward | None:
     if len(signed) == 1 and signed[0][1] == 1:
         return signed[0][0]
     return rewards.weighted_sum([r for r, _ in signed], [w for _, w in signed]).named(_formula(counted))
+
+
+def summed(parts: Sequence[Component], scores: Mapping[str, Tensor]) -> Tensor:
+    """The sum of `total` for samples of which the scores of each reward are known, (rows,)."""
+    known = [replace(c, raw=_Known(c.raw, scores[c.name])) for c in parts]
+    reward = total(known)
+    if reward is None:
+        raise ConfigError("all rewards have a weight of 0: there is nothing to sum")
+    return reward(range(len(scores[parts[0].name])))
+
+
+class _Known(Watched):
+    """A reward whose scores of all samples are known."""
+
+    def __init__(self, reward: Reward, scores: Tensor):
+        super().__init__(reward.reward if isinstance(reward, Watched) else reward)  # type: ignore[arg-type]
+        self.scores = scores
+
+    def score(self, samples: Any) -> Tensor:
+        return self.scores
 
 
 def _formula(counted: Sequence[tuple[Reward, float]]) -> str:

@@ -2,8 +2,21 @@
 
 from . import analytic
 from .base import Model
+from .drifting import DriftingModel
 from .evaluations import Cond, Null
 from .gaussian import GaussianModel
-from .tokens import MaskedModel, UniformModel
+from .permutations import RiffleModel
+from .tokens import BlackoutModel, MaskedModel, UniformModel
 
-__all__ = ["Cond", "GaussianModel", "MaskedModel", "Model", "Null", "UniformModel", "analytic"]
+__all__ = [
+    "BlackoutModel",
+    "Cond",
+    "DriftingModel",
+    "GaussianModel",
+    "MaskedModel",
+    "Model",
+    "Null",
+    "RiffleModel",
+    "UniformModel",
+    "analytic",
+]

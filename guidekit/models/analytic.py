@@ -111,10 +111,15 @@ class GaussianMixture(Model):
         other.process = ExactReverse(self.schedule, mixture=self)
         return other
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x), shape (rows,)."""
-        x = x.view(len(x), -1).to(self.means)
-        return (self.weights.log() + _log_normal(x, self.means, self.stds**2)).logsumexp(-1)
+    def log_prob(self, samples: Any, cond: Any = None, **settings: Any) -> Any:
+        """log p(x), shape (rows,), in closed form; settings are those of other models, and `errors` are 0."""
+        x = samples.view(len(samples), -1).to(self.means)
+        log_w = self.weights.log()
+        if cond is not None:
+            self.encode(cond)
+            log_w = torch.where(self.labels == cond, log_w, -torch.inf).log_softmax(-1)
+        value = (log_w + _log_normal(x, self.means, self.stds**2)).logsumexp(-1)
+        return (value, torch.zeros_like(value)) if settings.get("errors") else value
 
     def exact_sample(self, n: int, seed: int = 0) -> Tensor:
         """n independent samples, (n, d)."""

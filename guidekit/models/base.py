@@ -18,7 +18,7 @@ from ..errors import NetworkError
 from ..process import Gaussian, Process
 from ..solvers import Move, Solver
 from ..solvers.token_solver import sized
-from . import reading
+from . import likelihood, reading
 from .networks import kind_of, lent, networks_in
 
 Condition = Any  # what the user gives for one group: "HepG2", a prompt, 3, a tensor
@@ -34,6 +34,7 @@ class Model:
     dtype: torch.dtype  # of the state x of Gaussian processes and of its noise
     net: Callable
     null: Encoded
+    timed: bool = True  # whether the network reads t; a network says that it does not by `timed = False`
     solver: Solver | None = None  # of its runs, where none is given; None is the process's own
 
     def __init__(
@@ -45,6 +46,7 @@ class Model:
             raise TypeError(f"shape={shape!r}: the shape of one sample is needed, like (3, 64, 64) or (2,)")
         self.net, self.process, self.shape = net, process, tuple(shape)
         self._decode, self._encode, self._read = decode, encode_cond, read
+        self.timed = getattr(net, "timed", True)
         self.net_dtype, found = kind_of(networks_in(net))
         if dtype not in (None, torch.float32, torch.float64):
             raise ValueError(f"dtype={dtype}: the state is float32 or float64; a network may be in half precision")
@@ -134,6 +136,40 @@ class Model:
         with torch.no_grad(), self.lent(), lent(self.modules()):
             return reading.states(read, samples, self.shape, self.state)
 
+    def log_prob(
+        self,
+        samples: Any,
+        cond: Condition = None,
+        *,
+        steps: int | None = None,
+        draws: int | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        errors: bool = False,
+    ) -> Any:
+        """log p of samples, or of states, under the unguided model: one float64 for each.
+
+        Gaussian models: the density of states by the probability-flow ODE, in nats. Tokens: exact if they are ordered,
+        else a lower bound, by random draws. See `guidekit.models.likelihood`.
+
+        samples     as `read` takes them, or states (rows, *shape)
+        cond        the condition, or a list with one for each group of samples; None is the null condition
+        steps       of the ODE (50), or of the chain of uniform tokens (1000)
+        draws       random signs by which the divergence of the ODE is estimated. None is 8 of them, and for samples of
+                    at most 64 numbers the exact divergence, by a gradient for each number. Of masked and uniform
+                    tokens, draws of the bound (64), each one evaluation
+        seed        of the draws, which have an address: a sample has the same in any batch
+        batch_size  most samples in one forward pass
+        errors      also return the standard error of each number, 0 where it is exact
+
+        >>> import torch, guidekit as gk
+        >>> base = gk.analytic.TokenTable(torch.tensor([[0.1, 0.2], [0.3, 0.4]]).log(), "ordered")
+        >>> gk.Model.log_prob(base, torch.tensor([[1, 0], [1, 1]])).exp()
+        tensor([0.3000, 0.4000], dtype=torch.float64)
+        """
+        value, error = likelihood.log_prob(self, samples, cond, steps, draws, seed, batch_size)
+        return (value, error) if errors else value
+
     def seen(self, samples: Any) -> Tensor:
         """Samples, as `read` takes them, in the form in which they come out of `decode`: what the `seen` of the reader
         makes of them, if it has one, else numbers as they are."""
@@ -167,6 +203,9 @@ class Model:
         fits = isinstance(given, Tensor) and self.shape in (tuple(given.shape), tuple(given.shape[1:]))
         if not (fits and given.is_floating_point() == isinstance(self.process, Gaussian)):
             return self.read(given)
+        if given.is_floating_point() and not bool(given.isfinite().all()):
+            bad = (~given.isfinite()).reshape(-1, *self.shape).flatten(1).any(1).nonzero()[:, 0].tolist()
+            raise ValueError(f"states have NaN or infinity in rows {', '.join(map(str, bad[:8]))} (counted from 0)")
         if self.decodes and given.is_floating_point() and given.aminmax() == (0, 1):
             warnings.warn(
                 f"a tensor of shape {tuple(given.shape)} is taken as states of the network, and its values lie between "

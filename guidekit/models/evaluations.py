@@ -189,25 +189,81 @@ def evaluate(
     cond: Encoded,
     count: Callable[[int], None],
     limit: int | None = None,
+    memory: Memory | None = None,
 ) -> dict[Cond, Tensor]:
     """All evaluations at (x, t), in one forward pass per network (in more if there are over `limit` rows).
 
     Tokens are evaluated no more than is needed: no rows in which nothing is left to draw, whose prediction is what they
-    hold, and equal rows with equal conditions once. `count` is called with the number of rows of each forward pass.
+    hold, equal rows with equal conditions once, and with a memory none that it knows from the step before. `count` is
+    called with the number of rows of each forward pass.
     """
     decided = model.process.decided(x)
     if decided is not None and bool(decided.any()):
         told, rest = model.process.told(x).to(model.dtype), (~decided).nonzero()[:, 0]
         own = [need.among(rest) for need in needs]
-        found = evaluate(model, own, x[rest], t, rows_of(cond, rest), count, limit) if len(rest) else {}
+        found = evaluate(model, own, x[rest], t, rows_of(cond, rest), count, limit, memory) if len(rest) else {}
         return {a: told.index_put((rest,), found[b]) if found else told for a, b in zip(needs, own, strict=True)}
     whole = x.is_floating_point() or any(type(need).among is not Cond.among for need in needs)
+    if whole or memory is None or any(need.model(model).timed for need in needs):
+        memory = None
     same = None if whole else distinct(x, cond)
     if same is None:
-        return _evaluated(model, needs, x, t, cond, count, limit)
+        return _remembered(memory, model, needs, x, t, cond, count, limit)
     first, place = same
-    found = _evaluated(model, needs, x[first], t, rows_of(cond, first), count, limit)
+    found = _remembered(memory, model, needs, x[first], t, rows_of(cond, first), count, limit)
     return {need: out[place] for need, out in found.items()}
+
+
+class Memory:
+    """What networks that are not told the time said in the last step, and in this one so far."""
+
+    def __init__(self) -> None:
+        self.t, self.steps = -1.0, ([], [])  # rows of both steps, in the parts in which they came
+
+    def turn(self, t: float) -> None:
+        """The step at this time, if it is another one, begins."""
+        if t != self.t:
+            self.t, self.steps = t, (self.steps[1], [])
+
+    def keep(self, x: Tensor, cond: Encoded, found: dict[Cond, Tensor]) -> None:
+        """Evaluations of this step."""
+        self.steps[1].append((parts := _parts(x, cond), _key(parts), found))
+
+    def known(self, needs: Sequence[Cond], x: Tensor, cond: Encoded) -> tuple[Tensor, dict[Cond, Tensor]]:
+        """Which of these rows were evaluated in the last step, bool (rows,), and what was said of them; whatever else
+        of the others."""
+        last = [part for part in self.steps[0] if all(need in part[2] for need in needs)]
+        if not last:
+            return torch.zeros(len(x), dtype=torch.bool, device=x.device), {}
+        parts = _parts(x, cond)
+        before = [torch.cat(same) for same in zip(*(part[0] for part in last), strict=True)]
+        keys, order = torch.cat([part[1] for part in last]).sort()
+        place = order[torch.searchsorted(keys, _key(parts)).clamp(max=len(keys) - 1)]
+        equal = torch.stack([(own == old[place]).all(1) for own, old in zip(parts, before, strict=True)]).all(0)
+        return equal, {need: torch.cat([part[2][need] for part in last])[place] for need in needs}
+
+
+def _remembered(
+    memory: Memory | None,
+    model: Model,
+    needs: Sequence[Cond],
+    x: Tensor,
+    t: float,
+    cond: Encoded,
+    count: Callable[[int], None],
+    limit: int | None,
+) -> dict[Cond, Tensor]:
+    """The evaluations of rows that are all different, and not known."""
+    if memory is None:
+        return _evaluated(model, needs, x, t, cond, count, limit)
+    memory.turn(t)
+    known, found = memory.known(needs, x, cond)
+    new = (~known).nonzero()[:, 0]
+    if len(new):
+        fresh = _evaluated(model, needs, x[new], t, rows_of(cond, new), count, limit)
+        found = {need: found[need].index_put((new,), out) if found else out for need, out in fresh.items()}
+    memory.keep(x, cond, found)
+    return found
 
 
 def distinct(x: Tensor, cond: Encoded) -> tuple[Tensor, Tensor] | None:
@@ -215,8 +271,7 @@ def distinct(x: Tensor, cond: Encoded) -> tuple[Tensor, Tensor] | None:
 
     Rows are told apart by a sum of their bits times odd numbers, and then compared.
     """
-    parts = [_bits(v) for v in (x, *(cond.values() if isinstance(cond, dict) else () if cond is None else (cond,)))]
-    key = torch.stack([(v * _odd(i, v.shape[1], v.device)).sum(1) for i, v in enumerate(parts)]).sum(0)
+    key = _key(parts := _parts(x, cond))
     kinds, place = key.unique(return_inverse=True)
     if len(kinds) == len(x):
         return None
@@ -226,13 +281,23 @@ def distinct(x: Tensor, cond: Encoded) -> tuple[Tensor, Tensor] | None:
     return (first, place) if fine else None
 
 
+def _parts(x: Tensor, cond: Encoded) -> list[Tensor]:
+    """The bits of rows, whole numbers (rows, numbers), of the state and of all that belongs to the condition."""
+    return [bits(v) for v in (x, *(cond.values() if isinstance(cond, dict) else () if cond is None else (cond,)))]
+
+
+def _key(parts: list[Tensor]) -> Tensor:
+    """A sum of the bits of each row times odd numbers."""
+    return torch.stack([(v * _odd(i, v.shape[1], v.device)).sum(1) for i, v in enumerate(parts)]).sum(0)
+
+
 @lru_cache(maxsize=32)
 def _odd(part: int, count: int, device: torch.device) -> Tensor:
     """Odd numbers that have nothing to do with each other."""
     return random.fold(random.key(part, device), torch.arange(count, device=device)) | 1
 
 
-def _bits(v: Tensor) -> Tensor:
+def bits(v: Tensor) -> Tensor:
     """The bits of every number, as whole numbers (rows, numbers)."""
     kinds = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
     v = v.detach().reshape(len(v), -1).contiguous()

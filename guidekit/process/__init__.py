@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from ..solvers import Move, Solver
+from .blackout import Blackout
 from .gaussian import Gaussian, Normal
 from .independent import Categorical, Masking
+from .lengths import Lengths
 from .revealing import Revealing
+from .riffle import PlackettLuce, Riffle
 from .tokens import LOG_ZERO, Masked, Uniform
 
 
@@ -93,13 +96,17 @@ class Process(Protocol):
 
 __all__ = [
     "LOG_ZERO",
+    "Blackout",
     "Categorical",
     "Gaussian",
     "Kernel",
+    "Lengths",
     "Masked",
     "Masking",
     "Normal",
+    "PlackettLuce",
     "Process",
     "Revealing",
+    "Riffle",
     "Uniform",
 ]

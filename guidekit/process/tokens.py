@@ -238,10 +238,13 @@ class Masked(_Tokens):
 
     def _masking(self, x: Tensor, kept: Tensor) -> Masking:
         """Masks each token that is not one of the template with probability 1 - kept."""
-        template = self.prior(torch.zeros(*x.shape, self.states, device=x.device), self.t_max)
-        hide = torch.where(x == self.V, 1.0, torch.where(template == self.V, 1 - kept, 0.0))
+        hide = torch.where(x == self.V, 1.0, torch.where(self.still(x), 0.0, 1 - kept))
         nothing = torch.zeros((), device=x.device).expand(*x.shape, self.V)
         return Masking(x, hide, nothing, self.V)
+
+    def still(self, x: Tensor) -> Tensor:
+        """The tokens that are never masked, bool, of a shape that broadcasts to that of x."""
+        return self.prior(torch.zeros(*x.shape, self.states, device=x.device), self.t_max) != self.V
 
     def _late(self, x: Tensor, m_t: Tensor, u: Tensor, move: Move) -> Tensor:
         """The probabilities of staying masked, also of rows that have more masks than time t says."""

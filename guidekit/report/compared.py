@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engine.result import Result
-from . import table
+from . import designed, table
 from .reading import Output
 from .rounds import rounds
 from .svg import number
@@ -35,13 +35,16 @@ def own(result: Result) -> str:
     """The name of the run in comparisons."""
     if rounds(result):
         return "search"
+    if designed.rounds(result):
+        return "designs"
     return "samples" if result.config.get("guides") == [] else "steered"
 
 
 def sets(out: Output) -> list[tuple[str, Result]]:
     """All sets of samples by name, the run itself last."""
     n = out.summary.get("best_of") or "N"
-    every = [("unguided", out.base), (f"best of {n}", out.best), (own(out.result), out.result)]
+    every = [("unguided", out.base), (f"best of {n}", out.best), ("screening", out.screened)]
+    every += [(own(out.result), out.result)]
     return [(name, result) for name, result in every if result is not None]
 
 

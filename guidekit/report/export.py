@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import math
 import re
@@ -44,10 +45,16 @@ def table(path: Path, result: Result, domain: str, columns: dict[str, list[float
     found |= columns
     found |= {} if result.holdout is None else {"holdout": result.holdout.tolist()}
     found |= {"log_weight": result.log_weights.tolist(), "weight": result.weights.tolist()}
+    rows(path, [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)], list(found))
+
+
+def rows(path: Path, listed: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> None:
+    """Write rows of a table, with these columns, or those of the first row."""
+    names = names or list(listed[0])
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(map(cell, found))
-        writer.writerows([map(cell, row) for row in zip(*found.values(), strict=True)])
+        writer.writerow(map(cell, names))
+        writer.writerows([[cell(row[name]) for name in names] for row in listed])
 
 
 def cell(value: Any) -> Any:
@@ -82,19 +89,31 @@ def image_name(row: int) -> str:
     return f"images/{row:05d}.png"
 
 
-def molecules(folder: Path, smiles: Sequence[str], numbers: dict[str, list[float]]) -> None:
+def molecules(
+    folder: Path,
+    smiles: Sequence[str],
+    numbers: dict[str, list[float]],
+    stem: str = "samples",
+    order: Sequence[int] | None = None,
+) -> None:
     """Write samples.smi, with canonical SMILES, and samples.sdf, with 2D coordinates; titles are row numbers. Invalid
-    samples are left out."""
+    samples are left out.
+
+    stem    of the names of the files
+    order   rows in the order of the files; None is that of the samples
+    """
     from rdkit import Chem
     from rdkit.Chem import rdDepictor
 
     from rewards.molecules.descriptors import canonical, parsed
 
     found = [
-        (row, canonical(text) or text, mol) for row, text in enumerate(smiles) if (mol := parsed(text)) is not None
+        (row, canonical(smiles[row]) or smiles[row], mol)
+        for row in (range(len(smiles)) if order is None else order)
+        if (mol := parsed(smiles[row])) is not None
     ]
-    (folder / "samples.smi").write_text("".join(f"{t} {row:05d}\n" for row, t, _ in found), encoding="utf-8")
-    with Chem.SDWriter(str(folder / "samples.sdf")) as writer:
+    (folder / f"{stem}.smi").write_text("".join(f"{t} {row:05d}\n" for row, t, _ in found), encoding="utf-8")
+    with Chem.SDWriter(str(folder / f"{stem}.sdf")) as writer:
         for row, text, mol in found:
             mol = Chem.Mol(mol)
             rdDepictor.Compute2DCoords(mol)
@@ -157,33 +176,47 @@ def read(path: Path, domain: str) -> Any:
 
     .smi, .txt       SMILES (or sequences) at the beginning of each line
     .sdf, .mol       molecules, as canonical SMILES; a record that cannot be read is an empty text
-    .csv, .tsv       a column named sample, smiles or sequence, or with such a word in its name
+    .csv, .tsv       a column named sample, smiles or sequence, or with such a word in its name; of molecules also
+                     another one, if all that it holds are SMILES
     .fasta, .fa...   sequences
+    .gz              any of these, compressed
     a folder         of PNG images
 
-    The samples are a list of texts, or images (rows, C, H, W).
+    An SDF or FASTA file is known by what is in it, whatever it is called. The samples are a list of texts, or images
+    (rows, C, H, W).
     """
     if domain == "images":
         return _read_images(path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file of {domain}")
-    kind = path.suffix.lower()
-    if kind in (".sdf", ".sd", ".mol"):
-        return _read_sdf(path, domain)
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    text, kind = _content(path)
+    if kind in (".sdf", ".sd", ".mol") or re.search(r"^M  END\s*$", text, re.M):
+        return _read_sdf(path, text, domain)
     if kind in (".csv", ".tsv"):
         return _read_table(path, text, domain)
     if kind in (".fasta", ".fa", ".fna") or text.lstrip().startswith(">"):
         records = re.split(r"^>.*$", text, flags=re.M)[1:]
         return ["".join(record.split()) for record in records]
-    words = [line.split()[0] for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = (line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    words = [re.split(r"[\s,;]", line)[0] for line in lines]
     return words[1:] if words and words[0].lower() in _HEADS else words
 
 
 _HEADS = ("smiles", "canonical_smiles", "sequence", "sample")  # first words that mark a header and not a sample
 
 
-def _read_sdf(path: Path, domain: str) -> list[str]:
+def _content(path: Path) -> tuple[str, str]:
+    """The text of a file, and the end of its name in lower case."""
+    data, name = path.read_bytes(), path.name.lower()
+    if name.endswith(".gz"):
+        try:
+            data, name = gzip.decompress(data), name.removesuffix(".gz")
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{path}: not a gzip file that can be read ({error})") from error
+    return data.decode("utf-8-sig", "replace").replace("\r\n", "\n"), Path(name).suffix
+
+
+def _read_sdf(path: Path, text: str, domain: str) -> list[str]:
     """Canonical SMILES of the records of an SDF file."""
     if domain != "molecules":
         raise ValueError(f"{path}: an SDF file holds molecules, not {domain}")
@@ -192,31 +225,43 @@ def _read_sdf(path: Path, domain: str) -> list[str]:
     from rewards.molecules.descriptors import blocked
 
     with blocked():
-        found = Chem.SDMolSupplier(str(path)) if path.suffix.lower() != ".mol" else [Chem.MolFromMolFile(str(path))]
-        return ["" if mol is None else Chem.MolToSmiles(mol) for mol in found]
+        supplier = Chem.SDMolSupplier()
+        supplier.SetData(text)
+        return ["" if mol is None else Chem.MolToSmiles(mol) for mol in supplier]
 
 
 def _read_table(path: Path, text: str, domain: str) -> list[str]:
     """The column of samples. Its name may reveal that the file is from another domain, which is an error."""
     head = text.split("\n", 1)[0]
     mark = max(",;\t", key=head.count)
-    rows = list(csv.DictReader(io.StringIO(text), delimiter=mark))
-    names = list(rows[0]) if rows else head.strip().split(mark)
+    names, *rows = [row for row in csv.reader(io.StringIO(text), delimiter=mark) if row] or [[]]
     own, others = ("smiles", "sequence") if domain == "molecules" else ("sequence", "smiles")
     column = _column(names, own)
+    if column is None and domain == "molecules":
+        column, rows = _unnamed(names, rows)
     if column is None and (other := _column(names, others)) is not None:
         kind = "DNA" if others == "sequence" else "molecules"
-        raise ValueError(f"{path}: its column {other!r} holds {kind}, not {domain}")
+        raise ValueError(f"{path}: its column {names[other]!r} holds {kind}, not {domain}")
     if column is None:
         raise ValueError(f"{path}: a column sample, smiles or sequence is needed; it has {names}")
-    return [re.sub(r"^'(?=[=+\-@])", "", row[column] or "") for row in rows]
+    return [re.sub(r"^'(?=[=+\-@])", "", row[column]) if column < len(row) else "" for row in rows]
 
 
-def _column(names: Sequence[str], kind: str) -> str | None:
+def _column(names: Sequence[str], kind: str) -> int | None:
     """The column of samples: named like their kind, or `sample`, or with the kind in its name."""
-    plain = {name: name.strip().lower() for name in names if name}
+    plain = [name.strip().lower() for name in names]
     tests: list[Callable[[str], bool]] = [lambda n: n == kind, lambda n: n == "sample", lambda n: kind in n]
-    return next((name for test in tests for name, lower in plain.items() if test(lower)), None)
+    return next((i for test in tests for i, name in enumerate(plain) if test(name)), None)
+
+
+def _unnamed(names: list[str], rows: list[list[str]]) -> tuple[int | None, list[list[str]]]:
+    """The first column of which every cell is a molecule, and all rows; the first row counts if it is one itself."""
+    from rewards.molecules.descriptors import parsed
+
+    for i, name in enumerate(names):
+        if rows and all(i < len(row) and parsed(row[i]) is not None for row in rows):
+            return i, [names, *rows] if parsed(name) is not None else rows
+    return None, rows
 
 
 def _read_images(path: Path) -> Tensor:

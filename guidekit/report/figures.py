@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engine.result import Result
-from . import pedigree, table
+from . import designed, pedigree, table
 from .charts import GROUPS, Series, histogram, lines, scatter
 from .compared import sets
 from .reading import Output
@@ -37,8 +37,11 @@ def ancestors(result: Result) -> int:
 
 
 def over_time(out: Output, names: Sequence[str]) -> list[str]:
-    """For a search, the best reward against cost; for a run, reward, effective sample size and ancestors by step."""
+    """For a search or a design, the best reward against cost; for a run, reward, effective sample size and ancestors
+    by step."""
     result = out.result
+    if designed.rounds(result):
+        return designed.progress(result, out.screened)
     if rounds(result):
         return best_so_far(result, names, sets(out)[:-1]) + _estimates(result, names)
     return _estimates(result, names) + _population(result, names) if len(result.trace) else []

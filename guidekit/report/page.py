@@ -15,7 +15,7 @@ import guidekit as gk
 from rewards.base import needs
 
 from ..engine.result import Result
-from . import compared, figures, samples
+from . import compared, designed, figures, samples
 from .reading import Output, read, value
 from .recorder import replaced
 from .rounds import rounds
@@ -66,6 +66,7 @@ def _context(out: Output, title: str | None) -> dict[str, Any]:
         "warnings": [str(w) for w in summary.get("warnings", [])],
         "groups": _groups(result, names) if result.groups > 1 else [],
         "searched": bool(rounds(result)),
+        "designed": bool(designed.rounds(result)),
         "over_time": figures.over_time(out, names),
         "lineage": figures.lineage(out, domain),
         "distributions": figures.distributions(out),
@@ -104,6 +105,8 @@ def _subtitle(result: Result, summary: dict[str, Any]) -> str:
     groups = f" of {result.groups} conditions" if result.groups > 1 else ""
     guides = f", guided by {', '.join(map(str, summary['guides']))}" if summary.get("guides") else ""
     found = f", found by {summary['search']}" if summary.get("search") else ""
+    if steps := designed.rounds(result):
+        return f"The best {_count(len(result), 'sample')} of {steps[-1]['calls']:,} reward calls{guides}"
     return f"{_count(len(result), 'sample')}{groups} in {_count(len(result.ancestors), 'step')}{guides}{found}"
 
 
@@ -113,6 +116,8 @@ def _count(n: int, what: str) -> str:
 
 def _tiles(out: Output) -> list[tuple[str, str, str]]:
     """Name, value and remark of each figure at the top."""
+    if designed.rounds(out.result):
+        return designed.tiles(out.result, out.screened)
     result, tiles = out.result, []
     size = len(result) // result.groups
     base = None if out.base is None else figures.mean(out.base)

@@ -29,12 +29,14 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Output:
-    """An output directory. table holds the extra columns of samples.csv, by row of the result."""
+    """An output directory. table holds the extra columns of samples.csv, or of designs.csv, by row of the result;
+    screened are the samples with which a design is compared."""
 
     path: Path
     result: Result
     base: Result | None = None
     best: Result | None = None
+    screened: Result | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     table: dict[int, dict[str, str]] = field(default_factory=dict)
     lineage: Lineage | None = None
@@ -47,13 +49,15 @@ def read(folder: str | Path) -> Output:
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: there is no such folder; give the output directory of a run")
     result = _result(path / "result")
+    table = next((path / name for name in _TABLES if (path / name).exists()), path / _TABLES[0])
     return Output(
         path,
         result,
         base=_result(path / "base") if (path / "base").exists() else None,
         best=_result(path / "best_of_n") if (path / "best_of_n").exists() else None,
+        screened=_result(path / "screening" / "result") if (path / "screening" / "result").exists() else None,
         summary=_parsed(path / "summary.json", _summary) or {},
-        table=_parsed(path / "samples.csv", lambda text: _table(text, result)) or {},
+        table=_parsed(table, lambda text: _table(text, result)) or {},
         lineage=_parsed(path / "lineage.json", lambda text: _lineage(text, result)),
         config=_parsed(path / "run.toml", str) or "",
     )
@@ -95,11 +99,12 @@ def _summary(text: str) -> dict[str, Any]:
     return found
 
 
+_TABLES = ("designs.csv", "samples.csv")
 _KNOWN = {"row", "condition", "sample", "reward", "holdout", "log_weight", "weight"}
 
 
 def _table(text: str, result: Result) -> dict[int, dict[str, str]]:
-    """The columns of samples.csv that are not in the result, by row."""
+    """The columns of the table that are not in the result, by row."""
     rows = list(csv.DictReader(io.StringIO(text)))
     if len(rows) != len(result):
         raise ValueError(f"{len(rows)} rows where the result has {len(result)}")

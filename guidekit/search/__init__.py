@@ -7,14 +7,17 @@ from .bank import Bank, bank
 from .budget import Budget
 from .cma import CMA, cma
 from .core import Each, Found, Strategy, run
-from .design import Candidates, Crossover, Fresh, GraphOperators, Memory, Proposal, Regrow, Study, Surrogate
+from .design import Candidates, Crossover, Fresh, GraphOperators, Informed, Memory, Proposal, Regrow, Study, Surrogate
 from .evolution import Evolution, evolution
 from .flowopt import flowopt
 from .gradient import gradient, gradients
+from .informed import informed
+from .lsd import lsd
 from .paths import paths
 from .random_search import Random, random
 from .share import share
 from .space import Space
+from .strength import Strength, strength
 from .subspace import Subspace, subspace
 from .zero_order import ZeroOrder, zero_order
 
@@ -29,12 +32,14 @@ __all__ = [
     "Found",
     "Fresh",
     "GraphOperators",
+    "Informed",
     "Memory",
     "Proposal",
     "Random",
     "Regrow",
     "Space",
     "Strategy",
+    "Strength",
     "Study",
     "Subspace",
     "Surrogate",
@@ -45,10 +50,13 @@ __all__ = [
     "flowopt",
     "gradient",
     "gradients",
+    "informed",
+    "lsd",
     "paths",
     "random",
     "run",
     "share",
+    "strength",
     "subspace",
     "zero_order",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import random
 from ..engine.run import Run
-from ..process import Masked, Process, Uniform
+from ..process import Gaussian, Process
 from .sphere import gumbel_to_normal, normal_to_gumbel
 
 
@@ -115,4 +115,4 @@ class Space:
 
     @property
     def _gumbel(self) -> bool:
-        return isinstance(self.process, (Masked, Uniform))
+        return not isinstance(self.process, Gaussian)

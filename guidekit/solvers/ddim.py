@@ -19,7 +19,11 @@ from .times import Grid
 
 def posterior(t: Point, s: Point, eta: float) -> Move:
     """One step of the formula above."""
-    c = eta * s.sigma * max(1 - decay(t, s) ** 2, 0) ** 0.5
+    return renewed(t, s, eta * s.sigma * max(1 - decay(t, s) ** 2, 0) ** 0.5)
+
+
+def renewed(t: Point, s: Point, c: float) -> Move:
+    """The same step with any noise c up to sigma_s."""
     a = max(s.sigma**2 - c**2, 0) ** 0.5 / t.sigma
     return Move(t.t, s.t, a, (s.alpha - a * t.alpha,), c)
 

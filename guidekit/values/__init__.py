@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..engine.view import View
+from .bank import Bank
 from .fit import fit
 from .learned import Calibration, Learned
 from .likelihood import Likelihood
@@ -29,4 +30,4 @@ def lookahead(value: Value | None, reward: Any, alpha: float) -> Value:
     return value.at(alpha) if hasattr(value, "at") else value  # type: ignore[attr-defined]
 
 
-__all__ = ["Calibration", "Learned", "Likelihood", "Rollout", "Tweedie", "Value", "fit", "lookahead"]
+__all__ = ["Bank", "Calibration", "Learned", "Likelihood", "Rollout", "Tweedie", "Value", "fit", "lookahead"]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..models import GaussianModel, MaskedModel, Model
+from ..models.prefixes import Prefixes
 from ..solvers.schedules import Cosine
 from . import nets, readers
 
@@ -94,12 +95,21 @@ def value(name: str, device: torch.device | str | None = None) -> Any:
     return load_value(name, device)
 
 
-def load(name: str, device: torch.device | str | None = None) -> Model:
-    """A base model with its decoder, conditions and null condition; see docs/zoo.md."""
+def load(name: str, device: torch.device | str | None = None, ahead: bool = True) -> Model:
+    """A base model with its decoder, conditions and null condition; see docs/zoo.md.
+
+    ahead   of molecules, whose tokens are drawn from the left: whether predictions say something of all tokens to come,
+            which look-aheads at the reward read. Without it the network is asked for the next token alone and keeps its
+            states of those before (`guidekit.models.prefixes`), which takes less time; look-aheads then see the
+            molecule so far. Samples have the same law
+    """
     own = card(name)
     if own["kind"] not in _MODELS:
         raise ValueError(f"zoo: {name!r} is a {own['kind']}, which network() loads; models are {', '.join(names())}")
-    return _MODELS[own["kind"]](network(name, device), own)
+    net = network(name, device)
+    if not ahead and not hasattr(net, "extend"):
+        raise ValueError(f"zoo: ahead=False is for models that draw from the left, and {name!r} draws in any order")
+    return _MODELS[own["kind"]](net if ahead else Prefixes(net, end=0), own)
 
 
 def clip(name: str = "fashion-clip", device: str | None = None) -> Any:
@@ -141,6 +151,7 @@ def _molecules(net: nn.Module, own: dict[str, Any]) -> Model:
         net, options["vocab"], options["length"], lambda x: tokens.decode(x.cpu()),
         lambda c: torch.tensor(_label(c, classes)), len(classes), read=readers.Molecules(tokens, options["length"]),
         ordered=own["network"] == "OrderedNet", end=0 if own["network"] == "OrderedNet" else None,
+        alone=isinstance(net, Prefixes),
     )  # fmt: skip
 
 

@@ -74,6 +74,7 @@ def _entry(own: dict[str, Any]) -> str:
         f"parameters, {own['bytes'] / 1e6:.1f} MB."
         + (f" Classes: {'; '.join(own['classes'])}." if own["classes"] else f" For `{own['model']}`."),
         "",
+        *([f"* Law of the samples: {own['law']}"] if "law" in own else []),
         f"* Data: {own['data']}",
         f"* Training: `{training['command']}`, {training['minutes']} minutes, {training['epochs']} epochs, "
         f"validation loss {training['validation loss']}",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -68,6 +69,7 @@ def text(smiles: str, rng: np.random.Generator | None = None) -> str:
     return _stereo(written, mol, [a for _, atoms in pieces for a in atoms], ends)
 
 
+@lru_cache(maxsize=1 << 16)
 def smiles(text: str) -> str:
     """Canonical SMILES of a text of fragments, or "" if it is not a molecule.
 

@@ -1,13 +1,13 @@
 r"""Which tokens may follow in a row of fragments, for it to be valid: an automaton for SMILES with open bonds.
 
-It tracks the open branches and rings, the bonds that each atom has left, and which open bonds lead to the same
-connected part. It forbids what SMILES readers reject (a ring closed at the atom that opened it or at a neighbour, a
-branch that is not closed, a label open at the end) and what fragment texts do not contain (a bond between two parts
-that are already connected, an atom with more bonds than its valence, a branch at the end of a chain). Every row that it
-allows can be completed. It does not know which rings can be aromatic.
+What may follow inside a fragment is in `syntax`. Between fragments, it is tracked which open bonds lead to the same
+connected part. Forbidden is what SMILES readers reject (a ring closed at the atom that opened it or at a neighbour, a
+branch that is not closed, aromatic atoms among which no double bonds can be placed, a label open at the end) and what
+fragment texts do not contain (a bond between two parts that are already connected, an atom with more bonds than its
+valence, a branch at the end of a chain). Every row that is allowed can be completed.
 
-The states of many rows are one tensor of small integers (rows, SIZE), so that they are gathered like particles. The
-symbols of all tokens form a prefix tree, along which the allowed tokens are found for all rows at once.
+The states of many rows are one tensor of integers (rows, SIZE), so that they are gathered like particles. The symbols
+of all tokens form a prefix tree, along which the allowed tokens are found for all rows at once.
 """
 
 from __future__ import annotations
@@ -18,22 +18,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from . import syntax
 from .fragments import FIRST, LABELS, Fragments, split
+from .syntax import FAR, Symbol, Syntax
 
-END, ATOM, BOND, OPEN, CLOSE, RING, LABEL, DOT = range(8)  # kinds of symbols
-# the last symbol; bonds are told apart after an atom, at the beginning of a branch, and after a branch
-BEGIN, START, AFTER_ATOM, AFTER_BOND, AFTER_OPEN, AFTER_CLOSE, BRANCH_BOND, CHAIN_BOND, ENDED, BROKEN = range(10)
-DEPTH, RINGS, MOST = 8, 9, 100  # limits: of branches and of rings open at once; of atoms in a fragment and fragments
-
-# the columns of a state
-LAST, ORDER, ATOMS, CURRENT, FREE, AROMATIC, NESTED, HERE, PARTS = range(9)
-NEAR = slice(9, 13)  # atoms bound to the current one: the one before it, and those with which it closed rings
-STACK, STACK_FREE, STACK_AROMATIC = (slice(13 + i * DEPTH, 13 + (i + 1) * DEPTH) for i in range(3))
-OPENER = slice(13 + 3 * DEPTH, 13 + 3 * DEPTH + RINGS)  # the atom that opened each ring, or -1
-PART = slice(OPENER.stop, OPENER.stop + LABELS)  # the connected part to which each open bond leads, or 0
+# the columns of a state: that of the fragment, the connected part of which it is one, and the number of fragments
+FRAGMENT, HERE, PARTS = range(3)
+PART = slice(3, 3 + LABELS)  # the connected part to which each open bond leads, or 0
 SIZE = PART.stop
 
-_UNANSWERED = (AFTER_BOND, AFTER_OPEN, AFTER_CLOSE, BRANCH_BOND, CHAIN_BOND)  # an atom must follow
 _ORDERS = {"-": 1, "=": 2, "#": 3, ":": 1, "/": 1, "\\": 1}
 _VALENCES = {5: 3, 6: 4, 7: 3, 8: 2, 9: 1, 14: 4, 15: 5, 16: 6, 17: 1, 34: 6, 35: 1, 53: 1}
 
@@ -50,8 +43,8 @@ class Grammar:
 
     def start(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
         """The state of empty rows."""
-        state = torch.zeros(rows, SIZE, dtype=torch.int8, device=device)
-        state[:, OPENER] = -1
+        state = torch.zeros(rows, SIZE, dtype=torch.int32, device=device)
+        state[:, FRAGMENT] = syntax.NOTHING
         return state
 
     def after(self, state: Tensor, tokens: Tensor) -> Tensor:
@@ -60,9 +53,8 @@ class Grammar:
         state = state.clone()
         for j in range(symbols.shape[1]):
             at = (j < lengths[tokens]).nonzero()[:, 0]
-            new, fine = self._step(state[at], symbols[tokens[at], j])
-            new[:, LAST] = torch.where(fine, new[:, LAST], BROKEN)
-            state[at] = new
+            state[at] = self._step(state[at], symbols[tokens[at], j])
+        state[~self.fits(state, FAR), FRAGMENT] = syntax.BROKEN
         return state
 
     def read(self, tokens: Tensor) -> Tensor:
@@ -75,8 +67,8 @@ class Grammar:
     def allowed(self, state: Tensor, left: int | None = None) -> Tensor:
         """Which tokens may follow, (rows, tokens).
 
-        With `left`, the number of tokens for which there is room, only those after which the row can still be completed
-        by tokens of one symbol; this also forbids a few rows that only longer tokens could complete in time.
+        With `left`, the number of tokens for which there is room, only those after which the row can be completed by as
+        many as it `need`s; this also forbids a few rows that only longer tokens could complete in time.
         """
         nodes, first, count, own = (v.to(state.device) for v in self._tree)
         fine = torch.zeros(len(state), len(nodes), dtype=torch.bool, device=state.device)
@@ -87,57 +79,86 @@ class Grammar:
             parent = torch.arange(len(row), device=row.device).repeat_interleave(many)
             offset = torch.arange(len(parent), device=row.device) - (many.cumsum(0) - many)[parent]
             at = first[at][parent] + offset
-            state, ok = self._step(state[parent], nodes[at])
+            state = self._step(state[parent], nodes[at])
+            ok = self.alive(state)
             state, row, at = state[ok], row[parent][ok], at[ok]
-            fine[row, at] = True if left is None else self.need(state) <= left - 1
+            fine[row, at] = self.fits(state, FAR if left is None else left - 1)
         fine = fine[:, own]
         fine[:, 0] |= ~fine.any(1)
         return fine
 
     def alive(self, state: Tensor) -> Tensor:
         """Whether rows have kept to the grammar so far."""
-        return state[:, LAST] != BROKEN
+        return state[:, FRAGMENT] != syntax.BROKEN
+
+    def fits(self, state: Tensor, left: int) -> Tensor:
+        """Whether rows can be completed by so many tokens, or by any number of them where `left` is FAR.
+
+        Those that they `need` are counted only where there might be too few, as that takes a search.
+        """
+        rough, bound = self._syntax.rough(state[:, FRAGMENT])
+        labels = (state[:, PART] > 0).sum(1)
+        most = rough + self._each * labels + torch.where(_own(state) | (labels == 0), 0, bound)
+        fine = most < FAR
+        at = (fine & (most > left)).nonzero()[:, 0]
+        if len(at):
+            fine[at] = self.need(state[at]) <= left
+        return fine
 
     def need(self, state: Tensor) -> Tensor:
-        """A number of symbols, not counting the end, that complete the row; some next symbol always reduces it.
+        """A number of tokens, not counting the end, that complete the row; some next token always reduces it.
 
-        It counts carbons: one if an atom must follow, one after every branch, one for every ring (and one more if the
-        last atom opened it), and a fragment .C%10 for every open bond.
+        Those of one symbol inside the fragment, and a fragment .C%10 for every open bond. A fragment whose part has no
+        open bond, while others have some, must be bound to them: to all of them, if its last atom has bonds left; or to
+        one of a part with several, or to the only one; or by a new open bond.
         """
-        rings, labels = state[:, OPENER] >= 0, state[:, PART] > 0
-        nested, many, last = state[:, NESTED].long(), rings.sum(1), _is(state, AFTER_ATOM) & (state[:, FREE] >= 2)
-        own = (state[:, OPENER] == state[:, [CURRENT]]) & rings
-        bound = (state[:, OPENER, None] == state[:, None, NEAR]).any(2) | own | (state[:, [NEAR.stop - 1]] >= 0)
-        close = last & (rings & ~bound).any(1)
-        alone = last & (nested == 0) & (many == 0) & (labels & (state[:, PART] != state[:, [HERE]])).any(1)
-        join = (_is(state, START) & labels.any(1)) | alone
-        far = (many > 0) & (own.any(1) | (nested > 0))
-        return _is(state, START, *_UNANSWERED) + 2 * (nested + many) + far - 1 * close + 3 * labels.sum(1) - 2 * join
+        fragment, parts, each = state[:, FRAGMENT], state[:, PART].sort(1).values, self._each
+        need, labels = self._syntax.need(fragment, 0).long(), (parts > 0).sum(1)
+        at = (~_own(state) & (labels > 0)).nonzero()[:, 0]
+        if len(at):
+            one, more = (self._syntax.need(fragment[at], mode).long() for mode in (1, 2))
+            several = ((parts > 0)[at, 1:] & (parts[at, 1:] == parts[at, :-1])).any(1)
+            close = torch.where(several | (labels[at] == 1), one, FAR)
+            new = torch.where(labels[at] < LABELS, one, FAR)
+            need[at] = torch.minimum(torch.minimum(more, close) - each, new + each)
+        return need + each * labels
 
     # one symbol -------------------------------------------------------------------------------------------------------
 
-    def _step(self, state: Tensor, symbol: Tensor) -> tuple[Tensor, Tensor]:
-        """The states after one symbol per row, and whether it is allowed; `state` is overwritten."""
-        kind, argument, aromatic = (v.to(state.device)[symbol] for v in self._symbols)
-        fine = torch.zeros(len(state), dtype=torch.bool, device=state.device)
-        for k, move in enumerate((_end, _atom, _bond, _open, _close, _ring, _label, _dot)):
-            at = (kind == k).nonzero()[:, 0]
-            if len(at):
-                part = state[at]
-                fine[at] = move(part, argument[at], aromatic[at]) & _lives(part)
-                state[at] = part
-        return state, fine
+    def _step(self, state: Tensor, symbol: Tensor) -> Tensor:
+        """The states after one symbol per row."""
+        kind, number = (v.to(state.device)[symbol] for v in self._symbols)
+        before, part, state = state, state[:, PART], state.clone()
+        state[:, FRAGMENT] = self._syntax.step(state[:, FRAGMENT], symbol)
+        dot, label = kind == syntax.DOT, kind == syntax.LABEL
+        fine = ~dot | _own(before) | (before[:, FRAGMENT] == syntax.NOTHING)
+        fine &= (kind != syntax.END) | (part == 0).all(1)
+        state[:, PARTS] += dot
+        state[:, HERE] = torch.where(dot, state[:, PARTS], state[:, HERE])
+        at = label.nonzero()[:, 0]
+        if len(at):
+            state[at, PART], fine[at] = _labelled(part[at], before[at, HERE], number[at])
+        state[:, FRAGMENT] = torch.where(fine, state[:, FRAGMENT], syntax.BROKEN)
+        return state
+
+    @cached_property
+    def _syntax(self) -> Syntax:
+        return Syntax([_meaning(s) for s in self._names])
+
+    @cached_property
+    def _each(self) -> int:
+        """How many tokens the fragment .C%10 has at most."""
+        return 2 if (".", "C") in self.tokens else 3
 
     @cached_property
     def _names(self) -> list[str]:
         return ["", *sorted({s for token in self.tokens for s in token})]
 
     @cached_property
-    def _symbols(self) -> tuple[Tensor, Tensor, Tensor]:
-        """For each symbol its kind, its valence, order or number, and whether it is an aromatic atom."""
-        each = [_meaning(s) for s in self._names]
-        kind, argument, aromatic = (torch.tensor(v) for v in zip(*each, strict=True))
-        return kind, argument.to(torch.int8), aromatic.to(torch.int8)
+    def _symbols(self) -> tuple[Tensor, Tensor]:
+        """The kind and number of each symbol."""
+        kind, number = zip(*((s.kind, s.number) for s in self._syntax.symbols), strict=True)
+        return torch.tensor(kind), torch.tensor(number)
 
     @cached_property
     def _rows(self) -> list[tuple[int, ...]]:
@@ -168,139 +189,45 @@ class Grammar:
         return nodes, first, count, own
 
 
-def _meaning(symbol: str) -> tuple[int, int, bool]:
-    fixed = {"": END, "(": OPEN, ")": CLOSE, ".": DOT}
+def _own(state: Tensor) -> Tensor:
+    """Whether the current connected part has an open bond."""
+    return ((state[:, PART] > 0) & (state[:, PART] == state[:, [HERE]])).any(1)
+
+
+def _labelled(parts: Tensor, here: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+    """The parts of the open bonds after closing one, which joins the part at its other end to this one, or opening a
+    new one; and whether that is allowed."""
+    column, here = number[:, None], here[:, None]
+    part = parts.gather(1, column)
+    joined = torch.where((part > 0) & (parts == part), here, parts)
+    return joined.scatter(1, column, torch.where(part > 0, 0, here)), (part != here)[:, 0]
+
+
+def _meaning(symbol: str) -> Symbol:
+    fixed = {"": syntax.END, "(": syntax.OPEN, ")": syntax.CLOSE, ".": syntax.DOT}
     if symbol in fixed:
-        return fixed[symbol], 0, False
+        return Symbol(fixed[symbol])
     if symbol in _ORDERS:
-        return BOND, _ORDERS[symbol], False
+        return Symbol(syntax.BOND, _ORDERS[symbol])
     if symbol.isdigit():
-        return RING, int(symbol) - 1, False
+        return Symbol(syntax.RING, int(symbol) - 1)
     if symbol[0] == "%":
-        return LABEL, int(symbol[1:]) - FIRST, False
-    return ATOM, *_valence(symbol)
+        return Symbol(syntax.LABEL, int(symbol[1:]) - FIRST)
+    return _atom(symbol)
 
 
-def _valence(symbol: str) -> tuple[int, bool]:
-    """Bonds that an atom can form besides its hydrogens, and whether it is aromatic; then every bond counts as one."""
+def _atom(symbol: str) -> Symbol:
+    """The bonds that an atom can form besides its hydrogens, and how an aromatic one comes to a double bond; then every
+    bond counts as one."""
     from rdkit import Chem
 
     atom = Chem.MolFromSmiles(symbol, sanitize=False).GetAtomWithIdx(0)
-    most = _VALENCES.get(atom.GetAtomicNum() - atom.GetFormalCharge(), 0)
+    most, hydrogens = _VALENCES.get(atom.GetAtomicNum() - atom.GetFormalCharge(), 0), atom.GetNumExplicitHs()
     if not atom.GetIsAromatic():
-        return max(0, most - atom.GetNumExplicitHs()), False
-    return (3 if most in (3, 4) else 2) - atom.GetNumExplicitHs(), True
-
-
-# how a symbol of each kind changes states, and whether it is allowed --------------------------------------------------
-
-
-def _lives(s: Tensor) -> Tensor:
-    """Whether the row can be completed: if the last atom of a chain has no bonds left, nothing may be left open."""
-    stuck = (s[:, LAST] == AFTER_ATOM) & (s[:, NESTED] == 0) & (s[:, FREE] == 0)
-    return ~stuck | (s[:, OPENER] < 0).all(1) & (_own(s) | (s[:, PART] == 0).all(1))
-
-
-def _own(s: Tensor) -> Tensor:
-    """Whether the current connected part has an open bond."""
-    return ((s[:, PART] > 0) & (s[:, PART] == s[:, [HERE]])).any(1)
-
-
-def _is(s: Tensor, *last: int) -> Tensor:
-    return torch.isin(s[:, LAST], s.new_tensor(last))
-
-
-def _cost(order: Tensor, aromatic: Tensor) -> Tensor:
-    return torch.where(aromatic > 0, 1, order.clamp(min=1)).to(torch.int8)
-
-
-def _top(s: Tensor) -> Tensor:
-    """The column of the innermost branch."""
-    return (s[:, NESTED].long() - 1).clamp(min=0)[:, None]
-
-
-def _end(s: Tensor, argument: Tensor, aromatic: Tensor) -> Tensor:
-    whole = (s[:, NESTED] == 0) & (s[:, OPENER] < 0).all(1) & (s[:, PART] == 0).all(1)
-    fine = _is(s, AFTER_ATOM) & whole | _is(s, ENDED)
-    s[:, LAST] = ENDED
-    return fine
-
-
-def _dot(s: Tensor, argument: Tensor, aromatic: Tensor) -> Tensor:
-    closed = (s[:, NESTED] == 0) & (s[:, OPENER] < 0).all(1) & (s[:, PARTS] < MOST)
-    fine = _is(s, BEGIN) | _is(s, AFTER_ATOM) & closed & _own(s)
-    s[:, [ATOMS, ORDER, FREE]], s[:, LAST] = 0, START
-    s[:, PARTS] += 1
-    s[:, HERE] = s[:, PARTS]
-    return fine
-
-
-def _atom(s: Tensor, valence: Tensor, aromatic: Tensor) -> Tensor:
-    first = _is(s, START)
-    fine = (first | _is(s, AFTER_ATOM, *_UNANSWERED)) & (s[:, ATOMS] < MOST)
-    old, new = _cost(s[:, ORDER], s[:, AROMATIC]), _cost(s[:, ORDER], aromatic)
-    rest = torch.where(first, 0, s[:, FREE] - old)
-    free = valence - torch.where(first, 0, new)
-    branch, top = _is(s, AFTER_OPEN, BRANCH_BOND), _top(s)
-    held = s[:, STACK_FREE].gather(1, top)
-    s[:, STACK_FREE] = s[:, STACK_FREE].scatter(1, top, torch.where(branch[:, None], rest[:, None], held).to(s.dtype))
-    s[:, NEAR] = -1
-    s[:, NEAR.start] = torch.where(first, -1, s[:, CURRENT])
-    s[:, CURRENT], s[:, FREE], s[:, AROMATIC] = s[:, ATOMS], free.to(s.dtype), aromatic
-    s[:, ATOMS] += 1
-    s[:, ORDER], s[:, LAST] = 0, AFTER_ATOM
-    return fine & (rest >= 0) & (free >= 0)
-
-
-def _bond(s: Tensor, order: Tensor, aromatic: Tensor) -> Tensor:
-    branch = _is(s, AFTER_OPEN)
-    fine = branch | _is(s, AFTER_ATOM, AFTER_CLOSE)
-    enough = s[:, FREE] >= _cost(order, s[:, AROMATIC]) + branch.to(torch.int8)
-    after = torch.where(branch, BRANCH_BOND, torch.where(_is(s, AFTER_ATOM), AFTER_BOND, CHAIN_BOND))
-    s[:, ORDER], s[:, LAST] = order, after.to(s.dtype)
-    return fine & enough
-
-
-def _open(s: Tensor, argument: Tensor, aromatic: Tensor) -> Tensor:
-    fine = _is(s, AFTER_ATOM, AFTER_CLOSE) & (s[:, FREE] >= 2) & (s[:, NESTED] < DEPTH)
-    s[:, NESTED] = (s[:, NESTED] + 1).clamp(max=DEPTH)
-    top = _top(s)
-    for columns, value in ((STACK, CURRENT), (STACK_FREE, FREE), (STACK_AROMATIC, AROMATIC)):
-        s[:, columns] = s[:, columns].scatter(1, top, s[:, [value]])
-    s[:, LAST] = AFTER_OPEN
-    return fine
-
-
-def _close(s: Tensor, argument: Tensor, aromatic: Tensor) -> Tensor:
-    fine, top = _is(s, AFTER_ATOM) & (s[:, NESTED] > 0), _top(s)
-    for columns, value in ((STACK, CURRENT), (STACK_FREE, FREE), (STACK_AROMATIC, AROMATIC)):
-        s[:, [value]] = s[:, columns].gather(1, top)
-    s[:, NESTED] -= 1
-    s[:, LAST] = AFTER_CLOSE
-    return fine
-
-
-def _ring(s: Tensor, number: Tensor, aromatic: Tensor) -> Tensor:
-    """Close the ring of this number if it is open, possibly with a bond order; otherwise open it."""
-    column = number.long()[:, None]
-    opener = s[:, OPENER].gather(1, column)
-    closes, free = opener[:, 0] >= 0, s[:, FREE] - _cost(s[:, ORDER], s[:, AROMATIC])
-    bound = (opener == s[:, [CURRENT]])[:, 0] | (s[:, NEAR] == opener).any(1)
-    fine = _is(s, AFTER_ATOM) | _is(s, AFTER_BOND) & closes
-    fine &= (free >= 0) & ~(closes & bound) & ~(closes & (s[:, NEAR.stop - 1] >= 0))
-    s[:, OPENER] = s[:, OPENER].scatter(1, column, torch.where(closes[:, None], -1, s[:, [CURRENT]]).to(s.dtype))
-    near = torch.cat([s[:, [NEAR.start]], opener, s[:, NEAR.start + 1 : NEAR.stop - 1]], 1)
-    s[:, NEAR] = torch.where(closes[:, None], near, s[:, NEAR])
-    s[:, FREE], s[:, ORDER], s[:, LAST] = free, 0, AFTER_ATOM
-    return fine
-
-
-def _label(s: Tensor, number: Tensor, aromatic: Tensor) -> Tensor:
-    """Close an open bond, which joins the part at its other end to this one; or open a new bond."""
-    column, here = number.long()[:, None], s[:, [HERE]]
-    part = s[:, PART].gather(1, column)
-    fine = _is(s, AFTER_ATOM) & (s[:, FREE] >= 1) & (part != here)[:, 0]
-    joined = torch.where((part > 0) & (s[:, PART] == part), here, s[:, PART])
-    s[:, PART] = joined.scatter(1, column, torch.where(part > 0, 0, here).to(s.dtype))
-    s[:, FREE] -= 1
-    return fine
+        return Symbol(syntax.ATOM, max(0, most - hydrogens))
+    free = (3 if most in (3, 4) else 2) - hydrogens
+    if most == 4:
+        ring = syntax.CARBON if not atom.GetFormalCharge() else syntax.CATION
+    else:
+        ring = syntax.NITROGEN if free == 3 else syntax.FULL
+    return Symbol(syntax.ATOM, free, ring)

@@ -25,6 +25,8 @@ class Grammatical(nn.Module):
     one that was met a step before.
     """
 
+    timed = False
+
     def __init__(self, net: Any, grammar: Grammar):
         super().__init__()
         self.net, self.grammar = net, grammar
@@ -70,7 +72,7 @@ def likely(grammar: Grammar, states: Tensor, p: Tensor, left: int) -> tuple[Tens
     asked = p >= LEAST
     row, token = asked.nonzero().unbind(1)
     after = grammar.after(states[row], token)
-    fine = grammar.alive(after) & (grammar.need(after) <= left - 1)
+    fine = grammar.fits(after, left - 1)
     allowed = torch.zeros_like(asked).index_put((row, token), fine)
     none = (~allowed.any(1)).nonzero()[:, 0]
     if len(none):

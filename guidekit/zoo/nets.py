@@ -38,7 +38,22 @@ class Attention(nn.Module):
         self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
-        q, k, v = (v.unflatten(-1, (self.heads, -1)).transpose(1, 2) for v in self.qkv(x).chunk(3, -1))
+        return self._looked(self._split(self.qkv(x).chunk(3, -1)), seen)
+
+    def extend(self, x: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Causal attention of tokens that follow others, of which keys and values are kept, (rows, m, 2 width); and
+        those of these tokens."""
+        q, own = self.qkv(x).tensor_split([x.shape[-1]], -1)
+        every = own if kept is None else torch.cat([kept, own], 1)
+        place = torch.arange(every.shape[1], device=x.device)
+        seen = place <= place[-x.shape[1] :, None]
+        return self._looked(self._split((q, *every.chunk(2, -1))), seen), own
+
+    def _split(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [v.unflatten(-1, (self.heads, -1)).transpose(1, 2) for v in parts]
+
+    def _looked(self, qkv: Sequence[Tensor], seen: Tensor | None) -> Tensor:
+        q, k, v = qkv
         return self.out(F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(2))
 
 
@@ -119,6 +134,23 @@ class Block(nn.Module):
         scale, shift, scale_, shift_ = self.context(context)[:, None].chunk(4, -1)
         x = x + self.attention(self.norm(x) * (1 + scale) + shift, seen)
         return x + self.narrow(F.relu(self.wide(self.middle(x) * (1 + scale_) + shift_)))
+
+    def extend(self, x: Tensor, context: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same for tokens that follow others, as in `Attention.extend`."""
+        scale, shift, scale_, shift_ = self.context(context)[:, None].chunk(4, -1)
+        looked, own = self.attention.extend(self.norm(x) * (1 + scale) + shift, kept)
+        x = x + looked
+        return x + self.narrow(F.relu(self.wide(self.middle(x) * (1 + scale_) + shift_))), own
+
+
+def extended(blocks: nn.ModuleList, h: Tensor, context: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tokens that follow others through blocks: the last one's output (rows, width), and the states of all of them,
+    (rows, k, blocks, 2 width)."""
+    states = []
+    for i, block in enumerate(blocks):
+        h, own = block.extend(h, context, None if kept is None else kept[:, :, i])  # type: ignore[operator]
+        states.append(own)
+    return h[:, -1], torch.stack(states, 2)
 
 
 class Local(nn.Module):
@@ -213,6 +245,8 @@ class OrderedNet(nn.Module):
     own k (`taught`), trains all positions of a sequence at once. Token 0 ends a sequence; only it may follow.
     """
 
+    timed = False
+
     def __init__(self, vocab: int, length: int, classes: int, width: int = 256, depth: int = 4):
         super().__init__()
         self.vocab, self.length = vocab, length
@@ -228,6 +262,17 @@ class OrderedNet(nn.Module):
         end = torch.full_like(logits[0, 0], -1e4)
         end[0] = 0
         return torch.where(((tokens == 0).cumsum(1) > 0)[..., None], end, logits)
+
+    def begin(self, cond: Tensor, rows: int) -> Tensor:
+        """Nothing stands before a text; this and `extend` are for `guidekit.models.prefixes`."""
+        return torch.empty(rows, 0, dtype=torch.long, device=cond.device)
+
+    def extend(self, tokens: Tensor, kept: Tensor | None, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the token that follows, read off a mask behind the tokens, and the states of these."""
+        first = 0 if kept is None else kept.shape[1]
+        h = self.embed(F.pad(tokens, (0, 1), value=self.vocab)) + self.place[first : first + tokens.shape[1] + 1]
+        last, states = extended(self.blocks, h, F.silu(self.label(cond)), kept)
+        return self.out(self.norm(last)), states[:, :-1]
 
     def taught(self, tokens: Tensor, known: Tensor, cond: Tensor) -> Tensor:
         """Logits at position i given the tokens before known[:, i], which is at most i. Rows may be truncated."""
@@ -255,6 +300,8 @@ class PrefixNet(nn.Module):
     truncated.
     """
 
+    timed = False
+
     def __init__(self, vocab: int, length: int, classes: Sequence[int], width: int = 256, depth: int = 4):
         super().__init__()
         self.vocab, self.length, self.classes = vocab, length, tuple(classes)
@@ -268,8 +315,7 @@ class PrefixNet(nn.Module):
         size = tokens.shape[1]
         before = torch.cat([self.start.expand(len(tokens), 1, -1), self.embed(tokens[:, :-1])], 1)
         seen = torch.ones(size, size, dtype=torch.bool, device=tokens.device).tril()
-        context = F.silu(torch.stack([label(c) for label, c in zip(self.labels, cond.unbind(1), strict=True)]).sum(0))
-        h = before + self.place[:size]
+        h, context = before + self.place[:size], self._context(cond)
         for block in self.blocks:
             h = block(h, context, seen)
         logits = self.out(self.norm(h))
@@ -278,6 +324,21 @@ class PrefixNet(nn.Module):
         ended = ((tokens == 0).cumsum(1) > 0).roll(1, 1)
         ended[:, 0] = False
         return torch.where(ended[..., None], end, logits)
+
+    def begin(self, cond: Tensor, rows: int) -> Tensor:
+        """A start stands before every text, with the id of the mask; see `guidekit.models.prefixes`."""
+        return torch.full((rows, 1), self.vocab, device=cond.device)
+
+    def extend(self, tokens: Tensor, kept: Tensor | None, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the token that follows, and the states of the tokens."""
+        first = 0 if kept is None else kept.shape[1]
+        h = torch.where((tokens == self.vocab)[..., None], self.start, self.embed(tokens))
+        h = h + self.place[first : first + tokens.shape[1]]
+        last, states = extended(self.blocks, h, self._context(cond), kept)
+        return self.out(self.norm(last)), states
+
+    def _context(self, cond: Tensor) -> Tensor:
+        return F.silu(torch.stack([label(c) for label, c in zip(self.labels, cond.unbind(1), strict=True)]).sum(0))
 
 
 # oracles ---------------------------------------------------------------------------------------------------------

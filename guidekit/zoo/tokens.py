@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,13 +119,17 @@ class Tokens(Merged):
 
     def decode(self, tokens: Any) -> list[str]:
         """SMILES of rows, up to their first end; texts that SELFIES cannot read are empty."""
-        found = []
-        for text in self.texts(tokens):
-            try:
-                found.append(selfies.decoder(text) or "")
-            except selfies.DecoderError:
-                found.append("")
-        return found
+        rules = tuple(selfies.get_semantic_constraints().items())
+        return [_smiles(text, rules) for text in self.texts(tokens)]
+
+
+@lru_cache(maxsize=1 << 16)
+def _smiles(text: str, rules: tuple[tuple[str, int], ...]) -> str:
+    """The molecule of a text under these rules of SELFIES; guides read most estimates several times."""
+    try:
+        return selfies.decoder(text) or ""
+    except selfies.DecoderError:
+        return ""
 
 
 def _selfies(smiles: str) -> list[str]:

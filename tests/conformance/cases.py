@@ -205,6 +205,7 @@ CASES = [
             (gk.CFGpp, lambda p: gk.CFGpp(0.6), None),
         )
     ),
+    Case("EpsilonScaling", lambda p: gk.EpsilonScaling(1.1), lambda p: gk.EpsilonScaling(1.0), "own", GAUSSIAN),
     Case("CADS", lambda p: gk.CADS(0.2, 0.9), lambda p: gk.CADS(stop=0.0), "own", with_=embedding),
     Case(
         "Keep", lambda p: gk.Keep(target(p), one(p)), lambda p: gk.Keep(target(p), ~one(p) & one(p)), "own", GAUSSIAN,
@@ -264,6 +265,10 @@ CASES = [
     Case("TDS", _tds(gk.TDS, scale=0.5), _idle_tds(gk.TDS), "tilted", GAUSSIAN, calls=lambda n, m: n * (m + 1)),
     Case(
         "TDS scheduled", _tds(gk.TDS, scale=lambda t: 1 - t, ess=0.9), _idle_tds(gk.TDS), "tilted", GAUSSIAN,
+        calls=lambda n, m: n * (m + 1),
+    ),
+    Case(
+        "TaylorSMC", _tds(gk.TaylorSMC, scale=0.8), _idle_tds(gk.TaylorSMC), "tilted", TOKENS,
         calls=lambda n, m: n * (m + 1),
     ),
     *(

@@ -37,7 +37,7 @@ from ...engine.resampling import check_resampling, resample
 from ...engine.tree import Tree
 from ...engine.view import Step, View
 from ...models.base import Model
-from ...process import Kernel, Uniform
+from ...process import Kernel, Lengths, Uniform
 from ...solvers import Move
 from ...solvers.token_solver import Order, chosen
 from .language import Language
@@ -75,6 +75,11 @@ class Within(Guide):
         return not self.weighted
 
     def check(self, model: Model, steps: int) -> None:
+        if isinstance(model.process, Lengths) and self.language is not None and not self.language.free:
+            raise ValueError(
+                f"{type(self).__name__} is for texts of one length, and the lengths of this model's texts are drawn "
+                "first: steer by a reward for what the constraint asks, or keep a part with Keep()"
+            )
         if self.language is not None and not self.language.possible:
             raise ValueError(f"{type(self).__name__}: no sequence of {model.shape[0]} tokens satisfies all of it")
 
@@ -111,15 +116,10 @@ class Within(Guide):
             return -before, view.zeros()
         assert view.prediction is not None and view.step.move is not None and self.language is not None
         kernel = constrained(view.model.process, view.x, view.prediction, view.step.move, self.language, view.group)
-        if memo is None:
-            self._check_probable(kernel)
-        return kernel.accepted - before, kernel.accepted
-
-    def _check_probable(self, kernel: Constrained) -> None:
-        """Raise where no token that the constraint allows has any probability, at the start of the run."""
-        never = ((kernel.given * kernel.allowed).sum(-1) <= 2 * LEAST * kernel.p.shape[-1]).any(0)
-        if bool(never.any()):
-            self.refuse(never.nonzero()[:, 0].tolist())
+        never = (kernel.given * kernel.allowed).sum(-1) <= 2 * LEAST * kernel.p.shape[-1]
+        if memo is None and bool(never.any()):  # where no token that is allowed has any probability, at the start
+            self.refuse(never.any(0).nonzero()[:, 0].tolist())
+        return torch.where(never.any(1), -torch.inf, kernel.accepted - before), kernel.accepted
 
     def refuse(self, places: list[int]) -> None:
         """Raise the error for positions of which no allowed token has any probability."""
@@ -217,7 +217,7 @@ class _Masked(Constrained):
     def push(self, noise: Any) -> Tensor:
         if self.language.free or self.shown is not None:
             return super().push(noise)
-        shown, noise = self._kernel(self.given).shown(noise), random.drawn(noise)
+        shown, noise = self._kernel(self.given).shown(noise), random.drawn(noise)  # type: ignore[attr-defined]
         letters = noise[..., :-1]  # of the mask they have chosen positions; a maximum of others stands in for it
         other = letters.amax(-1, keepdim=True) - math.log(letters.shape[-1])
         return replace(self, shown=shown).push(torch.cat([letters, other], -1))

@@ -70,6 +70,11 @@ def _is_dna(model: Any) -> bool:
 
 def _token(model: Model, letter: str) -> int:
     found = _known(model, letter)
+    if found is None and _is_dna(model):
+        raise ValueError(
+            f"{letter!r} is not one token of this model, which writes A, C, G and T; templates and sites may have the "
+            f"other letters of IUPAC too: {', '.join(v for v in IUPAC if v not in 'ACGT')}"
+        )
     if found is None:
         raise ValueError(
             f"{letter!r} is not one token of this model: give token numbers (0 to V - 1), or give the model a "

@@ -74,7 +74,7 @@ def from_diffusers(
     net, scale = kind.denoiser(whole, net), _scale(whole, kind)
     size = (*_frames(whole, kind, num_frames), *_size(whole, net, kind, height, width, scale))
     pixels = size[-2] * scale, size[-1] * scale
-    net = with_pictures(whole, net, pixels, image, mask_image, controlnet_conditioning_scale)
+    net = with_pictures(whole, net, pixels, image, mask_image, controlnet_conditioning_scale, kind.packed)
     family = kind(net, size, embedded_guidance)
     family.read(whole, scale)
     grids = Grids(scheduler, family.prepare, _options(scheduler, eta))
@@ -176,6 +176,6 @@ def _check(pipe: Any, net: Any, family: Family, vae: Any, output: Any, guidance:
     if channels is not None and family.drawn[0] != channels:
         raise ValueError(
             f"the denoiser takes {family.drawn[0]} channels and the VAE has {channels}: of pipelines that are given "
-            "pictures, StableDiffusionInpaintPipeline and those with a ControlNet are supported; else take the "
+            "pictures, those that paint into one and those with a ControlNet are supported; else take the "
             "text-to-image one"
         )

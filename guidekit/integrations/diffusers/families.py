@@ -55,6 +55,8 @@ class Family:
     def prepare(self, scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(steps)
 
+    packed: Any = None  # makes packed latents of latents in space, where a family packs them
+
     def pack(self, noise: Tensor) -> Tensor:
         """A state from what was drawn."""
         return noise
@@ -180,8 +182,9 @@ class Flux(Family):
     def __init__(self, net: Any, size: tuple[int, ...], guidance: float | None):
         size = (2 * (size[0] // 2), 2 * (size[1] // 2))
         super().__init__(net, size, 3.5 if guidance is None and net.config.guidance_embeds else guidance)
-        self.drawn = (net.config.in_channels // 4, *size)
-        self.shape = (size[0] * size[1] // 4, net.config.in_channels)
+        channels = getattr(net, "channels", net.config.in_channels)
+        self.drawn = (channels // 4, *size)
+        self.shape = (size[0] * size[1] // 4, channels)
 
     def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
         assert cond is not None
@@ -216,9 +219,13 @@ class Flux(Family):
         else:
             scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
 
+    @staticmethod
+    def packed(latents: Tensor) -> Tensor:
+        n, c, h, w = latents.shape
+        return latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, c * 4)
+
     def pack(self, noise: Tensor) -> Tensor:
-        n, c, h, w = noise.shape
-        return noise.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, c * 4)
+        return self.packed(noise)
 
     def unpack(self, x: Tensor) -> Tensor:
         n, (c, h, w) = len(x), self.drawn

@@ -1,7 +1,8 @@
 """Small pipelines with random weights, of the real classes, to try things out offline: they run in a second.
 
     pipe = tiny("sd")          # also "sdxl", "sd3", "flux", "pixart", "dit", "ddpm", "wan",
-                               # "inpaint", "controlnet", "controlnet_xl"
+                               # "inpaint", "inpaint_xl", "inpaint_sd3", "fill" (Flux),
+                               # "controlnet", "controlnet_xl", "controlnet_sd3", "controlnet_flux"
 
 Pictures are 32 x 32 noise. Videos are as large as those of Wan: say height=32, width=32, num_frames=5. Everything else
 (prompts, schedulers, attention, saving) is as in the large ones.
@@ -21,7 +22,8 @@ from rewards.base import needs
 
 NAMES = (
     *("sd", "sdxl", "sd3", "flux", "pixart", "dit", "ddpm", "wan"),
-    *("inpaint", "controlnet", "controlnet_xl"),
+    *("inpaint", "inpaint_xl", "inpaint_sd3", "fill"),
+    *("controlnet", "controlnet_xl", "controlnet_sd3", "controlnet_flux"),
 )
 
 
@@ -55,6 +57,43 @@ def _inpaint(d: Any, scheduler: Any) -> Any:
     )  # fmt: skip
 
 
+def _inpaint_xl(d: Any, scheduler: Any) -> Any:
+    parts = _sdxl(d, scheduler).components | {"unet": _unet(d, in_channels=9, **_XL)}
+    return d.StableDiffusionXLInpaintPipeline(**parts, add_watermarker=False)
+
+
+def _inpaint_sd3(d: Any, scheduler: Any) -> Any:
+    net = _mmdit(d, in_channels=33, out_channels=16)
+    return d.StableDiffusion3InpaintPipeline(**_sd3(d, scheduler, net, latents=16).components)
+
+
+def _fill(d: Any, scheduler: Any) -> Any:
+    parts = _flux(d, scheduler, _dit_of_flux(d, in_channels=48, out_channels=16)).components
+    return d.FluxFillPipeline(**{k: v for k, v in parts.items() if "image_encoder" != k != "feature_extractor"})
+
+
+def _controlnet_sd3(d: Any, scheduler: Any) -> Any:
+    parts = _sd3(d, scheduler).components
+    net = d.SD3ControlNetModel(
+        sample_size=16, patch_size=1, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
+        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64,
+        pos_embed_max_size=16, force_zeros_for_pooled_projection=False,
+    )  # fmt: skip
+    return d.StableDiffusion3ControlNetPipeline(
+        **parts, controlnet=_filled(net, net.controlnet_blocks, net.pos_embed_input)
+    )
+
+
+def _controlnet_flux(d: Any, scheduler: Any) -> Any:
+    parts = _flux(d, scheduler).components
+    config = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
+    net = d.FluxControlNetModel(
+        in_channels=16, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 6, 6], **config
+    )
+    zeros = net.controlnet_blocks, net.controlnet_single_blocks, net.controlnet_x_embedder
+    return d.FluxControlNetPipeline(**parts, controlnet=_filled(net, *zeros))
+
+
 def _controlnet(d: Any, scheduler: Any) -> Any:
     parts = _sd(d, scheduler).components
     return d.StableDiffusionControlNetPipeline(
@@ -68,47 +107,51 @@ def _controlnet_xl(d: Any, scheduler: Any) -> Any:
 
 
 def _control(d: Any, unet: Any) -> Any:
-    """A ControlNet, whose layers of zeros are filled as if it were trained."""
     net = d.ControlNetModel.from_unet(unet, conditioning_channels=3, conditioning_embedding_out_channels=(16, 32))
-    zeros = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]
+    zeros = net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out
+    return _filled(net, *zeros)
+
+
+def _filled(net: Any, *zeros: Any) -> Any:
+    """A ControlNet, whose layers of zeros are filled as if it were trained."""
     for parameter in (p for layer in zeros for p in layer.parameters()):
         torch.nn.init.normal_(parameter, std=0.1)
     return net
 
 
 def _sdxl(d: Any, scheduler: Any) -> Any:
-    extra: dict[str, Any] = {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 8 * 6 + 32,
-        "cross_attention_dim": 64,
-    }
     token = _tokenizer()
     return d.StableDiffusionXLPipeline(
-        _vae(d), _clip(), _clip(projected=True), token, token, _unet(d, **extra),
+        _vae(d), _clip(), _clip(projected=True), token, token, _unet(d, **_XL),
         scheduler or d.EulerDiscreteScheduler(**_SD), add_watermarker=False,
     )  # fmt: skip
 
 
-def _sd3(d: Any, scheduler: Any) -> Any:
-    net = d.SD3Transformer2DModel(
-        sample_size=16, patch_size=1, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64,
-        pos_embed_max_size=16,
+def _mmdit(d: Any, **channels: int) -> Any:
+    return d.SD3Transformer2DModel(
+        sample_size=16, patch_size=1, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64, pos_embed_max_size=16, **channels,
     )  # fmt: skip
-    token = _tokenizer()
+
+
+def _sd3(d: Any, scheduler: Any, net: Any = None, latents: int = 4) -> Any:
+    net, token = net or _mmdit(d, in_channels=4, out_channels=4), _tokenizer()
+    vae = _vae(d, shift_factor=0.06, latent_channels=latents)
     return d.StableDiffusion3Pipeline(
-        net, scheduler or d.FlowMatchEulerDiscreteScheduler(shift=3.0), _vae(d, shift_factor=0.06),
+        net, scheduler or d.FlowMatchEulerDiscreteScheduler(shift=3.0), vae,
         _clip(projected=True), token, _clip(projected=True), token, None, None,
     )  # fmt: skip
 
 
-def _flux(d: Any, scheduler: Any) -> Any:
-    net = d.FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 6, 6), guidance_embeds=True,
+def _dit_of_flux(d: Any, **channels: int) -> Any:
+    return d.FluxTransformer2DModel(
+        patch_size=1, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 6, 6), guidance_embeds=True, **channels,
     )  # fmt: skip
-    token = _tokenizer()
+
+
+def _flux(d: Any, scheduler: Any, net: Any = None) -> Any:
+    net, token = net or _dit_of_flux(d, in_channels=16), _tokenizer()
     flow = d.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     return d.FluxPipeline(scheduler or flow, _vae(d, shift_factor=0.06), _clip(), token, _t5(), token, net)
 
@@ -149,7 +192,13 @@ def _wan(d: Any, scheduler: Any) -> Any:
 
 _MAKERS: dict[str, Callable] = {
     "sd": _sd, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "pixart": _pixart, "dit": _dit, "ddpm": _ddpm,
-    "wan": _wan, "inpaint": _inpaint, "controlnet": _controlnet, "controlnet_xl": _controlnet_xl,
+    "wan": _wan, "inpaint": _inpaint, "inpaint_xl": _inpaint_xl, "inpaint_sd3": _inpaint_sd3, "fill": _fill,
+    "controlnet": _controlnet, "controlnet_xl": _controlnet_xl, "controlnet_sd3": _controlnet_sd3,
+    "controlnet_flux": _controlnet_flux,
+}  # fmt: skip
+_XL: dict[str, Any] = {
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "cross_attention_dim": 64,
+    "projection_class_embeddings_input_dim": 8 * 6 + 32,
 }  # fmt: skip
 _SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -166,8 +215,9 @@ def _unet(d: Any, **extra: Any) -> Any:
 
 def _vae(d: Any, **extra: Any) -> Any:
     return d.AutoencoderKL(
-        block_out_channels=(16, 32), latent_channels=4, norm_num_groups=8, layers_per_block=1, sample_size=32,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **extra,
+        block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1, sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        **{"latent_channels": 4} | extra,
     )  # fmt: skip
 
 

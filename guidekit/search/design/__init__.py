@@ -2,7 +2,7 @@
 
 from .loop import Design
 from .memory import Memory
-from .proposals import Candidates, Crossover, Fresh, GraphOperators, Proposal, Regrow
+from .proposals import Candidates, Crossover, Fresh, GraphOperators, Informed, Proposal, Regrow
 from .study import Study
 from .surrogate import Surrogate
 
@@ -12,6 +12,7 @@ __all__ = [
     "Design",
     "Fresh",
     "GraphOperators",
+    "Informed",
     "Memory",
     "Proposal",
     "Regrow",

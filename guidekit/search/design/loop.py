@@ -78,6 +78,7 @@ class Design:
     require: Callable[[Any], Any] | None = None
     known: Any = None
     diversity: int | None = None
+    distinct: int | None = None
     content: str | None = None
     began: float = field(default_factory=time.perf_counter, init=False)
 
@@ -87,8 +88,9 @@ class Design:
             self.surrogate if isinstance(self.surrogate, Surrogate) else Surrogate() if self.surrogate else None
         )
         domain = Domain.of(self.model, self.content, self.learner.features if self.learner else None)
-        self.memory = Memory(domain, self.model)
-        self.study = Study(self.model, self.memory, self.guides, self.cond, self.solver, self.steps, self.batch_size)
+        self.memory = Memory(domain, self.model, apart=self.distinct)
+        of = (self.model, self.memory, self.guides, self.cond, self.solver, self.steps, self.batch_size)
+        self.study = Study(*of, reward=self.reward)
         self.own = Cost()  # of the reward, apart from what the runs of the model cost
         self.scorer = Scorer(self.own, self.model.device)
         self.trace, self.scaffolds = Trace(), None if self.diversity is None else Scaffolds(self.diversity)
@@ -107,6 +109,7 @@ class Design:
         if any(isinstance(g, StartFrom) for g in self.guides):
             raise ValueError("guides holds a StartFrom: give the samples to start from as start")
         counts = {"n": self.n, "population": self.population, "batch": self.batch, "diversity": self.diversity}
+        counts["distinct"] = self.distinct
         for name, value in (counts | {"steps": self.steps}).items():
             if value is not None and not is_count(value):
                 raise ValueError(f"{name}={value!r}: an int of at least 1 is needed, or None")
@@ -160,6 +163,11 @@ class Design:
             raise ValueError(
                 f"diversity={self.diversity} counts scaffolds of molecules, and these samples are {content}"
             )
+        if self.distinct is not None and (content == "smiles" or not hasattr(self.model, "vocab_size")):
+            raise ValueError(
+                f"distinct={self.distinct} counts places at which tokens differ, and these samples are {content}; "
+                "diversity= counts scaffolds of molecules"
+            )
         known = len(measured(self.known)[0]) if self.known is not None else 0
         first = max(self.size - known, 0)
         if calls is not None and calls < first:
@@ -190,6 +198,7 @@ class Design:
         names = ("model", "reward", "guides", "cond", "solver", "steps", "seed", "learner", "batch", "require")
         own = {name: describe(getattr(self, name)) for name in (*names, "diversity")}
         known = None if self.known is None else describe(measured(self.known))
+        own |= {} if self.distinct is None else {"distinct": describe(self.distinct)}
         return own | {
             "search": "design", "start": describe(start), "known": known, "population": self.size,
             "proposals": describe(self.sources), "content": self.memory.domain.content,
@@ -231,9 +240,15 @@ class Design:
     def left(self) -> float:
         return math.inf if self.budget.calls is None else self.budget.calls - self.spent
 
+    def _best(self) -> list[int]:
+        """The rows that are returned."""
+        if self.distinct is None:
+            return self.memory.best(self.wanted)
+        return self.memory.distinct(self.wanted, self.distinct)
+
     def _over(self) -> str | None:
         """Why the loop ends here, or None."""
-        budget, best = self.budget, self.memory.best(self.wanted)
+        budget, best = self.budget, self._best() if self.budget.target is not None else []
         if self.left <= 0:
             return f"calls={budget.calls} are spent"
         if budget.rounds is not None and len(self.log.rounds) > budget.rounds:
@@ -297,6 +312,7 @@ class Design:
 
     def _round(self, number: int) -> None:
         before, key = len(self.memory), random.fold(self.key, number)
+        self.study.left, self.study.short = self.left + self.study.cost.reward_calls, False
         own = self.learner
         posterior = own.fitted(self.memory) if own else None
         correlation = own.correlation(self.memory, posterior) if own else math.nan
@@ -307,7 +323,7 @@ class Design:
         asked = rows[: int(min(len(rows), max(self.left, 0)))]
         self._ask(pool, asked, predicted)
         self.stale = 0 if asked else self.stale + 1
-        self._end(before, correlation, trusted, len(asked) < len(rows), len(pool))
+        self._end(before, correlation, trusted, len(asked) < len(rows) or self.study.short, len(pool))
 
     def _pool(self) -> Pool:
         return Pool(self.memory, self.require, self.scaffolds)
@@ -420,15 +436,19 @@ class Design:
         lost = int(self.memory.values.isnan().sum())
         if 2 * lost > len(self.memory):
             warnings.warn(f"the reward scored {len(self.memory) - lost} of {len(self.memory)} samples only")
-        if len(self.memory) < self.wanted:
+        if self.distinct is not None and (found := len(self._best())) < self.wanted:
+            wanted = f"{self.wanted} were wanted: {self.ended}"
+            warnings.warn(f"only {found} samples differ at {self.distinct} places or more, {wanted}")
+        elif len(self.memory) < self.wanted:
             warnings.warn(
                 f"only {len(self.memory)} distinct samples were found, {self.wanted} were wanted: {self.ended}"
             )
 
     def _result(self, config: dict[str, Any]) -> Result:
         """The best samples, with what the loop knows of them."""
-        rows = self.memory.best(self.wanted)
-        rows += [i for i in range(len(self.memory)) if i not in set(rows)][: self.wanted - len(rows)]
+        rows = self._best()
+        if self.distinct is None:
+            rows += [i for i in range(len(self.memory)) if i not in set(rows)][: self.wanted - len(rows)]
         with lent(self.model.modules()):
             x, written = self.memory.state(rows)
         x, device = x.to(self.model.device), self.model.device

@@ -29,6 +29,7 @@ from .kernels import Features
 
 COLUMNS: tuple[str, ...] = ("call", "round", "proposal", "sample", "value", "predicted")
 TOP = 3.0  # parents are drawn from the best 10^-u of the memory, u uniform from 0 to this
+NICHES = 50  # parents, where they are to differ from each other
 GIVEN = "known"  # the proposal of what was measured before
 
 
@@ -55,6 +56,7 @@ class Memory:
     calls: list[Call] = field(default_factory=list)
     states: list[Tensor | None] = field(default_factory=list)
     names: dict[Hashable, int] = field(default_factory=dict)
+    apart: int | None = None  # parents are taken from samples that differ from each other at so many places
     features: Features | None = None
 
     def __len__(self) -> int:
@@ -81,6 +83,19 @@ class Memory:
         found = order[values[order].isfinite()].tolist()
         return found if count is None else found[:count]
 
+    def distinct(self, count: int, apart: int) -> list[int]:
+        """The best rows, of samples that the model can write, that differ from all better ones at so many places at
+        least."""
+        rows = self.best()
+        x, known = self.state(rows)
+        found: list[int] = []
+        for i in known.nonzero()[:, 0].tolist():
+            if len(found) == count:
+                break
+            if bool(((x[i] != x[found]).sum(1) >= apart).all()):
+                found.append(i)
+        return [rows[i] for i in found]
+
     def batch(self, rows: Sequence[int]) -> Any:
         """Samples as a reward takes them: a list, or one tensor."""
         found = [self.samples[i] for i in rows]
@@ -90,7 +105,7 @@ class Memory:
         """Rows drawn from the best: uniformly from the best share 10^-u, u uniform from 0 to 3, so that every
         order of magnitude of ranks gets the same attention (Tripp and Hernandez-Lobato, 2023,
         https://arxiv.org/abs/2310.09267)."""
-        order = self.best()
+        order = self.best() if self.apart is None else self.distinct(NICHES, self.apart)
         if not order:
             return []
         u = random.uniform(random.fold(key, "parents"), (count, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,16 @@ class Study:
     solver: Solver | None = None
     steps: int | None = None
     batch_size: int | None = None
+    reward: Any = None
     cost: Cost = field(default_factory=Cost)
+    left: float = math.inf  # calls of the budget, before what proposals ask of the reward by themselves
+    short: bool = False  # whether a proposal of this round had to do with fewer
+
+    def allowed(self, calls: int) -> int:
+        """How many of these calls a proposal may make by itself, so that one is left for what it proposes."""
+        most = max(self.left - self.cost.reward_calls - 1, 0)
+        self.short |= calls > most
+        return int(min(calls, most))
 
     @property
     def domain(self) -> Domain:

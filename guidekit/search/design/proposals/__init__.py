@@ -4,8 +4,9 @@ from .base import Candidates, Proposal
 from .crossover import Crossover
 from .fresh import Fresh
 from .graph_operators import GraphOperators
+from .informed import Informed
 from .regrow import Regrow
 
-USUAL = (GraphOperators(), Crossover(), Regrow(), Fresh())  # those that serve a model are taken
+USUAL = (GraphOperators(), Crossover(), Informed(), Regrow(), Fresh())  # those that serve a model are taken
 
-__all__ = ["USUAL", "Candidates", "Crossover", "Fresh", "GraphOperators", "Proposal", "Regrow"]
+__all__ = ["USUAL", "Candidates", "Crossover", "Fresh", "GraphOperators", "Informed", "Proposal", "Regrow"]

@@ -1,0 +1,220 @@
+"""Error against network calls: our solvers, tables fitted to the model, and the schedulers of diffusers.
+
+    python -m benchmarks.solvers [--only 2-D 64-D fashion law]
+
+On two mixtures of Gaussians with their exact denoisers, in 2 and 64 dimensions, and on the bundled image model: the
+root mean square distance of samples to the probability flow from the same noise in many steps (UniPC of order 3).
+"law" is for runs with weights: how far log E[exp(r)] of samples of stochastic solvers is from the exact log Z of the
+2-D mixture. Tables are fitted on other noises than those on which they are compared. Written to
+benchmarks/results/solvers.json, and the figure to docs/solvers.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import guidekit as gk
+from guidekit.solvers import (
+    CPS,
+    DDIM,
+    DDPM,
+    DEIS,
+    ERSDE,
+    PNDM,
+    DPMpp,
+    Heun,
+    PseudoHeun,
+    SASolver,
+    SDEDPMpp,
+    Solver,
+    UniPC,
+    fit,
+)
+
+OUT = Path(__file__).parent / "results" / "solvers.json"
+FIGURE = Path(__file__).parent.parent / "docs" / "solvers.png"
+CALLS = (5, 8, 12, 20, 35, 50)
+VP = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}
+PEERS = {
+    "diffusers DPM-Solver++ 2M": ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}),
+    "diffusers DPM-Solver++ 2M, Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "diffusers UniPC": ("UniPCMultistepScheduler", {"timestep_spacing": "trailing"}),
+    "diffusers DEIS": ("DEISMultistepScheduler", {"timestep_spacing": "trailing", "solver_order": 3}),
+}
+OURS: dict[str, Callable[[str], Solver]] = {
+    "DDIM": lambda grid: DDIM(times=grid),
+    "DPMpp(2)": lambda grid: DPMpp(2, times=grid),
+    "DPMpp(3)": lambda grid: DPMpp(3, times=grid),
+    "UniPC(2)": lambda grid: UniPC(2, times=grid),
+    "UniPC(3)": lambda grid: UniPC(3, times=grid),
+    "DEIS(3)": lambda grid: DEIS(3, times=grid),
+    "PNDM": lambda grid: PNDM(times=grid),
+    "PseudoHeun": lambda grid: PseudoHeun(times=grid),
+    "Heun": lambda grid: Heun(times=grid),
+}
+NOISY: dict[str, Solver] = {
+    "DDPM": DDPM(),
+    "DDIM(0.5)": DDIM(0.5),
+    "SDEDPMpp(2)": SDEDPMpp(2),
+    "ERSDE(2)": ERSDE(2),
+    "ERSDE(3)": ERSDE(3),
+    "SASolver(1)": SASolver(1.0),
+    "CPS(0.5)": CPS(0.5),
+}
+
+
+def mixture(d: int) -> gk.Model:
+    """Five components of different weights and widths."""
+    generator = torch.Generator().manual_seed(d)
+    means = 2.0 * torch.randn(5, d, generator=generator, dtype=torch.float64) / d**0.25
+    weights = torch.tensor([0.35, 0.25, 0.2, 0.15, 0.05], dtype=torch.float64)
+    return gk.analytic.GaussianMixture(weights, means, torch.tensor([0.5, 0.3, 0.6, 0.2, 0.4], dtype=torch.float64))
+
+
+def compared(
+    model: gk.Model,
+    noises: int,
+    cond: Any,
+    plans: dict[str, tuple[str, ...]],
+    budgets: tuple[int, ...] = CALLS,
+    fits: tuple[int, ...] = (5, 8, 12, 20),
+    everything: bool = False,
+    **size: int,
+) -> list[dict[str, Any]]:
+    """Rows of errors on so many noises: of our solvers on these grids, of the peers and of fitted tables."""
+    dtype, groups = model.dtype, 1 if cond is None else len(cond)
+    noise = torch.randn(noises, *model.shape, generator=torch.Generator().manual_seed(77), dtype=dtype)
+    run = {"noise": noise, "cond": cond}
+
+    def sampled(solver: Solver, steps: int) -> Tensor:
+        return gk.sample(model, noises // groups, steps=steps, solver=solver, **run).x
+
+    fine = sampled(UniPC(3), 120)
+
+    def row(name: str, calls: int, x: Tensor) -> dict[str, Any]:
+        error = float((x - fine).double().square().mean().sqrt())
+        print(f"{name:40} {calls:4d} {error:.5f}", flush=True)
+        return {"solver": name, "calls": calls, "error": round(error, 6)}
+
+    rows = []
+    for name, grids in plans.items():
+        for grid in grids:
+            for calls in budgets:
+                steps = (calls + 1) // 2 if name == "Heun" else calls - (name == "PNDM")
+                rows.append(row(f"{name}, {grid}", calls, sampled(OURS[name](grid), steps)))
+    for what, base in (("times", DPMpp(2)), ("coefficients", DPMpp(2)), ("both", DPMpp(2))):
+        for calls in fits:
+            if what == "both" or everything:
+                start = time.process_time()
+                table = fit(model, base, calls, what, cond=cond, seed=1, **size)  # type: ignore[arg-type]
+                found = row(f"fitted {what}", calls, sampled(table, calls))
+                rows.append(found | {"seconds to fit": round(time.process_time() - start, 1)})
+    for name in PEERS:
+        rows += [row(name, calls, peer(model, name, calls, noise, cond)) for calls in budgets]
+    return rows
+
+
+def peer(model: gk.Model, name: str, calls: int, noise: Tensor, cond: Any) -> Tensor:
+    """Samples by a diffusers scheduler, whose levels are those of the model's cosine schedule at other times."""
+    import diffusers
+
+    plan, options = PEERS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scheduler = getattr(diffusers, plan)(**VP, **options)
+        scheduler.set_timesteps(calls)
+        scheduler.set_begin_index(0)
+    groups = 1 if cond is None else len(cond)
+    encoded = model.encode_all([cond] if cond is None else cond)
+    encoded = None if encoded is None else encoded[torch.arange(len(noise)) * groups // len(noise)]
+    x, flat = noise, (len(noise), -1, 1, 1)
+    for t, ratio in zip(scheduler.timesteps, scheduler.sigmas.tolist(), strict=False):
+        alpha, sigma = 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)
+        with torch.no_grad():
+            d = model(x, 2 / math.pi * math.atan(ratio), encoded)
+        e = (x - alpha * d) / sigma
+        x = scheduler.step(e.reshape(flat), t, x.reshape(flat)).prev_sample.reshape(x.shape)
+    return x
+
+
+def law() -> list[dict[str, Any]]:
+    """|log E[exp(r)] - log Z| for r = x_0 of the 2-D mixture, with 40,000 samples, and its standard error."""
+    model, n = mixture(2), 40_000
+    b = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    exact, rows = float(model.log_z(linear=b)), []  # type: ignore[attr-defined]
+    for name, solver in NOISY.items():
+        for calls in CALLS:
+            w = gk.sample(model, n, steps=calls, solver=solver, seed=3).x[:, 0].exp()
+            rows.append({
+                "solver": name, "calls": calls, "error": round(abs(float(w.mean().log()) - exact), 5),
+                "standard error": round(float(w.std() / w.mean()) / n**0.5, 5),
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
+def draw(found: dict[str, Any]) -> None:
+    """Error against calls, one panel per model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = {
+        "DDIM, uniform": ("0.6", "-"), "DPMpp(2), uniform": ("tab:blue", "--"), "DPMpp(2), log_snr": ("tab:blue", "-"),
+        "UniPC(3), log_snr": ("tab:green", "-"), "DEIS(3), uniform": ("tab:purple", "-"),
+        "diffusers DPM-Solver++ 2M": ("tab:orange", "--"), "diffusers DPM-Solver++ 2M, Karras": ("tab:orange", "-"),
+        "diffusers UniPC": ("tab:brown", "--"), "fitted both": ("tab:red", "-"),
+    }  # fmt: skip
+    panels = [k for k in ("2-D", "64-D", "fashion") if k in found]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for name, (color, line) in shown.items():
+            points = [(r["calls"], r["error"]) for r in found[panel] if r["solver"] == name]
+            if points:
+                axis.loglog(*zip(*points, strict=True), line, color=color, marker=".", label=name)
+        axis.set(title=panel, xlabel="network calls", xticks=CALLS, xticklabels=CALLS)
+        axis.minorticks_off()
+    axes[0][0].set_ylabel("distance to the fine solution")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncol=3, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.2, 1, 1))
+    figure.savefig(FIGURE, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--only", nargs="+", choices=("2-D", "64-D", "fashion", "law"))
+    only = parser.parse_args().only
+    torch.set_num_threads(1)
+    found = json.loads(OUT.read_text()) if only and OUT.exists() else {}
+    every: dict[str, tuple[str, ...]] = dict.fromkeys(OURS, ("uniform", "log_snr", "karras"))
+    few: dict[str, tuple[str, ...]] = {
+        "DDIM": ("uniform",), "DPMpp(2)": ("uniform", "log_snr"), "UniPC(3)": ("log_snr",), "DEIS(3)": ("uniform",),
+    }  # fmt: skip
+    todo: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "2-D": lambda: compared(mixture(2), 500, None, every, everything=True, n=1024, points=40),
+        "64-D": lambda: compared(mixture(64), 500, None, every, everything=True, n=256, points=40),
+        "law": law,
+        "fashion": lambda: compared(
+            gk.zoo.load("fashion"), 20, list(range(10)), few, CALLS[:4], CALLS[:3], n=20, points=16
+        ),
+    }
+    for name, make in todo.items():
+        if not only or name in only:
+            found[name] = make()
+            OUT.write_text(json.dumps(found, indent=1) + "\n")
+    draw(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+r"""Fit a solver's times and coefficients to a model: `gk.solvers.fit(model, solver, steps)`.
+
+The reference is the probability flow in many steps: n noises are followed on a fine grid of times, by UniPC of order 3
+with `inside` steps between two of them. On that grid, which has the solver's own times among its points,
+
+    what="times"          the best path of K steps of the solver is sought by dynamic programming (Optimal Stepsize):
+                          v_k(j) = the candidate from v_{k-1}(i), over i before j, with the smallest mean
+                          |x - reference(j)|^2; each v_{k-1}(i) has its own network evaluation and its own memory, so
+                          that errors made before are in it
+    what="coefficients"   x_s = a x_t + sum_m b_m d_m by least squares on the reference at s (IIA), along the solver's
+                          own times
+    what="both"           the coefficients along the better of these two paths, whose times are then moved one by one,
+                          by two points and by one, where that helps at the end
+
+Least squares knows the states that the fitted table itself has reached, so that a row also repairs what the rows
+before it have done wrong, and the last row, to data, is fitted too. Its unknowns are the `order` + 1 numbers of a
+row, with n times the size of a sample as many equations; a small ridge holds them near DDIM's. Dynamic programming is
+greedy: a worse state at one point could have led to a better end. If it ends behind the solver's own times, those are
+taken.
+
+**Cost**: `network_rows` says how many rows it is at most; guidance doubles them. With the defaults and 8 steps these
+are n 136 for coefficients and about n 500 for both. Nothing is differentiated, and what is fitted has so few numbers
+that 64 images do. It serves this model, this number of steps and this strength of guidance.
+
+References: Pei et al. (2025), Optimal Stepsize, https://arxiv.org/abs/2503.21774; Zhang et al. (2024), IIA,
+https://arxiv.org/abs/2412.09298, which regresses on a fine grid of the same solver.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import random
+from ..errors import is_count
+from . import times as grids
+from .base import Move, Point, Solver
+from .ddim import posterior
+from .schedules import scales
+from .table import Table
+from .unipc import UniPC
+
+WHAT = ("times", "coefficients", "both")
+STRIDES = (2, 1)  # by how many points of the grid a time is moved
+LAST = 6  # parts of the last step of the reference
+_RIDGE = 1e-6
+_MEMORY = 4  # earlier predictions that a solver may look at
+
+
+class _State(NamedTuple):
+    """Where a path has come to: points of the grid, rows, x, the predictions (the newest first), mean squared error."""
+
+    path: tuple[int, ...]
+    rows: tuple[Move, ...]
+    x: Tensor
+    history: tuple[Tensor, ...]
+    error: float
+
+
+class _Option(NamedTuple):
+    """A row that leads a path on, and the mean squared error where it leads to."""
+
+    state: _State
+    row: Move
+    error: float
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The model at its conditions with a grid of times, and the probability flow there, (times, n, size) in float64."""
+
+    predict: Callable[[Tensor, float], Tensor]
+    process: Any
+    solver: Solver
+    order: int
+    grid: tuple[float, ...]
+    reference: Tensor
+
+    def start(self, x: Tensor) -> _State:
+        return self._seen(_State((0,), (), x, (), 0.0))
+
+    def options(self, state: _State, ends: Sequence[int], fitted: bool) -> list[_Option]:
+        """The rows from where a path stands to these points, with their errors: no network is called."""
+        history = state.history[: self.order] if fitted else state.history
+        terms = torch.stack([v.flatten().double() for v in (state.x, *history)])
+        targets = self.reference[list(ends)].flatten(1)
+        gram, rhs = terms @ terms.T, targets @ terms.T
+        rows = [self._row(state.path, j, fitted) for j in ends]
+        c = torch.zeros_like(rhs)
+        for line, row in zip(c, rows, strict=True):
+            line[: 1 + len(row.b)] = torch.tensor([row.a, *row.b])
+        if fitted:
+            ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=c.dtype, device=c.device)
+            c = c + torch.linalg.solve(gram + ridge, (rhs - c @ gram).T).T
+            rows = [row._replace(a=a, b=tuple(b)) for row, (a, *b) in zip(rows, c.tolist(), strict=True)]
+        square = targets.square().sum(1) - 2 * (c * rhs).sum(1) + ((c @ gram) * c).sum(1)
+        errors = (square / terms.shape[1]).clamp(min=0).tolist()
+        return [_Option(state, row, error) for row, error in zip(rows, errors, strict=True)]
+
+    def taken(self, option: _Option, j: int) -> _State:
+        """The state to which a row leads, with the prediction there."""
+        state, row, error = option
+        kernel = self.process.kernel(state.x, state.history, row)
+        x = kernel.push(None)
+        history = state.history[:_MEMORY] if row.keep is None else kernel.history
+        return self._seen(_State((*state.path, j), (*state.rows, row), x, history, error))
+
+    def walked(self, states: Sequence[_State], path: Sequence[int], fitted: bool) -> list[_State]:
+        """The states along a path, of which the first ones are known."""
+        found = list(states)
+        for j in path[len(found) :]:
+            found.append(self.taken(self.options(found[-1], [j], fitted)[0], j))
+        return found
+
+    def climbed(self, states: list[_State]) -> list[_State]:
+        """The states along a path with fitted rows, after points of it have been moved where that helps at the end."""
+        for stride, m in product(STRIDES, range(1, len(states) - 1)):
+            for j in (states[m].path[-1] - stride, states[m].path[-1] + stride):
+                path = [*states[-1].path[:m], j, *states[-1].path[m + 1 :]]
+                if path[m - 1] < j < path[m + 1]:
+                    tried = self.walked(states[:m], path, True)
+                    states = min(states, tried, key=lambda s: s[-1].error)
+        return states
+
+    def found(self, own: Sequence[int], start: _State, what: str) -> _State:
+        """The end of the path that is fitted; `own` is the solver's."""
+        paths = [own] if what == "coefficients" else [own, self.best(start, len(own) - 1)]
+        walks = [self.walked([start], path, what != "times") for path in paths]
+        states = min(walks, key=lambda states: states[-1].error)
+        return (self.climbed(states) if what == "both" else states)[-1]
+
+    def best(self, start: _State, steps: int) -> tuple[int, ...]:
+        """The path of so many steps of the solver that dynamic programming finds."""
+        last, known = len(self.grid) - 1, {0: start}
+        for k in range(1, steps + 1):
+            ends = [last] if k == steps else list(range(k, last - (steps - k) + 1))
+            found: dict[int, _Option] = {}
+            for i, state in known.items():
+                behind = [j for j in ends if j > i]
+                for j, option in zip(behind, self.options(state, behind, False) if behind else [], strict=True):
+                    if j not in found or option.error < found[j].error:
+                        found[j] = option
+            if k == steps:
+                break
+            known = {j: self.taken(option, j) for j, option in found.items()}
+        return (*found[last].state.path, last)
+
+    def _row(self, path: tuple[int, ...], j: int, fitted: bool) -> Move:
+        """The solver's row from the end of a path to point j, or DDIM's where it is to be fitted."""
+        times = [self.grid[i] for i in (*path, j)]
+        if not fitted:
+            return self.solver.moves(self.process.schedule, times)[-1]
+        t, s = (Point(v, *scales(self.process.schedule, v)) for v in times[-2:])
+        return posterior(t, s, 0.0)
+
+    def _seen(self, state: _State) -> _State:
+        t = self.grid[state.path[-1]]
+        return state._replace(history=(self.predict(state.x, t), *state.history)) if t > 0 else state
+
+
+def network_rows(steps: int, what: str, n: int, points: int, inside: int, guidance: float = 1.0) -> int:
+    """For how many rows the network is evaluated, at most, in a fit on a grid of so many steps, which are those of the
+    table where only coefficients are fitted."""
+    calls = inside * (points - 1) + max(inside, LAST) + 1
+    if what == "coefficients":
+        calls += steps - 1
+    else:
+        calls += (steps - 1) * (points - steps + 1) + 2 * (steps - 1)
+    if what == "both":
+        calls += len(STRIDES) * steps * (steps - 1)
+    return n * calls * (1 if guidance == 1 else 2)
+
+
+def fit(
+    model: Any,
+    solver: Solver,
+    steps: int,
+    what: str = "both",
+    *,
+    cond: Any = None,
+    guidance: float = 1.0,
+    n: int | None = None,
+    points: int = 32,
+    inside: int = 4,
+    order: int = 4,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> Table:
+    """A table of so many steps that comes nearest to this model's probability flow.
+
+    solver      deterministic, with one evaluation per step: its rows where only times are fitted, its grid otherwise
+    what        "times", "coefficients" or "both"
+    cond        one condition, or a list, each of which gets the same share of the noises
+    guidance    the scale of classifier-free guidance in the runs that the table is for; 1 is none
+    n           noises; by default 64, and more where samples are small: 8192 numbers in all, up to 1024 noises
+    points      of the fine grid; inside, steps of the reference between two of them
+    order       predictions in a fitted row
+    progress    shows a bar, of as many network rows as the fit takes
+
+    The module says how it is done, and `network_rows` how many network rows it takes.
+
+    >>> import guidekit as gk
+    >>> base = gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 2.0], [0.5, 0.5])
+    >>> fitted = fit(base, gk.solvers.DPMpp(), steps=6)
+    >>> fitted.about["error"] < 0.02
+    True
+    """
+    n = max(64, min(1024, 8192 // max(1, math.prod(model.shape)))) if n is None else n
+    _check(model, solver, steps, what, {"n": n, "points": points, "inside": inside, "order": order})
+    process = model.process
+    own = grids.make(steps, solver.times, process.schedule, process.t_max)
+    fine = own if what == "coefficients" else grids.make(points, solver.times, process.schedule, process.t_max)
+    grid = tuple(sorted({*own, *(t for t in fine if all(abs(t - s) > 1e-4 for s in own))}, reverse=True))
+    inside = max(1, round(inside * points / (len(grid) - 1)))
+    total = network_rows(steps, what, n, len(grid) - 1, inside, guidance)
+    with torch.no_grad(), _lent(model), _bar(total, progress) as bar:
+        predict = _predictor(model, cond, n, guidance, batch_size, bar)
+        keys = random.fold(random.fold(random.key(seed, model.device), "fit"), torch.arange(n, device=model.device))
+        noise = process.noise(keys, process.noise_shape(model.shape), model.dtype)
+        x = process.prior(noise, grid[0])
+        found = _Fit(predict, process, solver, order, grid, _reference(process, predict, x, grid, inside))
+        end = found.found([grid.index(t) for t in own], found.start(x), what)
+    about = {"what": what, "solver": repr(solver), "guidance": guidance, "error": end.error**0.5}
+    return Table(end.rows, tuple(scales(process.schedule, grid[i]) for i in end.path), about)
+
+
+def _reference(process: Any, predict: Callable, x: Tensor, grid: Sequence[float], inside: int) -> Tensor:
+    """The probability flow at the times of the grid, (times, n, size) in float64, by UniPC of order 3, with each step
+    of the grid divided evenly into `inside`, and the last one, to data, ever more finely into `LAST` at least."""
+    times, kept = [grid[0]], [0]
+    for t, s in pairwise(grid):
+        parts, power = (inside, 1) if s > 0 else (max(inside, LAST), 3)
+        times += [t + (s - t) * (1 - (1 - i / parts) ** power) for i in range(1, parts + 1)]
+        kept.append(len(times) - 1)
+    found, history = [x.double()], (predict(x, times[0]),)
+    for i, move in enumerate(UniPC(3).moves(process.schedule, times)):
+        x = process.kernel(x, history, move).push(None)
+        history = (predict(x, move.s), *history[:3]) if move.s > 0 else ()
+        found += [x.double()] if i + 1 in kept else []
+    return torch.stack(found).flatten(2)
+
+
+def _predictor(model: Any, cond: Any, n: int, guidance: float, batch_size: int, bar: Any) -> Callable:
+    """(x, t) -> the guided prediction of n rows."""
+    conds = cond if isinstance(cond, list) else [cond]
+    group = torch.arange(n, device=model.device) * len(conds) // n
+    encoded = _taken(model.encode_all(conds), group)
+
+    def predict(x: Tensor, t: float) -> Tensor:
+        parts = []
+        for rows in torch.arange(n, device=x.device).split(batch_size):
+            own = _taken(encoded, rows)
+            d = model(x[rows], t, own)
+            if guidance != 1:
+                d = d + model.guided(x[rows], t, d, model(x[rows], t, model.nulled(own)), guidance)
+            parts.append(d)
+            bar.update(len(rows) * (1 if guidance == 1 else 2))
+        return torch.cat(parts)
+
+    return predict
+
+
+def _taken(encoded: Any, rows: Tensor) -> Any:
+    """These rows of encoded conditions: a tensor, a dict of tensors, or None."""
+    if isinstance(encoded, dict):
+        return {k: v[rows] for k, v in encoded.items()}
+    return None if encoded is None else encoded[rows]
+
+
+@contextmanager
+def _lent(model: Any) -> Iterator[None]:
+    """A context with the model's networks in evaluation mode."""
+    modules = [m for net in model.modules() for m in net.modules()]
+    modes = [m.training for m in modules]
+    with model.lent():
+        try:
+            for m in modules:
+                m.training = False
+            yield
+        finally:
+            for m, mode in zip(modules, modes, strict=True):
+                m.training = mode
+
+
+def _bar(total: int, shown: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, unit="row", desc="fit", dynamic_ncols=True, disable=not shown)
+
+
+def _check(model: Any, solver: Solver, steps: int, what: str, counts: dict[str, int]) -> None:
+    if not hasattr(getattr(model, "process", None), "schedule"):
+        raise ValueError(f"fit(model={model!r}): tables are for Gaussian processes")
+    if what not in WHAT:
+        raise ValueError(f"fit(what={what!r}): there is {', '.join(map(repr, WHAT))}")
+    for name, value in {"steps": steps, **counts}.items():
+        if not is_count(value):
+            raise ValueError(f"fit({name}={value!r}): an int of at least 1 is needed")
+    if not isinstance(solver, Solver) or solver.stochastic:
+        raise ValueError(f"fit(solver={solver!r}): a deterministic solver is needed, like gk.solvers.DPMpp()")
+    if what != "coefficients" and counts["points"] < steps:
+        raise ValueError(f"fit(points={counts['points']}, steps={steps}): the fine grid has fewer steps than the table")
+    if what == "times" and len(solver.moves(model.process.schedule, [model.process.t_max, 0.5, 0.2, 0.0])) != 3:
+        raise ValueError(f"fit(solver={solver!r}): times are fitted for solvers with one evaluation per step")

@@ -1,0 +1,137 @@
+"""The tasks of PMO: the activity models, and `guidekit bench pmo`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result as Answer
+
+import guidekit as gk
+from guidekit.cli.app import app
+from guidekit.jobs import pmo
+from guidekit.jobs.specs import ConfigError
+from rewards.molecules import DRD2, GSK3B, JNK3, objective, oracles
+from rewards.molecules.descriptors import parsed
+from rewards.molecules.metrics import auc_top_k
+
+ROOT = Path(__file__).parent.parent
+SAID = json.loads((ROOT / "tests" / "data" / "oracles.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("reward", "most"), [(GSK3B(), 1e-12), (JNK3(), 1e-12), (DRD2(), 2.5e-3)])
+def test_the_activity_models_say_what_the_original_ones_say(reward, most):
+    said = SAID[reward.name.lower()]
+    found = reward([*said, "C1CC"])
+    torch.testing.assert_close(found[:-1], torch.tensor(list(said.values()), dtype=torch.float64), atol=most, rtol=0)
+    assert len(said) > 40 and found[-1].isnan() and max(said.values()) > 0.6
+
+
+def test_the_decision_of_the_support_vector_machine_is_the_original_one():
+    m = oracles.arrays("drd2")
+    for smiles, said in SAID["drd2 decision"].items():
+        p = float(DRD2().of(parsed(smiles)))
+        f = (np.log(p / (1 - p)) - m["sigmoid"][1]) / m["sigmoid"][0]
+        assert -f == pytest.approx(said, abs=1e-6), smiles
+
+
+def test_fingerprints_are_those_of_the_models():
+    from rdkit.Chem import rdMolDescriptors as old
+
+    for smiles in list(SAID["drd2"])[:8]:
+        mol = parsed(smiles)
+        counts = np.zeros(2048, int)
+        for number, count in (
+            old.GetMorganFingerprint(mol, 3, useCounts=True, useFeatures=True).GetNonzeroElements().items()
+        ):
+            counts[number % 2048] += count
+        assert (counts == oracles.counts(mol)).all()
+        assert (np.array(old.GetMorganFingerprintAsBitVect(mol, 2, nBits=2048)) == oracles.bits(mol)).all()
+
+
+def test_the_tasks_are_the_23_that_have_published_figures():
+    theirs = pmo.published()
+    assert len(pmo.TASKS) == 23 and {*pmo.TASKS, "sum"} == set(theirs)
+    for method in pmo.PUBLISHED:
+        assert sum(theirs[task][method] for task in pmo.TASKS) == pytest.approx(theirs["sum"][method], abs=0.02)
+
+
+def test_the_two_numbers_are_those_of_pmo():
+    values = [0.1, 0.9, float("nan"), *[0.2] * 20, 0.8]
+    calls = [pmo.Called("C" * (i + 1), v) for i, v in enumerate(values)]
+    found = pmo.measured(calls, 24)
+    assert found["top10"] == pytest.approx((0.9 + 0.8 + 8 * 0.2) / 10) and found["best"] == 0.9
+    known = [(c.sample, 0.0 if c.value != c.value else c.value) for c in calls]
+    assert found["area"] == auc_top_k(known, 10, 24, 24)
+    assert pmo.curve([0.5, 0.1, float("nan")]) == pytest.approx([0.5, 0.3, 0.2])
+
+
+def chains(name: str) -> gk.MaskedModel:
+    """A model of chains of carbon, nitrogen and oxygen."""
+    flat = lambda x, t, cond: torch.tensor([1.0, 0.0, 0.0]).expand(*x.shape, 3)  # noqa: E731
+    return gk.MaskedModel(flat, 3, 7, decode=lambda x: ["".join("CNO"[v] for v in row) for row in x.tolist()])
+
+
+def table(path: str) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def ask(*args: str) -> Answer:
+    return CliRunner().invoke(app, ["bench", *args], prog_name="guidekit")
+
+
+def test_a_bench_is_written_and_only_what_is_missing_is_run_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pmo.zoo, "load", chains)
+    given = ("pmo", "--tasks", "qed,isomers_c7h8n2o2", "--methods", "screening; graph operators", "-o", "out")
+    first = ask(*given, "--budget", "60")
+    assert first.exit_code == 0, first.output
+    assert "| qed |" in first.stdout and "| 0.941 | 0.942 | 0.942 |" in first.stdout
+    assert "sum of areas" not in first.stdout
+    rows, calls = table("out/table.csv"), table("out/calls.csv")
+    assert len(rows) == 4 and len(calls) == 4 * 60
+    own = [c for c in calls if (c["task"], c["method"]) == ("isomers_c7h8n2o2", "graph operators")]
+    assert len({c["sample"] for c in own}) == 60
+    values = objective("isomers_c7h8n2o2")([c["sample"] for c in own]).tolist()
+    assert [float(c["value"]) for c in own] == pytest.approx(values)
+    screened = [c for c in calls if (c["task"], c["method"]) == ("isomers_c7h8n2o2", "screening")]
+    assert [c["sample"] for c in own[: pmo.FIRST]] == [c["sample"] for c in screened[: pmo.FIRST]]
+    monkeypatch.setattr(pmo.Bench, "asked", lambda *a: pytest.fail("a finished run is made again"))
+    again = ask(*given, "--budget", "60")
+    assert again.exit_code == 0 and again.stdout == first.stdout
+
+
+def test_what_is_wrong_with_a_bench_is_said_before_it_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for args, said in [
+        (("--tasks", "qeed"), "did you mean 'qed'"),
+        (("--methods", "evolv"), "did you mean 'evolve'"),
+        (("--seeds", "a"), "whole numbers"),
+        (("--methods", "mol_ga"), "pip install mol-ga"),
+    ]:
+        monkeypatch.setattr(pmo, "find_spec", lambda name: None)
+        answer = ask("pmo", *args, "-o", "out")
+        assert answer.exit_code == 2 and said in answer.stderr, answer.output
+    with pytest.raises(ConfigError, match="all methods begin with 50"):
+        pmo.Bench(Path("out"), budget=50)
+    assert not Path("out").exists()
+
+
+def test_bench_with_a_model_is_the_cost_of_guides():
+    assert "--repeats" in ask("guides", "--help").stdout and "pmo" in ask("--help").stdout
+    assert "there is no model 'nothing_like'" in ask("nothing_like").stderr
+
+
+def test_the_table_of_the_page_is_that_of_the_stored_runs():
+    with (ROOT / "benchmarks" / "results" / "pmo.csv").open(encoding="utf-8", newline="") as file:
+        text = list(csv.DictReader(file))
+    rows = [row | {k: float(row[k]) for k in ("top10", "area")} for row in text]
+    budget = int(rows[0]["calls"])
+    page = (ROOT / "docs" / "pmo.md").read_text(encoding="utf-8")
+    assert "\n".join(pmo.lines(rows, budget)) in page
+    assert f"--budget {budget} --tasks {','.join(dict.fromkeys(row['task'] for row in rows))}" in page
