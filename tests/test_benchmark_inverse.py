@@ -11,7 +11,7 @@ PAGE = (ROOT / "docs" / "inverse.md").read_text(encoding="utf-8")
 
 
 def test_the_page_has_the_tables_that_were_measured():
-    for part in ("mixture", "pictures"):
+    for part in ("mixture", "coverage", "pictures"):
         assert table(FOUND, part) in PAGE
     settings = FOUND["settings"]
     for number in (
