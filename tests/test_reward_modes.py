@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import guidekit as gk
-from guidekit.cli.evaluation import metrics
+from guidekit.cli.evaluation import evaluated
 from rewards import Cached, as_reward, weighted_sum
 from rewards.transforms import Sigmoid
 
@@ -206,5 +206,5 @@ def test_a_file_is_evaluated_with_a_network_in_evaluation_mode(tmp_path):
         "length = Length()\n"
     )
     (tmp_path / "some.smi").write_text("CCO\nCCNC\n")
-    found = metrics(tmp_path / "some.smi", "molecules", None, [f"{tmp_path / 'scores.py'}:length"])
+    found, _ = evaluated(tmp_path / "some.smi", "molecules", None, [f"{tmp_path / 'scores.py'}:length"])
     assert found["mean Length"] == 3.5

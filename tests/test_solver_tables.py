@@ -308,7 +308,7 @@ def half_more(w):
         (CPS(0.0), DDIM()),
         (CPS(1.0), Consistency()),
     ],
-    ids=str,
+    ids=lambda solver: str(solver).split(", phi=")[0],  # functions have addresses
 )
 def test_solvers_that_are_the_same_method_go_the_same_way(schedule, one, other):
     grid = [0.97, 0.8, 0.65, 0.5, 0.3, 0.12, 0.04, 0.0]
