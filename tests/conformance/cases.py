@@ -453,6 +453,10 @@ CASES = [
     Case("DDS", lambda p: gk.DDS(measured(p), iters=2), None, "own", HALF, seldom=8),
     Case("DiffPIR", lambda p: gk.DiffPIR(measured(p)), None, "own", HALF, seldom=8),
     Case("TMPD", lambda p: gk.TMPD(measured(p), iters=1), lambda p: gk.TMPD(measured(p), 0.0), "own", HALF, seldom=8),
+    Case(
+        "DAPS", lambda p: gk.DAPS(measured(p), inner=3, iters=2), None, "own", HALF, lambda n, m: 3 * n * m,
+        lambda n, m: 2 * n * m, lambda m: 3 * m, seldom=8,
+    ),
     Case(  # of three stretches of two steps the second is made again, after a move up; the first starts in pure noise
         "RePaint", lambda p: gk.RePaint(masked(p), recur=2, jump=2), None, "own", HALF, lambda n, m: n * (m + 3),
         forwards=lambda m: m + 3, seldom=8,
