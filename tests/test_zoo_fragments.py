@@ -207,7 +207,7 @@ FORBIDDEN = {
     "a fragment bound to nothing": ".CC.CC", "a branch at the end": ".CC(C)", "a bond to nothing": ".CC=",
     "two rings between the same atoms": ".C12CC12", "a fragment without atoms": ".", "a text without a dot": "CC",
     "a branch that nobody opened": ".CC)C", "a double bond that opens a ring": ".C=1CC1",
-    "a ring open at the end of its branch": ".C(C1)CC1",
+    "a ring open at the end of its branch": ".C(C1)CC", "a ring closed after its branch": ".C(C1)CC1",
     "a double bond that closes a ring at a full atom": ".C1(C)(C)CCC=1",
     "five aromatic carbons": ".c1cccc1", "a ring without room for its double bonds": ".c1(C)nc2n(C)ccn2c(=O)n1C",
     "an aromatic atom in no ring": ".CC(C)=cC", "a nitrogen with two neighbours in pyrrole": ".c1ccnc1",
