@@ -396,3 +396,20 @@ def test_what_is_not_a_time_is_refused_before_the_run(text: str):
     answer = ask(*SAMPLE, "--time-limit", text)
     assert answer.exit_code == 2
     assert "is not a time: 90s, 30m or 11h30m is" in answer.stderr
+
+
+def test_runs_with_different_seeds_are_merged(tmp_path):
+    for seed in ("1", "2"):
+        assert ask(*SAMPLE, "--seed", seed, "-g", "fk_steering:alpha=1", "-o", f"run{seed}").exit_code == 0
+    answer = ask("merge", "run1", "run2", "--out", "both")
+    assert answer.exit_code == 0, answer.stderr
+    parts = [gk.load_result(f"run{seed}/result") for seed in (1, 2)]
+    whole = gk.load_result("both/result")
+    assert torch.equal(whole.log_weights, torch.cat([part.log_weights for part in parts]))
+    assert len(Path("both/samples.csv").read_text().splitlines()) == 9
+    assert f"log Z {float(whole.log_z[0]):.4g} ±" in answer.stdout
+    again = ask("merge", "run1", "run1", "--out", "other")
+    assert again.exit_code == 2
+    assert "runs 0 and 1 have the same seed" in again.stderr
+    assert "0 is run1, 1 is run1" in again.stderr
+    assert ask("merge", "run1", "run2", "--out", "both").exit_code == 2

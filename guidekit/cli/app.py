@@ -350,6 +350,23 @@ def compare(
 
 
 @app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Output folders of runs that differ in seed and n alone.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
+    debug: Debug = False,
+) -> None:
+    """Join the samples of several runs, each by its estimate of the normalising constant."""
+    with answered(debug):
+        from ..jobs.merge import merge as merged
+
+        whole = merged(folders, out)
+        shown = ", ".join(
+            f"{v:.4g} ± {e:.2g}" for v, e in zip(whole.log_z.tolist(), whole.log_z_error.tolist(), strict=True)
+        )
+        typer.echo(f"{whole!r}\nlog Z {shown}\nwritten to {out}")
+
+
+@app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(help="A SMILES, SDF, CSV or FASTA file, or a folder of PNG images.")],
     domain: Annotated[str, typer.Option(help="What the samples are: molecules, dna or images.")],
