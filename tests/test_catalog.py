@@ -119,6 +119,7 @@ def test_every_guide_is_cited(name: str):
     assert "arXiv" in text or name in ("LGD", "PiGDM")
 
 
+@pytest.mark.slow
 def test_every_guide_is_in_the_picture(tmp_path: Path, monkeypatch, capsys):
     file = tmp_path / "guides.png"
     options = ["--out", str(file), "--n", "8", "--steps", "12", "--train", "30"]

@@ -342,6 +342,7 @@ def test_counted_sites_are_those_beyond_the_p_value(scan):
     close(scan(samples), found.sum(1).tolist())
 
 
+@pytest.mark.slow
 def test_scores_of_fimo_are_those_of_motif(scan):
     from memelite import fimo
 

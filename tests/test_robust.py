@@ -51,6 +51,7 @@ def test_two_runs_in_threads_borrow_one_network_and_the_last_gives_it_back():
     assert all(p.requires_grad for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_a_description_does_not_depend_on_the_hash_seed():
     code = """
 import json

@@ -250,6 +250,7 @@ def test_values_of_tokens_are_the_enumerated_ones(target: str):
         assert np.sqrt(p @ (exact - p @ exact) ** 2) > 0.15 or t > 0.7
 
 
+@pytest.mark.slow
 def test_a_fit_to_few_rollouts_of_tokens_explains_most_of_what_can_be_explained():
     """The mean value h_t = K_t h_s of a table over eight tokens, by enumeration of the 6^3 states of three places.
 

@@ -72,6 +72,7 @@ def test_conditions_are_names_or_numbers():
         gk.sample(model, 2, steps=3, cond=10)
 
 
+@pytest.mark.slow
 def test_samples_are_of_their_class():
     """Of eight classes at CFG 2; the classifier is the other network that judges."""
     model, judge = zoo.load("fashion"), zoo.network("fashion-judge")
@@ -130,6 +131,7 @@ def test_the_clip_knows_captions_of_images():
         zoo.clip("fashion")
 
 
+@pytest.mark.slow
 def test_minority_guidance_by_the_bundled_classifier_makes_samples_rarer():
     model, rare = zoo.load("fashion"), zoo.network("fashion-minority")
     scores = []

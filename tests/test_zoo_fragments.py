@@ -334,6 +334,7 @@ def test_the_loss_of_prefixes_is_that_of_each_token_up_to_the_first_end():
     assert torch.allclose(train.prefixes(CLASSES)(net, (x, own), False), expected / 8)
 
 
+@pytest.mark.slow
 def test_drawn_molecules_keep_what_they_begin_with_and_can_be_read(own):
     net = small(own.vocab, 40)
     begun = torch.from_numpy(own.encode([KEPT[0]] * 10 + [KEPT[1]] * 10, 40, rng())).long()

@@ -238,16 +238,20 @@ def world_of(given: Any, device: torch.device) -> Alone:
 
 
 def _without_states(selection: Selection, light: Population) -> Population:
-    """The selection, which may read what is known of all particles."""
+    """The selection, which may read what is known of all particles. What it makes of the absent states has no data."""
+    error = None
     try:
-        return selection(light)
-    except (NotImplementedError, RuntimeError) as error:
-        if "meta" not in str(error):
+        chosen = selection(light)
+        if not any(v.is_meta for v in (chosen.log_w, chosen.slot, chosen.memos[-1])):
+            return chosen
+    except (NotImplementedError, RuntimeError) as raised:
+        if "meta" not in str(raised):
             raise
-        raise ValueError(
-            "a guide reads states or predictions in its selection, and those of other processes are not here: have its "
-            "log_weight put what it needs into its memo, or leave world=None"
-        ) from error
+        error = raised
+    raise ValueError(
+        "a guide reads states or predictions in its selection, and those of other processes are not here: have its "
+        "log_weight put what it needs into its memo, or leave world=None"
+    ) from error
 
 
 def _split(values: Sequence[Any], count: int) -> tuple[Any, ...]:
