@@ -256,7 +256,7 @@ def _peers(
     model: gk.Model, name: str, A: Linear, each: ByGroup, truth: Tensor, n: int, steps: int
 ) -> list[dict[str, Any]]:
     """deepinv's DDRM and DiffPIR, with as many steps."""
-    import deepinv  # type: ignore[import-not-found]
+    import deepinv
 
     physics = _physics(name, A)
     y = torch.stack([m.y for m in each.rewards]).repeat_interleave(n, 0)  # type: ignore[attr-defined]
@@ -280,7 +280,9 @@ def _peers(
 
 def _physics(name: str, A: Linear) -> Any:
     """The same operator of deepinv; of block means, as any linear operator."""
-    from deepinv import physics  # type: ignore[import-not-found]
+    import deepinv
+
+    physics: Any = deepinv.physics
 
     noise, size = physics.GaussianNoise(NOISE), (1, 28, 28)
     if isinstance(A, Mask):

@@ -127,7 +127,7 @@ class Tokens(Merged):
 def _smiles(text: str, rules: tuple[tuple[str, int], ...]) -> str:
     """The molecule of a text under these rules of SELFIES; guides read most estimates several times."""
     try:
-        return selfies.decoder(text) or ""
+        return str(selfies.decoder(text) or "")
     except selfies.DecoderError:
         return ""
 
