@@ -101,11 +101,11 @@ def eased(high, low, n):
 @some
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_error_falls_with_the_declared_order(name, schedule):
-    (high, low), numbers = inner(schedule), [96, 192, 384] if name == "rho3" else [48, 96, 192]
+    more = {"rho3": 4, "deis4": 1.25}.get(name, 1)  # of whose errors the next term vanishes later
+    (high, low), numbers = inner(schedule), [round(n * more) for n in (48, 96, 192)]
     errors = [error(SOLVERS[name], schedule, eased(high, low, n), [ASYMMETRIC]) for n in numbers]
     assert errors[-1] < 0.04 / 4 ** (ORDERS[name] - 1)
-    # .33 at the most on the slow schedules, where these numbers of steps are not yet many
-    assert abs(slope(numbers, errors) - ORDERS[name]) < 0.35
+    assert abs(slope(numbers, errors) - ORDERS[name]) < 0.25
 
 
 def edm_times(w):
@@ -156,14 +156,14 @@ def spread(solver, schedule, grid, m=0.7, s=0.5):
     ids=["er1", "er2", "sa1", "sa2", "cps0"],
 )
 def test_mean_and_variance_of_a_stochastic_solver_converge_with_its_weak_order(solver, order, schedule):
-    (high, low), numbers = inner(schedule), [48, 96, 192]
+    (high, low), numbers = inner(schedule), [192, 384, 768]
     alpha, sigma = scales(schedule, low)
     exact = (alpha * 0.5) ** 2 + sigma**2
     found = [spread(solver, schedule, eased(high, low, n)) for n in numbers]
     errors = [abs(var / exact - 1) for _, var in found]
     assert errors[-1] < 0.05 / order**2
     assert abs(found[-1][0] - alpha * 0.7) < 0.02
-    assert abs(slope(numbers, errors) - order) < 0.35
+    assert abs(slope(numbers, errors) - order) < 0.25
 
 
 @some
