@@ -117,6 +117,7 @@ MUTANTS = [
     ("a position that sees the masks before it", "zoo/nets.py", "(tokens != self.vocab)[:, None] & (place <= place[:, None])", "(place <= place[:, None]).expand(len(tokens), -1, -1)", ORDERED + "::test_what_is_said_of_a_position_depends_on_the_tokens_before_it_and_on_no_mask"),
     ("an aromatic double bond that is in no ring", "zoo/syntax.py", "yield DOUBLE, DOUBLE, True", "yield DOUBLE, DOUBLE, False", FORBIDS),
     ("a nitrogen with three neighbours and a double bond", "zoo/syntax.py", "(INSIDE, DOUBLE, None, None)[atom.free]", "(DOUBLE, DOUBLE, None, None)[atom.free]", "tests/test_zoo_fragments.py::test_aromatic_rings_are_allowed_as_rdkit_allows_them"),
+    ("a written bond that nothing can follow", "zoo/syntax.py", "and not self._answered(number)", "and False", "tests/test_zoo_fragments.py::test_an_untrained_network_writes_molecules_too"),
     ("two double bonds at one aromatic atom", "zoo/syntax.py", "if order == 0 and is_a == is_b == ALONE and", "if order == 0 and", FORBIDS),
     ("a ring that is open at the end of its branch", "zoo/syntax.py", "not s.path[-2].branch or s.path[-1].rings:", "not s.path[-2].branch:", FORBIDS),
     ("a closed ring that leaves its bonds due", "zoo/syntax.py", "*((role, False) for role, _ in way[i + 1 : -1])", "*way[i + 1 : -1]", "tests/test_zoo_fragments.py::test_aromatic_rings_are_allowed_as_rdkit_allows_them"),

@@ -19,7 +19,6 @@ estimate, one formula serves masked and uniform noise.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -29,20 +28,17 @@ from torch.nn.functional import one_hot
 
 from ..engine import resampling
 from ..engine.card import Card, Paper
-from ..engine.guide import Guide, Scale, at
-from ..engine.population import Population
-from ..engine.resampling import check_resampling, resample
+from ..engine.guide import Scale, at
 from ..engine.scoring import same
 from ..engine.tree import Tree
-from ..engine.view import Step, View
-from ..models.base import Model
+from ..engine.view import View
 from ..process import Masked, Uniform
 from .shared.labelled import slope
-from .shared.twist import TILTED, check_differentiable, check_reward
+from .shared.twist import TILTED, Twisted
 
 
 @dataclass(frozen=True)
-class TaylorSMC(Guide):
+class TaylorSMC(Twisted):
     """Twisted SMC of tokens towards p exp(reward/alpha), along the gradient of the reward. No extra NFE; one reward
     call with its gradient per particle and step, at relaxed one-hot rows (rows, length, V) in the order of the model's
     tokens, and one of each sample.
@@ -81,19 +77,6 @@ class TaylorSMC(Guide):
         picture="tokens",
     )
 
-    def __post_init__(self) -> None:
-        check_reward(self)
-        check_resampling(self.ess, self.resampler)
-
-    @property
-    def twist(self) -> tuple[Hashable, float]:
-        return same(self.reward), self.alpha
-
-    def check(self, model: Model, steps: int) -> None:
-        check_differentiable(self)
-        if not self.steer:
-            raise ValueError("TaylorSMC(steer=False): its weights correct for its tilt, so it always steers")
-
     def expanded(self, view: View) -> tuple[Tensor, Tensor]:
         """g/alpha, float64 (rows, L, V), and the twist (rows,), NaN where the reward is unknown; once for each
         prediction."""
@@ -126,6 +109,3 @@ class TaylorSMC(Guide):
         now = view.score(self.reward) / self.alpha if view.step.last else self.expanded(view)[1]
         now = torch.where(now.isfinite(), now, -torch.inf if view.step.last else before)
         return now - before, now
-
-    def select(self, population: Population, step: Step) -> Population:
-        return resample(population, step, self.ess, self.resampler)

@@ -261,14 +261,14 @@ def _lives(s: State, way: Way) -> bool:
         if alone or (due and i <= first) or not _fits(atom, role):
             return False
     if not s.path or not _full(s.path[-1], way[-1][0]):
-        return not s.order or s.path[-1].ring != CARBON or _goes_on(s.path[-1], way[-1][0], s.order)
+        return not s.order or s.path[-1].ring not in (CARBON, CATION) or _goes_on(s.path[-1], way[-1][0], s.order)
     ends = not s.path[-1].rings and (len(s.path) == 1 or s.path[-2].branch)
     return s.last == AFTER_ATOM and ends and not way[-1][1] and _done(s.path[-1], way[-1][0])
 
 
-def _goes_on(carbon: Atom, role: int, order: int) -> bool:
+def _goes_on(atom: Atom, role: int, order: int) -> bool:
     """Whether a written bond can follow: a double one if the atom has none, another one if it leaves room for that."""
-    return role != DOUBLE if order == 2 else role == DOUBLE or carbon.free > 1
+    return role != DOUBLE if order == 2 else role == DOUBLE or atom.free > 1
 
 
 def _better(path: tuple[Atom, ...], one: Way, other: Way) -> bool:
@@ -289,6 +289,7 @@ class Syntax:
         self.symbols = symbols
         usual = [i for i, s in enumerate(symbols) if s.kind in _USUAL or s in _ATOMS]
         self._usual = sorted(usual, key=lambda i: _promise(symbols[i]))
+        self._answers = [i for i, s in enumerate(symbols) if s.kind in (ATOM, RING)]
         self._label = next((i for i, s in enumerate(symbols) if s.kind == LABEL), None)
         self._states: list[State] = []
         self._ids: dict[State, int] = {}
@@ -330,9 +331,16 @@ class Syntax:
         """The number of the state after one more symbol."""
         if (i, j) not in self._moves:
             after = step(self._states[i], self.symbols[j])
-            self._moves[i, j] = BROKEN if after is None else self._number(after)
-            self._after[i, j] = self._moves[i, j]
+            number = BROKEN if after is None else self._number(after)
+            if after is not None and self.symbols[j].kind == BOND and not self._answered(number):
+                number = BROKEN
+            self._moves[i, j] = number
+            self._after[i, j] = number
         return self._moves[i, j]
+
+    def _answered(self, i: int) -> bool:
+        """Whether anything can follow a written bond."""
+        return any(self._follow(i, j) != BROKEN for j in self._answers)
 
     def _number(self, state: State) -> int:
         if state not in self._ids:
