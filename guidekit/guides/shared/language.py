@@ -68,11 +68,8 @@ class Language:
         if self.free:
             return f.sum(-1).log().sum(-1), [f.new_ones(len(f), 1)] * (self.length + 1)
         # states come first, so that those that follow are whole rows of memory
-        f, beta, total = (
-            f.permute(1, 2, 0).contiguous(),
-            self.ends.to(f)[:, None].expand(-1, len(f)),
-            f.new_zeros(len(f)),
-        )
+        f, total = f.permute(1, 2, 0).contiguous(), f.new_zeros(len(f))
+        beta = self.ends.to(f)[:, None].expand(-1, len(total))
         betas = [beta.T]
         for i in reversed(range(self.length)):
             after, kind = self.kinds[i]
