@@ -74,7 +74,7 @@ class Language:
         for i in reversed(range(self.length)):
             after, kind = self.kinds[i]
             sums = f.new_zeros(len(after), f.shape[-1]).index_add_(0, kind, f[i])
-            beta = sum(beta[states].mul_(p) for states, p in zip(after, sums, strict=True))
+            beta = reduce(Tensor.add_, (beta[states].mul_(p) for states, p in zip(after, sums, strict=True)))
             top = beta.amax(0)
             beta, total = beta / top, total + top.log()
             betas.append(beta.T)
