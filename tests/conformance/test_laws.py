@@ -92,7 +92,7 @@ def test_reward_and_temperature_scale_together(case: Case, problem: Problem):
 
 
 @every
-@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 5])
 @pytest.mark.usefixtures("every_row")
 def test_a_row_does_not_depend_on_its_micro_batch(case: Case, problem: Problem, batch_size: int):
     guides = [case.make(problem)]
@@ -149,7 +149,7 @@ def test_rows_and_reward_calls_are_what_the_guide_declares(case: Case, problem: 
 
 
 @every
-@pytest.mark.parametrize("stop_at", [2, STEPS])
+@pytest.mark.parametrize("stop_at", [2, pytest.param(STEPS, marks=pytest.mark.slow)])
 def test_interrupted_and_resumed_equals_uninterrupted(case: Case, problem: Problem, stop_at: int, tmp_path):
     class Kill(Exception):
         pass
@@ -240,11 +240,11 @@ def refused(problem: Problem, guides: Sequence[gk.Guide]) -> bool:
 
 
 def pairs() -> Iterator[Any]:
-    """Each pair on every problem that both serve; in the default run on one of them, in turn."""
+    """Each pair on every problem that both serve; in the default run one pair in four, on one of them, in turn."""
     for i, (a, b) in enumerate(combinations_with_replacement(CASES, 2)):
         names = [name for name in ("vp-1d", "flow-2d", "masked") if name in a.processes and name in b.processes]
         for j, name in enumerate(names):
-            marks = [pytest.mark.slow] if (i - j) % (len(names) * max(a.seldom, b.seldom)) else []
+            marks = [pytest.mark.slow] if (i - j) % (4 * len(names) * max(a.seldom, b.seldom)) else []
             yield pytest.param(a, b, name, marks=marks, id=f"{a.name} and {b.name} on {name}")
 
 
