@@ -321,4 +321,3 @@ def test_a_mutant_is_found(name: str, file: str, line: str, wrong: str, which: s
 
 def test_without_a_mutation_they_pass(tmp_path: Path):
     assert passes(copy(tmp_path), UNBIASED + "[SVDD-vp-1d]")
-    assert passes(tmp_path, FK, "not slow")
