@@ -93,7 +93,7 @@ class Run:
         self._faults: list[Fault] = []
         self.world = world_of(world, model.device)
         checks.check_world(self.world, self.groups, self.steps)
-        if self.world.size > 1:
+        if self.world.size > 1 and self.world is not world:
             self.world.agree(self.describe() | {"weights": weights(self.modules())})
         self._clock = time.perf_counter()
 
@@ -405,7 +405,7 @@ class Run:
             holdout = None if self.holdout is None else apart(self.holdout, samples, pop.group)
             self.cost.seconds = self.seconds
         pop, samples = self.world.whole(pop), self.world.samples(samples)
-        rewards, holdout = self.world.scores(rewards), self.world.scores(holdout)
+        rewards, holdout = self.world.rows(rewards), self.world.rows(holdout)
         samples = self.decode(pop.x, pop.group) if samples is None else samples
         result = Result(
             x=pop.x,

@@ -155,7 +155,7 @@ def _judged(search: Search, places: Sequence[int], seeds: list[int]) -> list[flo
         return None
     search.alive = list(places)
     samples = search.decoded(search.sampled(search.part.draw(seeds)))
-    search.verifier = Verifier.of(search.holdout)
+    search.verifier = Verifier.of(search.holdout, search.world)
     return search.judged(samples, len(seeds), Cost())[0][..., 0].nanmean(0).tolist()
 
 

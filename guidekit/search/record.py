@@ -72,10 +72,11 @@ class Record:
 
     folder: Path | None
     rounds: list[Evaluations] = field(default_factory=list)
+    writes: bool = True  # one of several processes does
 
     @staticmethod
-    def open(folder: str | Path | None, config: dict[str, Any]) -> Record:
-        record = Record(None if folder is None else Path(folder))
+    def open(folder: str | Path | None, config: dict[str, Any], writes: bool = True) -> Record:
+        record = Record(None if folder is None else Path(folder), writes=writes)
         if record.folder is None:
             return record
         record.folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,8 @@ class Record:
         if record.file("search.json").exists():
             record._expect(config)
             record._read()
-        _replace(record.file("search.json"), json.dumps(config, indent=1))
+        if writes:
+            _replace(record.file("search.json"), json.dumps(config, indent=1))
         return record
 
     def file(self, name: str) -> Path:
@@ -94,7 +96,7 @@ class Record:
         """Append a round."""
         number = len(self.rounds)
         self.rounds.append(found._replace(cost=Cost(**asdict(found.cost))))
-        if self.folder is None:
+        if self.folder is None or not self.writes:
             return
         lines = [{k: _plain(v) for k, v in line.items()} for line in found.lines(number)]
         lines.append({"round": number, "end": list(found.scores.shape), "cost": asdict(found.cost)})
@@ -107,7 +109,7 @@ class Record:
 
     def keep(self, name: str, tensors: dict[str, Tensor], meta: Any = None) -> None:
         """Write tensors and plain values next to the log, atomically."""
-        if self.folder is not None:
+        if self.folder is not None and self.writes:
             part = self.file(f"{name}.part")
             save_file(
                 {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, {"meta": json.dumps(meta)}
@@ -151,7 +153,7 @@ class Record:
                 rows, whole = [], i + 1
             elif "scores" in row:
                 rows.append(row)
-        if whole < len(lines):
+        if whole < len(lines) and self.writes:
             _replace(log, "".join(lines[:whole]))
 
 
