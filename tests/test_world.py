@@ -161,6 +161,53 @@ def spelled(x: torch.Tensor) -> list[str]:
     return ["".join("abcd"[letter] for letter in row) for row in x.tolist()]
 
 
+def reward(x: torch.Tensor) -> torch.Tensor:
+    return x[:, 0].double() + 0.3 * x[:, -1] - 0.2 * x[:, 0].double() ** 2
+
+
+SEARCHES: dict[str, Callable[..., Any]] = {
+    "random": lambda **o: gk.search.random(PLANE, 3, reward, rounds=3, candidates=3, **o),
+    "tokens": lambda **o: gk.search.random(PROBLEMS["masked"].model, 2, reward, candidates=3, **o),
+    "calls": lambda **o: gk.search.random(PROBLEMS["masked"].model, 2, reward, candidates=3, budget=gk.search.Budget(calls=14), **o),
+    "learns": lambda **o: gk.search.evolution(PLANE, 3, reward, rounds=3, **o),
+    "one": lambda **o: gk.search.zero_order(PLANE, 1, reward, rounds=2, neighbours=3, **o),
+    "paths": lambda **o: gk.search.paths(PLANE, 3, reward, levels=3, ahead=1, **o),
+    "gradient": lambda **o: gk.search.gradient(PLANE, 3, reward, rounds=3, batch_size=2, **DDIM, **o),
+    "share": lambda **o: gk.search.share(PLANE, 2, reward, conds=[None, None], candidates=4, **o),
+    "inverse": lambda **o: gk.search.flowopt(PLANE, PLANE.exact_sample(3), rounds=3, **DDIM, **o),
+    "refine": lambda **o: gk.refine(PLANE, 5, reward, rounds=2, steps=3, **o),
+    "evolve": lambda **o: gk.evolve(PLANE, PLANE.exact_sample(5), reward, rounds=2, offspring=2, steps=3, **o),
+}
+PLANE = gk.analytic.GaussianMixture([0.7, 0.3], [[-1.0, 0.5], [2.0, 1.0]], [0.5, 0.8])
+DDIM: dict[str, Any] = {"solver": gk.solvers.DDIM()}
+
+
+def searched(folder: str) -> dict[str, list[str]]:
+    """Searches over ranks find what one process finds, at its cost."""
+    found = {}
+    for name, search in SEARCHES.items():
+        given = {} if name in ("refine", "evolve") else {"steps": 4, "seed": 3}
+        alone, there = search(**given), search(**given, world="auto")
+        found[name] = differences(alone, there)
+        if alone.cost.reward_calls != there.cost.reward_calls:
+            found[name].append(f"{alone.cost.reward_calls} calls, {there.cost.reward_calls}")
+        if isinstance(alone, gk.search.Found):
+            found[name] += [] if alone.ended == there.ended else [alone.ended, there.ended]
+            same = [a | {"worth": 0, "scores": 0} == b | {"worth": 0, "scores": 0} for a, b in zip(alone.asked, there.asked)]
+            found[name] += [] if all(same) and len(alone.asked) == len(there.asked) else ["asked"]
+    saved = {"steps": 4, "rounds": 2, "folder": folder, "world": "auto"}
+    gk.search.evolution(PLANE, 3, reward, **saved)
+    try:
+        gk.search.evolution(PLANE, 3, reward, steps=4 + dist.get_rank(), rounds=2, world="auto")
+    except ValueError as error:
+        found["other"] = [] if "is about to make another run than rank 0" in str(error) else [str(error)]
+    try:
+        gk.evolve(PROBLEMS["masked"].model, 3, reward, world="auto")
+    except ValueError as error:
+        found["design"] = [] if "in one process" in str(error) else [str(error)]
+    return found
+
+
 def refused() -> list[str]:
     """What other ranks do not agree with, or one of them raises, is an error on all."""
     model, texts = PROBLEMS["vp-1d"].model, []
@@ -212,7 +259,8 @@ def _dies(x: torch.Tensor) -> torch.Tensor:
 def several(file: str) -> dict[str, Any]:
     """Many small questions, to processes that are there once."""
     all_rows()
-    return {"bits": same_batches(), "refused": refused()} | seen_and_interrupted(file)
+    found = {"bits": same_batches(), "refused": refused(), "searched": searched(f"{file}.search")}
+    return found | seen_and_interrupted(file)
 
 
 @pytest.mark.usefixtures("every_row")
@@ -225,12 +273,17 @@ def test_bits_callbacks_checkpoints_and_errors(tmp_path: Path):
         assert found["sizes"] == [N, N, N]
         assert found["differences"] == []
         assert found["strings"] == answers[0]["strings"]
+        assert {k: v for k, v in found["searched"].items() if v} == {}
+        assert {"other", "design"} < found["searched"].keys()
         few, other, failed, world, nosy = found["refused"]
         assert "2 processes, and 1 particles" in few
         assert "rank 1 of 2 is about to make another run than rank 0" in other
         assert "no oracle here" in failed
         assert "world='all'" in world
         assert "have its log_weight put what it needs into its memo" in nosy
+    whole = gk.search.evolution(PLANE, 3, reward, steps=4, rounds=4)
+    more = gk.search.evolution(PLANE, 3, reward, steps=4, rounds=4, folder=f"{file}.search")  # goes on alone
+    assert differences(whole, more) == []
     problem = PROBLEMS["masked"]
     steering = gk.FKSteering(problem.reward, 0.5)
     here = gk.sample(

@@ -76,7 +76,9 @@ class Checkpoint:
         if index == self._index or world.told(due) == [False]:
             return
         self.run.settle()
-        self._write(world.whole(pop), index, world.cost(replace(self.run.cost, seconds=self.run.seconds)))
+        pop, cost = world.whole(pop), world.cost(replace(self.run.cost, seconds=self.run.seconds))
+        with world.together():
+            self._write(pop, index, cost)
         self._saved_at, self._index = time.perf_counter(), index
         self._took = self._saved_at - now
 

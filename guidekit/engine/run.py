@@ -367,10 +367,6 @@ class Run:
     def _count(self, rows: int) -> None:
         self.cost.network(rows)
 
-    def charge(self, cost: Cost) -> None:
-        """Book on this cost from now on."""
-        self.cost = self.score.cost = cost
-
     def resume(self, records: Sequence[Record], cost: Cost) -> None:
         """Go on from where another sitting has been interrupted."""
         self.records[:] = records

@@ -402,10 +402,11 @@ class Search:
         self.cost.seconds = self.seconds
         self.rounds.append(self._row(worth, worth.amax(1) if self.best.worth is None else self.best.worth))
         if len(self.rounds) > len(self.record.rounds):
-            if before is not None:
-                before(self.best, self.rounds)
-            self.keep(scores, worth, samples, range(scores.shape[1]))
-            self.keep_best()
+            with self.world.together():
+                if before is not None:
+                    before(self.best, self.rounds)
+                self.keep(scores, worth, samples, range(scores.shape[1]))
+                self.keep_best()
         elif len(self.rounds) == len(self.record.rounds):
             self._recall()
         self._meet(self.record.rounds[len(self.rounds) - 1].samples)

@@ -86,7 +86,7 @@ def informed(
     >>> bool(better.rewards.mean() > first.rewards.mean() + 0.5)
     True
     """
-    common = (("informed",), model, reward, rounds, tuple(guides), cond, None, seed, batch_size, progress)
+    common = (("informed",), model, reward, rounds, tuple(guides), cond, None, seed, batch_size, progress, None)
     return _Informed(*common, alpha, share, exact, gradient, max_edits).run(start, checkpoint)
 
 
