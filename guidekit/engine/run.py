@@ -28,6 +28,7 @@ from ..solvers import Solver
 from . import checks, tree
 from .describe import describe, weights
 from .guide import Guide
+from .islands import Islands
 from .noise import Noise
 from .population import Population
 from .result import Result
@@ -56,9 +57,11 @@ class Run:
         seed: int | Sequence[int] = 0,
         batch_size: int | None = None,
         holdout: Any = None,
+        islands: Islands | None = None,
         world: Any = None,
     ):
         checks.check_call(model, n, solver, batch_size, guides, reward, holdout)
+        self.islands = Islands(1) if islands is None else islands
         solver = model.solver if solver is None else solver
         self.model, self.n, self.guides, self.solver = model, n, checks.bound(guides, model), solver
         self.reward, self.seed, self.batch_size, self.holdout = reward, seed, batch_size, holdout
@@ -73,6 +76,7 @@ class Run:
         self.seats = seated(self.guides)
         self.steps = self._all_steps()
         checks.check_together(self.guides, self.steps)
+        checks.check_islands(self.islands, self.steps)
         self.acts = [acting(self.seats, s, self.steps[s.index - 1] if s.index else None) for s in self.steps]
         self.widths = [self._children(step) for step in self.steps[:-1]]
         self.rows = max(step.n for step in self.steps)  # of one group, at the widest
@@ -226,7 +230,7 @@ class Run:
             pop = weighed if seat.counts else replace(weighed, log_w=pop.log_w)
         log_w = pop.log_w
         for seat in acts.select:
-            pop = seat.guide.select(pop, step.own(seat.name, seat.place))
+            pop = self.islands.select(seat.guide, pop, step.own(seat.name, seat.place))
         if len(pop) != self.groups * step.n:
             raise ValueError(
                 f"step {index}: {len(pop) // self.groups} of {size // self.groups} rows per group are left where "
@@ -442,7 +446,7 @@ class Run:
             "solver": describe(self.solver),
             "noise": describe(self.given),
             "seed": describe(self.seed),
-        }
+        } | ({} if self.islands.count == 1 else {"islands": describe(self.islands)})
 
 
 def _cut(v: Tensor) -> Tensor:
