@@ -254,8 +254,8 @@ class Run:
 
     def born(self, rows: slice | Tensor = slice(None)) -> Population:
         """The particles of these rows of the start, which have an address and no state yet."""
-        row, size = self._ids[rows], self.steps[0].n
-        row = row[row < self.groups * size]
+        size = self.steps[0].n
+        row = self._ids[: self.groups * size][rows]
         return Population(
             x=row,
             log_w=torch.zeros(len(row), dtype=torch.float64, device=row.device),
