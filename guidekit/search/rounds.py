@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -25,6 +26,7 @@ from ..engine.describe import describe, difference
 from ..engine.result import Result, Trace, load_result, picked
 from ..engine.sample import sample
 from ..engine.scoring import Cost, Scorer
+from ..engine.whole import check_writable, unwritten
 from ..engine.world import world_of
 from ..errors import CheckpointError, is_count
 from ..guides import Guide, StartFrom
@@ -66,7 +68,7 @@ class Rounds:
         """All rounds, or those that the folder does not have yet."""
         folder, start = None if checkpoint is None else Path(checkpoint), self.given(start)
         config = json.loads(json.dumps(self.described(start)))
-        there = self.world.first(lambda: folder is not None and folder.exists())
+        there = self.world.first(lambda: _found(folder))
         state = _resumed(folder, config) if folder and there else self.first(start, config)
         done = len(state.trace)
         self.world.agree((config, done))
@@ -212,12 +214,31 @@ def joined(a: Any, b: Any) -> Any:
 
 
 def _save(state: Result, folder: Path) -> None:
-    """Save atomically: written next to the old folder and moved over it."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    state.save(part)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Save beside the old folder, whose place it takes: in between, the old one has another name."""
+    part, old = (folder.with_name(f"{folder.name}.{kind}") for kind in ("part", "old"))
+    for rest in (part, old):
+        shutil.rmtree(rest, ignore_errors=True)
+    try:
+        state.save(part)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise unwritten(folder, error) from error
+    if folder.exists():
+        folder.rename(old)
     part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _found(folder: Path | None) -> bool:
+    """Whether there is a folder to resume from; one that a kill has left under its other name gets its own again."""
+    if folder is None:
+        return False
+    old = folder.with_name(f"{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    if not folder.exists():
+        check_writable(folder)
+    return folder.exists()
 
 
 def _resumed(folder: Path, config: dict[str, Any]) -> Result:
