@@ -76,8 +76,9 @@ def timed(base: gk.Model, which: str, n: int, device: str) -> dict[str, float]:
         wait()
         spent = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else 0.0
+    rows = run.cost.network_rows
     return {
-        "seconds": round(spent, 4), "rows": run.cost.network_rows, "rows a second": round(run.cost.network_rows / spent, 1),
+        "seconds": round(spent, 4), "rows": rows, "rows a second": round(rows / spent, 1),
         "waiting": round(1 - asked / spent, 3), "peak GB": round(peak, 2),
     }  # fmt: skip
 

@@ -3,7 +3,8 @@
     python -m benchmarks.memory
 
 `bytes a particle` is what the peak grows by from one micro-batch to all n particles, by particle: states, predictions,
-noise and what selections copy. `state` is x and its prediction alone. The table is written into docs/scaling.md as well.
+noise and what selections copy. `state` is x and its prediction alone. The table is written into docs/scaling.md as
+well.
 """
 
 from __future__ import annotations
@@ -89,12 +90,15 @@ def main() -> None:
 
 def table(found: dict[str, Any]) -> str:
     """The lines of docs/scaling.md."""
-    rows = ["| population | particles | rows in a forward | peak of one batch | peak | bytes a particle | of it state |"]
+    rows = [
+        "| population | particles | rows in a forward | peak of one batch | peak | bytes a particle | of it state |"
+    ]
     rows.append("|---|---|---|---|---|---|---|")
     for name, row in found.items():
         one, most = (f"{row[k] / 1e9:.2f} GB" for k in ("peak of one batch", "peak"))
         rows.append(
-            f"| {CASES[name][0]} | {row['n']:,} | {row['batch']} | {one} | {most} | {row['bytes']:,} | {row['state']:,} |"
+            f"| {CASES[name][0]} | {row['n']:,} | {row['batch']} | {one} | {most} | {row['bytes']:,} | "
+            f"{row['state']:,} |"
         )
     return "\n".join(rows)
 

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ BANDWIDTH = 1.25e9  # bytes a second, 10 Gbit/s: assumed
 def model(width: int = 768) -> gk.GaussianModel:
     torch.manual_seed(0)
     sizes = [SIDE, *[width] * 7, SIDE]
-    layers = [torch.nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+    layers = [torch.nn.Linear(a, b) for a, b in pairwise(sizes)]
     parts = [part for layer in layers for part in (layer, torch.nn.SiLU())][:-1]
     net = torch.nn.Sequential(*parts).requires_grad_(False)
     return gk.GaussianModel(lambda x, t, cond: net(x), shape=(SIDE,))
@@ -57,7 +58,7 @@ def steered(n: int, **options: Any) -> gk.Result:
     return gk.sample(model(), n, steps=STEPS, guides=guides(), batch_size=256, **options)
 
 
-# measured --------------------------------------------------------------------------------------------------------------
+# measured -----------------------------------------------------------------------------------------------------------
 
 
 def rank(number: int, size: int, folder: str, n: int) -> None:
@@ -124,7 +125,7 @@ def selection(n: int) -> float:
     return sorted(spent)[len(spent) // 2]
 
 
-# on paper --------------------------------------------------------------------------------------------------------------
+# on paper -----------------------------------------------------------------------------------------------------------
 
 
 def moved(ancestors: torch.Tensor, size: int) -> float:
@@ -173,7 +174,10 @@ def main(n: int = N) -> None:
 
 def table(found: dict[str, Any]) -> str:
     """The lines of docs/scaling.md."""
-    rows = [f"| processes | speed-up, measured | by the formula | kB received a step | of it states | with {ISLANDS} islands |"]
+    rows = [
+        "| processes | speed-up, measured | by the formula | kB received a step | of it states | "
+        f"of it states, {ISLANDS} islands |"
+    ]
     rows.append("|---|---|---|---|---|---|")
     for size, row in found["paper"]["plain"].items():
         seen = f"{found['speed-up']:.2f}" if size == "2" else ""

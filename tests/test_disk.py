@@ -55,7 +55,7 @@ def test_on_a_full_disk_what_is_saved_stays_and_the_same_call_goes_on(name, size
     monkeypatch.setattr(checkpoint, "_SHARE", 1e9)  # write after every step
     make, place = RUNS[name], tmp_path / "kept"
     whole = make(tmp_path / "whole")
-    with full(size), pytest.raises(gk.CheckpointError, match="could not be written .*is the disk full") as told:
+    with full(size), pytest.raises(gk.CheckpointError, match=r"could not be written .*is the disk full") as told:
         make(place)
     assert str(tmp_path) in str(told.value)
     assert place.exists()  # something was saved before

@@ -84,7 +84,9 @@ def test_every_guide_gives_the_same_on_host_and_device(case: Case):
         problem = case.on(name)
         guides = [case.make(problem)]
         others = [need.model(problem.model) for g in guides for need in g.needs]
-        if any(m is not problem.model for m in others) or any(isinstance(v, Model) for g in guides for v in vars(g).values()):
+        if any(m is not problem.model for m in others) or any(
+            isinstance(v, Model) for g in guides for v in vars(g).values()
+        ):
             continue  # a second model or a classifier lives on the host
         there = case.with_(replace(PROBLEMS[name], model=on_device(name))).model
         host, device = (

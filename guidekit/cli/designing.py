@@ -66,7 +66,9 @@ class Designing:
 
     def _prepared(self) -> Task:
         c = self.config
-        check_alone("a design", "start it without, one process for each --seed, and spread the reward with rewards.Pooled")
+        check_alone(
+            "a design", "start it without, one process for each --seed, and spread the reward with rewards.Pooled"
+        )
         if self.report and self.out is not None:
             from rewards.base import needs
 

@@ -67,8 +67,8 @@ def sample(
     checkpoint   a file: written as the run goes on; the same call then continues it, to the same bytes
     holdout      a second reward that takes no part and scores the final samples, to see whether the first was gamed;
                  see `Result.holdout` and `Result.summary`
-    islands      gk.Islands(count, every): selections within each of so many parts of a population, and over all of it every
-                 few steps only; log Z is unbiased as before
+    islands      gk.Islands(count, every): selections within each of so many parts of a population, and over all of it
+                 every few steps only; log Z is unbiased as before
     world        one population over several processes: "auto" for all ranks of an initialised torch.distributed, or a
                  process group. Every rank makes this call with the same arguments and gets the whole result; None is
                  this process

@@ -14,8 +14,8 @@ from ..errors import CheckpointError
 
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
-    """Context that gives the path to write to; at its end that file becomes `file`. On a full disk, or where nothing can
-    be written, the old file stays as it is."""
+    """Context that gives the path to write to; at its end that file becomes `file`. On a full disk, or where nothing
+    can be written, the old file stays as it is."""
     part = file.with_name(f"{file.name}.part")
     try:
         yield part
@@ -40,6 +40,6 @@ def check_writable(file: Path) -> None:
 def unwritten(file: Path, error: Exception) -> CheckpointError:
     """What to say of a file that could not be written."""
     return CheckpointError(
-        f"{file} could not be written ({error}): is the disk full, or its folder read-only? What was saved before is as "
-        "it was, and the same call continues from there"
+        f"{file} could not be written ({error}): is the disk full, or its folder read-only? What was saved before is "
+        "as it was, and the same call continues from there"
     )

@@ -49,7 +49,7 @@ from .folder import (
 from .job import Job, prepare
 from .names import Component
 from .ranks import Ranks, joined
-from .specs import ConfigError, displayed
+from .specs import displayed
 from .watched import Watched, wanted
 
 

@@ -463,7 +463,14 @@ class Search:
             raise ValueError(f"{self.name} asked for no candidates")
         self._check_scored(best)
         noise = self.noise()
-        result = sample(self.model, self.n, **self.given, noise=noise.clone(), holdout=self.holdout, world=self.world.over(self.space.cells))
+        result = sample(
+            self.model,
+            self.n,
+            **self.given,
+            noise=noise.clone(),
+            holdout=self.holdout,
+            world=self.world.over(self.space.cells),
+        )
         self._check_winners(result)
         cost = total(self.cost, result.cost)
         about = {"rounds": self.rounds, "times": _times(self.run), "ended": self.ended}

@@ -137,7 +137,9 @@ class Record:
         try:
             before = json.loads(self.file("search.json").read_text(encoding="utf-8"))
         except ValueError as error:
-            raise CheckpointError(f"{self.folder}: search.json is truncated; delete the folder to start anew") from error
+            raise CheckpointError(
+                f"{self.folder}: search.json is truncated; delete the folder to start anew"
+            ) from error
         other = difference(before, config)
         if other:
             was, now = (f"{v!r:.80}" for v in other[1:])

@@ -73,7 +73,10 @@ class Rounds:
         done = len(state.trace)
         self.world.agree((config, done))
         for number in tqdm(
-            range(done + 1, self.rounds + 1), initial=done, total=self.rounds, disable=not self.progress or self.world.rank > 0
+            range(done + 1, self.rounds + 1),
+            initial=done,
+            total=self.rounds,
+            disable=not self.progress or self.world.rank > 0,
         ):
             state = self.following(state, number)
             with self.world.together():
