@@ -55,7 +55,7 @@ def model(size: str, device: str, small: bool) -> gk.Model:
 def guides(which: str) -> list[gk.Guide]:
     if which == "CFG + PAG":
         return [gk.CFG(5.0), gk.PAG(3.0)]
-    return [gk.CFG(5.0), gk.FKSteering(gk.values.Tweedie(_bright), 0.1, ess=1.0)]
+    return [gk.CFG(5.0), gk.FKSteering(_bright, 0.1, ess=1.0)]
 
 
 def _bright(x: torch.Tensor) -> torch.Tensor:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from . import tree
+from .cost import Cost
 from .describe import difference, weights
 from .population import Population
 from .run import Run
-from .scoring import Cost
 from .trace import Record
 from .whole import check_writable, whole
 

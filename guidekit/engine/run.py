@@ -26,13 +26,14 @@ from ..models.evaluations import Cond, Memory, evaluate, rows_of
 from ..models.networks import lent, networks_in
 from ..solvers import Solver
 from . import checks, tree
+from .cost import Cost
 from .describe import describe, weights
 from .guide import Guide
 from .islands import Islands
 from .noise import Noise
 from .population import Population
 from .result import Result
-from .scoring import Cost, Scorer, same
+from .scoring import Scorer, same
 from .seats import Seat, acting, seated
 from .tilts import tilted
 from .trace import Fault, Record, ancestors, trace

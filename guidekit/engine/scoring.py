@@ -15,27 +15,10 @@ from rewards.base import Listener, listening
 from rewards.cached import caches
 
 from ..errors import RewardError
+from .cost import Cost
 from .world import Alone
 
 _MOST = 1 << 18  # scores that are remembered between steps, of each reward
-
-
-@dataclass
-class Cost:
-    """What a run has spent. `reward_calls` counts samples that a reward was sent and had to compute: equal strings and
-    rows of tokens once, and none that a `rewards.Cached` knew. `unscored` counts scores that came back as NaN or
-    infinite."""
-
-    network_rows: int = 0
-    network_calls: int = 0
-    reward_calls: int = 0
-    unscored: int = 0
-    seconds: float = 0.0
-
-    def network(self, rows: int) -> None:
-        """One forward of so many rows."""
-        self.network_rows += rows
-        self.network_calls += 1
 
 
 class Scorer:

@@ -14,9 +14,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, fields, replace
+from dataclasses import astuple, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,11 +25,9 @@ from torch import Tensor
 
 from ..errors import RewardError
 from . import tree
+from .cost import Cost
 from .population import Population
 from .tree import Tree
-
-if TYPE_CHECKING:
-    from .scoring import Cost
 
 _LIGHT = ("log_w", "group", "slot", "parent", "root", "rewards")  # what every rank knows of all particles
 _HEAVY = ("x", "predictions", "proposals", "shown")
@@ -174,8 +172,7 @@ class Shared(Alone):
     def cost(self, cost: Cost) -> Cost:
         spent = torch.tensor([astuple(cost)], dtype=torch.float64)
         found = self._gathered(spent, [1] * self.size)
-        total = [*found[:, :-1].sum(0).long().tolist(), float(found[:, -1].max())]
-        return replace(cost, **dict(zip([f.name for f in fields(cost)], total, strict=True)))
+        return Cost(*found[:, :-1].sum(0).long().tolist(), seconds=float(found[:, -1].max()))
 
     # what is sent ------------------------------------------------------------------------------------------------
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..engine.cost import Cost
 from ..engine.result import Trace
-from ..engine.scoring import Cost
 from ..models.base import Model
 from .budget import Budget
 from .core import Options, Search

@@ -32,12 +32,12 @@ from tqdm.auto import tqdm
 
 from rewards import as_reward
 
+from ..engine.cost import Cost
 from ..engine.describe import describe, weights
 from ..engine.guide import Guide
 from ..engine.result import Result, Trace
 from ..engine.run import Run
 from ..engine.sample import sample
-from ..engine.scoring import Cost
 from ..engine.world import world_of
 from ..errors import RewardError
 from ..models.base import Model

@@ -32,9 +32,10 @@ from torch import Tensor
 from rewards import as_reward
 
 from .. import random
+from ..engine.cost import Cost
 from ..engine.describe import describe
 from ..engine.result import Result
-from ..engine.scoring import Cost, Scorer
+from ..engine.scoring import Scorer
 from ..errors import is_count
 from ..guides import Guide
 from ..models import Model

@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..engine.cost import Cost
 from ..engine.describe import difference
-from ..engine.scoring import Cost
 from ..engine.whole import check_writable, unwritten, whole
 from ..errors import CheckpointError
 

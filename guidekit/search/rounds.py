@@ -22,10 +22,11 @@ from tqdm.auto import tqdm
 
 from .. import random
 from ..engine.checks import bound
+from ..engine.cost import Cost
 from ..engine.describe import describe, difference
 from ..engine.result import Result, Trace, load_result, picked
 from ..engine.sample import sample
-from ..engine.scoring import Cost, Scorer
+from ..engine.scoring import Scorer
 from ..engine.whole import check_writable, unwritten
 from ..engine.world import world_of
 from ..errors import CheckpointError, is_count

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from rewards import as_reward
 
-from ..engine.scoring import Cost, Scorer
+from ..engine.cost import Cost
+from ..engine.scoring import Scorer
 from ..engine.world import Alone
 from ..errors import RewardError
 from ..models.networks import lent, networks_in

@@ -59,8 +59,9 @@ from torch import Tensor, nn
 from rewards import RewardError, as_reward
 
 from .. import random
+from ..engine.cost import Cost
 from ..engine.describe import describe, difference, weights
-from ..engine.scoring import Cost, Scorer
+from ..engine.scoring import Scorer
 from ..engine.whole import whole
 from ..errors import CheckpointError, is_count
 from ..models.base import Encoded, Model, stack
