@@ -268,6 +268,10 @@ MUTANTS = [
     ("ranks without a place for the truth", "search/coverage.py", "v * (1 + equal)", "v * equal", "tests/test_measurement_coverage.py::test_ranks_count_weights_and_put_equal_values_in_random_order"),
     ("a drift that the network does not see", "models/drifting.py", "x + b * y.to(x)", "x + 0 * y.to(x)", "tests/test_drifting.py"),
     ("a stationary variance of twice the size", "solvers/drifts.py", "torch.expm1(-2 * theta)", "torch.expm1(-theta)", "tests/test_drifting.py"),
+    ("the cost of one rank for that of all", "search/core.py", "own = run.world.cost(run.cost)", "own = run.cost", "tests/test_world.py::test_bits_callbacks_checkpoints_and_errors"),
+    ("islands that meet always but then", "engine/islands.py", "step.index % self.every == 0", "step.index % self.every != 0", "tests/test_islands.py::test_nobody_leaves_an_island_between_two_meetings"),
+    ("islands that share their noise", "engine/islands.py", "own = place if chosen.branch == 1 else chosen.slot", "own = chosen.slot", "tests/test_islands.py::test_nobody_leaves_an_island_between_two_meetings"),
+    ("a full disk that tears the old file", "engine/whole.py", "        yield part\n", "        yield file\n        part.touch()\n", "tests/test_disk.py"),
     ("noise without the drift's forgetting", "solvers/drifts.py", "- (-2 * self.gamma * t).expm1()", "- (-1 * self.gamma * t).expm1()", "tests/test_drifting.py"),
 ]  # fmt: skip
 

@@ -28,6 +28,7 @@ from ..guides.shared.sites import IUPAC
 from ..jobs import execute, inputs, job, names
 from ..jobs.config import Config, is_picture
 from ..jobs.folder import owned, write_summary
+from ..jobs.ranks import check_alone
 from ..jobs.specs import ConfigError, displayed
 from ..models.base import Model
 from ..report import export, table
@@ -65,6 +66,9 @@ class Designing:
 
     def _prepared(self) -> Task:
         c = self.config
+        check_alone(
+            "a design", "start it without, one process for each --seed, and spread the reward with rewards.Pooled"
+        )
         if self.report and self.out is not None:
             from rewards.base import needs
 

@@ -19,6 +19,7 @@ from ..models.base import Condition, Model
 from ..models.evaluations import Cond
 from ..solvers import Move, Solver
 from .guide import Guide, Scale
+from .islands import Islands
 from .result import Result
 from .view import Step
 from .world import Alone
@@ -124,6 +125,18 @@ def _check_reward(reward: Any, model: Model, gradient: bool) -> None:
     fits = getattr(own, "fits", None)
     if fits is not None:
         fits(model, gradient)
+
+
+def check_islands(islands: Any, steps: Sequence[Step]) -> None:
+    """The particles of every step can be divided among the islands."""
+    if not isinstance(islands, Islands):
+        raise TypeError(f"islands={islands!r}: gk.Islands(count, every) or None is needed")
+    odd = [step.n for step in steps if step.n % islands.count]
+    if odd:
+        raise ValueError(
+            f"{islands}: {odd[0]} particles of each condition live at some step, which {islands.count} islands cannot "
+            f"share evenly; give an n that {islands.count} divides"
+        )
 
 
 def check_world(world: Alone, groups: int, steps: Sequence[Step]) -> None:

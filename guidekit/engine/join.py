@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from . import tree
+from .cost import Cost
 from .describe import difference
 from .population import effective_size, log_mean_exp
 from .result import Result, Trace, picked
-from .scoring import Cost
 
 
 def join(results: Sequence[Result]) -> Result:

@@ -18,8 +18,8 @@ from torch import Tensor
 from .. import random
 from ..errors import CheckpointError
 from . import resampling, tree
+from .cost import Cost
 from .population import effective_size, entropy, log_mean_exp
-from .scoring import Cost
 from .shown import rendered
 from .tree import Tree
 

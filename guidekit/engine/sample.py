@@ -18,6 +18,7 @@ from ..solvers import Solver
 from .checkpoint import Checkpoint
 from .elsewhere import translated
 from .guide import Guide
+from .islands import Islands
 from .population import Population
 from .progress import Bar
 from .result import Result
@@ -44,6 +45,7 @@ def sample(
     callbacks: Sequence[Callback] = (),
     checkpoint: str | Path | None = None,
     holdout: Any = None,
+    islands: Islands | None = None,
     world: Any = None,
 ) -> Result:
     """Draw n samples from a base model for every condition, steered by the guides.
@@ -65,6 +67,8 @@ def sample(
     checkpoint   a file: written as the run goes on; the same call then continues it, to the same bytes
     holdout      a second reward that takes no part and scores the final samples, to see whether the first was gamed;
                  see `Result.holdout` and `Result.summary`
+    islands      gk.Islands(count, every): selections within each of so many parts of a population, and over all of it
+                 every few steps only; log Z is unbiased as before
     world        one population over several processes: "auto" for all ranks of an initialised torch.distributed, or a
                  process group. Every rank makes this call with the same arguments and gets the whole result; None is
                  this process
@@ -90,6 +94,7 @@ def sample(
         seed=seed,
         batch_size=batch_size,
         holdout=holdout,
+        islands=islands,
         world=world,
     )
     with torch.inference_mode(False), torch.no_grad(), run.borrowed(), Bar(run, progress) as bar:

@@ -49,7 +49,7 @@ from .folder import (
 from .job import Job, prepare
 from .names import Component
 from .ranks import Ranks, joined
-from .specs import ConfigError, displayed
+from .specs import displayed
 from .watched import Watched, wanted
 
 
@@ -89,8 +89,10 @@ def _follow(ranks: Ranks, config: Config, out: Path | None) -> Outcome:
     job, made = prepare(config), dict[str, Result]()
     file, watching = (None, []) if out is None else (out / "checkpoint", [lambda population, step: None])
     for stage, number in ranks.stages():
-        guides = job.guides if stage == "result" else _best_of(job, number) if number else job.kept
-        made[stage] = _run_plain(job, guides, file, False, watching if stage == "result" else ())
+        if stage == "result":
+            made[stage] = _run_steered(job, out, file, False, watching)
+        else:
+            made[stage] = _run_plain(job, _best_of(job, number) if number else job.kept, file, False)
     result = made["result"] if "result" in made or out is None else load_result(out / "result")
     return Outcome(result, {}, made.get("base"), made.get("best_of_n"))
 
@@ -110,8 +112,6 @@ def _run(
 
         needs("jinja2", "report", "a report")
     job = prepare(config)
-    if ranks.world.size > 1 and job.search is not None:
-        raise ConfigError("a search runs in one process: start it without torchrun")
     if tell is not None:
         for remark in job.remarks:
             tell(remark)
@@ -199,7 +199,7 @@ def _run_steered(job: Job, out: Path | None, file: Path | None, shown: bool, wat
         return _run_plain(job, job.guides, file, shown, watching)
     make, options = job.search
     folder = None if out is None else out / "search"
-    given = job.given | options | {"guides": job.guides, "folder": folder, "progress": shown}
+    given = job.given | options | {"guides": job.guides, "folder": folder, "progress": shown, "world": "auto"}
     return make(job.model, job.config.n, job.reward, **given)
 
 

@@ -29,9 +29,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ... import random
+from ...engine.cost import Cost
 from ...engine.describe import describe
 from ...engine.result import Result, Trace
-from ...engine.scoring import Cost, Scorer
+from ...engine.scoring import Scorer
 from ...errors import is_count
 from ...guides import Guide, StartFrom
 from ...models import Model

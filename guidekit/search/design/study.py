@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ...engine.cost import Cost
 from ...engine.result import Result
 from ...engine.sample import sample
-from ...engine.scoring import Cost
 from ...guides import Guide
 from ...models import Model
 from ...solvers import Solver
