@@ -193,7 +193,7 @@ class Task:
 
 # Where a part is kept, its presence is required, so that proposals that do not know of it may try too.
 _SOURCES: dict[str, list[Proposal]] = {
-    "molecules": [search.GraphOperators(), search.Fresh()],
+    "molecules": [search.GraphOperators(), search.Regrow(), search.Fresh()],
     "dna": [search.Crossover(), search.Regrow(), search.Fresh()],
 }
 _PLACES = {"designs": "result", "screening": "screening/result"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from ..models import reading
 
 if TYPE_CHECKING:
     from .fragments import Fragments
+    from .grammar import Grammar
     from .tokens import Tokens
 
 LETTERS = "ACGTN"
@@ -59,12 +61,35 @@ class Parts:
         allowed[: len(first)] = torch.nn.functional.one_hot(first, self.tokens.vocab).bool()
         return allowed
 
-    def _check_room(self, part: str, first: Tensor) -> None:
-        """Raise where the rest of the molecule would not fit behind these tokens."""
+    def begun(self, x: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the same molecules that begin with these tokens, and of which rows there are such."""
+        text, own = self.tokens.texts(first[None].cpu())[0], x.clone()
+        found = [self._begun(smiles, text) for smiles in self.tokens.decode(x.cpu())]
+        fine = torch.tensor([row is not None for row in found], device=x.device)
+        if bool(fine.any()):
+            own[fine] = torch.stack([row for row in found if row is not None]).to(own)
+        return own, fine
+
+    def _begun(self, smiles: str, first: str) -> Tensor | None:
+        """The row of a molecule that begins with this text, or None if the model has none."""
+        from .fragments import begun, split
+
+        text = begun(smiles, first)
+        try:
+            row = torch.as_tensor(self.tokens.row(split(text), self.length)).long() if text else None
+        except ValueError:
+            return None
+        return row if row is not None and bool(self._grammar.alive(self._grammar.read(row[None]))) else None
+
+    @cached_property
+    def _grammar(self) -> Grammar:
         from .grammar import Grammar
 
-        grammar = Grammar.of(self.tokens)
-        needed = int(grammar.need(grammar.read(first[None])))
+        return Grammar.of(self.tokens)
+
+    def _check_room(self, part: str, first: Tensor) -> None:
+        """Raise where the rest of the molecule would not fit behind these tokens."""
+        needed = int(self._grammar.need(self._grammar.read(first[None])))
         if len(first) + needed + 1 > self.length:
             raise ValueError(
                 f"{part!r} cannot be kept: it takes {len(first)} tokens and up to {needed + 1} more to close its open "

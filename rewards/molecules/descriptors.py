@@ -401,7 +401,7 @@ class Part(Molecule):
         object.__setattr__(self, "name", f"holds {self.part}")
 
     def of(self, mol: Any) -> float:
-        return mol.HasSubstructMatch(_grown(self.part), useChirality=True)
+        return mol.HasSubstructMatch(grown(self.part), useChirality=True)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -462,6 +462,21 @@ def pattern(smarts: str) -> Any:
     return query if query is not None and query.GetNumAtoms() else None
 
 
+@lru_cache(256)
+def grown(part: str) -> Any:
+    """The RDKit query of a part: dummy atoms are any atom, and all others have as many neighbours as they have here."""
+    from rdkit import Chem
+
+    mol = Chem.Mol(parsed(part))
+    for atom in mol.GetAtoms():
+        atom.SetAtomMapNum(0)
+        atom.SetIsotope(0 if atom.GetAtomicNum() == 0 else atom.GetIsotope())
+    how = Chem.AdjustQueryParameters.NoAdjustments()
+    how.makeDummiesQueries = how.adjustDegree = True
+    how.adjustDegreeFlags = Chem.AdjustQueryWhichFlags.ADJUST_IGNOREDUMMIES
+    return Chem.AdjustQueryProperties(mol, how)
+
+
 def _check(who: str, name: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{who}({name}={value!r}): it is one of {', '.join(known)}")
@@ -481,21 +496,6 @@ def _morgan(radius: int, bits: int) -> Any:
 @lru_cache(256)
 def _query(smiles: str, radius: int, bits: int) -> Any:
     return fingerprint(parsed(smiles), radius, bits)
-
-
-@lru_cache(256)
-def _grown(part: str) -> Any:
-    """The query of a part: dummy atoms are any atom, and all others have as many neighbours as they have here."""
-    from rdkit import Chem
-
-    mol = Chem.Mol(parsed(part))
-    for atom in mol.GetAtoms():
-        atom.SetAtomMapNum(0)
-        atom.SetIsotope(0 if atom.GetAtomicNum() == 0 else atom.GetIsotope())
-    how = Chem.AdjustQueryParameters.NoAdjustments()
-    how.makeDummiesQueries = how.adjustDegree = True
-    how.adjustDegreeFlags = Chem.AdjustQueryWhichFlags.ADJUST_IGNOREDUMMIES
-    return Chem.AdjustQueryProperties(mol, how)
 
 
 @lru_cache(16)
