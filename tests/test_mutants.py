@@ -185,6 +185,8 @@ MUTANTS = [
     ("leads as they are read beside a kept part", "engine/checks.py", "guide.beside(found, model) for guide in found", "guide for guide in found", "tests/test_zoo_parts.py::test_a_run_from_leads_keeps_the_part_and_what_the_level_leaves"),
     ("rows outside the grammar before a kept part", "zoo/readers.py", "bool(self._grammar.alive(self._grammar.read(row[None])))", "True", "tests/test_zoo_parts.py::test_samples_are_written_so_that_the_kept_part_comes_first"),
     ("parents that do not hold the part", "search/design/study.py", "x = x[fine]", "x = x", "tests/test_zoo_parts.py::test_regrown_parents_keep_the_part"),
+    ("the most changed molecule as the nearest", "zoo/nearest.py", "for count in range(1, TOGETHER + 1)", "for count in range(TOGETHER, 0, -1)", "tests/test_reading.py::test_the_nearest_molecule_that_the_model_writes_is_named"),
+    ("filters that do not see hydrogens", "../rewards/molecules/descriptors.py", 'Chem.AddHs(mol) if self.catalog == "MCF" else mol', "mol", "tests/test_rewards_molecules.py::test_medicinal_chemistry_filters_are_those_of_moses"),
     ("kept letters that proposals may change", "cli/designing.py", "checks += [holds] if", "checks += [] if", "tests/test_designing.py::test_kept_letters_are_in_everything_that_is_asked"),
     ("files in another order than the table", "report/export.py", "range(len(smiles)) if order is None else order", "range(len(smiles))", "tests/test_export.py::test_an_sdf_is_known_by_its_content_and_files_may_be_compressed"),
     ("the reward of the first group for all", "engine/scoring.py", "(group == g).nonzero()[:, 0], reward.rewards[g])", "(group == g).nonzero()[:, 0], reward.rewards[0])", "tests/test_rewards_core.py"),

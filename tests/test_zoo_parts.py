@@ -183,11 +183,28 @@ def test_regrown_parents_keep_the_part(model):
     """Of a loop that begins with leads in another order of fragments, one of which does not hold the part."""
     size = lambda smiles: [float(len(s)) for s in smiles]  # noqa: E731
     options = {"guides": [gk.Keep(template=PART)], "proposals": [gk.search.Regrow()], "surrogate": False}
-    found = gk.evolve(model, LEADS, size, n=20, population=6, budget=gk.search.Budget(calls=20), steps=LENGTH, **options)
+    budget = gk.search.Budget(calls=20)
+    found = gk.evolve(model, LEADS, size, n=20, population=6, budget=budget, steps=LENGTH, **options)
     about = found.config["design"]["proposals"]
     held = [Chem.MolFromSmiles(s).HasSubstructMatch(Chem.MolFromSmarts("N1CCCC1")) for s in found.samples]
     assert about.count("Regrow") == 14 and about.count("start") == 3
     assert all(h or source == "start" for h, source in zip(held, about, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("[*:1][Si](C)(C)C", "CC(C)(C)[*:1], with C for Si"), ("[*:1]=CC", "CC[*:1], by single bonds to the open ends"),
+        ("[*:1][13c]1ccccc1", "c1ccc([*:1])cc1, without isotopes"),
+        ("[*:1]C([*:2])([*:3])C([*:4])([*:5])C([*:6])([*:7])C([*:8])([*:9])[*:10]", ", with 7 of its open bonds"),
+    ],
+)  # fmt: skip
+def test_the_nearest_part_that_can_be_kept_is_named(model, tokens, part: str, other: str):
+    with pytest.raises(ValueError) as found:
+        gk.Keep(template=part).bind(model)
+    assert other in str(found.value), found.value
+    near = str(found.value).split("can be written is ")[1].split(",")[0]
+    assert len(tokens.beginning(near, LENGTH)) and gk.Keep(template=near).bind(model)
 
 
 def test_conditions_are_texts_or_dicts(model):

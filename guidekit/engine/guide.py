@@ -6,8 +6,8 @@ to remember about a particle it returns as a memo, and the memo follows that par
 The window is the engine's business. A guide is not asked outside `start <= step.fraction < stop`, or where its scale is
 neutral, with these exceptions:
 
-* `bind`, `beside`, `admits`, `check`, `clashes`, `moves`, `begin` and the number of particles in `plan` concern the run as a whole and are
-  always asked. The number of children in `plan` counts where the move leads into the window.
+* `bind`, `beside`, `admits`, `check`, `clashes`, `moves`, `begin` and the number of particles in `plan` concern the run
+  as a whole and are always asked. The number of children in `plan` counts where the move leads into the window.
 * At the last step, where the particles are samples, `log_weight`, `weigh` and `select` of every guide are called.
 * `traced` is called at every step, so that all rows of the trace have the same columns.
 
@@ -96,7 +96,7 @@ class Guide:
         return self
 
     def beside(self, guides: Sequence[Guide], model: Model) -> Guide:
-        """The guide as it is in one list with these guides, itself among them. Asked once, when all of them are bound."""
+        """The guide as it is in one list with these guides, itself among them. Asked once, when all are bound."""
         return self
 
     def admits(self, model: Model, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -99,8 +99,8 @@ class StartFrom(Guide):
             if not bool(fine.all()):
                 rows = ", ".join(map(str, (~fine).nonzero()[:, 0].tolist()))
                 raise ValueError(
-                    f"StartFrom(x=...): sample {rows} (counted from 0) does not hold what {type(guide).__name__} keeps, "
-                    "or the model cannot write it with that at its beginning: leave it out, or keep less"
+                    f"StartFrom(x=...): sample {rows} (counted from 0) does not hold what {type(guide).__name__} "
+                    "keeps, or the model cannot write it with that at its beginning: leave it out, or keep less"
                 )
         return self.having(x=x.view(self.x.shape))
 

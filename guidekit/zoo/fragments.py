@@ -70,8 +70,8 @@ def text(smiles: str, rng: np.random.Generator | None = None) -> str:
 
 @lru_cache(maxsize=1 << 14)
 def begun(molecule: str, first: str) -> str:
-    """The molecule as a text that begins with these fragments; or "", if it does not hold them as they are written, with
-    their stereo, and with other atoms at their open bonds alone.
+    """The molecule as a text that begins with these fragments; or "", if it does not hold them as they are written,
+    with their stereo, and with other atoms at their open bonds alone.
 
     >>> begun("CC(=O)Nc1ccccc1", ".c1ccc%10cc1")
     '.c1ccc%10cc1.CC%11=O.N%10%11'
@@ -152,6 +152,8 @@ class Fragments(Merged):
             raise ValueError("it is no SMILES of a molecule")
         if "*" in wanted:
             raise ValueError("it has open bonds: as a part to keep it is read by gk.Keep(template=...)")
+        if "." in wanted:
+            raise ValueError("it has several parts, as salts have")
         if not written:
             raise ValueError(f"it needs more than {LABELS} bonds between fragments, or ten rings, open at once")
         row = self.row(split(written), length)

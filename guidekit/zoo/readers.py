@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -37,6 +37,9 @@ class Molecules:
         _check_texts(smiles, "a SMILES")
         return torch.as_tensor(self.tokens.read(smiles, self.length)).long()
 
+    def nearest(self, smiles: Any) -> str:
+        return _nearest(smiles, self)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -53,10 +56,17 @@ class Parts:
         _check_texts(smiles, "a SMILES")
         return torch.as_tensor(self.tokens.read(smiles, self.length)).long()
 
+    def nearest(self, smiles: Any) -> str:
+        return _nearest(smiles, self)
+
     def template(self, part: str) -> Tensor:
         """The tokens of each position in molecules that hold this part, bool (length, V)."""
-        first = torch.as_tensor(self.tokens.beginning(part, self.length)).long()
-        self._check_room(part, first)
+        from .nearest import nearest
+
+        try:
+            first = self._first(part)
+        except ValueError as error:
+            raise ValueError(f"{error}{nearest(part, lambda other: _works(self._first, other))}") from error
         allowed = torch.ones(self.length, self.tokens.vocab, dtype=torch.bool)
         allowed[: len(first)] = torch.nn.functional.one_hot(first, self.tokens.vocab).bool()
         return allowed
@@ -86,6 +96,12 @@ class Parts:
         from .grammar import Grammar
 
         return Grammar.of(self.tokens)
+
+    def _first(self, part: str) -> Tensor:
+        """The first tokens of molecules that hold this part."""
+        first = torch.as_tensor(self.tokens.beginning(part, self.length)).long()
+        self._check_room(part, first)
+        return first
 
     def _check_room(self, part: str, first: Tensor) -> None:
         """Raise where the rest of the molecule would not fit behind these tokens."""
@@ -148,3 +164,19 @@ def _check_texts(samples: Sequence[Any], what: str) -> None:
     for sample in samples:
         if not isinstance(sample, str):
             raise TypeError(f"{what} is a text, not {type(sample).__name__}")
+
+
+def _nearest(smiles: Any, read: Callable[[list[str]], Tensor]) -> str:
+    """What an error says of the nearest molecule that can be read."""
+    from .nearest import nearest
+
+    return nearest(smiles, lambda other: _works(read, [other])) if isinstance(smiles, str) else ""
+
+
+def _works(function: Callable[[Any], Any], given: Any) -> bool:
+    """Whether a function takes what is given."""
+    try:
+        function(given)
+    except ValueError:
+        return False
+    return True

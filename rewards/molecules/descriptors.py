@@ -9,17 +9,19 @@ with `.transformed`.
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.resources import files
 from typing import Any
 
 from ..base import Each, needs
 
 LONGEST = 1000  # characters; the scaffold of a chain of 2000 carbons takes 18 seconds
 
-_CATALOGS = ("PAINS", "PAINS_A", "PAINS_B", "PAINS_C", "BRENK", "NIH", "ZINC", "CHEMBL", "ALL")
+_CATALOGS = ("PAINS", "PAINS_A", "PAINS_B", "PAINS_C", "BRENK", "NIH", "ZINC", "CHEMBL", "ALL", "MCF")
 
 
 @lru_cache(1)
@@ -409,7 +411,9 @@ class Alerts(Molecule):
     """Number of different structural alerts of a catalogue that a molecule raises; fewer is better.
 
     catalog   BRENK, reactive and toxic groups (Brenk et al., 2008), https://doi.org/10.1002/cmdc.200700139; PAINS,
-              pan-assay interference (Baell and Holloway, 2010), https://doi.org/10.1021/jm901137j; or NIH, ZINC, CHEMBL
+              pan-assay interference (Baell and Holloway, 2010), https://doi.org/10.1021/jm901137j; MCF, the 22
+              medicinal chemistry filters of MOSES (Polykovskiy et al., 2020), https://arxiv.org/abs/1811.12823; or
+              NIH, ZINC, CHEMBL
 
     >>> Alerts("BRENK")(["CCO", "CC=O"]).tolist()
     [0.0, 1.0]
@@ -424,7 +428,10 @@ class Alerts(Molecule):
         object.__setattr__(self, "name", f"{self.catalog} alerts")
 
     def of(self, mol: Any) -> float:
-        return len({match.GetDescription() for match in _catalog(self.catalog).GetMatches(mol)})
+        from rdkit import Chem
+
+        seen = Chem.AddHs(mol) if self.catalog == "MCF" else mol  # some of its patterns have hydrogens
+        return len({match.GetDescription() for match in _catalog(self.catalog).GetMatches(seen)})
 
 
 def check_molecule(who: str, query: Any) -> None:
@@ -500,8 +507,14 @@ def _query(smiles: str, radius: int, bits: int) -> Any:
 
 @lru_cache(16)
 def _catalog(name: str) -> Any:
-    from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogParams
+    from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogEntry, FilterCatalogParams, SmartsMatcher
 
+    if name == "MCF":
+        catalog = FilterCatalog()
+        with (files("rewards.molecules") / "mcf.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                catalog.AddEntry(FilterCatalogEntry(row["name"], SmartsMatcher(row["name"], row["smarts"], 1)))
+        return catalog
     return FilterCatalog(FilterCatalogParams(getattr(FilterCatalogParams.FilterCatalogs, name)))
 
 
