@@ -511,9 +511,9 @@ def _catalog(name: str) -> Any:
 
     if name == "MCF":
         catalog = FilterCatalog()
-        with (files("rewards.molecules") / "mcf.csv").open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                catalog.AddEntry(FilterCatalogEntry(row["name"], SmartsMatcher(row["name"], row["smarts"], 1)))
+        text = (files("rewards.molecules") / "mcf.csv").read_text(encoding="utf-8")
+        for row in csv.DictReader(io.StringIO(text)):
+            catalog.AddEntry(FilterCatalogEntry(row["name"], SmartsMatcher(row["name"], row["smarts"], 1)))
         return catalog
     return FilterCatalog(FilterCatalogParams(getattr(FilterCatalogParams.FilterCatalogs, name)))
 
