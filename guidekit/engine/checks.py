@@ -73,7 +73,8 @@ def bound(guides: Iterable[Any], model: Model) -> tuple[Guide, ...]:
         if not isinstance(guide, Guide):
             raise TypeError(f"guides holds {guide!r}, which is not a Guide; a list like [gk.CFG(3.)] is needed")
         guide.card.refuse(type(guide).__name__, model.process)
-    return tuple(guide.bind(model) for guide in listed)
+    found = tuple(guide.bind(model) for guide in listed)
+    return tuple(guide.beside(found, model) for guide in found)
 
 
 def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, steps: int) -> None:

@@ -181,6 +181,12 @@ class Model:
         read = getattr(self._read, "template", None)
         return None if read is None else read(text).to(self.device)
 
+    def begun(self, x: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """States of the same samples that begin with these tokens, and which rows have one, by the reader's `begun`; of
+        a reader without it, those that begin so already."""
+        read = getattr(self._read, "begun", None)
+        return (x, (x[:, : len(first)] == first).all(1)) if read is None else read(x, first)
+
     def cells(self, mask: Tensor) -> Tensor:
         """The parts of a state that belong to True parts alone of a mask in the shape of a sample: by the reader's
         `cells`, if it has them, else by blocks of the sample, one for each part of the state."""
