@@ -80,7 +80,7 @@ class Result:
             return f"{type(self).__name__}(no samples)"
         count = f"{len(self)} sample{'' if len(self) == 1 else 's'}"
         count += f" in {self.groups} groups" if self.groups > 1 else ""
-        facts = [count, *_worth(self), _sizes(self.ess, len(self)), *_spent(self.cost)]
+        facts = [count, *_found(self), *_worth(self), _sizes(self.ess, len(self)), *_spent(self.cost)]
         return f"{type(self).__name__}({', '.join(facts)})"
 
     @property
@@ -96,6 +96,12 @@ class Result:
     def ess(self) -> Tensor:
         """Effective sample size of each group."""
         return effective_size(self._by_group(self.log_weights))
+
+    @property
+    def strength(self) -> dict[str, Any] | None:
+        """What `alpha="auto"` has found: alpha, kl, ess, reward and before as in `gk.search.strength`, why it stopped,
+        and the size n and the cost of its pilot runs (which `cost` contains). None where guides had numbers."""
+        return self.config.get("strength")
 
     @property
     def weights(self) -> Tensor:
@@ -278,6 +284,12 @@ def _worth(result: Result) -> list[str]:
             best = f" (best {float(v.nan_to_num(-torch.inf).max()):.4g})" if name == "reward" else ""
             found.append(f"mean {name} {_mean(v, result.weights):.4g}{weighted}{best}")
     return found
+
+
+def _found(result: Result) -> list[str]:
+    """The temperature that was found, in words."""
+    found = result.strength
+    return [] if found is None else [f"alpha {found['alpha']:.3g} (KL {found['kl']:.3g} nats from the model)"]
 
 
 def _sizes(ess: Tensor, count: int) -> str:

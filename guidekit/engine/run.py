@@ -33,6 +33,7 @@ from .population import Population
 from .result import Result
 from .scoring import Cost, Scorer, same
 from .seats import Seat, acting, seated
+from .strength import check_auto, unset
 from .tilts import tilted
 from .trace import Fault, Record, ancestors, trace
 from .view import Step, View, grid
@@ -67,6 +68,7 @@ class Run:
         self.groups = len(self.conditions)
         self.keys = checks.keys(seed, self.groups, model.device)
         checks.check_guides(self.guides, model, solver, len(moves))
+        check_auto(self.guides, self.groups)
         self.moves = reduce(lambda moves, guide: guide.moves(model, moves), self.guides, moves)
         if not self.moves:
             raise ValueError(f"the guides leave none of the {len(moves)} steps")
@@ -250,6 +252,8 @@ class Run:
 
     def born(self, rows: slice | Tensor = slice(None)) -> Population:
         """The particles of these rows of the start, which have an address and no state yet."""
+        for guide in unset(self.guides):
+            float(guide.alpha)  # type: ignore[attr-defined]  # which raises
         row, size = self._ids[rows], self.steps[0].n
         row = row[row < self.groups * size]
         return Population(
