@@ -20,6 +20,8 @@ from ..engine.guide import Guide
 from ..engine.population import Population
 from ..engine.resampling import check_resampling, resample
 from ..engine.view import Step
+from .beam_search import BeamSearch
+from .best_of_n import BestOfN
 from .dsearch import SCHEDULES
 
 
@@ -64,6 +66,11 @@ class Funnel(Guide):
             raise ValueError(f"Funnel(width={wide!r}): two numbers that fall, and no less than 1, like (4, 1)")
         if not callable(self.schedule) and self.schedule not in SCHEDULES:
             raise ValueError(f"Funnel(schedule={self.schedule!r}): there is {', '.join(SCHEDULES)}, or a function of f")
+
+    def clashes(self, other: Guide, after: bool) -> str | None:
+        if isinstance(other, BestOfN | BeamSearch | Funnel):
+            return "each decides how many particles live. Take one of them"
+        return None
 
     def plan(self, n: int, step: Step) -> tuple[int, int]:
         way = self.schedule if callable(self.schedule) else SCHEDULES[self.schedule]

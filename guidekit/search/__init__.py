@@ -19,6 +19,7 @@ from .share import share
 from .space import Space
 from .strength import Strength, strength
 from .subspace import Subspace, subspace
+from .tree import Tree, tree
 from .zero_order import ZeroOrder, zero_order
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Study",
     "Subspace",
     "Surrogate",
+    "Tree",
     "ZeroOrder",
     "bank",
     "cma",
@@ -58,5 +60,6 @@ __all__ = [
     "share",
     "strength",
     "subspace",
+    "tree",
     "zero_order",
 ]
