@@ -179,13 +179,13 @@ class Result:
         if not 1 <= k <= size:
             raise ValueError(f"best({k}): every group has {size} samples")
         order = self._by_group(self.rewards).nan_to_num(-torch.inf).topk(k, -1).indices
-        return self._select(order)
+        return self.select(order)
 
     def resample(self, seed: int = 0) -> Result:
         """Equally weighted samples, drawn from the weighted ones group by group (systematic)."""
         log_w = self._by_group(self.log_weights)
         keys = random.fold(random.key([seed] * self.groups, log_w.device), "result")
-        chosen = self._select(resampling.systematic(log_w.softmax(-1), log_w.shape[1], keys))
+        chosen = self.select(resampling.systematic(log_w.softmax(-1), log_w.shape[1], keys))
         return replace(chosen, log_weights=self.log_z.repeat_interleave(log_w.shape[1]))
 
     def to_frame(self):
@@ -235,7 +235,7 @@ class Result:
     def _by_group(self, v: Tensor) -> Tensor:
         return v.view(self.groups, -1)
 
-    def _select(self, order: Tensor) -> Result:
+    def select(self, order: Tensor) -> Result:
         """Rows by their place within each group, order (groups, k)."""
         size = len(self) // self.groups
         rows = (order + torch.arange(self.groups, device=order.device)[:, None] * size).flatten()

@@ -56,7 +56,7 @@ def distinct(first: Result, further: Callable[[int], Result], keys: Tensor) -> R
     order, log_kept = thinned(log_w, size, random.fold(keys, "unique"))
     error = [float(pooled_error(runs[: group.runs])[g]) for g, group in enumerate(merged)]
     return replace(
-        whole._select(order),
+        whole.select(order),
         log_weights=(log_kept + log_z[:, None] + torch.tensor(float(size)).log()).flatten(),
         trace=Trace([*whole.trace[:-1], whole.trace[-1] | {"log_z_error": error}]),
         config=first.config | {"unique": {"runs": [group.runs for group in merged], "samples": size}},

@@ -13,6 +13,7 @@ from .flowopt import flowopt
 from .gradient import gradient, gradients
 from .informed import informed
 from .lsd import lsd
+from .particle_gibbs import particle_gibbs
 from .paths import paths
 from .random_search import Random, random
 from .share import share
@@ -54,6 +55,7 @@ __all__ = [
     "gradients",
     "informed",
     "lsd",
+    "particle_gibbs",
     "paths",
     "random",
     "run",
