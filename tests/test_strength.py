@@ -86,7 +86,8 @@ def found(results: list[gk.Result], name: str) -> torch.Tensor:
 
 def test_a_budget_in_place_of_alpha_is_the_closed_form_also_beyond_what_one_pilot_run_tells():
     """alpha = std/sqrt(2 KL). For 4.5 nats the tilted law lies three standard deviations out, where few unguided
-    samples are: a second pilot run, guided at the first one's temperature, is needed. Eight seeds, 4.5 standard errors."""
+    samples are: a second pilot run, guided at the first one's temperature, is needed. Eight seeds, 4.5 standard
+    errors."""
     for kl, stages in ((1.0, 1), (4.5, 2)):
         runs = auto(f"kl={kl}")
         alpha = found(runs, "alpha")

@@ -16,6 +16,7 @@ from .lsd import lsd
 from .particle_gibbs import particle_gibbs
 from .paths import paths
 from .random_search import Random, random
+from .replica_exchange import replica_exchange
 from .share import share
 from .space import Space
 from .strength import Strength, strength
@@ -58,6 +59,7 @@ __all__ = [
     "particle_gibbs",
     "paths",
     "random",
+    "replica_exchange",
     "run",
     "share",
     "strength",

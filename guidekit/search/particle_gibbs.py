@@ -58,7 +58,8 @@ def particle_gibbs(
     sweeps      the first of which starts from a path of the model
     options     reward, solver, batch_size and holdout, as in `gk.sample`
 
-    The trace has one row for each sweep, with the share of chains whose sample, or start, is another one than before (`changed`, `renewed`).
+    The trace has one row for each sweep, with the share of chains whose sample is another one than before (`changed`),
+    and of those that have another start (`renewed`).
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])

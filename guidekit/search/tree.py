@@ -14,9 +14,12 @@ x_t], and a walk down the tree to a sample of p exp(r/alpha)/Z. The walk ends at
 
     exp(r/alpha) / (prod of the numbers of children above it) / exp(V_root/alpha),
 
-so the tree is a weighted population as it is: leaves with these weights, exp(V_root/alpha) the estimate of Z, both
-consistent. n leaves of it are drawn, each once at most, by the unbiased rule of `guidekit.engine.unique`. The greedy
-search ends in the leaves of the highest rewards, which have equal weights that mean nothing.
+so the tree is a weighted population as it is: leaves with these weights, exp(V_root/alpha) the estimate of Z. n leaves
+of it are drawn, each once at most, by the unbiased rule of `guidekit.engine.unique`. The tree goes on where values are
+high, which corrects those that are too high and leaves those that are too low: log Z is too low at first, and a level l
+below the root has N^(power^l) visits a node, so that this takes the longer the more steps a run has.
+`gk.search.particle_gibbs` has the target for any number of steps. The greedy search ends in the leaves of the highest
+rewards, which have equal weights that mean nothing.
 
 A node keeps its prediction, so that another child costs one evaluation, and a simulation as many as it makes nodes.
 """
@@ -42,6 +45,7 @@ from ..engine.unique import thinned
 from ..errors import is_count
 from ..guides import Guide
 from ..models import Model
+from ..process import Masked
 from .rounds import as_result
 
 
@@ -118,6 +122,7 @@ class Tree:
         self._drawn = torch.zeros(len(self.run.steps), self.run.groups, dtype=torch.long, device=model.device)
         self._rngs = [np.random.default_rng(int(key) % (1 << 63)) for key in random.fold(self.run.keys, "tree")]
         self.run.noise = self._noise
+        self.alike = isinstance(model.process, Masked)  # whose runs all start from one state
         draws = map(model.process.draws, self.run.moves)
         self.last = max(i + 1 for i, drawn in enumerate(draws) if drawn)  # moves, after which nothing is drawn
 
@@ -178,7 +183,8 @@ class Tree:
             node.visits += 1
             most = self.first * node.visits**self.power
             ready = [child for child in node.children if child.value > -math.inf and child.index < self.last]
-            if not ready or len(node.children) + node.coming < most:
+            single = node.index < 0 and self.alike
+            if not ready or (len(node.children) + node.coming < most and not single):
                 node.coming += 1
                 return node
             node = self._child(node, ready, rng)
