@@ -24,10 +24,13 @@ def shares(result: gk.Result) -> torch.Tensor:
     return of.view(result.groups, -1, len(TABLE.states)).sum(1)
 
 
-def one_step() -> torch.Tensor:
-    """The law of samples of one step: the product of the marginals."""
-    p = TABLE.log_probs(TABLE.states).exp().view(3, 3)
-    return (p.sum(1)[:, None] * p.sum(0)).flatten()
+def law(steps: int) -> torch.Tensor:
+    """Shares of the states among samples of the model; of one step, the product of the marginals."""
+    if steps == 1:
+        p = TABLE.log_probs(TABLE.states).exp().view(3, 3)
+        return (p.sum(1)[:, None] * p.sum(0)).flatten()
+    many = gk.sample(TABLE, 20000, steps=steps, seed=77)
+    return (many.x[:, None] == TABLE.states).all(2).double().mean(0)
 
 
 def test_without_a_reward_leaves_follow_the_model():
@@ -35,27 +38,38 @@ def test_without_a_reward_leaves_follow_the_model():
     options: dict[str, Any] = {"steps": 2, "cond": [None] * 12, "seed": list(range(12)), "parallel": 10}
     grown = gk.search.Tree(TABLE, lambda x: reward(x) * 0, alpha=1.0, **options).grow(40)
     found = shares(grown.result(40))
-    many = gk.sample(TABLE, 20000, steps=2, seed=77)
-    p = (many.x[:, None] == TABLE.states).all(2).double().mean(0)
+    p = law(2)
     assert not grown.log_z.any()
     assert ((found.mean(0) - p).abs() < 4.5 * (found.std(0) / 12**0.5 + (p / 20000).sqrt())).all()
     assert float((p - TABLE.log_probs(TABLE.states).exp()).abs().max()) > 0.005
 
 
-def test_it_converges_to_the_tilted_law_and_z():
-    """One step below the start, where all of p is known: errors fall with the simulations, and end within noise."""
-    alpha, p = 1.0, one_step()
-    w = p * (reward(TABLE.states) / alpha).exp()
-    errors, biases = [], []
-    for simulations in (40, 800):
-        options: dict[str, Any] = {"steps": 1, "cond": [None] * 6, "seed": list(range(6)), "parallel": 40}
-        grown = gk.search.Tree(TABLE, reward, alpha=alpha, **options).grow(simulations)
-        found = grown.result(40)
-        assert torch.allclose(found.log_z, grown.log_z)
-        errors.append(float((shares(found).mean(0) - w / w.sum()).abs().sum() / 2))
-        biases.append(float(grown.log_z.mean()) - math.log(float(w.sum())))
-    assert errors[1] < 0.06 < errors[0] / 1.5 and float((p - w / w.sum()).abs().sum() / 2) > 0.25
-    assert abs(biases[1]) < 0.05 < abs(biases[0])
+def six(steps: int, simulations: int) -> gk.search.Tree:
+    options: dict[str, Any] = {"steps": steps, "cond": [None] * 6, "seed": list(range(6)), "parallel": 40}
+    return gk.search.Tree(TABLE, reward, alpha=1.0, **options).grow(simulations)
+
+
+def test_of_one_level_it_is_importance_sampling():
+    p, grown = law(1), six(1, 200)
+    w = p * reward(TABLE.states).exp()
+    found = grown.result(60)
+    assert torch.allclose(found.log_z, grown.log_z)
+    z = grown.log_z.exp() / w.sum()
+    assert abs(float(z.mean()) - 1) < 4.5 * float((reward(TABLE.states).exp() / w.sum() * p).std() + z.std()) / 6**0.5
+    share = shares(found)
+    assert ((share.mean(0) - w / w.sum()).abs() < 5 * share.std(0) / 6**0.5 + 0.01).all()
+    assert float((p - w / w.sum()).abs().sum() / 2) > 0.25
+
+
+def test_of_more_it_tends_to_the_tilted_law_and_z():
+    """Shares are within a tenth of the tilted law, which is .38 from the model; log Z is too low by .07, since values
+    that are too low are corrected last."""
+    p = law(2)
+    w = p * reward(TABLE.states).exp()
+    grown = six(2, 600)
+    assert abs(float(grown.log_z.mean()) - math.log(float(w.sum()))) < 0.15
+    distance = [float((v - w / w.sum()).abs().sum()) / 2 for v in (shares(grown.result(40)).mean(0), p)]
+    assert distance[0] < 0.1 < 0.3 < distance[1]
 
 
 def test_a_tree_grows_on_and_does_not_depend_on_the_others():
@@ -86,18 +100,16 @@ def test_a_simulation_costs_the_nodes_that_it_makes():
     assert grown.run.cost.network_rows == nodes + unused
 
 
-def test_the_greedy_search_finds_better_leaves_than_walks_do():
-    def mean(tree: gk.search.Tree) -> float:
-        return float(torch.tensor([leaf.value for leaf in tree.leaves[0]]).mean()) * tree.alpha
-
-    options: dict[str, Any] = {"alpha": 1.0, "steps": 5, "parallel": 4, "seed": 1, "explore": 0.3}
+def test_the_greedy_search_goes_where_rewards_are_high_faster_than_walks_do():
+    """The second half of 80 simulations, of five trees."""
     far = lambda x: x[:, 0]  # noqa: E731
-    walks, greedy = (gk.search.Tree(BASE, far, greedy=g, **options).grow(80) for g in (False, True))
+    options: dict[str, Any] = {"alpha": 0.5, "steps": 5, "parallel": 4, "explore": 0.3, "cond": [None] * 5}
+    both = [gk.search.Tree(BASE, far, greedy=g, seed=[1, 2, 3, 4, 5], **options).grow(80) for g in (False, True)]
+    walks, greedy = (0.5 * torch.tensor([[leaf.value for leaf in own] for own in tree.leaves]) for tree in both)
     plain = float(gk.sample(BASE, 2000, steps=5, reward=far).rewards.mean())  # type: ignore[union-attr]
-    assert mean(greedy) > mean(walks) + 0.1 > plain + 0.4
-    best = greedy.result(5).rewards
-    assert best is not None and (best.diff() <= 0).all()
-    assert float(best[0]) == pytest.approx(max(leaf.value for leaf in greedy.leaves[0]))
+    assert float(greedy[:, 40:].mean()) > float(walks[:, 40:].mean()) + 0.15 > plain + 0.25
+    best = both[1].result(5).rewards
+    assert best is not None and torch.allclose(best.view(5, 5), greedy.sort(1, descending=True).values[:, :5].double())
 
 
 def test_what_a_tree_cannot_do_is_said_before_the_first_call():

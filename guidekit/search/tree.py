@@ -199,7 +199,10 @@ class Tree:
     def _begin(self, at: list[_Node], groups: list[int]) -> None:
         """New children of roots, which stand at the start of the run."""
         for i, node in enumerate(at):
-            if node.index < 0:
+            if node.index < 0 and self.alike and node.children:
+                at[i] = node.children[0]
+                at[i].visits, at[i].coming = at[i].visits + 1, at[i].coming + 1
+            elif node.index < 0:
                 while not self.fresh[groups[i]]:
                     pop = self.run.start()
                     for row, g in enumerate(pop.group.tolist()):
