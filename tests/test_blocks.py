@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -78,7 +80,7 @@ def test_annealed_masses_are_flat_early_and_the_weights_keep_what_they_lack():
     pop = run.start()
     log_w = torch.tensor([8.0, 1, 1, 1, 1, 1, 1, 1], dtype=torch.float64).log()
     ess = 15**2 / 71
-    pop = pop.__class__(**vars(pop) | {"log_w": log_w})
+    pop = replace(pop, log_w=log_w)
     step = run.step(1).own("EntropicAnnealing.0", 0)
     b = ess / (8 * (1 - step.fraction))
     m = log_w.exp() ** b / (log_w.exp() ** b).sum()

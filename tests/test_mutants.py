@@ -263,6 +263,8 @@ MUTANTS = [
     ("a value that sums over children", "search/tree.py", "math.log(np.exp(values - most).mean())", "math.log(np.exp(values - most).sum())", "tests/test_tree.py"),
     ("leaves weighted by rewards alone", "search/tree.py", "return leaf.value - sum(", "return leaf.value - 0 * sum(", "tests/test_tree.py"),
     ("walks away from high values", "search/tree.py", "(values + rng.gumbel(", "(rng.gumbel(", "tests/test_tree.py"),
+    ("exchanges uphill", "search/replica_exchange.py", "(self.beta[low] - self.beta[low + 1])", "(self.beta[low + 1] - self.beta[low])", "tests/test_replica_exchange.py"),
+    ("moves at the temperature of the model", "search/replica_exchange.py", "self.beta[:, None] * _rise", "0 * self.beta[:, None] * _rise", "tests/test_replica_exchange.py"),
     ("a bank at the noise level of the data", "values/bank.py", "alpha * own.double()", "own.double()", "tests/test_bank_value.py"),
     ("a bank whose weights do not divide", "values/bank.py", ".logsumexp(1) - log_k.logsumexp(1)", ".logsumexp(1) - math.log(log_k.shape[1])", "tests/test_bank_value.py"),
     ("a bank of all tokens that are kept", "values/bank.py", "kept, other = 1 - view.t + view.t / process.V,", "kept, other = 1 - view.t,", "tests/test_bank_value.py"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import guidekit as gk
+from guidekit import random
 from guidekit.search.particle_gibbs import first_stays, particle_gibbs
 
 from .problems import chain_of_tokens
@@ -86,7 +87,7 @@ def test_of_conditions_and_gaussians():
 
 def test_resampling_keeps_the_first_place_and_draws_the_others_by_weight():
     w = torch.tensor([[0.1, 0.6, 0.0, 0.3]], dtype=torch.float64)
-    keys = gk.random.fold(gk.random.key([1]), torch.arange(3000))
+    keys = random.fold(random.key([1]), torch.arange(3000))
     drawn = first_stays(w.expand(3000, -1), 4, keys)
     assert (drawn[:, 0] == 0).all()
     for place in range(1, 4):

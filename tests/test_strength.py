@@ -84,7 +84,7 @@ def found(results: list[gk.Result], name: str) -> torch.Tensor:
     return torch.tensor([r.strength[name] for r in results], dtype=torch.float64)  # type: ignore[index]
 
 
-def test_a_budget_in_place_of_alpha_is_the_closed_form_also_beyond_what_one_pilot_run_tells():
+def test_a_budget_in_place_of_alpha_is_the_closed_form_also_beyond_what_one_pilot_run_tells(tmp_path: Path):
     """alpha = std/sqrt(2 KL). For 4.5 nats the tilted law lies three standard deviations out, where few unguided
     samples are: a second pilot run, guided at the first one's temperature, is needed. Eight seeds, 4.5 standard
     errors."""
@@ -98,6 +98,7 @@ def test_a_budget_in_place_of_alpha_is_the_closed_form_also_beyond_what_one_pilo
         calls = torch.tensor([r.strength["cost"]["network_calls"] for r in runs])  # type: ignore[index]
         assert float(calls.double().median()) == 3 * stages
         assert all(r.config["guides"][0]["alpha"] == r.strength["alpha"] for r in runs)  # type: ignore[index]
+    assert gk.load_result(runs[0].save(tmp_path / "saved")).strength == runs[0].strength
 
 
 def test_the_cost_of_the_pilot_run_is_in_that_of_the_run_which_is_as_with_the_number():
@@ -164,11 +165,12 @@ def test_what_is_wrong_with_a_budget_is_said_before_the_first_call():
         with pytest.raises(ValueError, match=message):
             make()
     guide = gk.FKSteering(first, "auto")
-    for message, options in (
+    wrong: tuple[tuple[str, dict[str, Any]], ...] = (
         ("cond is a list of 2", {"guides": [guide], "cond": [None, None]}),
         ("Give numbers to all but one", {"guides": [guide, gk.FKSteering(first, "kl=2")]}),
         ("is deterministic", {"guides": [guide], "solver": gk.solvers.DDIM()}),
-    ):
+    )
+    for message, options in wrong:
         with pytest.raises(ValueError, match=message):
             gk.sample(model, 4, **options)
     with pytest.raises(ValueError, match=r"which gk\.sample makes"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_of_weighted_runs_every_weighted_mean_stays_as_it_is():
     """9 states, 20 particles: all of them are found, each with the sum of its copies' weights in all runs, and log Z
     is that of the runs joined."""
     reward = lambda x: x[:, 0].double() - 0.5 * x[:, 1].double()  # noqa: E731
-    run = {"steps": 2, "guides": [gk.FKSteering(reward, 0.7)], "seed": 1}
+    run: dict[str, Any] = {"steps": 2, "guides": [gk.FKSteering(reward, 0.7)], "seed": 1}
     with pytest.warns(UserWarning, match="9 distinct samples instead of 20"):
         found = gk.sample(TABLE, 20, unique=True, **run)
     again = random.fold(random.fold(random.key([1]), "unique"), torch.arange(1, found.config["unique"]["runs"][0]))

@@ -97,7 +97,7 @@ class Auto:
             return Auto()
         if name not in ("kl", "ess") or not _NUMBER.fullmatch(value):
             raise ValueError(f'alpha={alpha!r}: a number, "auto", or a budget like "kl=2" or "ess=0.3"')
-        return Auto(**{name: float(value)})
+        return Auto(kl=float(value)) if name == "kl" else Auto(ess=float(value))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ class Strength:
 
     def described(self) -> dict[str, Any]:
         """As plain values, without the samples."""
-        own = {k: getattr(self, k) for k in ("alpha", "kl", "ess", "reward", "before", "why")}
+        own = {k: getattr(self, k) for k in ("alpha", "kl", "reward", "before", "why")}
+        own["ess"] = None if math.isnan(self.ess) else self.ess
         return own | {"n": len(self.pilot), "cost": asdict(self.cost)}
 
 

@@ -283,4 +283,5 @@ def _check(run: Run) -> None:
                 "so itself. Take guides that bend the prediction"
             )
     if not any(map(run.model.process.draws, run.moves)):
-        raise ValueError(f"{run.solver!r} draws nothing on the way, so that a node has one child: {run.solver.advice}")
+        advice = run.solver.advice if run.solver is not None else ""
+        raise ValueError(f"{run.solver!r} draws nothing on the way, so that a node has one child: {advice}")
