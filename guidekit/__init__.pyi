@@ -16,6 +16,7 @@ from .engine.population import Population as Population
 from .engine.result import Result as Result, load_result as load_result
 from .engine.run import Run as Run
 from .engine.sample import sample as sample
+from .engine.strength import Auto as Auto
 from .engine.view import Step as Step, View as View
 from .errors import (
     CheckpointError as CheckpointError,

@@ -175,10 +175,10 @@ def check_result(result: Result, n: int, judge: Any, branched: bool) -> None:
     if len(lost) + len(weightless) == result.groups:
         raise RewardError("; ".join(told))
     for text in told:
-        warnings.warn(f"{text}; other conditions are not affected", stacklevel=5)
+        warnings.warn(f"{text}; other conditions are not affected", stacklevel=6)
     single = 0 if result.rewards is None else int(result.rewards.isnan().sum()) - n * len(lost)
     if single:
-        warnings.warn(f"{single} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=5)
+        warnings.warn(f"{single} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=6)
     if n > 4:
         _warn_of_collapse(result, n, branched, [g for g in range(result.groups) if g not in (*lost, *weightless)])
 
@@ -210,7 +210,7 @@ def _warn_of_collapse(result: Result, n: int, branched: bool, groups: list[int])
             f"{int(step) + 1} of {len(result.trace)}, and the samples descend from {left} of the starting particles. "
             "Take more particles or a larger alpha, or weigh earlier and in more steps (tempering)",
             CollapseWarning,
-            stacklevel=6,
+            stacklevel=7,
         )
 
 

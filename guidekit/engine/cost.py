@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 
 @dataclass
@@ -16,6 +16,9 @@ class Cost:
     reward_calls: int = 0
     unscored: int = 0
     seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def network(self, rows: int) -> None:
         """One forward of so many rows."""

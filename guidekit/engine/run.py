@@ -35,6 +35,7 @@ from .population import Population
 from .result import Result
 from .scoring import Scorer, same
 from .seats import Seat, acting, seated
+from .strength import check_auto, unset
 from .tilts import tilted
 from .trace import Fault, Record, ancestors, trace
 from .view import Step, View, grid
@@ -71,6 +72,7 @@ class Run:
         self.groups = len(self.conditions)
         self.keys = checks.keys(seed, self.groups, model.device)
         checks.check_guides(self.guides, model, solver, len(moves))
+        check_auto(self.guides, self.groups)
         self.moves = reduce(lambda moves, guide: guide.moves(model, moves), self.guides, moves)
         if not self.moves:
             raise ValueError(f"the guides leave none of the {len(moves)} steps")
@@ -255,6 +257,8 @@ class Run:
 
     def born(self, rows: slice | Tensor = slice(None)) -> Population:
         """The particles of these rows of the start, which have an address and no state yet."""
+        for guide in unset(self.guides):
+            float(guide.alpha)  # type: ignore[attr-defined]  # which raises
         size = self.steps[0].n
         row = self._ids[: self.groups * size][rows]
         return Population(

@@ -18,6 +18,7 @@ from .cfg import CFG as CFG
 from .cfg_zero import CFGZero as CFGZero
 from .cfgpp import CFGpp as CFGpp
 from .classifier_guidance import ClassifierGuidance as ClassifierGuidance
+from .code import CoDe as CoDe
 from .compose import Compose as Compose
 from .daps import DAPS as DAPS
 from .das import DAS as DAS
@@ -31,9 +32,11 @@ from .diffpir import DiffPIR as DiffPIR
 from .distillation import Distillation as Distillation
 from .dsearch import DSearch as DSearch
 from .edlm import EDLM as EDLM
+from .entropic_annealing import EntropicAnnealing as EntropicAnnealing
 from .epsilon_scaling import EpsilonScaling as EpsilonScaling
 from .fk_steering import FKSteering as FKSteering
 from .fkc import FKC as FKC
+from .funnel import Funnel as Funnel
 from .gfcg import GFCG as GFCG
 from .hallucination import Hallucination as Hallucination
 from .higs import HiGS as HiGS

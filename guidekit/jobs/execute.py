@@ -6,7 +6,7 @@
     OUT/summary.json   the table
     OUT/lineage.json   how the samples came about; OUT/report.html shows it
     OUT/run.log        warnings and counts
-    OUT/checkpoint     while the run is unfinished; OUT/search/ holds the evaluations of a search
+    OUT/checkpoint*    while the run is unfinished; OUT/search/ holds the evaluations of a search
 
 Every finished stage is kept, so an interrupted run resumes where it stopped, and a search can be extended. Only one
 run at a time works in the folder; of one on several processes (`ranks`) rank 0 writes.
@@ -135,7 +135,8 @@ def _run(
 
 def _carry_out(ranks: Ranks, job: Job, out: Path | None, shown: bool, caught: list[warnings.WarningMessage]) -> Outcome:
     """The run, the runs for comparison, and all files about them."""
-    recorder, seen = _make_recorder(job) if out is not None and job.search is None else None, list[int]()
+    one_run = out is not None and job.search is None and not job.config.unique
+    recorder, seen = _make_recorder(job) if one_run else None, list[int]()
     watching = [] if recorder is None else [recorder, lambda population, step: seen.append(step.index)]
     told = list(job.remarks)
     result = _load_or_make(ranks, out, "result", 0, lambda file: _run_steered(job, out, file, shown, watching))
@@ -179,11 +180,12 @@ def _load_or_make(
         result = make(None if out is None else out / "checkpoint")
     if out is None:
         return result
-    file, part = out / "checkpoint", out / f".{name}.part"
+    part = out / f".{name}.part"
     shutil.rmtree(part, ignore_errors=True)
     result.save(part)
     part.rename(out / name)
-    file.unlink(missing_ok=True)
+    for file in [out / "checkpoint", *out.glob("checkpoint.*")]:
+        file.unlink(missing_ok=True)
     return result
 
 
@@ -206,7 +208,7 @@ def _run_steered(job: Job, out: Path | None, file: Path | None, shown: bool, wat
 def _run_plain(
     job: Job, guides: Sequence[Guide], file: Path | None, shown: bool, watching: Sequence[Any] = ()
 ) -> Result:
-    given = job.given | {"guides": guides, "reward": job.reward, "progress": shown}
+    given = job.given | {"guides": guides, "reward": job.reward, "progress": shown, "unique": job.config.unique}
     return sample(job.model, job.config.n, **given, callbacks=list(watching), checkpoint=file, world="auto")
 
 
@@ -258,6 +260,7 @@ def _summarise(job: Job, result: Result, base: Result | None, best: Result | Non
         "constant": list(constant),
         "guides": [displayed(text) for text in c.guides],
         "search": c.search,
+        "strength": result.strength,
         "best_of": None if best is None or base is None else comparison.equal_cost(result, base),
         "columns": kept,
         "better": {k: way for k, way in better(job.parts, job.holdout).items() if k in kept},

@@ -472,7 +472,7 @@ class Search:
             world=self.world.over(self.space.cells),
         )
         self._check_winners(result)
-        cost = total(self.cost, result.cost)
+        cost = self.cost + result.cost
         about = {"rounds": self.rounds, "times": _times(self.run), "ended": self.ended}
         given = {f.name: getattr(result, f.name) for f in fields(Result)}
         given |= {"noise": noise, "rewards": best.masked_fill(best.isinf(), torch.nan), "cost": cost}
@@ -602,7 +602,7 @@ class Round:
         """Whether another round fits into the budget, whatever the outcome of this one."""
         search, calls = self.search, _needs(self.search, self.z.shape[1])[1]
         rows, more = _needs(search, k)
-        most = replace(total(search.cost, self.cost), seconds=search.seconds)
+        most = replace(search.cost + self.cost, seconds=search.seconds)
         most.reward_calls = search.cost.reward_calls + calls
         last, done = search.space.cells * search.per_row, len(search.rounds) + 1
         room = search.budget.allows(done, most, rows + last, more)
@@ -618,14 +618,9 @@ class Round:
         self.strategy.tell(self.z, search.told(self.z, scores, x, samples))
 
 
-def total(a: Cost, b: Cost) -> Cost:
-    """The sum of two costs."""
-    return Cost(**{k: v + getattr(b, k) for k, v in asdict(a).items()})
-
-
 def book(cost: Cost, more: Cost) -> None:
     """Add a cost to another one in place."""
-    vars(cost).update(vars(total(cost, more)))
+    vars(cost).update(vars(cost + more))
 
 
 def _needs(search: Search, k: int) -> tuple[int, int]:

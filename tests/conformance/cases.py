@@ -226,6 +226,11 @@ CASES = [
         "MaxEdits", lambda p: gk.MaxEdits(target(p), 1), lambda p: gk.MaxEdits(target(p), 3), "own", TOKENS,
     ),
     Case("Resample", lambda p: gk.Resample(), lambda p: gk.Resample(ess=0.0), "base"),
+    Case("EntropicAnnealing", lambda p: gk.EntropicAnnealing(), lambda p: gk.EntropicAnnealing(0.0), "base", seldom=10),
+    Case(
+        "Funnel", lambda p: gk.Funnel((3, 1)), lambda p: gk.Funnel((1, 1), ess=0.0), "base",
+        rows=lambda n, m: 3 * n + sum(round(n * (3 - 2 * i / m)) for i in range(m - 1)), seldom=10,
+    ),
     Case("FK adaptive", _fk(), _idle_fk(), "tilted", calls=lambda n, m: n * m),
     Case("FK never", _fk(ess=0.0), _idle_fk(ess=0.0), "tilted", calls=lambda n, m: n * m),
     Case("FK always", _fk(ess=1.0), _idle_fk(ess=1.0), "tilted", calls=lambda n, m: n * m),
@@ -250,6 +255,10 @@ CASES = [
     Case("SVDD", _svdd(), _idle_svdd(), "tilted", GAUSSIAN, tripled, lambda n, m: 3 * n * (m - 1) + n),
     Case("SVDD tokens", _svdd(), _idle_svdd(), "tilted", TOKENS, tripled, lambda n, m: 3 * n * m),
     Case("SVDD one", _svdd(candidates=1), _idle_svdd(candidates=1), "tilted", calls=lambda n, m: n * m),
+    Case(
+        "CoDe", lambda p: gk.CoDe(p.reward, p.alpha, 3, block=2), lambda p: gk.CoDe(p.reward, torch.inf, 1, block=2),
+        "tilted", ALL, tripled, lambda n, m: 3 * n * ((m + 1) // 2), seldom=10,
+    ),
     Case(  # moves 1/6 to 3/6 branch, and steps 2, 3, 4 and the last are scored
         "SVDD interval", _svdd(start=0.1, stop=0.6), _idle_svdd(stop=0.6), "tilted",
         rows=lambda n, m: n * (m - 3) + 3 * n * 3, calls=lambda n, m: 3 * n * 3 + n,

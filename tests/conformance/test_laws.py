@@ -50,7 +50,9 @@ def test_idle_settings_give_the_unguided_sampler_bit_for_bit(case: Case, problem
     assert idle.log_weights.std() < 1e-12
 
 
-@where(lambda case: case.name not in ("Resample", "StartFrom"))  # without weights, or from pure noise
+@where(
+    lambda case: case.name not in ("Resample", "EntropicAnnealing", "StartFrom")
+)  # without weights, or from pure noise
 def test_the_guide_does_something_at_usual_settings(case: Case, problem: Problem):
     plain, guided = run(problem, n=64), run(problem, [case.make(problem)], n=64)
     assert not torch.equal(plain.x, guided.x) or guided.log_weights.std() > 1e-3
@@ -107,7 +109,7 @@ def test_a_row_does_not_depend_on_its_micro_batch(case: Case, problem: Problem, 
 def alone(case: Case) -> bool:
     """Whether particles live or die without regard to the others, and all are samples in the end."""
     guide = case.make(case.on(case.processes[0]))
-    return getattr(guide, "ess", 0) == 0 and not isinstance(guide, gk.BeamSearch | gk.BestOfN)
+    return getattr(guide, "ess", 0) == 0 and not isinstance(guide, gk.BeamSearch | gk.BestOfN | gk.CoDe)
 
 
 @where(alone)
