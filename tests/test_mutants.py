@@ -151,7 +151,7 @@ MUTANTS = [
     ("plain layers where they are recomputed", "models/hooked.py", "if out.grad_fn is not None:", "if False:", "tests/test_checkpointing.py"),
     ("all forwards recomputed as the perturbed", "models/hooked.py", "node._sequence_nr() in nodes", "True", "tests/test_checkpointing.py"),
     ("rewards shown what particles move with", "engine/tilts.py", "if shown is not None or seen is not moved:", "if False:", "tests/test_cfg_family.py"),
-    ("perturbed guidance towards the perturbed", "guides/shared/contrast.py", "(view.evals[Cond()] - view.evals[need])", "(view.evals[need] - view.evals[Cond()])", "tests/test_pag.py"),
+    ("perturbed guidance towards the perturbed", "guides/shared/perturbing.py", "(view.evals[Cond()] - other)", "(other - view.evals[Cond()])", "tests/test_pag.py"),
     ("autoguidance off by one", "guides/autoguidance.py", "(at(self.scale, view.t) - 1) *", "at(self.scale, view.t) *", "tests/test_autoguidance.py"),
     ("history with its weights swapped", "guides/higs.py", "self.alpha * d + (1 - self.alpha) * past", "(1 - self.alpha) * d + self.alpha * past", "tests/test_higs.py"),
     ("a teacher at the student's time", "guides/distillation.py", "min(move.s, view.t) if", "view.t if", "tests/test_distillation.py"),

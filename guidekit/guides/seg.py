@@ -11,19 +11,15 @@ or half the grid, and reflects at the borders.
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..engine.card import Card, Paper
-from ..engine.guide import Guide, Scale
-from ..engine.view import View
+from ..engine.card import Paper
 from ..errors import NetworkError
-from ..models.attention import Attention, Heads, Layers, Perturbation, Perturbed, Span
-from ..models.base import Model
-from ..models.evaluations import Cond
-from .shared.contrast import away
+from ..models.attention import Attention, Heads, Perturbation, Perturbed, Span
+from .shared.perturbing import Away
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ def kernel(size: int, sigma: float, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SEG(Guide):
+class SEG(Away):
     """Smoothed energy guidance. One extra NFE per particle and step, in the same forward pass.
 
     scale           s, a number or a function of t; 0 does nothing
@@ -91,21 +87,15 @@ class SEG(Guide):
     tokens          (first, last + 1) of the tokens that form the grid, if there are others
     """
 
-    scale: Scale
-    layers: Layers = None
     heads: Heads = None
     sigma: float = math.inf
     _: KW_ONLY
     grid: tuple[int, ...] | None = None
     tokens: Span | None = None
 
-    neutral = 0.0
-
-    card = Card(
-        "extrapolates away from the network with blurred attention",
-        section="Perturbed networks",
-        rows="1",
-        changes="target",
+    card = replace(
+        Away.card,
+        about="extrapolates away from the network with blurred attention",
         paper=Paper(
             "hong2024seg",
             "Hong, Susung",
@@ -114,7 +104,6 @@ class SEG(Guide):
             "2408.00760",
         ),
         example='gk.SEG(0.4, "blocks.1")',
-        picture="trained",
     )
 
     @property
@@ -122,12 +111,5 @@ class SEG(Guide):
         return Perturbed.of(Blur(self.sigma, self.grid, self.tokens), self.layers, self.heads)
 
     @property
-    def needs(self) -> tuple[Cond, ...]:
-        idle = self.scale == 0 or self.sigma == 0 or (self.heads is not None and len(self.heads) == 0)
-        return () if idle else (self.perturbed,)
-
-    def check(self, model: Model, steps: int) -> None:
-        self.perturbed.check(model)
-
-    def tilt(self, view: View) -> Tensor | float:
-        return away(self.scale, view, self.perturbed) if self.needs else 0.0
+    def idle(self) -> bool:
+        return self.scale == 0 or self.sigma == 0 or (self.heads is not None and len(self.heads) == 0)

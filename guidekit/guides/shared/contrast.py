@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...engine.card import Card
-from ...engine.guide import Guide, Scale, at
+from ...engine.guide import Guide, Scale
 from ...engine.view import View
 from ...models.evaluations import Cond, Null
 from ...process import Gaussian
@@ -60,8 +60,3 @@ def along(view: View, v: Tensor, direction: Tensor) -> Tensor:
     """The projection of v on a direction, row by row; 0 where the direction is 0."""
     square = dot(direction, direction)
     return view.rows(dot(v, direction) / square.where(square > 0, 1.0)) * direction
-
-
-def away(scale: Scale, view: View, need: Cond) -> Tensor:
-    """scale (d_cond - d_perturbed)."""
-    return at(scale, view.t) * (view.evals[Cond()] - view.evals[need])
