@@ -72,7 +72,7 @@ class PAG(Away):
 
     >>> import guidekit as gk
     >>> gk.PAG(3.0, layers="blocks.6", stop=0.8).needs
-    (Perturbed(by=Identity(strength=1.0, tokens=None), layers=('blocks.6',), heads=None),)
+    (Perturbed(by=Identity(strength=1.0, tokens=None), layers=('blocks.6',), heads=None, branch=Cond()),)
     """
 
     heads: Heads = None

@@ -45,30 +45,29 @@ class Blur(Perturbation):
         """Queries (..., tokens, dim), blurred."""
         if self.sigma == math.inf:
             return query.mean(-2, keepdim=True).expand_as(query)
-        sizes = self._sizes(query.shape[-2])
+        side = math.isqrt(query.shape[-2])
+        sizes = sizes_of(query.shape[-2], self.grid or (side, side))
         x = query.to(torch.promote_types(query.dtype, torch.float32)).unflatten(-2, sizes)
         for axis, size in enumerate(sizes, start=query.dim() - 2):
             x = (x.movedim(axis, -1) @ kernel(size, self.sigma, x).mT).movedim(-1, axis)
         return x.flatten(query.dim() - 2, -2).to(query.dtype)
 
-    def _sizes(self, tokens: int) -> tuple[int, ...]:
-        """The grid at this layer: the given one, or one that is smaller by the same factor in all directions."""
-        side = math.isqrt(tokens)
-        full = self.grid or (side, side)
-        factor = round((math.prod(full) / tokens) ** (1 / len(full))) or 1
-        sizes = tuple(size // factor for size in full)
-        if math.prod(sizes) != tokens:
-            shape = "x".join(map(str, full)) if self.grid else "square"
-            raise NetworkError(
-                f"SEG: the {tokens} tokens of this layer are no {shape} grid; give grid=(height, width), and "
-                "tokens=(first, last + 1) where some belong to no grid"
-            )
-        return sizes
+
+def sizes_of(tokens: int, full: tuple[int, ...]) -> tuple[int, ...]:
+    """The grid of a layer's tokens: the full one, or one that is smaller by the same factor in all directions."""
+    factor = round((math.prod(full) / tokens) ** (1 / len(full))) or 1
+    sizes = (tokens,) if len(full) == 1 else tuple(size // factor for size in full)
+    if math.prod(sizes) != tokens:
+        raise NetworkError(
+            f"the {tokens} tokens of this layer are no grid like {'x'.join(map(str, full))}; give grid=(height, width), "
+            "and tokens=(first, last + 1) where some belong to no grid"
+        )
+    return sizes
 
 
-def kernel(size: int, sigma: float, like: Tensor) -> Tensor:
-    """The blur along one axis, as a matrix (size, size) of the type of `like`."""
-    reach = min(math.ceil(6 * sigma) // 2, size // 2, size - 1)
+def kernel(size: int, sigma: float, like: Tensor, reach: int | None = None) -> Tensor:
+    """The blur along one axis, as a matrix (size, size) of the type of `like`, truncated at `reach`."""
+    reach = min(math.ceil(6 * sigma) // 2 if reach is None else reach, size // 2, size - 1)
     offset = torch.arange(-reach, reach + 1, device=like.device)
     weight = torch.exp(-0.5 * (offset / max(sigma, 1e-9)).to(like.dtype) ** 2)
     place = torch.arange(size, device=like.device)[:, None] + offset

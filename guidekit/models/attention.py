@@ -26,9 +26,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import NetworkError
-from .base import Model
+from .base import Encoded, Model
 from .evaluations import Cond
 from .hooked import Where, in_this_thread, named, uncompiled
 from .networks import networks_in
@@ -103,6 +103,18 @@ class Perturbation:
         return out
 
 
+@dataclass(frozen=True, eq=False)
+class Heard(Perturbation):
+    """Leaves attention as it is, and keeps its calls by their sites. No two are equal."""
+
+    crosses: bool = False  # type: ignore[misc]
+    calls: dict[Hashable, Attention] = field(default_factory=dict)
+
+    def attention(self, call: Attention, out: Tensor) -> Tensor:
+        self.calls[call.site] = call
+        return out
+
+
 @dataclass(frozen=True)
 class Perturbed(Cond):
     """The model at the user's condition with some layers perturbed; `Perturbed.of` accepts layers in the user's form.
@@ -111,11 +123,13 @@ class Perturbed(Cond):
              the network: mid_block of a U-Net, otherwise the middle one of its modules with self-attention. Of a
              `Stitched` model, each part is perturbed in the layers that it has
     heads    None (all), indices, or (layer, indices) for each layer
+    branch   the evaluation that is perturbed: the model at the user's condition, or at another one
     """
 
     by: Perturbation
     layers: tuple[str, ...] | None = None
     heads: tuple[int, ...] | tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    branch: Cond = Cond()
 
     @classmethod
     def of(cls, by: Perturbation, layers: Layers = None, heads: Heads = None) -> Perturbed:
@@ -127,8 +141,14 @@ class Perturbed(Cond):
             raise ValueError("heads={layer: indices} names the layers itself; leave layers=None")
         return cls(by, tuple(sorted(heads)), tuple((k, _indices(heads[k])) for k in sorted(heads)))
 
+    def cond(self, model: Model, cond: Encoded) -> Encoded:
+        return self.branch.cond(model, cond)
+
     def check(self, model: Model) -> None:
         self.by.check()
+        self.branch.check(model)
+        if self.branch.model(model) is not model:
+            raise ValueError(f"{self.branch!r} is of another model; only conditions of the model itself can be perturbed")
         _known.setdefault(model, {})[self._key] = _choose(model, self.layers, self.by)
 
     def during(self, model: Model, rows: slice) -> _Patch:
@@ -205,6 +225,11 @@ def blocks(model: Model) -> list[str]:
     return list(dict.fromkeys(name for net in _roots(model) for name in _stack(net)))
 
 
+def modules(model: Model) -> list[str]:
+    """The dotted names of all modules of the model's networks."""
+    return [name for root in _roots(model) for name, _ in named(root)]
+
+
 def _roots(model: Model) -> tuple[nn.Module, ...]:
     return tuple(dict.fromkeys(m for part in parts(model) for m in _networks(part)))
 
@@ -255,7 +280,7 @@ def _default(root: nn.Module, by: Perturbation) -> tuple[str, ...]:
 
 
 def _unknown(name: str, model: Model) -> str:
-    names, last = [n for root in _roots(model) for n, _ in named(root)], name.split(".")[-1]
+    names, last = modules(model), name.split(".")[-1]
     near = difflib.get_close_matches(name, names, 5) or [n for n in names if n.split(".")[-1] == last][:5]
     near = near or attention_layers(model)[:5]
     return f"layers: the network has no module {name!r}" + (f"; near it are {', '.join(near)}" if near else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -53,8 +52,8 @@ class Drawn(Away):
     """A guide whose perturbation is drawn anew at every step, the same for all rows: a function of `seed` and the time.
     One extra NFE per particle and step, in a forward pass of its own."""
 
-    def drawn(self, model: Model, key: Any) -> Perturbed:
-        """The perturbed evaluation of a step, given the key of its random numbers."""
+    def drawn(self, model: Model, key: int, t: float) -> Perturbed:
+        """The perturbed evaluation of the step at time t, given the key of its random numbers."""
         raise NotImplementedError
 
     @property
@@ -62,7 +61,7 @@ class Drawn(Away):
         return ()
 
     def check(self, model: Model, steps: int) -> None:
-        self.drawn(model, self._key(1.0)).check(model)
+        self.drawn(model, self._key(1.0), 1.0).check(model)
 
     def further(self, step: Step) -> int:
         return 0 if self.idle or at(self.scale, step.t) == 0 else 1
@@ -70,7 +69,7 @@ class Drawn(Away):
     def tilt(self, view: View) -> Tensor | float:
         if self.idle:
             return 0.0
-        need = self.drawn(view.model, self._key(view.t))
+        need = self.drawn(view.model, self._key(view.t), view.t)
         return away(self.scale, view, view.evaluate(view.x, view.t, (need,))[need])
 
     def _key(self, t: float) -> int:
