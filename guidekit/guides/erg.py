@@ -2,17 +2,17 @@ r"""Entropy rectifying guidance, ERG (Ifriqi et al., 2025), https://arxiv.org/ab
 
     d <- d + s (d_cond - d_weak)
 
-Attention is one step of descent on a Hopfield energy of its queries. d_weak comes from the same network with that energy
-changed in chosen self-attention layers, which replaces their output softmax(q k^T/sqrt(c)) v by
+Attention is one step of descent on a Hopfield energy of its queries. d_weak comes from the same network with that
+energy changed in chosen self-attention layers, which replaces their output softmax(q k^T/sqrt(c)) v by
 
     (1 - gamma) q + gamma alpha softmax(tau q k^T/sqrt(c)) v
 
 tau < 1 raises the entropy of the attention map, which tends to the uniform one, and tau > 1 lowers it. The paper takes
-gamma = 1 and one step; alpha = gamma = tau = 1 is the network itself. In its place of CFG the weight is w = 1 + s, and the
-guide starts some way into the run (`start`).
+gamma = 1 and one step; alpha = gamma = tau = 1 is the network itself. In its place of CFG the weight is w = 1 + s, and
+the guide starts some way into the run (`start`).
 
-The paper also blurs the condition, by the same change of the text encoder's attention (C-ERG). An encoder is not part of
-the network that is sampled: encode the condition with one that is changed so, and put `gk.Compose` beside.
+The paper also blurs the condition, by the same change of the text encoder's attention (C-ERG). An encoder is not part
+of the network that is sampled: encode the condition with one that is changed so, and put `gk.Compose` beside.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-r"""Normalized attention guidance (Chen et al., 2025), https://arxiv.org/abs/2505.21179: negative prompts inside the network.
+r"""Normalized attention guidance (Chen et al., 2025), https://arxiv.org/abs/2505.21179: negative prompts inside the
+network.
 
 In chosen cross-attention layers the queries q attend to the keys and values of the condition and of the negative one,
 
@@ -8,8 +9,8 @@ In chosen cross-attention layers the queries q attend to the keys and values of 
     Z+ <- a Z^ + (1 - a) Z+
 
 before the projection of the layer's output, with the norm over all heads. The network goes on with the result, so that
-two branches never part, and models of a few steps, on which CFG fails, take negative prompts too. The guide replaces the
-conditional prediction by the one of this network: d <- d + (d_nag - d_cond).
+two branches never part, and models of a few steps, on which CFG fails, take negative prompts too. The guide replaces
+the conditional prediction by the one of this network: d <- d + (d_nag - d_cond).
 
 k- and v- are those of a row at the negative condition in the same forward pass. In networks in which text and image
 attend jointly (SD3, Flux) they would depend on the image of that row, and such networks are refused.

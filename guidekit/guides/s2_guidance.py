@@ -3,9 +3,9 @@ r"""S2-Guidance, stochastic self-guidance (Chen et al., 2025), https://arxiv.org
     d <- d + s (d_cond - d_sub)
 
 where d_sub comes from a sub-network: the same network with some of its blocks, drawn anew at every step, left out. They
-return their input, as for SLG. The sub-networks err as the network does, only more, so that none has to be chosen as the
-weak one. Beside CFG the sum is d_null + w (d_cond - d_null) + s (d_cond - d_sub), equation 4 of the third version of the
-paper; the first two subtract s d_sub alone, which the sum of the coefficients does not allow for a clean mean.
+return their input, as for SLG. The sub-networks err as the network does, only more, so that none has to be chosen as
+the weak one. Beside CFG the sum is d_null + w (d_cond - d_null) + s (d_cond - d_sub), equation 4 of the third version
+of the paper; the first two subtract s d_sub alone, which the sum of the coefficients does not allow for a clean mean.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class S2Guidance(Drawn):
             2025,
             "2508.12880",
         ),
-        example='gk.S2Guidance(0.4, drop=0.3)',
+        example="gk.S2Guidance(0.4, drop=0.3)",
     )
 
     def check(self, model: Model, steps: int) -> None:

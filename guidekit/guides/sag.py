@@ -96,7 +96,8 @@ def attended(heard: Heard, shape: torch.Size) -> Tensor:
     """a at every place of x, (rows, 1, *space), or (rows, space) for vectors."""
     maps = torch.stack([received(call) for call in heard.calls.values()]).mean(0)
     space = tuple(shape[2:] or shape[1:])
-    grid = maps.unflatten(1, sizes_of(maps.shape[1], space))[:, None]
+    sizes = sizes_of(maps.shape[1], space) if len(space) > 1 else (-1,)
+    grid = maps.unflatten(1, sizes)[:, None]
     resized = nn.functional.interpolate(grid, size=space, mode="nearest")
     return resized if len(shape) > 2 else resized[:, 0]
 
@@ -104,15 +105,10 @@ def attended(heard: Heard, shape: torch.Size) -> Tensor:
 def received(call: Attention) -> Tensor:
     """What every token receives of attention, (rows, tokens), mean 1: the mean over heads of the map, summed over
     queries. It is read by attending to unit vectors."""
-    *_, tokens, _ = call.key.shape
+    tokens = call.key.shape[-2]
     unit = torch.eye(tokens, dtype=call.value.dtype, device=call.value.device)
-    weights = replace_value(call, unit.expand(*call.value.shape[:-2], tokens, tokens))
+    weights = call._replace(value=unit.expand(*call.value.shape[:-2], tokens, tokens))()
     return weights.mean(1).sum(1)
-
-
-def replace_value(call: Attention, value: Tensor) -> Tensor:
-    """The attention with other values."""
-    return call._replace(value=value)()
 
 
 def blurred(x: Tensor, sigma: float) -> Tensor:

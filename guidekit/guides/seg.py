@@ -45,22 +45,24 @@ class Blur(Perturbation):
         """Queries (..., tokens, dim), blurred."""
         if self.sigma == math.inf:
             return query.mean(-2, keepdim=True).expand_as(query)
-        side = math.isqrt(query.shape[-2])
-        sizes = sizes_of(query.shape[-2], self.grid or (side, side))
+        sizes = sizes_of(query.shape[-2], self.grid)
         x = query.to(torch.promote_types(query.dtype, torch.float32)).unflatten(-2, sizes)
         for axis, size in enumerate(sizes, start=query.dim() - 2):
             x = (x.movedim(axis, -1) @ kernel(size, self.sigma, x).mT).movedim(-1, axis)
         return x.flatten(query.dim() - 2, -2).to(query.dtype)
 
 
-def sizes_of(tokens: int, full: tuple[int, ...]) -> tuple[int, ...]:
-    """The grid of a layer's tokens: the full one, or one that is smaller by the same factor in all directions."""
+def sizes_of(tokens: int, grid: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The grid of a layer's tokens: the given one (None: a square), or one that is smaller by the same factor in all
+    directions."""
+    full = grid or (math.isqrt(tokens),) * 2
     factor = round((math.prod(full) / tokens) ** (1 / len(full))) or 1
-    sizes = (tokens,) if len(full) == 1 else tuple(size // factor for size in full)
+    sizes = tuple(size // factor for size in full)
     if math.prod(sizes) != tokens:
+        shape = "x".join(map(str, full)) if grid else "square"
         raise NetworkError(
-            f"the {tokens} tokens of this layer are no grid like {'x'.join(map(str, full))}; give grid=(height, width), "
-            "and tokens=(first, last + 1) where some belong to no grid"
+            f"the {tokens} tokens of this layer are no {shape} grid; give SEG grid=(height, width), and "
+            "tokens=(first, last + 1) where some belong to no grid"
         )
     return sizes
 

@@ -69,4 +69,3 @@ class SLG(Away):
     @property
     def perturbed(self) -> Perturbed:
         return Perturbed.of(Skip(), self.layers)
-

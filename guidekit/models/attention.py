@@ -148,7 +148,9 @@ class Perturbed(Cond):
         self.by.check()
         self.branch.check(model)
         if self.branch.model(model) is not model:
-            raise ValueError(f"{self.branch!r} is of another model; only conditions of the model itself can be perturbed")
+            raise ValueError(
+                f"{self.branch!r} is of another model; only conditions of the model itself can be perturbed"
+            )
         _known.setdefault(model, {})[self._key] = _choose(model, self.layers, self.by)
 
     def during(self, model: Model, rows: slice) -> _Patch:
