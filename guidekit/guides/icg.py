@@ -33,8 +33,8 @@ class ICG(Contrast):
     """Independent condition guidance. One extra NFE per particle and step, in a forward pass of its own.
 
     scale        w, a number or a function of t; 1 does nothing
-    conditions   conditions to draw from, each as likely as the others: all classes, or some prompts; None: normal numbers
-                 in the place of embeddings
+    conditions   conditions to draw from, each as likely as the others: all classes, or some prompts; None: normal
+                 numbers in the place of embeddings
     """
 
     conditions: Sequence[Any] | None = field(default=None, hash=False)

@@ -53,9 +53,7 @@ class Intersection(Mixture):
 
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         if any(len(move.b) != 1 for move in moves if move.s <= move.t):
-            raise ValueError(
-                "Intersection solves for the next move of a solver of one step: DDPM(), DDIM(eta) or Euler()"
-            )
+            raise ValueError("Intersection solves for the next move of a solver of one step: DDPM() or DDIM(eta)")
         return moves
 
     def tilt(self, view: View) -> Tensor:

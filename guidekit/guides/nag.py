@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..engine.card import Paper
-from ..engine.guide import Scale, at
+from ..engine.guide import at
 from ..engine.view import Step, View
 from ..errors import NetworkError
 from ..models.attention import Attention, Heard, Perturbation, Perturbed

@@ -35,7 +35,8 @@ class PerpNeg(Negative):
         paper=Paper(
             "armandpour2023perpneg",
             "Armandpour, Mohammadreza and Sadeghian, Ali and Zheng, Huangjie and Sadeghian, Amir and Zhou, Mingyuan",
-            "Re-imagine the Negative Prompt Algorithm: Transform 2D Diffusion into 3D, Alleviate Janus Problem and Beyond",
+            "Re-imagine the Negative Prompt Algorithm: Transform 2D Diffusion into 3D, Alleviate Janus Problem and "
+            "Beyond",
             2023,
             "2304.04968",
         ),

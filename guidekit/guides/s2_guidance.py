@@ -52,8 +52,8 @@ class S2Guidance(Drawn):
             raise ValueError(f"S2Guidance(drop={self.drop}): the share of blocks to leave out lies in (0, 1)")
         if len(self._blocks(model)) < 2:
             raise ValueError(
-                f"S2Guidance draws from two blocks or more, and {self._blocks(model) or 'none'} was found or given: name "
-                "them with layers=(...)"
+                f"S2Guidance draws from two blocks or more, and {self._blocks(model) or 'none'} was found or "
+                "given: name them with layers=(...)"
             )
         Perturbed.of(Skip(), self._blocks(model)).check(model)
 

@@ -70,7 +70,7 @@ class TSG(Drawn):
             2024,
             "2407.02687",
         ),
-        example='gk.TSG(0.4, "time")',
+        example='gk.TSG(0.4, "into")',
     )
 
     def check(self, model: Model, steps: int) -> None:

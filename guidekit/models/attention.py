@@ -10,9 +10,9 @@ of the step. A `Perturbation` defines how a layer is perturbed: it replaces the 
 Inside the chosen layers, every call of torch.nn.functional.scaled_dot_product_attention is intercepted, however it was
 imported, including that of torch.nn.MultiheadAttention. Its leading axis holds the network's rows, possibly with heads
 or frames folded in: (rows, heads, tokens, dim), (rows*heads, tokens, dim), (rows*frames, heads, tokens, dim).
-Only self-attention is perturbed, or only cross-attention (`nag`). Cross-attention is recognised by different numbers of queries and keys, by a module
-with `is_cross_attention`, or by keys from an argument like `encoder_hidden_states`; attention whose queries are joined
-with such keys (SD3, Flux) is self-attention.
+Only self-attention is perturbed, or only cross-attention (`nag`). Cross-attention is recognised by different numbers of
+queries and keys, by a module with `is_cross_attention`, or by keys from an argument like `encoder_hidden_states`;
+attention whose queries are joined with such keys (SD3, Flux) is self-attention.
 
 The leading axis of the network's first tensor must be the rows of x. During such a forward pass, compiled modules run
 uncompiled, and torch.nn.MultiheadAttention does not use its fast path, which changes rounding. Other kernels
@@ -129,7 +129,7 @@ class Perturbed(Cond):
     by: Perturbation
     layers: tuple[str, ...] | None = None
     heads: tuple[int, ...] | tuple[tuple[str, tuple[int, ...]], ...] | None = None
-    branch: Cond = Cond()
+    branch: Cond = field(default_factory=Cond)
 
     @classmethod
     def of(cls, by: Perturbation, layers: Layers = None, heads: Heads = None) -> Perturbed:
@@ -148,9 +148,7 @@ class Perturbed(Cond):
         self.by.check()
         self.branch.check(model)
         if self.branch.model(model) is not model:
-            raise ValueError(
-                f"{self.branch!r} is of another model; only conditions of the model itself can be perturbed"
-            )
+            raise ValueError(f"{self.branch!r} is of another model, and only the model itself can be perturbed")
         _known.setdefault(model, {})[self._key] = _choose(model, self.layers, self.by)
 
     def during(self, model: Model, rows: slice) -> _Patch:
@@ -262,8 +260,8 @@ def _choose(model: Model, layers: tuple[str, ...] | None, by: Perturbation) -> C
             raise ValueError(_unknown(str(name), model))
     if layers is None and not found:
         raise ValueError(
-            f"no default layer was found in the network, a torch.nn.Module that {'cross-' * by.crosses}attends or is one "
-            "of a list of layers; name some with layers=(...)"
+            f"no default layer was found in the network, a torch.nn.Module that {'cross-' * by.crosses}attends or is "
+            "one of a list of layers; name some with layers=(...)"
         )
     for module, (name, *_) in belongs.items():
         if isinstance(module, torch.jit.ScriptModule):

@@ -1,4 +1,4 @@
-"""Shared by guides that push away from a perturbed forward pass of the same network, d <- d + s (d_cond - d_perturbed)."""
+"""Shared by guides that push away from a perturbed forward pass of a network, d <- d + s (d_cond - d_perturbed)."""
 
 from __future__ import annotations
 
