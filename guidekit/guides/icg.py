@@ -12,8 +12,7 @@ is that of Compose with the mean of all d(c') as unconditional one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ from torch import Tensor
 from .. import random
 from ..engine.guide import at
 from ..engine.view import Step, View
-from ..models.base import Encoded, Model, stack
-from ..models.evaluations import Cond, Given, rows_of
+from ..models.base import Encoded, Model
+from ..models.evaluations import At, Cond, Given, joined, rows_of
 from .shared.contrast import Contrast
 from .tsg import TSG
 
@@ -37,7 +36,7 @@ class ICG(Contrast):
                  numbers in the place of embeddings
     """
 
-    conditions: Sequence[Any] | None = field(default=None, hash=False)
+    conditions: Sequence[Any] | None = None
 
     card = replace(
         Contrast.card,
@@ -55,6 +54,8 @@ class ICG(Contrast):
     def check(self, model: Model, steps: int) -> None:
         if self.conditions is not None and not len(self.conditions):
             raise ValueError("ICG(conditions=[]): at least one condition to draw from is needed")
+        for condition in self.conditions or ():
+            At(condition).check(model)
 
     def further(self, step: Step) -> int:
         return 0 if at(self.scale, step.t) == 1 else 1
@@ -67,9 +68,10 @@ class ICG(Contrast):
     def _drawn(self, view: View) -> Encoded:
         """c' of every row."""
         if self.conditions is not None:
-            count = len(self.conditions)
-            index = (random.uniform(view.key) * count).long().clamp(max=count - 1)
-            return rows_of(_encoded(view.model, self), index)
+            one = rows_of(view.cond, view.group[:1] * 0)
+            every = joined([At(c).cond(view.model, one) for c in self.conditions])
+            index = (random.uniform(view.key) * len(self.conditions)).long().clamp(max=len(self.conditions) - 1)
+            return rows_of(every, index)
         cond = view.cond
         entries = cond if isinstance(cond, dict) else {"": cond}
         if not any(isinstance(v, Tensor) and v.is_floating_point() for v in entries.values()):
@@ -88,9 +90,3 @@ def _like(v: Tensor, key: Tensor) -> Tensor:
     axes = tuple(range(1, v.dim()))
     mean, std = v.mean(axes, True), v.std(axes, correction=0, keepdim=True)
     return mean + std * random.normal(key, v.shape[1:], torch.float64).to(v)
-
-
-@lru_cache(maxsize=8)
-def _encoded(model: Model, guide: ICG) -> Encoded:
-    """The encoded conditions of a guide, stacked."""
-    return stack([model.encode(c) for c in guide.conditions or ()])

@@ -51,12 +51,12 @@ class TSG(Drawn):
     scale    s = w - 1, a number or a function of t; 0 does nothing
     layers   the dotted name of the module that embeds the time; None: the one that is called time_embedding, t_embedder
              or the like
-    noise    s of the formula, in units of the embedding
+    std      s of the formula, in units of the embedding
     power    a: 0 is as much noise at all times, larger values are less towards the end of the run
     seed     of the noise
     """
 
-    noise: float = 1.0
+    std: float = 1.0
     power: float = 1.0
     seed: int = 0
 
@@ -74,16 +74,16 @@ class TSG(Drawn):
     )
 
     def check(self, model: Model, steps: int) -> None:
-        if not (self.noise >= 0 and self.power >= 0):
-            raise ValueError(f"TSG(noise={self.noise}, power={self.power}): both are at least 0")
+        if not (self.std >= 0 and self.power >= 0):
+            raise ValueError(f"TSG(std={self.std}, power={self.power}): both are at least 0")
         super().check(model, steps)
 
     @property
     def idle(self) -> bool:
-        return self.scale == 0 or self.noise == 0
+        return self.scale == 0 or self.std == 0
 
     def drawn(self, model: Model, key: int, t: float) -> Perturbed:
         layers = self.layers or next((name for name in modules(model) if _EMBEDDINGS.search(name)), None)
         if layers is None:
             raise ValueError("TSG found no module that embeds the time: name it with layers=...")
-        return Perturbed.of(Noised(key, self.noise * t**self.power), layers)
+        return Perturbed.of(Noised(key, self.std * t**self.power), layers)

@@ -108,7 +108,9 @@ class Heard(Perturbation):
     """Leaves attention as it is, and keeps its calls by their sites. No two are equal."""
 
     crosses: bool = False  # type: ignore[misc]
-    calls: dict[Hashable, Attention] = field(default_factory=dict)
+    calls: dict[Hashable, Attention] = field(default_factory=dict, repr=False)
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
 
     def attention(self, call: Attention, out: Tensor) -> Tensor:
         self.calls[call.site] = call

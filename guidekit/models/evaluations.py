@@ -156,6 +156,8 @@ class Given(Cond):
 
     encoded: Encoded
 
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
     def cond(self, model: Model, cond: Encoded) -> Encoded:
         return self.encoded
 

@@ -61,7 +61,7 @@ class Drawn(Away):
         return ()
 
     def check(self, model: Model, steps: int) -> None:
-        self.drawn(model, self._key(1.0), 1.0).check(model)
+        self.drawn(model, self.key(1.0), 1.0).check(model)
 
     def further(self, step: Step) -> int:
         return 0 if self.idle or at(self.scale, step.t) == 0 else 1
@@ -69,10 +69,11 @@ class Drawn(Away):
     def tilt(self, view: View) -> Tensor | float:
         if self.idle:
             return 0.0
-        need = self.drawn(view.model, self._key(view.t), view.t)
+        need = self.drawn(view.model, self.key(view.t), view.t)
         return away(self.scale, view, view.evaluate(view.x, view.t, (need,))[need])
 
-    def _key(self, t: float) -> int:
+    def key(self, t: float) -> int:
+        """The key of the random numbers of the step at time t."""
         return int(random.fold(random.key(self.seed), f"{type(self).__name__} {t!r}"))  # type: ignore[attr-defined]
 
 
