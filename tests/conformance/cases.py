@@ -224,13 +224,17 @@ CASES = [
         )
     ),
     *(
-        Case(guide.__name__, make, idle, "own", where, both, memory=guide is gk.FeedbackGuidance, seldom=15)
+        Case(guide.__name__, make, idle, "own", where, both, memory=guide in (gk.FeedbackGuidance, gk.APGMix), seldom=15)
         for guide, make, idle, where in (
             (
                 gk.FrequencyDecoupled, lambda p: gk.FrequencyDecoupled((2.5, lambda t: 1 + t)),
                 lambda p: gk.FrequencyDecoupled((1.0, 1)), ("vp-1d", "flow-2d"),
             ),
             (gk.FreSca, lambda p: gk.FreSca(2.5, 0.7, 1.4, cutoff=0), None, ("vp-1d", "flow-2d")),
+            (
+                gk.APGMix, lambda p: gk.APGMix(2.5, 0.3, momentum=-0.4, before=1.7, switch=0.4),
+                lambda p: gk.APGMix(1.0, before=1.0), ("vp-1d",),
+            ),
             (
                 gk.FeedbackGuidance, lambda p: gk.FeedbackGuidance(pi=0.6), lambda p: gk.FeedbackGuidance(0.0),
                 ("vp-1d", "edm-1d"),
