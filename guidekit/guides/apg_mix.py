@@ -6,7 +6,7 @@ projection is that of Sadat et al. (2024), https://arxiv.org/abs/2410.02416.
 
 Early steps decide the layout and need no bound; later ones take much larger weights without saturating. Without
 momentum this is [gk.CFG(w_0, stop=switch), gk.APG(w, start=switch)]. AdaptiveProjectedMixGuidance of diffusers, which
-counts the steps before the switch, is the same on predictions that are clean means.
+counts the steps before the switch, is the same in its original formulation, on predictions that are clean means.
 """
 
 from __future__ import annotations

@@ -224,7 +224,9 @@ CASES = [
         )
     ),
     *(
-        Case(guide.__name__, make, idle, "own", where, both, memory=guide in (gk.FeedbackGuidance, gk.APGMix), seldom=15)
+        Case(
+            guide.__name__, make, idle, "own", where, both, memory=guide in (gk.FeedbackGuidance, gk.APGMix), seldom=15
+        )
         for guide, make, idle, where in (
             (
                 gk.FrequencyDecoupled, lambda p: gk.FrequencyDecoupled((2.5, lambda t: 1 + t)),
