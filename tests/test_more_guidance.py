@@ -283,3 +283,22 @@ def test_the_weights_of_three_experts_make_the_expected_densities_equal():
         gk.Run(model(), 4, guides=[gk.Intersection(1)], cond=2, solver=gk.solvers.SDEDPMpp(2))
     with pytest.raises(ValueError, match="follow from the densities"):
         gk.Intersection(1, adaptive=False)
+
+
+# a weight for each condition -----------------------------------------------------------------------------------------
+
+
+def test_cfg_takes_a_scale_for_each_condition():
+    """Groups equal runs of their own, also where a search asks for some of them; the lengths are checked at once."""
+    conds, scales, options = [2, 0, 1], [1.0, 4.0, lambda t: 1 + 2 * t], {"steps": 6, "seed": 3}
+    together = gk.sample(model(), 4, cond=conds, guides=[gk.CFG(scales)], **options)
+    for group, (cond, scale) in enumerate(zip(conds, scales, strict=True)):
+        alone = gk.sample(model(), 4, cond=cond, guides=[gk.CFG(scale)], **options).x
+        assert torch.allclose(together.x[together.group == group], alone, rtol=1e-9)
+    some = gk.CFG(scales).regrouped(model(), [2, 0], 3)
+    assert some == gk.CFG([scales[2], 1.0]) and hash(some)
+    found = gk.search.random(model(), 2, lambda x: x[:, 0], rounds=1, candidates=2, cond=conds, guides=[gk.CFG(scales)])
+    assert found.x.isfinite().all()
+    with pytest.raises(ValueError, match="2 scales for 3 conditions"):
+        gk.Run(model(), 2, cond=conds, guides=[gk.CFG([2.0, 3.0])])
+    assert gk.sample(model(), 2, steps=4, cond=conds[:2], guides=[gk.CFG([1.0, 1])]).cost.network_rows == 2 * 2 * 4
