@@ -24,6 +24,7 @@ STATE = f"{LAWS}::test_all_state_follows_its_particle"
 GROUPS = f"{LAWS}::test_groups_equal_runs_of_their_own"
 FK, CFG, HOOKS = "tests/test_fk.py", "tests/test_cfg.py", "tests/test_hooks.py"
 ORDERED = "tests/test_ordered.py"
+MORE = "tests/test_more_guidance.py"
 KEEP = "tests/test_keep.py"
 TABLES = "tests/test_solver_tables.py"
 MEASURED = "tests/test_measurement_guides.py"
@@ -154,7 +155,13 @@ MUTANTS = [
     ("plain layers where they are recomputed", "models/hooked.py", "if out.grad_fn is not None:", "if False:", "tests/test_checkpointing.py"),
     ("all forwards recomputed as the perturbed", "models/hooked.py", "node._sequence_nr() in nodes", "True", "tests/test_checkpointing.py"),
     ("rewards shown what particles move with", "engine/tilts.py", "if shown is not None or seen is not moved:", "if False:", "tests/test_cfg_family.py"),
-    ("perturbed guidance towards the perturbed", "guides/shared/contrast.py", "(view.evals[Cond()] - view.evals[need])", "(view.evals[need] - view.evals[Cond()])", "tests/test_pag.py"),
+    ("the log-densities of AND the wrong way round", "guides/intersection.py", "** 2 * gap", "** 2 * -gap", MORE + "::test_both_experts_find_samples_of_their_intersection_equally_likely"),
+    ("the ratio of feedback guidance upside down", "guides/feedback_guidance.py", "gain = (square[0] - square[1])", "gain = (square[1] - square[0])", MORE + "::test_feedback_guidance_by_hand"),
+    ("a row that has stopped starts again", "guides/adaptive_guidance.py", "if memo is None else memo\n", "\n", MORE + "::test_adaptive_guidance_stops_row_by_row_and_pays_for_no_null_row_afterwards"),
+    ("a pyramid that halves before it blurs", "guides/frequency_decoupled.py", "_resized(_blurred(every), half)", "_blurred(_resized(every, half))", MORE + "::test_frequency_decoupled_guidance_is_cfg_of_every_level_of_the_pyramid"),
+    ("keys of the other row in a negative attention", "guides/nag.py", "self.heard.calls[call.site](query=call.query)", "self.heard.calls[call.site]()", "tests/test_more_perturbing.py::test_nag_extrapolates_cross_attention_within_its_bound"),
+    ("noise of the state before it was blurred", "guides/sag.py", "alpha * (changed - clean)", "(changed - clean)", "tests/test_more_perturbing.py::test_sag_pushes_away_from_what_blurring_the_attended_regions_leaves"),
+    ("perturbed guidance towards the perturbed", "guides/shared/perturbing.py", "(view.evals[Cond()] - other)", "(other - view.evals[Cond()])", "tests/test_pag.py"),
     ("autoguidance off by one", "guides/autoguidance.py", "(at(self.scale, view.t) - 1) *", "at(self.scale, view.t) *", "tests/test_autoguidance.py"),
     ("history with its weights swapped", "guides/higs.py", "self.alpha * d + (1 - self.alpha) * past", "(1 - self.alpha) * d + self.alpha * past", "tests/test_higs.py"),
     ("a teacher at the student's time", "guides/distillation.py", "min(move.s, view.t) if", "view.t if", "tests/test_distillation.py"),

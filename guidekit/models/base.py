@@ -83,8 +83,9 @@ class Model:
         """The null condition of every row, given the rows' conditions."""
         return map_cond(lambda v, rows: v.expand(len(rows), *v.shape), self.null, cond)
 
-    def guided(self, x: Tensor, t: float, cond: Tensor, null: Tensor, scale: float) -> Tensor:
-        """The tilt of classifier-free guidance, (scale - 1) (cond - null), from the two predictions at x_t."""
+    def guided(self, x: Tensor, t: float, cond: Tensor, null: Tensor, scale: float | Tensor) -> Tensor:
+        """The tilt of classifier-free guidance, (scale - 1) (cond - null), from the two predictions at x_t. A scale for
+        each row is shaped to multiply them."""
         return (scale - 1) * (cond - null)
 
     @property
