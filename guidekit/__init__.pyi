@@ -50,6 +50,7 @@ from .models import (
 from .models.attention import attention_layers as attention_layers
 from .models.stitched import Stitched as Stitched
 from .models.weakened import weakened as weakened
+from .search.check import Check as Check, check as check
 from .search.coverage import coverage as coverage
 from .search.headhunter import headhunter as headhunter
 from .search.refine import evolve as evolve, refine as refine

@@ -24,6 +24,7 @@ ORDERED = "tests/test_ordered.py"
 KEEP = "tests/test_keep.py"
 TABLES = "tests/test_solver_tables.py"
 MEASURED = "tests/test_measurement_guides.py"
+CHECK = "tests/test_check.py"
 FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
 MUTANTS = [
@@ -266,6 +267,9 @@ MUTANTS = [
     ("a drift that the network does not see", "models/drifting.py", "x + b * y.to(x)", "x + 0 * y.to(x)", "tests/test_drifting.py"),
     ("a stationary variance of twice the size", "solvers/drifts.py", "torch.expm1(-2 * theta)", "torch.expm1(-theta)", "tests/test_drifting.py"),
     ("noise without the drift's forgetting", "solvers/drifts.py", "- (-2 * self.gamma * t).expm1()", "- (-1 * self.gamma * t).expm1()", "tests/test_drifting.py"),
+    ("a rival that is worse", "search/denoising.py", "gain = own - rival", "gain = rival - own", CHECK + "::test_a_prediction_that_is_not_what_it_is_said_to_be_fails_the_denoising_test"),
+    ("draws that know the data", "search/denoising.py", "Begin(probe.noised(t))", "Begin(probe.clean)", CHECK + "::test_the_data_of_a_model_pass_and_those_of_another_do_not"),
+    ("a derivative on one side", "search/laws.py", "function(x - h * u)", "function(x)", CHECK + "::test_a_right_model_keeps_all_laws_and_every_one_is_tested"),
 ]  # fmt: skip
 
 
