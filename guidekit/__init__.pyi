@@ -1,4 +1,5 @@
 from . import (
+    external as external,
     integrations as integrations,
     measurements as measurements,
     process as process,
