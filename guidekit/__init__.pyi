@@ -23,6 +23,7 @@ from .errors import (
     NetworkError as NetworkError,
     RewardError as RewardError,
 )
+from .external.checkpoints import from_checkpoint as from_checkpoint
 from .guides import *  # noqa: F403
 from .guides import ddcm as ddcm, views as views
 from .guides.cite import cite as cite
