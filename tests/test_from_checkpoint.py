@@ -223,6 +223,158 @@ def test_dream_shares_keys_and_reads_a_position_one_before_it(tmp_path: Path):
     assert torch.allclose(model(x, 0.5, model.encode(None)[None])[0], alone[[2, 2, 3], :6].log_softmax(-1), atol=1e-4)
 
 
+def residual_by_hand(w: Weights, name: str, x: Tensor, c: Tensor, resize=lambda v: v) -> Tensor:
+    def norm(part: str, v: Tensor) -> Tensor:
+        return nn.functional.group_norm(v, 32, w[f"{name}.{part}.weight"], w[f"{name}.{part}.bias"])
+
+    def conv(part: str, v: Tensor) -> Tensor:
+        kernel = w[f"{name}.{part}.weight"]
+        return nn.functional.conv2d(v, kernel, w[f"{name}.{part}.bias"], padding=kernel.shape[-1] // 2)
+
+    silu = nn.functional.silu
+    h = conv("in_layers.2", resize(silu(norm("in_layers.0", x))))
+    scale, shift = affine(w, f"{name}.emb_layers.1", silu(c)).chunk(2)
+    h = norm("out_layers.0", h) * (1 + scale[:, None, None]) + shift[:, None, None]
+    x = resize(x)
+    return conv("out_layers.3", silu(h)) + (conv("skip_connection", x) if f"{name}.skip_connection.weight" in w else x)
+
+
+def attention_by_hand(w: Weights, name: str, x: Tensor, head: int) -> Tensor:
+    d, places = x.shape[1], x[0].flatten(1)
+    v = nn.functional.group_norm(places[None], 32, w[f"{name}.norm.weight"], w[f"{name}.norm.bias"])[0]
+    qkv = w[f"{name}.qkv.weight"][..., 0] @ v + w[f"{name}.qkv.bias"][:, None]
+    found = []
+    for i in range(d // head):
+        q, k, u = qkv[3 * head * i :][: 3 * head].split(head)
+        found.append(u @ (q.T @ k / math.sqrt(head)).softmax(-1).T)
+    out = w[f"{name}.proj_out.weight"][..., 0] @ torch.cat(found) + w[f"{name}.proj_out.bias"][:, None]
+    return x + out.view_as(x)
+
+
+def halved(v: Tensor) -> Tensor:
+    return (v[..., ::2, ::2] + v[..., 1::2, ::2] + v[..., ::2, 1::2] + v[..., 1::2, 1::2]) / 4
+
+
+def doubled(v: Tensor) -> Tensor:
+    return v.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def shapes_of_adm(blocks: bool) -> Weights:
+    """Of a network of 32 channels and then 64, one residual block a level, attention at the lower one, five classes;
+    the size is changed by residual blocks, or by convolutions."""
+    found: dict[str, tuple[int, ...]] = {"label_emb.weight": (5, 128)}
+
+    def linear(name: str, a: int, b: int, *kernel: int) -> None:
+        found.update({f"{name}.weight": (b, a, *kernel), f"{name}.bias": (b,)})
+
+    def norm(name: str, d: int) -> None:
+        found.update({f"{name}.weight": (d,), f"{name}.bias": (d,)})
+
+    def residual(name: str, a: int, b: int) -> None:
+        norm(f"{name}.in_layers.0", a), norm(f"{name}.out_layers.0", b), linear(f"{name}.emb_layers.1", 128, 2 * b)
+        linear(f"{name}.in_layers.2", a, b, 3, 3), linear(f"{name}.out_layers.3", b, b, 3, 3)
+        if a != b:
+            linear(f"{name}.skip_connection", a, b, 1, 1)
+
+    def attends(name: str) -> None:
+        norm(f"{name}.norm", 64), linear(f"{name}.qkv", 64, 192, 1), linear(f"{name}.proj_out", 64, 64, 1)
+
+    linear("time_embed.0", 32, 128), linear("time_embed.2", 128, 128), linear("input_blocks.0.0", 3, 32, 3, 3)
+    residual("input_blocks.1.0", 32, 32), residual("input_blocks.3.0", 32, 64), attends("input_blocks.3.1")
+    residual("middle_block.0", 64, 64), attends("middle_block.1"), residual("middle_block.2", 64, 64)
+    residual("output_blocks.0.0", 128, 64), attends("output_blocks.0.1"), attends("output_blocks.1.1")
+    residual("output_blocks.1.0", 96, 64), residual("output_blocks.2.0", 96, 32), residual("output_blocks.3.0", 64, 32)
+    norm("out.0", 32), linear("out.2", 32, 6, 3, 3)
+    if blocks:
+        residual("input_blocks.2.0", 32, 32), residual("output_blocks.1.2", 64, 64)
+    else:
+        linear("input_blocks.2.0.op", 32, 32, 3, 3), linear("output_blocks.1.2.conv", 64, 64, 3, 3)
+    keys = gk.random.fold(gk.random.key(9), torch.arange(len(found)))
+    return {
+        name: 0.1 * gk.random.normal(key[None], shape, torch.float32)[0]
+        for key, (name, shape) in zip(keys, found.items(), strict=True)
+    }
+
+
+def adm_by_hand(w: Weights, x: Tensor, step: float, label: int, blocks: bool) -> Tensor:
+    angle = [step * 10000 ** (-i / 16) for i in range(16)]
+    waves, silu = torch.tensor([math.cos(a) for a in angle] + [math.sin(a) for a in angle]), nn.functional.silu
+    c = affine(w, "time_embed.2", silu(affine(w, "time_embed.0", waves))) + w["label_emb.weight"][label]
+
+    def conv(name: str, v: Tensor, stride: int = 1) -> Tensor:
+        return nn.functional.conv2d(v, w[f"{name}.weight"], w[f"{name}.bias"], padding=1, stride=stride)
+
+    a = conv("input_blocks.0.0", x)
+    b = residual_by_hand(w, "input_blocks.1.0", a, c)
+    down = residual_by_hand(w, "input_blocks.2.0", b, c, halved) if blocks else conv("input_blocks.2.0.op", b, 2)
+    low = attention_by_hand(w, "input_blocks.3.1", residual_by_hand(w, "input_blocks.3.0", down, c), 16)
+    h = attention_by_hand(w, "middle_block.1", residual_by_hand(w, "middle_block.0", low, c), 16)
+    h = residual_by_hand(w, "middle_block.2", h, c)
+    for i, other in enumerate((low, down)):
+        h = residual_by_hand(w, f"output_blocks.{i}.0", torch.cat([h, other], 1), c)
+        h = attention_by_hand(w, f"output_blocks.{i}.1", h, 16)
+    up = "output_blocks.1.2"
+    h = residual_by_hand(w, up, h, c, doubled) if blocks else conv(f"{up}.conv", doubled(h))
+    for i, other in ((2, b), (3, a)):
+        h = residual_by_hand(w, f"output_blocks.{i}.0", torch.cat([h, other], 1), c)
+    return conv("out.2", silu(nn.functional.group_norm(h, 32, w["out.0.weight"], w["out.0.bias"])))[:, :3]
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_adm_is_built_from_the_names_of_its_weights(blocks: bool, tmp_path: Path):
+    """At the step of the chain with as much data as the schedule has at t."""
+    w = shapes_of_adm(blocks)
+    save_file(w, tmp_path / "adm.safetensors")
+    model = gk.from_checkpoint(tmp_path / "adm.safetensors", "adm", size=4, head=16)
+    x = gk.random.normal(gk.random.key(2)[None], (3, 4, 4), torch.float32)
+    with torch.no_grad():
+        out = model.net(x, torch.tensor([0.4]), torch.tensor([3]))
+    step = float(model.net.step(torch.tensor([0.4])))  # type: ignore[attr-defined]
+    assert torch.allclose(out, adm_by_hand(w, x, step, 3, blocks), atol=1e-4)
+    kept = torch.linspace(1e-4, 0.02, 1000).double().neg().log1p().cumsum(0)
+    low, high = kept[int(step)], kept[int(step) + 1]
+    assert float(low + (step - int(step)) * (high - low)) == pytest.approx(2 * math.log(model.process.scales(0.4)[0]))
+    picture = model.decode(x)
+    assert torch.allclose(model.read(picture), x.clamp(-1, 1), atol=1e-5)
+    assert model.encode(2) == 2
+
+
+class Letters:
+    """A tokenizer of nine letters, as GenMol's is one of SAFE."""
+
+    mask_token_id, bos_token_id, eos_token_id, pad_token_id = 3, 1, 2, 0
+
+    def __call__(self, text: str, **_) -> dict[str, list[int]]:
+        return {"input_ids": ["<>|?CNO1=".index(v) for v in text]}
+
+    def batch_decode(self, ids: Tensor, **_) -> list[str]:
+        return ["".join("<>|?CNO1="[v] for v in row) for row in ids.tolist()]
+
+
+def test_genmol_is_the_averaged_network_between_its_ends(tmp_path: Path):
+    """The decoder shares its weights with the embedding, so the average has them once."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, num_hidden_layers=2, intermediate_size=12,
+                        max_position_embeddings=12)  # fmt: skip
+    net, old = BertForMaskedLM(config).eval(), BertForMaskedLM(config)
+    stored = {"state_dict": {f"backbone.{k}": v for k, v in old.state_dict().items()},
+              "ema": {"shadow_params": [p.detach() for p in net.parameters()]}}  # fmt: skip
+    torch.save(stored, tmp_path / "model.ckpt")
+    model = gk.from_checkpoint(tmp_path / "model.ckpt", "genmol", length=4, tokenizer=Letters(), heads=2)
+    x = model.read("CN=O")
+    assert model.vocab_size == 5 and model.decode(x) == ["CN=O"]
+    x[0, 2] = 5
+    with torch.no_grad():
+        said = net(torch.tensor([[1, 4, 5, 3, 6, 2]])).logits[:, 1:-1, 4:]
+    assert torch.allclose(model(x, 0.5, None), said.log_softmax(-1), atol=1e-5)
+    with pytest.raises(ValueError, match="length=11: 1 to 10 tokens"):
+        gk.from_checkpoint(tmp_path / "model.ckpt", "genmol", length=11, tokenizer=Letters(), heads=2)
+    with pytest.raises(ValueError, match="the tokenizer has no mask_token_id"):
+        gk.from_checkpoint(tmp_path / "model.ckpt", "genmol", length=4, tokenizer=object())
+
+
 class Config:
     """What a trainer may put beside weights."""
 
@@ -246,7 +398,7 @@ def test_files_that_do_not_fit_say_what_differs(tmp_path: Path):
     refused({"state_dict": w, "config": Config()}, "more than tensors, and what it holds is not run")
     refused(w, "not of kind='drakes': it lacks linear.weight", "drakes")
     refused(w, "not of kind='dream': it lacks model.embed_tokens.weight", "dream", heads=2)
-    with pytest.raises(ValueError, match="there is dream, drakes, llada, mdlm, sedd"):
+    with pytest.raises(ValueError, match="there is adm, dream, drakes, genmol, llada, mdlm, sedd"):
         gk.from_checkpoint(tmp_path / "a.pt", "edm")
     with pytest.raises(FileNotFoundError, match=r"has none of model\.safetensors\.index\.json"):
         gk.from_checkpoint(tmp_path, "dream", length=3, heads=2)

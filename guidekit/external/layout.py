@@ -95,13 +95,17 @@ def _bare(name: str) -> str:
 
 
 def _averaged(found: dict[str, Tensor], shadow: list[Tensor]) -> dict[str, Tensor]:
-    trained = [k for k, v in found.items() if v.is_floating_point() and not k.endswith(("inv_freq", ".W"))]
+    """The averages by name; weights that share their memory are one."""
+    first: dict[int, str] = {}
+    same = {k: first.setdefault(v.data_ptr(), k) for k, v in found.items() if v.is_floating_point()}
+    trained = [k for k, of in same.items() if k == of and not k.endswith(("inv_freq", ".W"))]
     if [v.shape for v in shadow] != [found[k].shape for k in trained]:
         raise ValueError(
             f"the moving average has {len(shadow)} tensors that are not those of the {len(trained)} weights in order: "
             "give ema=False, and the weights of the last step are taken"
         )
-    return dict(zip(trained, shadow, strict=True))
+    average = dict(zip(trained, shadow, strict=True))
+    return {k: average[of] for k, of in same.items() if of in average}
 
 
 def _some(names: list[str]) -> str:
