@@ -268,7 +268,7 @@ MUTANTS = [
     ("a stationary variance of twice the size", "solvers/drifts.py", "torch.expm1(-2 * theta)", "torch.expm1(-theta)", "tests/test_drifting.py"),
     ("noise without the drift's forgetting", "solvers/drifts.py", "- (-2 * self.gamma * t).expm1()", "- (-1 * self.gamma * t).expm1()", "tests/test_drifting.py"),
     ("a rival that is worse", "search/denoising.py", "gain = own - rival", "gain = rival - own", CHECK + "::test_a_prediction_that_is_not_what_it_is_said_to_be_fails_the_denoising_test"),
-    ("draws that know the data", "search/denoising.py", "Begin(probe.noised(t))", "Begin(probe.clean)", CHECK + "::test_the_data_of_a_model_pass_and_those_of_another_do_not"),
+    ("draws from the state of another row", "search/denoising.py", "Begin(probe.noised(t))", "Begin(probe.noised(t).roll(1, 0))", CHECK + "::test_the_data_of_a_model_pass_and_those_of_another_do_not"),
     ("a derivative on one side", "search/laws.py", "function(x - h * u)", "function(x)", CHECK + "::test_a_right_model_keeps_all_laws_and_every_one_is_tested"),
     ("states made in the other order", "external/proteinmpnn.py", "self.rank[near] < self.rank[:, None]", "self.rank[near] > self.rank[:, None]", "tests/test_external.py::test_the_network_is_the_sequential_decoder_on_random_weights"),
     ("positions turned the wrong way", "external/dit.py", "b * angle.cos() + a * angle.sin()", "b * angle.cos() - a * angle.sin()", "tests/test_from_checkpoint.py::test_mdlm_is_the_transformer_at_no_noise_with_the_mask_last"),

@@ -175,6 +175,8 @@ def _through(block: nn.Module, x: Tensor, c: Tensor) -> Tensor:
 class Noise(nn.Module):
     """(x, t, cond) -> the noise, at the step of the chain that has as much data as the schedule has at t."""
 
+    log_data: Tensor
+
     def __init__(self, net: UNet, channels: int):
         super().__init__()
         self.net, self.channels = net, channels

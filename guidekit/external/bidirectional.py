@@ -83,7 +83,7 @@ class Body(nn.Module):
     def __init__(self, states: int, layers: int, d: int, *sizes: Any, eps: float):
         super().__init__()
         self.embed_tokens, self.norm = nn.Embedding(states, d), nn.RMSNorm(d, eps=eps)
-        self.layers = nn.ModuleList(Layer(d, *sizes, eps) for _ in range(layers))
+        self.layers = nn.ModuleList(Layer(d, *sizes, eps=eps) for _ in range(layers))
 
 
 class Language(nn.Module):
@@ -108,6 +108,7 @@ class Prompted(nn.Module):
     """
 
     timed = False
+    ids: Tensor
 
     def __init__(self, net: Language, ids: Tensor, shifted: bool):
         super().__init__()

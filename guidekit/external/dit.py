@@ -47,6 +47,8 @@ class Noise(nn.Module):
 
 
 class Rotary(nn.Module):
+    inv_freq: Tensor
+
     def __init__(self, width: int):
         super().__init__()
         self.register_buffer("inv_freq", 1e4 ** (-torch.arange(0, width, 2) / width))

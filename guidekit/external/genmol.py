@@ -25,7 +25,7 @@ def genmol(
     path: str | Path, length: int, *, tokenizer: Any, heads: int = 12, ema: bool = True
 ) -> MaskedModel:  # fmt: skip
     """GenMol's networks, with its tokenizer, which says the ids of the mask and of what begins and ends a text."""
-    ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("mask", "bos", "eos", "pad")}
+    ids: dict[str, Any] = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("mask", "bos", "eos", "pad")}
     lacking = [name for name in ("mask", "bos", "eos") if ids[name] is None]
     if lacking:
         raise ValueError(f"the tokenizer has no {lacking[0]}_token_id, and GenMol needs those of mask, bos and eos")

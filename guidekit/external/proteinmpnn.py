@@ -105,7 +105,7 @@ class Features(nn.Module):
         self.norm_edges = nn.LayerNorm(d)
 
     def forward(self, backbone: Backbone) -> tuple[Tensor, Tensor]:
-        atoms = dict(zip(("N", "CA", "C", "O"), backbone.x.unbind(1), strict=True))
+        atoms: dict[str, Tensor] = dict(zip(("N", "CA", "C", "O"), backbone.x.unbind(1), strict=True))
         b, c = atoms["CA"] - atoms["N"], atoms["C"] - atoms["CA"]
         a = torch.linalg.cross(b, c)
         atoms["CB"] = atoms["CA"] - 0.58273431 * a + 0.56802827 * b - 0.54067466 * c
@@ -132,6 +132,10 @@ class ProteinMPNN(nn.Module):
     """(tokens, t, cond) -> logits (rows, L, 20) for one backbone. Names of parameters are the authors'."""
 
     timed = False
+    rank: Tensor
+    h: Tensor
+    neighbours: Tensor
+    edges: Tensor
 
     def __init__(self, backbone: Backbone, near: int, d: int = 128, wide: int = 16, layers: tuple[int, int] = (3, 3)):
         super().__init__()

@@ -18,6 +18,7 @@ Coverage: x_0 is one more draw from p(x_0 | x_t), so its ranks among the model's
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ def _squares(probe: Probe, d: Tensor, x: Tensor, t: float, half: Tensor) -> tupl
 
 def _logs(probe: Probe, log_p: Tensor, x: Tensor, t: float, half: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Log-losses of every row, of the prediction and of its rivals, at the positions that the model has to say."""
-    process, log_p = probe.model.process, log_p.double()
+    process, log_p = cast(Masked | Uniform, probe.model.process), log_p.double()
     asked = _asked(process, x)
     kept = asked.any(1)
     target, asked, half = probe.clean[kept], asked[kept], half[kept]
