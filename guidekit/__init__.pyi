@@ -1,4 +1,5 @@
 from . import (
+    external as external,
     integrations as integrations,
     measurements as measurements,
     process as process,
@@ -24,6 +25,7 @@ from .errors import (
     NetworkError as NetworkError,
     RewardError as RewardError,
 )
+from .external.checkpoints import from_checkpoint as from_checkpoint
 from .guides import *  # noqa: F403
 from .guides import ddcm as ddcm, views as views
 from .guides.cite import cite as cite
@@ -52,6 +54,7 @@ from .models import (
 from .models.attention import attention_layers as attention_layers
 from .models.stitched import Stitched as Stitched
 from .models.weakened import weakened as weakened
+from .search.check import Check as Check, check as check
 from .search.coverage import coverage as coverage
 from .search.headhunter import headhunter as headhunter
 from .search.refine import evolve as evolve, refine as refine

@@ -23,7 +23,7 @@ import guidekit as gk
 import rewards
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "guidekit" / "SKILL.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOMAINS = ("molecules", "dna", "images")
 MODULES = [m.name for package in (gk, rewards) for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
 
@@ -56,6 +56,16 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, 
 def test_pages_have_code_and_every_fence_is_closed():
     assert sum(len(blocks(page)) for page in PAGES) > 10
     assert not [p.name for p in PAGES if p.read_text(encoding="utf-8").count("\n```") % 2]
+
+
+def test_the_skill_of_the_wheel_is_short_and_names_what_there_is():
+    text = (ROOT / "guidekit" / "SKILL.md").read_text(encoding="utf-8")
+    assert text.startswith("---\nname: guidekit\ndescription: ") and len(text.splitlines()) < 100
+    for name in set(re.findall(r"\bgk((?:\.\w+)+)\(", text)):
+        found = gk
+        for part in name[1:].split("."):
+            found = getattr(found, part)
+        assert callable(found)
 
 
 def test_links_between_pages_lead_somewhere():

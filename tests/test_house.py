@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / "guidekit"
 # from the ground up: a room imports from those before it
 ROOMS = (
     "errors", "random", "solvers", "process", "models", "measurements", "engine", "values", "guides", "edits", "search",
-    "report", "zoo", "integrations", "jobs", "cli", "__main__",
+    "report", "zoo", "integrations", "external", "jobs", "cli", "__main__",
 )  # fmt: skip
 LOOSE = {"__init__", "__main__", "errors", "random"}
 STANDARD = {"_replace", "_version"}  # of named tuples and tensors: public by their documentation

@@ -74,7 +74,7 @@ def test_ranks_count_weights_and_put_equal_values_in_random_order():
     values, weights = torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]), torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5]])
     # 3 * 0.5 below and 3 * 0.3 equal; and all three equal
     exact = torch.tensor([(1.5 + 0.25 * (1 + 0.9)) / 4, 0.5 * 4 / 4])
-    assert torch.allclose(module._ranked(truth, values, weights, v), exact)
+    assert torch.allclose(module.ranked(truth, values, weights, v), exact)
 
 
 def test_a_model_that_is_not_that_of_the_truth_shows():

@@ -139,7 +139,7 @@ def coverage(
     keys = random.fold(random.fold(random.key(seed), "coverage"), torch.arange(n))
     weights = result.weights.view(n, draws).cpu()
     ranks = {
-        name: _ranked(a.cpu(), b.view(n, draws).cpu(), weights, random.uniform(random.fold(keys, name)))
+        name: ranked(a.cpu(), b.view(n, draws).cpu(), weights, random.uniform(random.fold(keys, name)))
         for name, (a, b) in found.items()
     }
     return Coverage(ranks, result)
@@ -179,7 +179,7 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).double().flatten(1).norm(dim=1)
 
 
-def _ranked(truth: Tensor, drawn: Tensor, weights: Tensor, v: Tensor) -> Tensor:
+def ranked(truth: Tensor, drawn: Tensor, weights: Tensor, v: Tensor) -> Tensor:
     """u; equal values are put in random order."""
     L = drawn.shape[1]
     below, equal = (L * (weights * which).sum(1) for which in (drawn < truth[:, None], drawn == truth[:, None]))
