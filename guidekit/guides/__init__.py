@@ -41,9 +41,9 @@ from .erg import ERG as ERG
 from .feedback_guidance import FeedbackGuidance as FeedbackGuidance
 from .fk_steering import FKSteering as FKSteering
 from .fkc import FKC as FKC
-from .funnel import Funnel as Funnel
 from .frequency_decoupled import FrequencyDecoupled as FrequencyDecoupled
 from .fresca import FreSca as FreSca
+from .funnel import Funnel as Funnel
 from .gfcg import GFCG as GFCG
 from .hallucination import Hallucination as Hallucination
 from .higs import HiGS as HiGS
