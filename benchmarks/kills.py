@@ -52,12 +52,14 @@ def shared(folder: Path) -> list[torch.Tensor]:
 
 def searched(folder: Path) -> list[torch.Tensor]:
     found = gk.search.evolution(PLANE, 4, reward, rounds=8, steps=6, folder=folder / "search")
+    assert found.noise is not None and found.rewards is not None
     return [found.x, found.noise, found.rewards]
 
 
 def evolved(folder: Path) -> list[torch.Tensor]:
     budget = gk.search.Budget(calls=60)
     found = gk.evolve(TABLE, 4, reward, budget=budget, population=10, checkpoint=folder / "evolve")
+    assert found.rewards is not None
     return [found.x, found.rewards]
 
 

@@ -160,7 +160,7 @@ class Shared(Alone):
         return replace(pop, **dict(zip(names, self._all(of, self._counts(len(pop))), strict=True)))
 
     def rows(self, v: Rows) -> Rows:
-        return v if v is None else self._all(v, self._counts(len(v)))
+        return v if v is None else self._all(v, self._counts(len(v)))  # type: ignore[return-value]
 
     def samples(self, samples: Any) -> Any:
         if isinstance(samples, Tensor):

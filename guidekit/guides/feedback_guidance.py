@@ -94,7 +94,7 @@ class FeedbackGuidance(Contrast):
         x, cond, null, log_r = memo
         came = view.step.came
         assert came is not None
-        kernel = _reverse(view.model.process, came)
+        kernel = _reverse(view.model.process, came)  # type: ignore[arg-type]  # the card says Gaussian
         if kernel.c == 0:
             return log_r
         square = [dot(e, e) for e in (view.x - kernel.a * x - kernel.b[0] * d for d in (null, cond))]

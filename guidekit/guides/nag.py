@@ -44,7 +44,12 @@ class Extrapolated(Perturbation):
     alpha: float
 
     crosses = True
-    __eq__, __hash__ = object.__eq__, object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def attention(self, call: Attention, out: Tensor) -> Tensor:
         if out.dim() != 4:

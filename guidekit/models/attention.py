@@ -110,7 +110,11 @@ class Heard(Perturbation):
     crosses: bool = False  # type: ignore[misc]
     calls: dict[Hashable, Attention] = field(default_factory=dict, repr=False)
 
-    __eq__, __hash__ = object.__eq__, object.__hash__
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def attention(self, call: Attention, out: Tensor) -> Tensor:
         self.calls[call.site] = call
