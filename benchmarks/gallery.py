@@ -60,10 +60,15 @@ class Transformer(nn.Module):
         self.into, self.label, self.out = nn.Linear(4, 8 * width), nn.Embedding(3, width), nn.Linear(8 * width, 2)
         layer = {"d_model": width, "nhead": 4, "dim_feedforward": 2 * width, "dropout": 0.0, "batch_first": True}
         self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(**layer) for _ in range(3))
+        self.cross = nn.MultiheadAttention(width, 4, batch_first=True)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         angle = t[:, None] * torch.pi / 2
-        h = self.into(torch.cat([x, angle.cos(), angle.sin()], 1)).unflatten(1, (8, -1)) + self.label(cond)[:, None]
+        h, told = (
+            self.into(torch.cat([x, angle.cos(), angle.sin()], 1)).unflatten(1, (8, -1)),
+            self.label(cond)[:, None],
+        )
+        h = h + told + self.cross(h, told, told, need_weights=False)[0]
         for block in self.blocks:
             h = block(h)
         return self.out(h.flatten(1))

@@ -1,20 +1,31 @@
-"""One population over several processes: throughput, and what is sent.
+"""One population over several processes: throughput, what is sent, and what that makes of 64 ranks on paper.
 
     python -m benchmarks.world
 
-Runs FK steering of a network on single-threaded processes, on one and on two, in turn, and writes the ratio of
-particles a second. What K ranks would send follows from the lineage of the same run, for any K: a particle that
-descends from one of another rank is moved, and of every particle some numbers are sent to all.
+Runs FK steering of a network on single-threaded processes, on one and on two, in turn, and counts what the two send. A
+step of K ranks is predicted as
+
+    T_K = c n/K + s + m l log2(K) + (b n + h v_K n/K)/B
+
+with c the seconds of the network and the moves of one particle, s those of a selection, which every rank makes for all
+n, m collective calls of latency l, b bytes of every particle to every rank, and h bytes of a particle that moves. c and
+s are measured on one process, l and m on two. v_K, the share of particles that change their rank, follows from the
+lineage of the run for any K. B is assumed: 10 Gbit/s. The table is written into docs/scaling.md as well.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,48 +35,97 @@ from torch.multiprocessing import spawn  # type: ignore[reportPrivateImportUsage
 import guidekit as gk
 
 RESULTS = Path(__file__).parent / "results" / "world.json"
-N, STEPS, SIDE, REPEATS = 64, 20, 256, 3
-LIGHT = 6 * 8 + 8  # bytes of every particle that go to all ranks: weights, address, lineage, reward, one memo
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+N, STEPS, SIDE, REPEATS = 4096, 20, 256, 3
+RANKS, ISLANDS = (2, 4, 8, 64), 64
+BANDWIDTH = 1.25e9  # bytes a second, 10 Gbit/s: assumed
 
 
 def model(width: int = 768) -> gk.GaussianModel:
     torch.manual_seed(0)
-    layers = [
-        torch.nn.Linear(SIDE, width),
-        *(torch.nn.Linear(width, width) for _ in range(6)),
-        torch.nn.Linear(width, SIDE),
-    ]
-    net = torch.nn.Sequential(*(part for layer in layers for part in (layer, torch.nn.SiLU())))[:-1].requires_grad_(
-        False
-    )
+    sizes = [SIDE, *[width] * 7, SIDE]
+    layers = [torch.nn.Linear(a, b) for a, b in pairwise(sizes)]
+    parts = [part for layer in layers for part in (layer, torch.nn.SiLU())][:-1]
+    net = torch.nn.Sequential(*parts).requires_grad_(False)
     return gk.GaussianModel(lambda x, t, cond: net(x), shape=(SIDE,))
 
 
-def steered(n: int, **options) -> gk.Result:
-    guides = [gk.FKSteering(lambda x: x[:, :8].sum(1).tanh(), 0.5)]
-    return gk.sample(model(), n, steps=STEPS, guides=guides, batch_size=256, **options)
+def guides() -> list[gk.Guide]:
+    return [gk.FKSteering(lambda x: x[:, :8].sum(1).tanh(), 0.5)]
+
+
+def steered(n: int, **options: Any) -> gk.Result:
+    return gk.sample(model(), n, steps=STEPS, guides=guides(), batch_size=256, **options)
+
+
+# measured -----------------------------------------------------------------------------------------------------------
 
 
 def rank(number: int, size: int, folder: str, n: int) -> None:
-    """One of `size` processes; the first one writes the seconds of a run."""
+    """One of `size` processes; the first one writes the seconds of a run, and what it receives in a step."""
     torch.set_num_threads(1)
     if size > 1:
         dist.init_process_group("gloo", store=FileStore(f"{folder}/store", size), rank=number, world_size=size)
-    steered(n, world="auto")
-    if size > 1:
-        dist.barrier()
+    steered(256, world="auto")
+    counts = counted() if size > 1 else {}
     began = time.perf_counter()
     steered(n, world="auto")
+    found = {"seconds": time.perf_counter() - began, **{k: v / STEPS for k, v in counts.items()}}
+    if size > 1:
+        found["latency"] = latency()
     if number == 0:
-        Path(folder, "seconds").write_text(str(time.perf_counter() - began))
+        Path(folder, "found").write_text(json.dumps(found))
     if size > 1:
         dist.destroy_process_group()
 
 
-def seconds(size: int, n: int) -> float:
+def counted() -> dict[str, float]:
+    """Calls and bytes that this rank receives from now on."""
+    counts = {"calls": 0.0, "gathered": 0.0, "moved": 0.0}
+
+    def counting(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def called(into: Any, *args: Any, **options: Any) -> Any:
+            counts["calls"] += 1
+            counts[name] += sum(v.nbytes for v in (into if isinstance(into, list) else [into]))
+            return call(into, *args, **options)
+
+        return called
+
+    dist.all_gather = counting(dist.all_gather, "gathered")
+    dist.all_to_all_single = counting(dist.all_to_all_single, "moved")
+    return counts
+
+
+def latency(calls: int = 200) -> float:
+    """Seconds of a collective call that sends almost nothing."""
+    parts = [torch.zeros(1) for _ in range(dist.get_world_size())]
+    began = time.perf_counter()
+    for _ in range(calls):
+        dist.all_gather(parts, torch.zeros(1))
+    return (time.perf_counter() - began) / calls
+
+
+def measured(size: int, n: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         spawn(rank, (size, folder, n), nprocs=size)
-        return float(Path(folder, "seconds").read_text())
+        return json.loads(Path(folder, "found").read_text())
+
+
+def selection(n: int) -> float:
+    """Seconds of the selection of n particles in a step."""
+    run = gk.Run(model(), n, steps=STEPS, guides=guides())
+    population, spent = run.born(), []
+    memo = torch.zeros(n, dtype=torch.float64)
+    for index in range(1, STEPS + 1):
+        log_w = torch.linspace(-1, 1, n, dtype=torch.float64)
+        given = gk.Population(**vars(population) | {"log_w": log_w, "memos": (memo,)})
+        began = time.perf_counter()
+        run.select(given, index)
+        spent.append(time.perf_counter() - began)
+    return sorted(spent)[len(spent) // 2]
+
+
+# on paper -----------------------------------------------------------------------------------------------------------
 
 
 def moved(ancestors: torch.Tensor, size: int) -> float:
@@ -75,30 +135,63 @@ def moved(ancestors: torch.Tensor, size: int) -> float:
     return float((owner[ancestors] != owner).double().mean())
 
 
-def main(n: int = 4096) -> None:
-    times = {size: [] for size in (1, 2)}
+def predicted(size: int, share: float, one: dict[str, float], two: dict[str, float], n: int) -> dict[str, float]:
+    """A step of so many ranks, by the formula above; `heavy` are the bytes of a particle that moves."""
+    light = two["gathered"] / n
+    numbers, states = light * n, one["heavy"] * share * n / size
+    waiting = two["calls"] * two["latency"] * math.log2(size)
+    step = one["each"] * n / size + one["selection"] + waiting + (numbers + states) / BANDWIDTH
+    return {
+        "share moved": round(share, 4), "kB numbers": round(numbers / 1e3, 1), "kB states": round(states / 1e3, 1),
+        "seconds": round(step * STEPS, 3), "speed-up": round(one["seconds"] / (step * STEPS), 2),
+    }  # fmt: skip
+
+
+def main(n: int = N) -> None:
+    times: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     for _ in range(REPEATS):  # in turn, so that both meet the same machine
         for size, found in times.items():
-            found.append(seconds(size, n))
-    result = steered(n)
-    state = 3 * SIDE * 4  # x, its prediction, and the noise's copy of the clean estimate at most
-    ranks = {}
-    for size in (2, 4, 8, 64):
-        share = moved(result.ancestors, size)
-        ranks[size] = {
-            "share of particles moved in a step": round(share, 4),
-            "kB a step to each rank, numbers": round(LIGHT * n / 1e3, 1),
-            "kB a step to each rank, moved particles": round(share * n / size * state / 1e3, 1),
-        }
-    best = {size: min(found) for size, found in times.items()}
+            found.append(measured(size, n))
+    torch.set_num_threads(1)
+    one, two = (min(found, key=lambda row: row["seconds"]) for found in times.values())
+    plain, apart = (steered(n, islands=i) for i in (None, gk.Islands(ISLANDS, every=5)))
+    one["selection"] = selection(n)
+    one["each"] = (one["seconds"] / STEPS - one["selection"]) / n
+    one["heavy"] = two["moved"] / max(moved(plain.ancestors, 2) * n / 2, 1)
+    paper = {
+        name: {str(size): predicted(size, moved(run.ancestors, size), one, two, n) for size in RANKS}
+        for name, run in (("plain", plain), ("islands", apart))
+    }
     found = {
-        "n": n, "steps": STEPS, "cores": os.cpu_count(), "torch": torch.__version__,
-        "seconds": {str(size): [round(v, 3) for v in values] for size, values in times.items()},
-        "throughput of two processes over one": round(best[1] / best[2], 3),
-        "sent": {str(size): values for size, values in ranks.items()},
+        "n": n, "steps": STEPS, "cores": os.cpu_count(), "torch": torch.__version__, "bandwidth": BANDWIDTH,
+        "seconds": {str(size): [round(row["seconds"], 3) for row in rows] for size, rows in times.items()},
+        "speed-up": round(one["seconds"] / two["seconds"], 3), "one": one, "two": two, "paper": paper,
     }  # fmt: skip
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), table(found)), encoding="utf-8")
+    print(table(found))
+
+
+def table(found: dict[str, Any]) -> str:
+    """The lines of docs/scaling.md."""
+    rows = [
+        "| processes | speed-up, measured | by the formula | kB received a step | of it states | "
+        f"of it states, {ISLANDS} islands |"
+    ]
+    rows.append("|---|---|---|---|---|---|")
+    for size, row in found["paper"]["plain"].items():
+        seen = f"{found['speed-up']:.2f}" if size == "2" else ""
+        islands, total = found["paper"]["islands"][size], row["kB numbers"] + row["kB states"]
+        rows.append(
+            f"| {size} | {seen} | {row['speed-up']:.1f} | {total:.0f} | {row['kB states']:.0f} | "
+            f"{islands['kB states']:.0f} |"
+        )
+    return "\n".join(rows)
+
+
+def filled(page: str, lines: str) -> str:
+    """The page with these lines between its marks."""
+    return re.sub(r"(?<=<!-- world -->\n).*?(?=<!-- end of world -->)", lambda _: f"{lines}\n", page, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from . import (
 from .edits.brush import brush as brush
 from .edits.invert import invert as invert
 from .engine import resampling as resampling
+from .engine.islands import Islands as Islands
 from .engine.join import join as join
 from .engine.population import Population as Population
 from .engine.result import Result as Result, load_result as load_result
 from .engine.run import Run as Run
 from .engine.sample import sample as sample
+from .engine.strength import Auto as Auto
 from .engine.view import Step as Step, View as View
 from .errors import (
     CheckpointError as CheckpointError,

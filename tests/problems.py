@@ -260,6 +260,43 @@ class Block(nn.Module):
         return tuple(v.unflatten(2, (2, 4)).transpose(1, 2) for v in (h @ self.qkv).chunk(3, -1))
 
 
+class Deep(nn.Module):
+    """The same with two blocks of self-attention, and one of cross-attention to four tokens of the condition."""
+
+    def __init__(self, model: gk.Model):
+        super().__init__()
+        base = Attending(model)
+        generator = torch.Generator().manual_seed(5)
+        self.model, self.tokens, self.into, self.back = base.model, base.tokens, base.into, base.back
+        self.blocks = nn.ModuleList(Block(generator).to(model.device) for _ in range(2))
+        self.cross = Crossing(generator).to(model.device)
+
+    def forward(self, x: Tensor, t: Tensor, cond) -> Tensor:
+        out = self.model(x, float(t[0]), cond)
+        h = nn.functional.one_hot(x, self.model.process.states) if self.tokens else x
+        h = hand = (h.double().flatten(1) @ self.into).tanh().unflatten(1, (4, 8))
+        text = (torch.arange(32.0, dtype=torch.float64, device=h.device) * (2 + cond.double()[:, None])).sin()
+        text = text.unflatten(1, (4, 8))
+        for block in self.blocks:
+            h, hand = block(h), block.by_hand(hand)
+        h, hand = self.cross(h, text), self.cross.by_hand(hand, text)
+        return out + 0.1 * ((h - hand).flatten(1) @ self.back).view_as(out)
+
+
+class Crossing(Block):
+    """Cross-attention of four tokens to others, with two heads."""
+
+    is_cross_attention = True
+
+    def forward(self, h: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
+        (q, *_), (_, k, v) = self.heads(h), self.heads(context)
+        return h + nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def by_hand(self, h: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
+        (q, *_), (_, k, v) = self.heads(h), self.heads(context)
+        return h + ((q @ k.mT / 2).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
 class Embedded(nn.Module):
     """A model whose condition is a vector c: its prediction at the problem's condition for c = (1, .), without one for
     c = (0, .), and a line through both."""
@@ -287,6 +324,12 @@ def attending(problem: Problem) -> Problem:
     """The same problem, whose network has a layer `block` of attention."""
     base = problem.model
     return replace(problem, model=wrapped(base, Attending(base), encode_cond=base.encode, null=base.null))
+
+
+def deep(problem: Problem) -> Problem:
+    """The same problem, whose network has layers `blocks.0`, `blocks.1` and `cross`."""
+    base = problem.model
+    return replace(problem, model=wrapped(base, Deep(base), encode_cond=base.encode, null=base.null))
 
 
 def wrapped(base: gk.Model, net: nn.Module, **options) -> gk.Model:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import guidekit as gk
 from guidekit.search.design import Design
-from rewards import Reward
+from rewards import Reward, RewardError
 from rewards.molecules import objective
 from rewards.molecules.descriptors import canonical
 
@@ -221,6 +221,23 @@ def test_a_reward_that_fails_costs_its_sample_only():
     with pytest.warns(UserWarning, match=r"the reward scored \d+ of 90 samples only"):
         result = gk.evolve(letters(), 4, mostly, budget=Budget(calls=90), seed=1)
     assert all(s[0] == "B" for s in result.samples)
+
+
+def test_a_lead_on_which_the_reward_raises_costs_one_call_and_a_reward_that_always_raises_is_an_error():
+    def raises(texts: list[str]) -> Tensor:
+        if any(t[0] != "B" for t in texts):
+            raise RuntimeError("did not converge")
+        return landscape(texts)
+
+    def never(texts: list[str]) -> Tensor:
+        raise RuntimeError("the licence has expired")
+
+    lead = torch.zeros(1, LENGTH, dtype=torch.long)
+    with pytest.warns(UserWarning, match=r"raised on \d+ of 20 samples, first RuntimeError: did not converge"):
+        found = gk.evolve(letters(), lead, raises, n=3, population=20, budget=Budget(calls=60))
+    assert found.cost.reward_calls == 60 and found.samples[0][0] == "B" and found.rewards[0].isfinite()
+    with pytest.raises(RewardError, match="licence"):
+        gk.evolve(letters(), 4, never, population=20, budget=Budget(calls=60))
 
 
 def test_what_is_not_as_required_is_never_asked():

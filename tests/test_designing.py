@@ -123,7 +123,7 @@ def test_a_kept_part_is_in_every_molecule_and_goes_on_at_its_open_bond_alone():
     calls = [c["sample"] for c in table("out/calls.csv")]
     assert Part(part)(calls).tolist() == [1.0] * 24
     assert calls[0] == canonical("CCc1ccc2[nH]ccc2c1") and "CCO" not in calls
-    assert "GraphOperators" in {c["proposal"] for c in table("out/calls.csv")}
+    assert {"GraphOperators", "Regrow"} <= {c["proposal"] for c in table("out/calls.csv")}
 
 
 def test_an_oracle_that_fails_on_most_samples_is_told_and_the_loop_goes_on():
@@ -132,6 +132,14 @@ def test_an_oracle_that_fails_on_most_samples_is_told_and_the_loop_goes_on():
     assert "the reward scored" in answer.stderr and "of 36 samples only" in answer.stderr
     assert len(table("out/calls.csv")) == 36
     assert any(row["reward"] is None for row in json.loads(answer.stdout)) or len(json.loads(answer.stdout)) == 4
+
+
+def test_a_design_is_refused_where_torchrun_has_started_several(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    told = ask("dna", "-r", "gc")
+    assert told.exit_code == 2
+    assert "a design runs in one process, and torchrun has started 2" in " ".join(told.output.split())
 
 
 @pytest.mark.parametrize(

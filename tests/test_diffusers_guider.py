@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -21,6 +22,7 @@ from guidekit.models.evaluations import Null
 
 from .conformance.cases import CASES
 from .test_diffusers_manners import adapted, picture
+from .test_more_guidance import laplacian, up
 
 diffusers = pytest.importorskip("diffusers")
 guiders = pytest.importorskip("diffusers.guiders")
@@ -371,3 +373,46 @@ def test_a_compiled_denoiser_is_perturbed_too(in_place: bool):
     before = left(pipe.unet)
     assert apart(latents(pipe, guides), good) < 1e-5 and left(pipe.unet) == before
     torch.compiler.reset()
+
+
+# guides with a guider of diffusers' own, on the same predictions ------------------------------------------------------
+
+
+def stepped(guides, their, steps: int = 8):
+    """Both guided predictions at every step of a run, of a network of clean means for pictures."""
+    fields = torch.randn(2, 2, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    base = gk.GaussianModel(
+        lambda x, t, c: (0.5 * x + fields[c]).tanh(), (2, 16, 16), gk.schedules.Cosine(), "clean", null=1,
+        dtype=torch.float64,
+    )  # fmt: skip
+    run = gk.Run(base, 2, steps=steps, cond=0, guides=guides)
+    with torch.no_grad():
+        pop = run.start()
+        for index, move in enumerate(run.moves):
+            cond, null = (base(pop.x, move.t, torch.full((2,), c)) for c in (0, 1))
+            their.set_state(step=index, num_inference_steps=steps, timestep=torch.tensor(move.t))
+            their.prepare_inputs({})
+            yield pop.predictions[0], their.forward(pred_cond=cond, pred_uncond=null).pred
+            pop = run.advance(pop, index)
+
+
+def test_the_projected_mix_is_that_of_diffusers():
+    """In its original formulation, d_cond + (w - 1) D; by default it adds w D to d_null, which the bound leaves out."""
+    their = guiders.AdaptiveProjectedMixGuidance(
+        1.0, adaptive_projected_guidance_scale=5.0, adaptive_projected_guidance_rescale=1.5, eta=0.2,
+        adaptive_projected_guidance_start_step=3, use_original_formulation=True,
+    )  # fmt: skip
+    ours = gk.APGMix(6.0, 0.2, radius=1.5, momentum=-0.5, before=2.0, switch=0.5)
+    found = list(stepped([ours], their))
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-11) for a, b in found) and len(found) == 8
+
+
+def test_guidance_by_bands_is_that_of_diffusers(monkeypatch):
+    """Its pyramid comes from kornia, whose functions are those of the test by hand."""
+    module = sys.modules["diffusers.guiders.frequency_decoupled_guidance"]
+    monkeypatch.setattr(module, "_CAN_USE_KORNIA", True)
+    monkeypatch.setattr(module, "build_laplacian_pyramid_func", laplacian)
+    monkeypatch.setattr(module, "upsample_and_blur_func", up)
+    their = guiders.FrequencyDecoupledGuidance([4.0, 2.5, 1.5])
+    found = list(stepped([gk.FrequencyDecoupled((4.0, 2.5, 1.5))], their))
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-11) for a, b in found) and len(found) == 8

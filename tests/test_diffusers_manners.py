@@ -10,6 +10,7 @@ import contextlib
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -509,3 +510,35 @@ def test_the_example_steers_towards_red(tmp_path, monkeypatch, capsys):
 def test_a_reward_that_needs_a_text_says_so():
     with pytest.raises(TypeError, match="a text is needed"):
         ClipScore(None)  # type: ignore[arg-type]
+
+
+def test_a_decoder_that_runs_out_of_memory_takes_fewer_pictures_at_a_time_and_keeps_to_that(monkeypatch):
+    base = gk.from_diffusers(tiny("sd"))
+    vae, sizes, room = base.pipe.vae, [], 3
+    whole, decode = base.decode(x := torch.randn(7, 4, 16, 16, generator=torch.Generator().manual_seed(0))), vae.decode
+
+    def small(z, **options):
+        sizes.append(len(z))
+        if len(z) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(z, **options)
+
+    monkeypatch.setattr(vae, "decode", small)
+    assert torch.allclose(base.decode(x), whole, atol=1e-5)
+    assert sizes == [7, 4, 2, 2, 2, 1]
+    sizes.clear()
+    base.decode(x)
+    assert sizes == [2, 2, 2, 1]
+    room = 0
+    with pytest.raises(gk.NetworkError, match="enable_tiling"):
+        base.decode(x)
+
+
+def test_a_release_of_diffusers_that_was_not_tested_warns():
+    from guidekit.integrations.diffusers.build import warn_of
+
+    with pytest.warns(UserWarning, match=r"diffusers 0.99.1 is installed.*0.42 only"):
+        warn_of("0.99.1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of("0.42.7")

@@ -138,6 +138,30 @@ def test_pixart_equals_its_pipeline(plan: str | None):
         )
 
 
+def test_chroma_equals_its_pipeline():
+    """With CFG in two forward passes, as in its pipeline, and else up to rounding."""
+    pipe, size = tiny("chroma"), {"height": 32, "width": 48}
+    base = gk.from_diffusers(pipe, **size, encode=LONG)
+    for n, prompts in ((1, CAT), (2, BOTH)):
+        agree(steered(base, n, prompts, 1.0, 3), *own(pipe, n, prompts, 3, guidance_scale=1.0, **size, **LONG))
+    expected = own(pipe, 1, CAT, 3, guidance_scale=3.0, negative_prompt="", **size, **LONG)
+    agree(steered(base, 1, CAT, 3.0, 3, batch_size=1), *expected)
+    agree(steered(base, 1, CAT, 3.0, 3), *expected, within=1e-4)
+
+
+def test_sana_equals_its_pipeline():
+    told = {**LONG, "complex_human_instruction": None}
+    pipe = tiny("sana")
+    base = gk.from_diffusers(pipe, encode=told)
+    for scale, n, prompts in ((1.0, 2, CAT), (4.5, 2, BOTH)):
+        expected = own(pipe, n, prompts, 3, guidance_scale=scale, use_resolution_binning=False, **told)
+        agree(steered(base, n, prompts, scale, 3), *expected)
+    assert base.read(expected[1]).shape == expected[0].shape
+    # by default prompts come behind the instruction that the pipeline gives, and negative ones do not
+    longer = gk.from_diffusers(pipe).encode("a cat")["prompt_attention_mask"].sum()
+    assert longer > base.encode("a cat")["prompt_attention_mask"].sum() + 20
+
+
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_dit_equals_its_pipeline(scale: float):
     pipe = tiny("dit")

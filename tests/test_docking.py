@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def found():
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return Docking("CA2")(batch)
+        return Docking("CA2", processes=1)(batch)
 
 
 def test_what_cannot_be_docked_is_nan(found):
@@ -75,6 +76,24 @@ def test_a_process_of_its_own_gives_the_same_and_its_end_costs_one_sample(found)
         scores = reward([PARACETAMOL, "CCO"])
     assert scores[0].isnan() and scores[1] == found[0]
     assert Docking("CA2", timeout=0.01)([PARACETAMOL]).isnan().all()
+
+
+@pytest.mark.slow
+def test_processes_share_a_batch_and_the_end_of_one_costs_one_sample(found):
+    reward = Docking("CA2", processes=2)
+    batch = [PARACETAMOL, "CCO", "C1CC", "CCO", PARACETAMOL]
+    assert torch.equal(reward(batch).nan_to_num(9), found[[2, 0, 1, 0, 2]].nan_to_num(9))
+    docking._worker(reward._receptor, 1).process.kill()
+    with pytest.warns(RewardWarning, match="raised on 1 of 5 samples"):
+        scores = reward(batch)
+    assert scores.isnan().sum() == 2 and torch.equal(reward(batch).nan_to_num(9), found[[2, 0, 1, 0, 2]].nan_to_num(9))
+
+
+def test_a_worker_of_a_pool_docks_by_itself():
+    with ProcessPoolExecutor(1) as pool:
+        assert pool.submit(docking._cores).result() == 1 <= docking._cores()
+    with pytest.raises(ValueError, match="processes"):
+        Docking("CA2", processes=0)
 
 
 def test_vina_prints_nothing(capfd):

@@ -36,7 +36,13 @@ def blocks(page: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+LONG = ("molecules.md", "dna.md", "edit.md", "constraints.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] if page.name in LONG else [], id=page.name) for page in PAGES],
+)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = ModuleType(f"page_{page.stem}")  # a real module, for dataclasses look theirs up

@@ -68,6 +68,8 @@ def test_the_two_numbers_are_those_of_pmo():
     known = [(c.sample, 0.0 if c.value != c.value else c.value) for c in calls]
     assert found["area"] == auc_top_k(known, 10, 24, 24)
     assert pmo.curve([0.5, 0.1, float("nan")]) == pytest.approx([0.5, 0.3, 0.2])
+    many = pmo.points([pmo.Called("C", float(i >= 150)) for i in range(230)])
+    assert [(p["calls"], p["top10"]) for p in many] == [(100, 0), (200, 1), (230, 1)]
 
 
 def chains(name: str) -> gk.MaskedModel:
@@ -101,6 +103,10 @@ def test_a_bench_is_written_and_only_what_is_missing_is_run_again(tmp_path, monk
     assert [float(c["value"]) for c in own] == pytest.approx(values)
     screened = [c for c in calls if (c["task"], c["method"]) == ("isomers_c7h8n2o2", "screening")]
     assert [c["sample"] for c in own[: pmo.FIRST]] == [c["sample"] for c in screened[: pmo.FIRST]]
+    heights = [row for row in table("out/curve.csv") if row["method"] == "screening"]
+    last = {row["task"]: float(row["top10"]) for row in rows if row["method"] == "screening"}
+    assert {row["task"]: float(row["top10"]) for row in heights} == pytest.approx(last)
+    assert {row["calls"] for row in heights} == {"60"} and len(heights) == len(last) == 2
     monkeypatch.setattr(pmo.Bench, "asked", lambda *a: pytest.fail("a finished run is made again"))
     again = ask(*given, "--budget", "60")
     assert again.exit_code == 0 and again.stdout == first.stdout
@@ -131,7 +137,8 @@ def test_the_table_of_the_page_is_that_of_the_stored_runs():
     with (ROOT / "benchmarks" / "results" / "pmo.csv").open(encoding="utf-8", newline="") as file:
         text = list(csv.DictReader(file))
     rows = [row | {k: float(row[k]) for k in ("top10", "area")} for row in text]
-    budget = int(rows[0]["calls"])
     page = (ROOT / "docs" / "pmo.md").read_text(encoding="utf-8")
-    assert "\n".join(pmo.lines(rows, budget)) in page
-    assert f"--budget {budget} --tasks {','.join(dict.fromkeys(row['task'] for row in rows))}" in page
+    for budget in dict.fromkeys(int(row["calls"]) for row in rows):
+        own = [row for row in rows if int(row["calls"]) == budget]
+        assert "\n".join(pmo.lines(own, budget)) in page
+        assert f"--budget {budget} --tasks {','.join(dict.fromkeys(row['task'] for row in own))}" in page

@@ -115,6 +115,32 @@ def test_molecules_of_ones_own_are_read_or_named():
     assert "tokens, and the model has 20" in told and "SELFIES have at most 20 tokens" in told
 
 
+FOREIGN = [
+    ("druglike", "[2H]C([2H])([2H])NC(=O)c1ccccc1", "CNC(=O)c1ccccc1, without isotopes"),
+    ("druglike", "C[Si](Cn1cncn1)(c1ccc(F)cc1)c1ccc(F)cc1", "CC(Cn1cncn1)(c1ccc(F)cc1)c1ccc(F)cc1, with C for Si"),
+    ("druglike", "O=c1[se]n(-c2ccccc2)c2ccccc12", "O=c1sn(-c2ccccc2)c2ccccc12, with S for Se"),
+    ("druglike", "[Na+].O=C([O-])Cc1ccccc1Nc1c(Cl)cccc1Cl", "O=C([O-])Cc1ccccc1Nc1c(Cl)cccc1Cl, without its salt"),
+    ("molecules", "C/C=C/C(=O)N[C@@H](C)c1ccccc1", "CC=CC(=O)NC(C)c1ccccc1, without stereo"),
+    ("molecules", "C[NH2+]Cc1ccc(I)cc1", "CNCc1ccc(Br)cc1, without charges, with Br for I"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["druglike", "molecules"])
+def test_the_nearest_molecule_that_the_model_writes_is_named(name: str):
+    """Of real drugs: deuterated, with silicon (flusilazole) or selenium (ebselen), a salt (diclofenac). There is none
+    near to boron, and none for what is no molecule."""
+    model = gk.zoo.load(name)
+    for own, smiles, other in FOREIGN:
+        if own == name:
+            with pytest.raises(ValueError) as found:
+                model.read([smiles])
+            assert f"; the nearest that can be written is {other}. What can" in str(found.value), found.value
+            assert model.read([other.split(",")[0]]).shape == (1, *model.shape)
+    with pytest.raises(ValueError) as found:
+        model.read(["CC(C)C[C@H](NC(=O)c1cnccn1)B(O)O", "CCX"])
+    assert "nearest" not in str(found.value) and "samples 0 and 1" in str(found.value)
+
+
 def test_what_is_written_first_comes_first():
     model = gk.zoo.load("molecules")
     x = model.read(["c1ccccc1CCO", "OCCc1ccccc1"])

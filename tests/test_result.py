@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 
 import guidekit as gk
-from guidekit.engine.scoring import Cost, Scorer
+from guidekit.engine.cost import Cost
+from guidekit.engine.scoring import Scorer
 from rewards import Reward
 
 from .problems import PROBLEMS, STEPS, Problem, deviations

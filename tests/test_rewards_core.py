@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import guidekit as gk
 import rewards
-from guidekit.engine.scoring import Cost, Scorer
+from guidekit.engine.cost import Cost
+from guidekit.engine.scoring import Scorer
 from rewards import (
     Cached,
     Each,

@@ -354,6 +354,7 @@ def test_scores_of_fimo_are_those_of_motif(scan):
         close(reward([samples[i] for i in best.index]), best.tolist(), 1e-4)
 
 
+@pytest.mark.slow  # the scan is compiled first
 def test_hits_over_letters_that_are_no_base_are_none_and_both_strands_count(scan):
     site = "TTCTTATCTGT"
     found = scan.counts([site, flipped(site), f"CC{site}", f"{site[:10]}N", "N", None, site])[:, 0]
@@ -362,6 +363,7 @@ def test_hits_over_letters_that_are_no_base_are_none_and_both_strands_count(scan
     assert one_way([site, flipped(site)]).tolist() in ([1.0, 0.0], [0.0, 1.0])
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.lists(JUNK, max_size=6))
 def test_a_scan_keeps_order_and_gives_nan_to_junk(scan, samples):

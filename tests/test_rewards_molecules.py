@@ -8,13 +8,14 @@ import subprocess
 import sys
 import types
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
 import rewards.molecules as mol
-from rewards import RewardError
+from rewards import RewardError, RewardWarning
 from rewards.molecules import metrics
 from rewards.molecules.descriptors import LONGEST, canonical, parsed, scaffold
 from rewards.molecules.objectives import (
@@ -254,6 +255,7 @@ def test_one_text_instead_of_a_list_is_an_error():
         (lambda: mol.Rings("square"), ValueError, "aromatic"),
         (lambda: mol.ADMET("nothing"), ValueError, "hERG"),
         (lambda: mol.ADMET("hERG", members=0), ValueError, "members"),
+        (lambda: mol.Routes("none.yml"), ValueError, "download_public_data"),
         (lambda: objective("gold"), ValueError, "deco_hop"),
         (lambda: isomers("H2o"), ValueError, "C9H10N2O2PF2Cl"),
         (lambda: isomers("Xx2"), ValueError, "C9H10N2O2PF2Cl"),
@@ -272,7 +274,7 @@ def test_wrong_arguments_are_told_at_once(make, error, text):
 
 
 def test_importing_the_rewards_does_not_import_rdkit():
-    heavy = "{'rdkit', 'vina', 'meeko', 'fcd_torch', 'admet_ai'} & set(sys.modules)"
+    heavy = "{'rdkit', 'vina', 'meeko', 'fcd_torch', 'admet_ai', 'aizynthfinder'} & set(sys.modules)"
     code = f"import sys, rewards.molecules as m; m.QED(), m.SA(); assert not {heavy}, {heavy}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -436,6 +438,29 @@ def test_the_share_without_alerts_is_that_of_the_valid_molecules():
     assert math.isnan(metrics.without_alerts(["C1CC"]))
 
 
+MCF = {
+    "C=C(C)C#N": "1", "C=CS(C)(=O)=O": "2", "CC=CC(=O)NC": "3", "ClCCc1ccccc1": "4", "CC1CO1": "5",
+    "CN=C=O": "6", "O=Cc1ccccc1": "7", "CC1CN1": "9", "CN=NC": "10 11", "Cc1ccco1": "", "CC(=O)c1cccs1": "",
+    "Clc1ncccn1": "14", "Nc1ccccc1": "", "CSSC": "16", "CNNNC": "17", "CNCNC": "18", "COC(C)OC": "19",
+    "BrC(Br)(Br)c1ccccc1": "20", "FC(F)(F)C(F)(F)C(F)(F)C": "22", "CC(=O)Oc1ccccc1C(=O)O": "", "Cn1ccnc1": "",
+}  # fmt: skip
+
+
+def test_medicinal_chemistry_filters_are_those_of_moses():
+    """Molecules that each of them is about, with hydrogens. Three patterns for furans, thiophenes and anilines have
+    single and double bonds, so that aromatic rings are no match, in MOSES neither."""
+    from rdkit import Chem
+
+    from rewards.molecules.descriptors import _catalog
+
+    for smiles, numbers in MCF.items():
+        found = {match.GetDescription() for match in _catalog("MCF").GetMatches(Chem.AddHs(parsed(smiles)))}
+        assert found == {f"MCF{n}" for n in numbers.split()}, smiles
+        assert mol.Alerts("MCF")([smiles]).item() == len(found)
+    assert _catalog("MCF").GetNumEntries() == 22
+    assert metrics.without_alerts(["CSSC", "CCO", "C1CC"], "MCF") == 0.5
+
+
 def test_nearest_neighbours_are_looked_up_in_the_reference():
     t = float(mol.Similarity("CCO", bits=1024)(["CCCO"]))
     assert metrics.snn(["CCO", "c1ccccc1"], ["CCCO", "c1ccccc1", "nonsense"]) == pytest.approx((t + 1) / 2)
@@ -484,6 +509,54 @@ def test_fcd_of_a_set_with_itself_is_zero():
     near, far = metrics.fcd(samples, [*samples, "CCCO"]), metrics.fcd(samples, ["C" * n for n in range(2, 30)])
     assert 0 < near < 1 < far
     assert math.isnan(metrics.fcd(["C1CC"], samples))
+
+
+# routes, with a stand-in for the package: what it finds is not tested here, but what is asked of it, and faults
+
+
+class Finder:
+    """As in the documentation of AiZynthFinder 4: selections, a target, a search, and statistics of its routes."""
+
+    def __init__(self, configfile: str):
+        self.said: list[Any] = [configfile]
+        self.stock, self.expansion_policy, self.filter_policy = (
+            self._selection(k) for k in ("stock", "policy", "filter")
+        )
+
+    def _selection(self, kind: str) -> Any:
+        return types.SimpleNamespace(select=lambda name: self.said.append((kind, name)))
+
+    def tree_search(self) -> None:
+        if "Br" in self.target_smiles:
+            raise RuntimeError("no such template")
+        self.searched = self.target_smiles
+
+    def build_routes(self) -> None:
+        self.built = self.searched
+
+    def extract_statistics(self) -> dict[str, Any]:
+        return {"target": self.built, "is_solved": "N" in self.built, "number_of_steps": 2}
+
+
+def test_routes_are_asked_for_each_molecule_and_failures_are_its_own(tmp_path, monkeypatch):
+    (tmp_path / "config.yml").write_text("")
+    config = str(tmp_path / "config.yml")
+    reward = pickle.loads(pickle.dumps(mol.Routes(config, filter="quick")))
+    monkeypatch.setitem(sys.modules, "aizynthfinder", None)
+    mol.routes._finder.cache_clear()
+    with pytest.raises(RewardError, match=r"aizynthfinder.*pip install 'guidekit\[routes\]'"):
+        reward(["CCN"])
+    module = types.ModuleType("aizynthfinder.aizynthfinder")
+    module.AiZynthFinder = Finder  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "aizynthfinder", types.ModuleType("aizynthfinder"))
+    monkeypatch.setitem(sys.modules, "aizynthfinder.aizynthfinder", module)
+    with pytest.warns(RewardWarning, match="raised on 1 of 5 samples, first RuntimeError: no such template"):
+        found = reward(["NCC", "CCO", "C1CC", "CCBr", "CCN"])
+    assert found.isnan().tolist() == [False, False, True, True, False] and found[[0, 1, 4]].tolist() == [1, 0, 1]
+    assert mol.routes._finder(config, "uspto", "zinc", "quick").said == [
+        config, ("stock", "zinc"), ("policy", "uspto"), ("filter", "quick"),
+    ]  # fmt: skip
+    mol.routes._finder.cache_clear()
 
 
 # ADMET, with a stand-in for the package

@@ -173,9 +173,8 @@ def test_a_bellman_value_is_the_same_for_a_quadratic_reward():
             assert rms(exact.mean() - exact) > 0.3 or t > 0.9
 
 
-@pytest.mark.parametrize(
-    "ess", [pytest.param(0.0, marks=pytest.mark.slow, id="weighted"), pytest.param(0.7, id="resampled")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("ess", [pytest.param(0.0, id="weighted"), pytest.param(0.7, id="resampled")])
 def test_a_mean_value_of_a_steered_sampler_is_that_of_its_weighted_law(ess: float):
     """Steering to p exp(x/2): E[x_0 | x_t] then is that of the tilted mixture."""
     steering = gk.FKSteering(x0, alpha=2.0, ess=ess)

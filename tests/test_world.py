@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ import guidekit as gk
 from .conformance.cases import CASES
 from .problems import PROBLEMS, STEPS
 
+ROOT = Path(__file__).parents[1]
 N = 7  # which two and three processes cannot share evenly
 
 
@@ -161,6 +163,63 @@ def spelled(x: torch.Tensor) -> list[str]:
     return ["".join("abcd"[letter] for letter in row) for row in x.tolist()]
 
 
+def reward(x: torch.Tensor) -> torch.Tensor:
+    return x[:, 0].double() + 0.3 * x[:, -1] - 0.2 * x[:, 0].double() ** 2
+
+
+SEARCHES: dict[str, Callable[..., Any]] = {
+    "random": lambda **o: gk.search.random(PLANE, 3, reward, rounds=3, candidates=3, **o),
+    "tokens": lambda **o: gk.search.random(PROBLEMS["masked"].model, 2, reward, candidates=3, **o),
+    "calls": lambda **o: gk.search.random(
+        PROBLEMS["masked"].model, 2, reward, candidates=3, budget=gk.search.Budget(calls=14), **o
+    ),
+    "learns": lambda **o: gk.search.evolution(PLANE, 3, reward, rounds=3, **o),
+    "one": lambda **o: gk.search.zero_order(PLANE, 1, reward, rounds=2, neighbours=3, **o),
+    "paths": lambda **o: gk.search.paths(PLANE, 3, reward, levels=3, ahead=1, **o),
+    "gradient": lambda **o: gk.search.gradient(PLANE, 3, reward, rounds=3, batch_size=2, **DDIM, **o),
+    "share": lambda **o: gk.search.share(PLANE, 2, reward, conds=[None, None], candidates=4, **o),
+    "inverse": lambda **o: gk.search.flowopt(PLANE, PLANE.exact_sample(3), rounds=3, **DDIM, **o),
+    "refine": lambda **o: gk.refine(PLANE, 5, reward, rounds=2, steps=3, **o),
+    "evolve": lambda **o: gk.evolve(PLANE, PLANE.exact_sample(5), reward, rounds=2, offspring=2, steps=3, **o),
+}
+PLANE = gk.analytic.GaussianMixture([0.7, 0.3], [[-1.0, 0.5], [2.0, 1.0]], [0.5, 0.8])
+DDIM: dict[str, Any] = {"solver": gk.solvers.DDIM()}
+
+
+def searched(folder: str) -> dict[str, list[str]]:
+    """Searches over ranks find what one process finds, at its cost."""
+    found = {}
+    for name, search in SEARCHES.items():
+        given = {} if name in ("refine", "evolve") else {"steps": 4, "seed": 3}
+        alone, there = search(**given), search(**given, world="auto")
+        found[name] = differences(alone, there)
+        if alone.cost.reward_calls != there.cost.reward_calls:
+            found[name].append(f"{alone.cost.reward_calls} calls, {there.cost.reward_calls}")
+        if isinstance(alone, gk.search.Found):
+            found[name] += [] if alone.ended == there.ended else [alone.ended, there.ended]
+            same = [
+                a | {"worth": 0, "scores": 0} == b | {"worth": 0, "scores": 0}
+                for a, b in zip(alone.asked, there.asked, strict=False)
+            ]
+            found[name] += [] if all(same) and len(alone.asked) == len(there.asked) else ["asked"]
+    problem = PROBLEMS["masked"]
+    apart = {"steps": STEPS, "guides": [gk.FKSteering(problem.reward, 0.3, ess=1.0)], "islands": gk.Islands(2, every=4)}
+    found["islands"] = differences(
+        gk.sample(problem.model, 8, **apart), gk.sample(problem.model, 8, **apart, world="auto")
+    )
+    saved = {"steps": 4, "rounds": 2, "folder": folder, "world": "auto"}
+    gk.search.evolution(PLANE, 3, reward, **saved)
+    try:
+        gk.search.evolution(PLANE, 3, reward, steps=4 + dist.get_rank(), rounds=2, world="auto")
+    except ValueError as error:
+        found["other"] = [] if "is about to make another run than rank 0" in str(error) else [str(error)]
+    try:
+        gk.evolve(PROBLEMS["masked"].model, 3, reward, world="auto")
+    except ValueError as error:
+        found["design"] = [] if "in one process" in str(error) else [str(error)]
+    return found
+
+
 def refused() -> list[str]:
     """What other ranks do not agree with, or one of them raises, is an error on all."""
     model, texts = PROBLEMS["vp-1d"].model, []
@@ -212,7 +271,8 @@ def _dies(x: torch.Tensor) -> torch.Tensor:
 def several(file: str) -> dict[str, Any]:
     """Many small questions, to processes that are there once."""
     all_rows()
-    return {"bits": same_batches(), "refused": refused()} | seen_and_interrupted(file)
+    found = {"bits": same_batches(), "refused": refused(), "searched": searched(f"{file}.search")}
+    return found | seen_and_interrupted(file)
 
 
 @pytest.mark.usefixtures("every_row")
@@ -225,12 +285,17 @@ def test_bits_callbacks_checkpoints_and_errors(tmp_path: Path):
         assert found["sizes"] == [N, N, N]
         assert found["differences"] == []
         assert found["strings"] == answers[0]["strings"]
+        assert {k: v for k, v in found["searched"].items() if v} == {}
+        assert {"other", "design"} < found["searched"].keys()
         few, other, failed, world, nosy = found["refused"]
         assert "2 processes, and 1 particles" in few
         assert "rank 1 of 2 is about to make another run than rank 0" in other
         assert "no oracle here" in failed
         assert "world='all'" in world
         assert "have its log_weight put what it needs into its memo" in nosy
+    whole = gk.search.evolution(PLANE, 3, reward, steps=4, rounds=4)
+    more = gk.search.evolution(PLANE, 3, reward, steps=4, rounds=4, folder=f"{file}.search")  # goes on alone
+    assert differences(whole, more) == []
     problem = PROBLEMS["masked"]
     steering = gk.FKSteering(problem.reward, 0.5)
     here = gk.sample(
@@ -264,6 +329,28 @@ def test_alone_every_world_is_this_process():
         gk.sample(model, 3, world=2)
 
 
+@pytest.mark.parametrize("name", ["world", "memory"])
+def test_the_tables_of_the_page_are_those_of_the_stored_runs(name: str):
+    module = runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
+    page, file = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"), module["RESULTS"]
+    lines = module["table"](json.loads(file.read_text(encoding="utf-8"))) if file.exists() else ""
+    between = page.split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0]
+    assert between.strip() == lines.strip()
+    assert module["filled"](page, "| new |").count("| new |") == 1
+
+
+def test_what_many_ranks_send_follows_from_the_lineage_and_the_formula():
+    """Of four particles on two ranks one comes from the other one; and the time of a step by hand."""
+    module = runpy.run_path(str(ROOT / "benchmarks" / "world.py"))
+    assert module["moved"](torch.tensor([[0, 1, 2, 1], [0, 1, 2, 3]]), 2) == 1 / 8
+    one = {"seconds": 40.0, "selection": 0.01, "each": 0.02, "heavy": 1e6}
+    two = {"gathered": 6000.0, "calls": 5.0, "latency": 0.001}
+    found = module["predicted"](4, 0.5, one, two, 100)
+    step = 0.02 * 100 / 4 + 0.01 + 5 * 0.001 * 2 + (6000 + 1e6 * 0.5 * 25) / 1.25e9
+    assert found["seconds"] == round(20 * step, 3) and found["speed-up"] == round(40 / (20 * step), 2)
+    assert found["kB states"] == 12500
+
+
 @pytest.mark.slow
 def test_torchrun_writes_the_folder_of_one_process(tmp_path: Path):
     args = [
@@ -290,3 +377,9 @@ def test_torchrun_writes_the_folder_of_one_process(tmp_path: Path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     one, two = (gk.load_result(tmp_path / folder / "best_of_n") for folder in ("one", "two"))
     assert one.samples == two.samples
+    search = ["-m", "guidekit", "search", "dna", "-r", "gc", "-n", "4", "--steps", "6", "--rounds", "2", "--no-report"]
+    subprocess.run([sys.executable, *search, "--out", "alone"], **run)
+    subprocess.run([*launch, *search, "--out", "ranks"], **run)
+    assert (tmp_path / "alone" / "samples.csv").read_bytes() == (tmp_path / "ranks" / "samples.csv").read_bytes()
+    alone, ranks = (gk.load_result(tmp_path / folder / "result").cost for folder in ("alone", "ranks"))
+    assert alone.reward_calls == ranks.reward_calls

@@ -1,5 +1,6 @@
 """Molecules as fragments in any order are read back, their prefixes are whole tokens, and the grammar is exact."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from rdkit import Chem, rdBase
 from guidekit.zoo import data, druglike, fragments, grammar, measure, nets, tokens, train
 from guidekit.zoo.fragments import FIRST, LABELS, split
 from guidekit.zoo.grammatical import likely
+from rewards.molecules import Part
 
 FILE = data.folder() / "zinc250k.smiles"
 SMILES = [
@@ -114,6 +116,36 @@ def test_a_part_with_dummies_is_the_beginning_of_every_molecule_that_has_it(part
     wanted = Chem.MolFromSmiles(re.sub(r"\[[^]]*\*[^]]*]|\*", "O", part))
     assert len(ends) == part.count("*")
     assert fragments.smiles(text + "".join(f".O{end}" for end in ends)) == Chem.MolToSmiles(wanted)
+
+
+def drugs() -> list[tuple[str, str, bool]]:
+    """Ten drugs and the parts of them that are kept in the benchmark of fragments, and whether they hold these: where
+    two pieces are bound to each other alone, nothing lies between them."""
+    with (Path(__file__).parent.parent / "benchmarks" / "data" / "fragments.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    kinds = ("linker_design", "motif_extension", "scaffold_decoration")
+    apart = {("CYCLOTHIAZIDE", "linker_design"), ("MARIBAVIR", "linker_design")}
+    return [(row["smiles"], row[kind], (row["name"], kind) not in apart) for row in rows for kind in kinds]
+
+
+def test_drugs_are_written_with_the_kept_part_first():
+    """The same molecule, stereo and all, in labels that are closed; its part is the text of the part alone."""
+    for smiles, part, held in drugs():
+        first = fragments.text(part)
+        text = fragments.begun(smiles, first)
+        assert bool(text) is held is bool(Part(part)([smiles])[0]), (smiles, part)
+        if held:
+            assert text.startswith(first) and fragments.smiles(text) == Chem.CanonSmiles(smiles)
+            assert not fragments.open_labels(text) and text[len(first)] == "."
+            whole = Chem.MolFromSmiles(text[1:], sanitize=False)
+            assert len(Chem.GetMolFrags(whole)) == 1
+
+
+def test_a_part_of_the_other_hand_or_with_a_further_neighbour_is_not_held():
+    first = fragments.text("[*:1][C@H](C)O")
+    assert fragments.begun("C[C@H](O)c1ccccc1", first) and not fragments.begun("C[C@@H](O)c1ccccc1", first)
+    assert not fragments.begun("CC(O)c1ccccc1", first) and not fragments.begun("CC(C)(O)c1ccccc1", ".CC%10O")
+    assert not fragments.begun("C1CC", first) and not fragments.begun("CC", ".C%10%11")
 
 
 @pytest.mark.parametrize("part", ["*=C", "CC.[*:1]C", "*.*"])

@@ -150,6 +150,63 @@ def test_a_part_that_cannot_be_kept_is_an_error_before_the_first_network_call(mo
     assert not called
 
 
+PART = "[*:1]N1CCCC1"
+LEADS = ["CCN(CC)C(=O)c1ccco1", "O=C(Nc1ccccc1)N1CCCC1", "CC(=O)N1CCCC1"]
+
+
+def test_samples_are_written_so_that_the_kept_part_comes_first(model, tokens):
+    """The same molecules; those that do not hold the part, or begin with it already, are left as they are."""
+    x, first = model.read(LEADS), torch.as_tensor(tokens.beginning(PART, LENGTH)).long()
+    keep = gk.Keep(template=PART).bind(model)
+    own, fine = keep.admits(model, x)
+    assert fine.tolist() == [False, True, True] and model.decode(own) == [Chem.CanonSmiles(s) for s in LEADS]
+    assert (own[1:, : len(first)] == first).all() and not (x[1:, : len(first)] == first).all(1).any()
+    again, fine = keep.admits(model, own[1:])
+    assert torch.equal(again, own[1:]) and fine.all()
+    ring = gk.Keep(template="[*:1]c1ccccc1[*:2]").bind(model)  # which one fragment would close twice
+    assert ring.admits(model, model.read(["C1CCc2ccccc2C1"]))[1].tolist() == [False]
+    each = gk.Keep(known=own[1:], where=torch.arange(LENGTH) < len(first)).bind(model)  # one for each condition
+    assert torch.equal(each.admits(model, x[1:])[0], own[1:])
+
+
+def test_a_run_from_leads_keeps_the_part_and_what_the_level_leaves(model, tokens):
+    guides = [gk.StartFrom(LEADS[1:], 0.3), gk.Keep(template=PART)]
+    found = gk.sample(model, 6, steps=LENGTH, guides=guides, seed=5)
+    own, _ = gk.Keep(template=PART).bind(model).admits(model, model.read(LEADS[1:]))
+    kept = ((own > 0).sum(1) * 0.7).floor().long()
+    for row, i in zip(found.x, found.memos[0].tolist(), strict=True):
+        most = max(int(kept[i]), len(tokens.beginning(PART, LENGTH)))
+        assert torch.equal(row[:most], own[i, :most])
+
+
+def test_regrown_parents_keep_the_part(model):
+    """Of a loop that begins with leads in another order of fragments, one of which does not hold the part."""
+    size = lambda smiles: [float(len(s)) for s in smiles]  # noqa: E731
+    options = {"guides": [gk.Keep(template=PART)], "proposals": [gk.search.Regrow()], "surrogate": False}
+    budget = gk.search.Budget(calls=20)
+    found = gk.evolve(model, LEADS, size, n=20, population=6, budget=budget, steps=LENGTH, **options)
+    about = found.config["design"]["proposals"]
+    held = [Chem.MolFromSmiles(s).HasSubstructMatch(Chem.MolFromSmarts("N1CCCC1")) for s in found.samples]
+    assert about.count("Regrow") == 14 and about.count("start") == 3
+    assert all(h or source == "start" for h, source in zip(held, about, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("[*:1][Si](C)(C)C", "CC(C)(C)[*:1], with C for Si"), ("[*:1]=CC", "CC[*:1], by single bonds to the open ends"),
+        ("[*:1][13c]1ccccc1", "c1ccc([*:1])cc1, without isotopes"),
+        ("[*:1]C([*:2])([*:3])C([*:4])([*:5])C([*:6])([*:7])C([*:8])([*:9])[*:10]", ", with 7 of its open bonds"),
+    ],
+)  # fmt: skip
+def test_the_nearest_part_that_can_be_kept_is_named(model, tokens, part: str, other: str):
+    with pytest.raises(ValueError) as found:
+        gk.Keep(template=part).bind(model)
+    assert other in str(found.value), found.value
+    near = str(found.value).split("can be written is ")[1].split(",")[0]
+    assert len(tokens.beginning(near, LENGTH)) and gk.Keep(template=near).bind(model)
+
+
 def test_conditions_are_texts_or_dicts(model):
     for condition, expected in (
         ("high QED, zinc", [2, 1]), ("MOSES", [3, 0]), ({"QED": "low"}, [0, 2]), (None, [3, 2]), ("middle qed", [1, 2]),
@@ -185,7 +242,7 @@ def test_fewer_steps_than_tokens_and_samples_without_the_kept_part_are_errors(mo
     with pytest.raises(ValueError, match=f"10 steps: this model draws one token at a time, and has {LENGTH}"):
         gk.sample(model, 2, steps=10)
     guides = [gk.StartFrom(model.read(["CCN(CC)C(=O)c1ccco1"])), gk.Keep(template="[*:1]c1ccccc1")]
-    with pytest.raises(ValueError, match="do not begin with the kept part"):
+    with pytest.raises(ValueError, match=r"sample 0 \(counted from 0\) does not hold what Keep keeps"):
         gk.sample(model, 2, steps=LENGTH, guides=guides)
     with pytest.raises(ValueError, match="alone=True is for models with ordered=True"):
         gk.MaskedModel(model.net, 4, 5, alone=True)

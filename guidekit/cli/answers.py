@@ -78,6 +78,8 @@ def show(outcome: Outcome, as_json: bool, told: Sequence[str] = ()) -> None:
     if as_json:
         return put(outcome.summary)
     typer.echo(outcome.table)
+    if found := outcome.summary.get("strength"):
+        _say(f"alpha {found['alpha']:.4g}, by a pilot run: KL {found['kl']:.3g} nats from the model")
     if outcome.folder is None:
         return _best(outcome)
     if not outcome.new:

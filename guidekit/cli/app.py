@@ -84,6 +84,9 @@ Keep = Annotated[
         "--start stays."
     ),
 ]
+Unique = Annotated[
+    bool, typer.Option("--unique", help="Samples that differ: copies are merged, and others drawn in their place.")
+]
 TimeLimit = Annotated[
     str | None,
     typer.Option(help="Stop after this time (90s, 30m, 11h30m) with exit code 75; the same command goes on."),
@@ -160,6 +163,7 @@ def sample(
     start: Start = None,
     level: Level = None,
     keep: Keep = None,
+    unique: Unique = False,
     report: Report = True,
     progress: Progress = None,
     overwrite: Overwrite = False,
@@ -176,7 +180,7 @@ def sample(
         config = Config(
             model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), solver, holdout,
             compare=compare, batch_size=batch_size, device=device, domain=domain, title=title,
-            start=start, level=level, keep=keep,
+            start=start, level=level, keep=keep, unique=unique,
         )  # fmt: skip
         _run(config, out, overwrite, report, progress, as_json)
 

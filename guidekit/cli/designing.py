@@ -9,7 +9,6 @@ OUT/summary.json    the table, and the warnings; OUT/report.html shows them
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards import Pooled, Reward
+from rewards import Reward
 
 from .. import __version__, search
 from ..engine.result import Result
@@ -28,6 +27,7 @@ from ..guides.shared.sites import IUPAC
 from ..jobs import execute, inputs, job, names
 from ..jobs.config import Config, is_picture
 from ..jobs.folder import owned, write_summary
+from ..jobs.ranks import check_alone
 from ..jobs.specs import ConfigError, displayed
 from ..models.base import Model
 from ..report import export, table
@@ -65,6 +65,9 @@ class Designing:
 
     def _prepared(self) -> Task:
         c = self.config
+        check_alone(
+            "a design", "start it without, one process for each --seed, and spread the reward with rewards.Pooled"
+        )
         if self.report and self.out is not None:
             from rewards.base import needs
 
@@ -193,7 +196,7 @@ class Task:
 
 # Where a part is kept, its presence is required, so that proposals that do not know of it may try too.
 _SOURCES: dict[str, list[Proposal]] = {
-    "molecules": [search.GraphOperators(), search.Fresh()],
+    "molecules": [search.GraphOperators(), search.Regrow(), search.Fresh()],
     "dna": [search.Crossover(), search.Regrow(), search.Fresh()],
 }
 _PLACES = {"designs": "result", "screening": "screening/result"}
@@ -219,7 +222,7 @@ def _holding(keep: str, domain: str) -> Predicate | None:
 
 
 def _docking(count: int, target: str | None, domain: str) -> Reward | None:
-    """The reward of --dock-top, spread over processes; what it needs must be there before anything is spent."""
+    """The reward of --dock-top; what it needs must be there before anything is spent."""
     if not count:
         if target is not None:
             raise ConfigError(f"--dock-target {target} says into what is docked: give --dock-top N as well")
@@ -237,10 +240,8 @@ def _docking(count: int, target: str | None, domain: str) -> Reward | None:
 
 def _docked(docking: Reward, samples: Sequence[str], count: int) -> list[float]:
     """Energies of the first molecules; the others are not docked."""
-    first = list(samples[:count])
-    workers = min(len(first), os.cpu_count() or 1)
-    with Pooled(docking, workers, chunk_size=1) as pooled:
-        return [*pooled(first).tolist(), *[float("nan")] * (len(samples) - len(first))]
+    found = docking(list(samples[:count])).tolist()
+    return [*found, *[float("nan")] * (len(samples) - len(found))]
 
 
 def _rows(result: Result, domain: str, scores: dict[str, list[float]], docked: str | None) -> list[dict[str, Any]]:

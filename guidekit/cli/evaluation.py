@@ -56,11 +56,14 @@ def _best(samples: list[str], total: Tensor, scores: dict[str, Tensor], top: int
     return [_known({"row": i, "sample": samples[i]} | {k: float(v[i]) for k, v in columns.items()}) for i in best]
 
 
+_FILTERS = ("PAINS", "MCF")
+
+
 def _molecules(samples: list[str], known: list[str] | None) -> dict[str, Any]:
     from rewards.molecules import metrics as of
 
     found = comparison.metrics(samples, "molecules") | {"scaffold diversity": of.scaffold_diversity(samples)}
-    found |= {"circles": of.circles(samples), "without PAINS": of.without_alerts(samples)}
+    found |= {"circles": of.circles(samples)} | {f"without {k}": of.without_alerts(samples, k) for k in _FILTERS}
     if known is None:
         return found
     return found | {"novelty": of.novelty(samples, known), "nearest similarity": of.snn(samples, known)}

@@ -42,6 +42,7 @@ _VALUES: dict[str, Any] = {
     "Sites.forbidden": "GAATTC", "Keep.known": None, "Keep.where": None,
     "Similarity.query": "CC(=O)Oc1ccccc1C(=O)O", "Scaffold.query": "c1ccccc1", "Substructure.smarts": "c1ccccc1",
     "Docking.target": "EGFR", "ADMET.endpoint": "hERG", "objective.name": "osimertinib", "Color.rgb": "(1, 0, 0)",
+    "Routes.config": "config.yml",
 }  # fmt: skip
 _MODELS = {"molecules": "molecules", "dna": "dna -c HepG2", "images": "fashion -c bag"}
 _REWARDS = {"molecules": "qed", "dna": "dna-oracle:HepG2", "images": "fashion-classifier:bag"}

@@ -8,7 +8,6 @@ never interrupted, because its noise is addressed and not consumed.
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -20,11 +19,12 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from . import tree
+from .cost import Cost
 from .describe import difference, weights
 from .population import Population
 from .run import Run
-from .scoring import Cost
 from .trace import Record
+from .whole import check_writable, whole
 
 _FORMAT = "guidekit-checkpoint-3"
 _SHARE = 0.05  # of the time at most goes into saving
@@ -37,7 +37,9 @@ class Checkpoint:
         self.path, self.run = Path(path), run
         self.config = json.loads(json.dumps(run.describe() | {"weights": weights(run.modules())}))
         self._saved_at, self._took, self._index = time.perf_counter(), 0.0, -1
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with run.world.together():
+            if run.world.rank == 0:
+                check_writable(self.path)
 
     def load(self) -> tuple[Population | None, int]:
         """The saved population and the number of moves it has behind it, or (None, 0) where there is no file."""
@@ -76,7 +78,9 @@ class Checkpoint:
         if index == self._index or world.told(due) == [False]:
             return
         self.run.settle()
-        self._write(world.whole(pop), index, world.cost(replace(self.run.cost, seconds=self.run.seconds)))
+        pop, cost = world.whole(pop), world.cost(replace(self.run.cost, seconds=self.run.seconds))
+        with world.together():
+            self._write(pop, index, cost)
         self._saved_at, self._index = time.perf_counter(), index
         self._took = self._saved_at - now
 
@@ -91,13 +95,9 @@ class Checkpoint:
         ]
         text = {"format": _FORMAT, "index": index, "run": self.config, "population": form, "records": records}
         text["cost"] = asdict(cost)
-        part = self.path.with_name(f"{self.path.name}.part")
-        save_file(
-            {k: v.cpu().contiguous().clone() for k, v in tensors.items()},
-            part,
-            {"guidekit": json.dumps(text)},
-        )
-        os.replace(part, self.path)
+        with whole(self.path) as part:
+            own = {k: v.cpu().contiguous().clone() for k, v in tensors.items()}
+            save_file(own, part, {"guidekit": json.dumps(text)})
 
     def _expect(self, text: dict[str, Any]) -> None:
         if text["format"] != _FORMAT:

@@ -19,6 +19,7 @@ from ..models.base import Condition, Model
 from ..models.evaluations import Cond
 from ..solvers import Move, Solver
 from .guide import Guide, Scale
+from .islands import Islands
 from .result import Result
 from .view import Step
 from .world import Alone
@@ -72,7 +73,8 @@ def bound(guides: Iterable[Any], model: Model) -> tuple[Guide, ...]:
         if not isinstance(guide, Guide):
             raise TypeError(f"guides holds {guide!r}, which is not a Guide; a list like [gk.CFG(3.)] is needed")
         guide.card.refuse(type(guide).__name__, model.process)
-    return tuple(guide.bind(model) for guide in listed)
+    found = tuple(guide.bind(model) for guide in listed)
+    return tuple(guide.beside(found, model) for guide in found)
 
 
 def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, steps: int) -> None:
@@ -126,6 +128,18 @@ def _check_reward(reward: Any, model: Model, gradient: bool) -> None:
         fits(model, gradient)
 
 
+def check_islands(islands: Any, steps: Sequence[Step]) -> None:
+    """The particles of every step can be divided among the islands."""
+    if not isinstance(islands, Islands):
+        raise TypeError(f"islands={islands!r}: gk.Islands(count, every) or None is needed")
+    odd = [step.n for step in steps if step.n % islands.count]
+    if odd:
+        raise ValueError(
+            f"{islands}: {odd[0]} particles of each condition live at some step, which {islands.count} islands cannot "
+            f"share evenly; give an n that {islands.count} divides"
+        )
+
+
 def check_world(world: Alone, groups: int, steps: Sequence[Step]) -> None:
     """Every process has particles at every step."""
     fewest = groups * min(step.n for step in steps)
@@ -161,10 +175,10 @@ def check_result(result: Result, n: int, judge: Any, branched: bool) -> None:
     if len(lost) + len(weightless) == result.groups:
         raise RewardError("; ".join(told))
     for text in told:
-        warnings.warn(f"{text}; other conditions are not affected", stacklevel=5)
+        warnings.warn(f"{text}; other conditions are not affected", stacklevel=6)
     single = 0 if result.rewards is None else int(result.rewards.isnan().sum()) - n * len(lost)
     if single:
-        warnings.warn(f"{single} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=5)
+        warnings.warn(f"{single} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=6)
     if n > 4:
         _warn_of_collapse(result, n, branched, [g for g in range(result.groups) if g not in (*lost, *weightless)])
 
@@ -196,7 +210,7 @@ def _warn_of_collapse(result: Result, n: int, branched: bool, groups: list[int])
             f"{int(step) + 1} of {len(result.trace)}, and the samples descend from {left} of the starting particles. "
             "Take more particles or a larger alpha, or weigh earlier and in more steps (tempering)",
             CollapseWarning,
-            stacklevel=6,
+            stacklevel=7,
         )
 
 

@@ -6,8 +6,8 @@ to remember about a particle it returns as a memo, and the memo follows that par
 The window is the engine's business. A guide is not asked outside `start <= step.fraction < stop`, or where its scale is
 neutral, with these exceptions:
 
-* `bind`, `check`, `clashes`, `moves`, `begin` and the number of particles in `plan` concern the run as a whole and are
-  always asked. The number of children in `plan` counts where the move leads into the window.
+* `bind`, `beside`, `admits`, `check`, `clashes`, `moves`, `begin` and the number of particles in `plan` concern the run
+  as a whole and are always asked. The number of children in `plan` counts where the move leads into the window.
 * At the last step, where the particles are samples, `log_weight`, `weigh` and `select` of every guide are called.
 * `traced` is called at every step, so that all rows of the trace have the same columns.
 
@@ -22,6 +22,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from rewards import ByGroup
@@ -93,6 +94,15 @@ class Guide:
         """The guide as it is in runs of this model, for what it can only know then, like the states of samples that it
         was given. Asked once when a run is made, before everything else; bound again it is the same."""
         return self
+
+    def beside(self, guides: Sequence[Guide], model: Model) -> Guide:
+        """The guide as it is in one list with these guides, itself among them. Asked once, when all are bound."""
+        return self
+
+    def admits(self, model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+        """States of the same samples from which a run with this guide can start, and which rows have such a state, bool
+        (rows,): where a model can write a sample in several ways, a constraint may want one of them."""
+        return x, torch.ones(len(x), dtype=torch.bool, device=x.device)
 
     def check(self, model: Model, steps: int) -> None:
         """Raise ValueError if the guide cannot work with this model. Called before the first network call."""

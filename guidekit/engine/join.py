@@ -12,7 +12,6 @@ log Z is sum_r (n_r Z_r / (N Z))^2 e_r^2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,10 @@ import torch
 from torch import Tensor
 
 from . import tree
+from .cost import Cost
 from .describe import difference
-from .population import effective_size, log_mean_exp
+from .population import effective_size
 from .result import Result, Trace, picked
-from .scoring import Cost
 
 
 def join(results: Sequence[Result]) -> Result:
@@ -56,7 +55,7 @@ def join(results: Sequence[Result]) -> Result:
         noise=noise,
         ancestors=_ancestors(results, starts),
         trace=Trace([_end(results, log_w)]),
-        cost=Cost(*(sum(getattr(r.cost, f.name) for r in results) for f in fields(Cost))),
+        cost=sum((r.cost for r in results), Cost()),
         memos=memos,
         config=results[0].config | {"n": log_w.shape[1], "seed": [result.config.get("seed") for result in results]},
     )
@@ -117,9 +116,6 @@ def _end(results: list[Result], log_w: Tensor) -> dict[str, Any]:
     """The row of the trace at the end."""
     last = [result.trace[-1] for result in results]
     n = torch.tensor([len(result) // result.groups for result in results], dtype=torch.float64)[:, None]
-    share = (torch.stack([result.log_z.cpu() for result in results]) + n.log() - n.sum().log()).exp()
-    share = share / log_mean_exp(log_w).cpu().exp()
-    error = torch.stack([result.log_z_error.cpu() for result in results])
     best = torch.tensor([row["max_reward"] for row in last], dtype=torch.float64).nan_to_num(-torch.inf).amax(0)
     mean = torch.tensor([row["mean_reward"] for row in last], dtype=torch.float64)
     return {
@@ -129,5 +125,13 @@ def _end(results: list[Result], log_w: Tensor) -> dict[str, Any]:
         "distinct": torch.tensor([row["distinct"] for row in last]).sum(0).tolist(),
         "mean_reward": ((n * mean).sum(0) / n.sum()).tolist(),
         "max_reward": torch.where(best.isinf(), torch.nan, best).tolist(),
-        "log_z_error": (share * error).square().sum(0).sqrt().tolist(),
+        "log_z_error": pooled_error(results).tolist(),
     }
+
+
+def pooled_error(results: Sequence[Result]) -> Tensor:
+    """The standard error of log Z of all runs together, (groups,)."""
+    size = torch.tensor([len(result) // result.groups for result in results], dtype=torch.float64)[:, None]
+    share = (torch.stack([result.log_z.cpu() for result in results]) + size.log()).softmax(0)
+    error = torch.stack([result.log_z_error.cpu() for result in results])
+    return (share * error).square().sum(0).sqrt()

@@ -17,6 +17,7 @@ from ..models.base import Model
 from .population import Population
 
 _BLOCK, _STEPS = 1 << 17, 8  # numbers of noise made at a time where that serves so many steps at least
+_ROWS = 1 << 12  # of the noise of the start made at a time, which takes several numbers for each of its own
 
 
 class Noise:
@@ -63,7 +64,8 @@ class Noise:
         """The noise from which the particles with these rows of the start began."""
         if self.given is not None:
             return self.given[0][root] if self.chain_given else self.given[root]
-        return random.drawn(self._ahead(0, root // self.alive[0] * self.rows + root % self.alive[0]))
+        rows = root // self.alive[0] * self.rows + root % self.alive[0]
+        return torch.cat([random.drawn(self._ahead(0, some)) for some in rows.split(_ROWS)])
 
     def chain(self, moves: int) -> Tensor:
         """The noise of the whole chain, (moves + 1, rows, ...), where no guide branches: as `noise=` takes it."""

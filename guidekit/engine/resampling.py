@@ -16,6 +16,7 @@ References: Douc, Cappe and Moulines (2005), https://arxiv.org/abs/cs/0507025; h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -128,8 +129,12 @@ def check_resampling(ess: float, resampler: str | Resampler) -> None:
     get(resampler)
 
 
-def resample(population: Population, step: Step, ess: float, resampler: str | Resampler) -> Population:
-    """Resample the groups that need it; all of them where they meet children that are to be thinned to step.n."""
+def resample(
+    population: Population, step: Step, ess: float, resampler: str | Resampler, masses: Tensor | None = None
+) -> Population:
+    """Resample the groups that need it; all of them where they meet children that are to be thinned to step.n.
+
+    By their weights; or by normalised log-masses m (groups, M), and then with the weights w/(M m)."""
     log_w = population.by_group(population.log_w)
     size = log_w.shape[1]
     if ess == 0 and size == step.n:
@@ -139,9 +144,11 @@ def resample(population: Population, step: Step, ess: float, resampler: str | Re
     )
     if needed.device.type == "cpu" and not needed.any():
         return population
-    drawn = get(resampler)(log_w.softmax(-1), step.n, step.key)
+    drawn = get(resampler)((log_w if masses is None else masses).softmax(-1), step.n, step.key)
+    mean = log_mean_exp(log_w)[:, None]
+    after = mean.expand_as(drawn) if masses is None else (log_w - masses - math.log(size)).gather(1, drawn)
     if size != step.n:
-        return population.select(drawn, log_mean_exp(log_w)[:, None].expand_as(drawn))
+        return population.select(drawn, after)
     needed = needed[:, None]
     index = torch.where(needed, drawn, torch.arange(size, device=drawn.device))
-    return population.select(index, torch.where(needed, log_mean_exp(log_w)[:, None], log_w))
+    return population.select(index, torch.where(needed, after, log_w))

@@ -18,8 +18,8 @@ from torch import Tensor
 from .. import random
 from ..errors import CheckpointError
 from . import resampling, tree
+from .cost import Cost
 from .population import effective_size, entropy, log_mean_exp
-from .scoring import Cost
 from .shown import rendered
 from .tree import Tree
 
@@ -80,7 +80,7 @@ class Result:
             return f"{type(self).__name__}(no samples)"
         count = f"{len(self)} sample{'' if len(self) == 1 else 's'}"
         count += f" in {self.groups} groups" if self.groups > 1 else ""
-        facts = [count, *_worth(self), _sizes(self.ess, len(self)), *_spent(self.cost)]
+        facts = [count, *_found(self), *_worth(self), _sizes(self.ess, len(self)), *_spent(self.cost)]
         return f"{type(self).__name__}({', '.join(facts)})"
 
     @property
@@ -96,6 +96,12 @@ class Result:
     def ess(self) -> Tensor:
         """Effective sample size of each group."""
         return effective_size(self._by_group(self.log_weights))
+
+    @property
+    def strength(self) -> dict[str, Any] | None:
+        """What `alpha="auto"` has found: alpha, kl, ess, reward and before as in `gk.search.strength`, why it stopped,
+        and the size n and the cost of its pilot runs (which `cost` contains). None where guides had numbers."""
+        return self.config.get("strength")
 
     @property
     def weights(self) -> Tensor:
@@ -173,13 +179,13 @@ class Result:
         if not 1 <= k <= size:
             raise ValueError(f"best({k}): every group has {size} samples")
         order = self._by_group(self.rewards).nan_to_num(-torch.inf).topk(k, -1).indices
-        return self._select(order)
+        return self.select(order)
 
     def resample(self, seed: int = 0) -> Result:
         """Equally weighted samples, drawn from the weighted ones group by group (systematic)."""
         log_w = self._by_group(self.log_weights)
         keys = random.fold(random.key([seed] * self.groups, log_w.device), "result")
-        chosen = self._select(resampling.systematic(log_w.softmax(-1), log_w.shape[1], keys))
+        chosen = self.select(resampling.systematic(log_w.softmax(-1), log_w.shape[1], keys))
         return replace(chosen, log_weights=self.log_z.repeat_interleave(log_w.shape[1]))
 
     def to_frame(self):
@@ -229,7 +235,7 @@ class Result:
     def _by_group(self, v: Tensor) -> Tensor:
         return v.view(self.groups, -1)
 
-    def _select(self, order: Tensor) -> Result:
+    def select(self, order: Tensor) -> Result:
         """Rows by their place within each group, order (groups, k)."""
         size = len(self) // self.groups
         rows = (order + torch.arange(self.groups, device=order.device)[:, None] * size).flatten()
@@ -278,6 +284,12 @@ def _worth(result: Result) -> list[str]:
             best = f" (best {float(v.nan_to_num(-torch.inf).max()):.4g})" if name == "reward" else ""
             found.append(f"mean {name} {_mean(v, result.weights):.4g}{weighted}{best}")
     return found
+
+
+def _found(result: Result) -> list[str]:
+    """The temperature that was found, in words."""
+    found = result.strength
+    return [] if found is None else [f"alpha {found['alpha']:.3g} (KL {found['kl']:.3g} nats from the model)"]
 
 
 def _sizes(ess: Tensor, count: int) -> str:

@@ -26,13 +26,16 @@ from ..models.evaluations import Cond, Memory, evaluate, rows_of
 from ..models.networks import lent, networks_in
 from ..solvers import Solver
 from . import checks, tree
+from .cost import Cost
 from .describe import describe, weights
 from .guide import Guide
+from .islands import Islands
 from .noise import Noise
 from .population import Population
 from .result import Result
-from .scoring import Cost, Scorer, same
+from .scoring import Scorer, same
 from .seats import Seat, acting, seated
+from .strength import check_auto, unset
 from .tilts import tilted
 from .trace import Fault, Record, ancestors, trace
 from .view import Step, View, grid
@@ -56,9 +59,11 @@ class Run:
         seed: int | Sequence[int] = 0,
         batch_size: int | None = None,
         holdout: Any = None,
+        islands: Islands | None = None,
         world: Any = None,
     ):
         checks.check_call(model, n, solver, batch_size, guides, reward, holdout)
+        self.islands = Islands(1) if islands is None else islands
         solver = model.solver if solver is None else solver
         self.model, self.n, self.guides, self.solver = model, n, checks.bound(guides, model), solver
         self.reward, self.seed, self.batch_size, self.holdout = reward, seed, batch_size, holdout
@@ -67,12 +72,14 @@ class Run:
         self.groups = len(self.conditions)
         self.keys = checks.keys(seed, self.groups, model.device)
         checks.check_guides(self.guides, model, solver, len(moves))
+        check_auto(self.guides, self.groups)
         self.moves = reduce(lambda moves, guide: guide.moves(model, moves), self.guides, moves)
         if not self.moves:
             raise ValueError(f"the guides leave none of the {len(moves)} steps")
         self.seats = seated(self.guides)
         self.steps = self._all_steps()
         checks.check_together(self.guides, self.steps)
+        checks.check_islands(self.islands, self.steps)
         self.acts = [acting(self.seats, s, self.steps[s.index - 1] if s.index else None) for s in self.steps]
         self.widths = [self._children(step) for step in self.steps[:-1]]
         self.rows = max(step.n for step in self.steps)  # of one group, at the widest
@@ -93,7 +100,7 @@ class Run:
         self._faults: list[Fault] = []
         self.world = world_of(world, model.device)
         checks.check_world(self.world, self.groups, self.steps)
-        if self.world.size > 1:
+        if self.world.size > 1 and self.world is not world:
             self.world.agree(self.describe() | {"weights": weights(self.modules())})
         self._clock = time.perf_counter()
 
@@ -226,7 +233,7 @@ class Run:
             pop = weighed if seat.counts else replace(weighed, log_w=pop.log_w)
         log_w = pop.log_w
         for seat in acts.select:
-            pop = seat.guide.select(pop, step.own(seat.name, seat.place))
+            pop = self.islands.select(seat.guide, pop, step.own(seat.name, seat.place))
         if len(pop) != self.groups * step.n:
             raise ValueError(
                 f"step {index}: {len(pop) // self.groups} of {size // self.groups} rows per group are left where "
@@ -250,8 +257,10 @@ class Run:
 
     def born(self, rows: slice | Tensor = slice(None)) -> Population:
         """The particles of these rows of the start, which have an address and no state yet."""
-        row, size = self._ids[rows], self.steps[0].n
-        row = row[row < self.groups * size]
+        for guide in unset(self.guides):
+            float(guide.alpha)  # type: ignore[attr-defined]  # which raises
+        size = self.steps[0].n
+        row = self._ids[: self.groups * size][rows]
         return Population(
             x=row,
             log_w=torch.zeros(len(row), dtype=torch.float64, device=row.device),
@@ -367,10 +376,6 @@ class Run:
     def _count(self, rows: int) -> None:
         self.cost.network(rows)
 
-    def charge(self, cost: Cost) -> None:
-        """Book on this cost from now on."""
-        self.cost = self.score.cost = cost
-
     def resume(self, records: Sequence[Record], cost: Cost) -> None:
         """Go on from where another sitting has been interrupted."""
         self.records[:] = records
@@ -405,7 +410,7 @@ class Run:
             holdout = None if self.holdout is None else apart(self.holdout, samples, pop.group)
             self.cost.seconds = self.seconds
         pop, samples = self.world.whole(pop), self.world.samples(samples)
-        rewards, holdout = self.world.scores(rewards), self.world.scores(holdout)
+        rewards, holdout = self.world.rows(rewards), self.world.rows(holdout)
         samples = self.decode(pop.x, pop.group) if samples is None else samples
         result = Result(
             x=pop.x,
@@ -446,7 +451,7 @@ class Run:
             "solver": describe(self.solver),
             "noise": describe(self.given),
             "seed": describe(self.seed),
-        }
+        } | ({} if self.islands.count == 1 else {"islands": describe(self.islands)})
 
 
 def _cut(v: Tensor) -> Tensor:

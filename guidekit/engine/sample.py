@@ -6,22 +6,29 @@ what happens in a step is in `guidekit.engine.run`, and what a method does in it
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import random
+from ..errors import CollapseWarning
 from ..models.base import Model
 from ..solvers import Solver
 from .checkpoint import Checkpoint
 from .elsewhere import translated
 from .guide import Guide
+from .islands import Islands
 from .population import Population
 from .progress import Bar
 from .result import Result
 from .run import Run
+from .strength import Auto, settled, unset
+from .unique import distinct
 from .view import Step
 
 Callback = Callable[[Population, Step], Any]
@@ -44,7 +51,9 @@ def sample(
     callbacks: Sequence[Callback] = (),
     checkpoint: str | Path | None = None,
     holdout: Any = None,
+    islands: Islands | None = None,
     world: Any = None,
+    unique: bool = False,
 ) -> Result:
     """Draw n samples from a base model for every condition, steered by the guides.
 
@@ -65,9 +74,15 @@ def sample(
     checkpoint   a file: written as the run goes on; the same call then continues it, to the same bytes
     holdout      a second reward that takes no part and scores the final samples, to see whether the first was gamed;
                  see `Result.holdout` and `Result.summary`
+    islands      gk.Islands(count, every): selections within each of so many parts of a population, and over all of it
+                 every few steps only; log Z is unbiased as before
     world        one population over several processes: "auto" for all ranks of an initialised torch.distributed, or a
                  process group. Every rank makes this call with the same arguments and gets the whole result; None is
                  this process
+    unique       samples that differ: copies are merged with their weights, and the run is made again with other noise
+                 until there are n of them; see `guidekit.engine.unique`
+
+    Where a guide has `alpha="auto"`, or a budget, pilot runs find it first; `Result.strength` says it.
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
@@ -78,20 +93,40 @@ def sample(
     """
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise TypeError(f"callbacks={callbacks!r}: a list of functions (population, step) is needed")
-    run = Run(
-        model,
-        n,
-        steps=steps,
-        guides=guides,
-        cond=cond,
-        reward=reward,
-        solver=solver,
-        noise=noise,
-        seed=seed,
-        batch_size=batch_size,
-        holdout=holdout,
-        world=world,
-    )
+    whole: dict[str, Any] = {
+        "steps": steps, "cond": cond, "reward": reward, "solver": solver, "noise": noise, "seed": seed,
+        "batch_size": batch_size, "holdout": holdout, "islands": islands, "world": world,
+    }  # fmt: skip
+    run = Run(model, n, guides=guides, **whole)
+    if unique and noise is not None:
+        raise ValueError("unique=True makes further runs from other noise, and noise= is given: leave one of them out")
+
+    def again(what: str, number: int, n: int, **changed: Any) -> Result:
+        seeds = [int(key) for key in random.fold(random.fold(run.keys, what), number)]
+        other = Run(model, n, **whole | {"noise": None, "seed": seeds} | changed)
+        return _result(other, progress, (), f"{checkpoint}.{what}{number}" if checkpoint else None)
+
+    def pilot(guides: Sequence[Guide], reward: Any, auto: Auto, stage: int) -> Result:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CollapseWarning)
+            return again("pilot", stage, auto.n, guides=guides, reward=reward, holdout=auto.until, islands=None)
+
+    found, strength = run.guides, None
+    if unset(found):
+        found, strength = settled(found, pilot)
+        run = Run(model, n, guides=found, **whole)
+    result = _result(run, progress, callbacks, checkpoint)
+    if unique:
+        result = distinct(result, lambda number: again("unique", number, n, guides=found), run.keys)
+    if strength is None:
+        return result
+    return replace(result, cost=result.cost + strength.cost, config=result.config | {"strength": strength.described()})
+
+
+def _result(
+    run: Run, progress: bool, callbacks: Sequence[Callback] = (), checkpoint: str | Path | None = None
+) -> Result:
+    """The result of one run."""
     with torch.inference_mode(False), torch.no_grad(), run.borrowed(), Bar(run, progress) as bar:
         return run.result(_loop(run, bar, callbacks, Checkpoint(checkpoint, run) if checkpoint else None))
 

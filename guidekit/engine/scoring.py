@@ -15,26 +15,10 @@ from rewards.base import Listener, listening
 from rewards.cached import caches
 
 from ..errors import RewardError
+from .cost import Cost
+from .world import Alone
 
 _MOST = 1 << 18  # scores that are remembered between steps, of each reward
-
-
-@dataclass
-class Cost:
-    """What a run has spent. `reward_calls` counts samples that a reward was sent and had to compute: equal strings and
-    rows of tokens once, and none that a `rewards.Cached` knew. `unscored` counts scores that came back as NaN or
-    infinite."""
-
-    network_rows: int = 0
-    network_calls: int = 0
-    reward_calls: int = 0
-    unscored: int = 0
-    seconds: float = 0.0
-
-    def network(self, rows: int) -> None:
-        """One forward of so many rows."""
-        self.network_rows += rows
-        self.network_calls += 1
 
 
 class Scorer:
@@ -43,10 +27,20 @@ class Scorer:
     waits      for a device whose rows of whole numbers are to be told apart; otherwise those on the host alone are
     stepwise   rewards are asked several times before `forget` ends a step: a plain function that raises on every sample
                of a call is an error only if by then it has answered nothing at all. Otherwise it is one at once
+    world      the processes that share the samples of a call, which all make it with all of them
     """
 
-    def __init__(self, cost: Cost, device: torch.device, *, waits: bool = False, stepwise: bool = False):
+    def __init__(
+        self,
+        cost: Cost,
+        device: torch.device,
+        *,
+        waits: bool = False,
+        stepwise: bool = False,
+        world: Alone | None = None,
+    ):
         self.cost, self.device, self.waits, self.stepwise = cost, device, waits, stepwise
+        self.world = world or Alone()
         self._unscored: list[Tensor] = []
         self._rewards: dict[Hashable, Reward] = {}  # by what the user gave: wrapped once
         self._known: dict[Hashable, dict[Hashable, float]] = {}
@@ -61,7 +55,7 @@ class Scorer:
         if listener.error is not None and bool(scores.isfinite().any()):
             listener.answered = True
         if not self.stepwise:
-            listener.settle()
+            self._listen()
         unknown = ~scores.detach().isfinite()
         self._unscored.append(unknown.sum())
         return torch.where(unknown, torch.nan, scores)
@@ -100,8 +94,9 @@ class Scorer:
 
     def _listen(self) -> None:
         """Raise or warn of what plain functions have raised on all samples of a call."""
-        for listener in self._heard.values():
-            listener.settle()
+        with self.world.together():
+            for listener in self._heard.values():
+                listener.settle()
 
     def _scored(self, reward: Any, samples: Any, group: Tensor | None) -> Tensor:
         if isinstance(reward, ByGroup) and group is not None:
@@ -126,15 +121,20 @@ class Scorer:
 
     def _asked(self, reward: Any, samples: Any) -> Tensor:
         """The reward's scores of all of these; those that it found in its caches are not counted."""
-        own = self._reward(reward)
-        kept = caches(own)
+        world = self.world.over(len(samples))
+        with world.together():
+            scores, count = self._called(self._reward(reward), samples[world.share(len(samples))])
+        self.cost.reward_calls += world.cost(Cost(reward_calls=count)).reward_calls
+        return world.rows(scores)
+
+    def _called(self, reward: Reward, samples: Any) -> tuple[Tensor, int]:
+        """The reward's scores of these, and how many were not in its caches."""
+        kept = caches(reward)
         before = [cache.calls for cache in kept or ()]
-        scores = own(samples).to(self.device, torch.float64)
-        count = len(scores)
-        if kept is not None:
-            count = min(count, max(cache.calls - calls for cache, calls in zip(kept, before, strict=True)))
-        self.cost.reward_calls += count
-        return scores
+        scores = reward(samples).to(self.device, torch.float64)
+        if kept is None:
+            return scores, len(scores)
+        return scores, min(len(scores), max(c.calls - calls for c, calls in zip(kept, before, strict=True)))
 
     def _reward(self, reward: Any) -> Reward:
         """The reward, of a plain function made once."""

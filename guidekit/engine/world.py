@@ -16,22 +16,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import RewardError
 from . import tree
+from .cost import Cost
 from .population import Population
-from .scoring import Cost
 from .tree import Tree
 
 _LIGHT = ("log_w", "group", "slot", "parent", "root", "rewards")  # what every rank knows of all particles
 _HEAVY = ("x", "predictions", "proposals", "shown")
 
 Selection = Callable[[Population], Population]
+Made = TypeVar("Made")
+Rows = TypeVar("Rows", Tensor, Tensor | None)
 
 
 class Alone:
@@ -42,6 +45,10 @@ class Alone:
     def share(self, rows: int) -> slice:
         """The particles that are here, of so many."""
         return slice(0, rows)
+
+    def over(self, rows: int) -> Alone:
+        """The world of so many rows: this one, or every process for itself where there is not one row for each."""
+        return self
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -55,6 +62,10 @@ class Alone:
         """What rank 0 says."""
         return list(values)
 
+    def first(self, make: Callable[[], Made]) -> Made:
+        """What this makes on every rank, on rank 0 before the others."""
+        return make()
+
     def selected(self, selection: Selection, pop: Population, read: frozenset[int]) -> Population:
         """The particles that are here after a selection of the whole population, which reads the memos of the guides in
         the places `read`."""
@@ -64,9 +75,9 @@ class Alone:
         """The population with all its particles, on every rank."""
         return pop
 
-    def scores(self, scores: Tensor | None) -> Tensor | None:
-        """The scores of all samples, given those of the samples here."""
-        return scores
+    def rows(self, v: Rows) -> Rows:
+        """A tensor of all rows, or none, given that of the rows here."""
+        return v
 
     def samples(self, samples: Any) -> Any:
         """All samples, given those here; None where they cannot be sent."""
@@ -88,6 +99,9 @@ class Shared(Alone):
     def share(self, rows: int) -> slice:
         return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
+    def over(self, rows: int) -> Alone:
+        return self if rows >= self.size else Alone()
+
     @contextmanager
     def together(self) -> Iterator[None]:
         error = None
@@ -103,7 +117,8 @@ class Shared(Alone):
         texts = self._texts([text])
         if error is not None:
             raise error
-        raise RuntimeError(f"rank {first} of {self.size} failed: {texts[first]}")
+        kind = RewardError if texts[first].startswith(RewardError.__name__) else RuntimeError
+        raise kind(f"rank {first} of {self.size} failed: {texts[first]}")
 
     def agree(self, about: Any) -> None:
         text = json.dumps(about, sort_keys=True, default=str)
@@ -116,6 +131,13 @@ class Shared(Alone):
                 "population over several processes, the model and its weights, n, steps, guides, conditions, rewards, "
                 "solver, noise, seed and checkpoint must be the same on all ranks"
             )
+
+    def first(self, make: Callable[[], Made]) -> Made:
+        made = None
+        for turn in (self.rank == 0, self.rank != 0):
+            with self.together():
+                made = make() if turn else made
+        return made  # type: ignore[return-value]
 
     def told(self, *values: int) -> list[int]:
         return self._gathered(torch.tensor([values]), [1] * self.size)[0].tolist()
@@ -137,22 +159,20 @@ class Shared(Alone):
         of = tuple(getattr(pop, k) for k in names)
         return replace(pop, **dict(zip(names, self._all(of, self._counts(len(pop))), strict=True)))
 
-    def scores(self, scores: Tensor | None) -> Tensor | None:
-        return None if scores is None else self._all(scores, self._counts(len(scores)))
+    def rows(self, v: Rows) -> Rows:
+        return v if v is None else self._all(v, self._counts(len(v)))
 
     def samples(self, samples: Any) -> Any:
         if isinstance(samples, Tensor):
-            return self.scores(samples)
+            return self.rows(samples)
         if isinstance(samples, np.ndarray):
-            found = self.scores(torch.from_numpy(samples))
-            return None if found is None else found.numpy()
+            return self.rows(torch.from_numpy(samples)).numpy()
         return self._texts(samples) if all(isinstance(s, str) for s in samples) else None
 
     def cost(self, cost: Cost) -> Cost:
         spent = torch.tensor([astuple(cost)], dtype=torch.float64)
         found = self._gathered(spent, [1] * self.size)
-        *counts, seconds = found.sum(0).long().tolist()[:-1], found[:, -1].max().item()
-        return Cost(*counts[0], seconds=float(seconds))
+        return Cost(*found[:, :-1].sum(0).long().tolist(), seconds=float(found[:, -1].max()))
 
     # what is sent ------------------------------------------------------------------------------------------------
 
@@ -175,6 +195,8 @@ class Shared(Alone):
         shares = [source[share] for share in self._shares(len(source))]
         mine = self.share(len(source))
         asked = [share[(share >= first) & (share < first + counts[self.rank])] - first for share in shares]
+        if all(bool((owner[share] == r).all()) for r, share in enumerate(self._shares(len(source)))):
+            return tree.take(of, (source[mine] - first).to(self.device))  # nobody leaves
         from_ = owner[mine]
         got = torch.bincount(from_, minlength=self.size).tolist()
         tensors: dict[str, Tensor] = {}
@@ -227,8 +249,8 @@ class Shared(Alone):
 
 def world_of(given: Any, device: torch.device) -> Alone:
     """The processes of a run: this one for None; for "auto" all of torch.distributed's, where it is initialised."""
-    if given is None:
-        return Alone()
+    if given is None or isinstance(given, Alone):
+        return given or Alone()
     if isinstance(given, str) and given == "auto":
         ready = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         return Shared(dist.group.WORLD, device) if ready else Alone()

@@ -7,8 +7,10 @@ on the command line.
 from ..engine.card import Card as Card, Paper as Paper
 from ..engine.guide import Guide as Guide
 from ..models.evaluations import At as At
+from .adaptive_guidance import AdaptiveGuidance as AdaptiveGuidance
 from .advdiff import AdvDiff as AdvDiff
 from .apg import APG as APG
+from .apg_mix import APGMix as APGMix
 from .autoguidance import AutoGuidance as AutoGuidance
 from .beam_search import BeamSearch as BeamSearch
 from .best_of_n import BestOfN as BestOfN
@@ -18,7 +20,9 @@ from .cfg import CFG as CFG
 from .cfg_zero import CFGZero as CFGZero
 from .cfgpp import CFGpp as CFGpp
 from .classifier_guidance import ClassifierGuidance as ClassifierGuidance
+from .code import CoDe as CoDe
 from .compose import Compose as Compose
+from .contrastive_cfg import ContrastiveCFG as ContrastiveCFG
 from .daps import DAPS as DAPS
 from .das import DAS as DAS
 from .dcbg import DCBG as DCBG
@@ -31,24 +35,36 @@ from .diffpir import DiffPIR as DiffPIR
 from .distillation import Distillation as Distillation
 from .dsearch import DSearch as DSearch
 from .edlm import EDLM as EDLM
+from .entropic_annealing import EntropicAnnealing as EntropicAnnealing
 from .epsilon_scaling import EpsilonScaling as EpsilonScaling
+from .erg import ERG as ERG
+from .feedback_guidance import FeedbackGuidance as FeedbackGuidance
 from .fk_steering import FKSteering as FKSteering
 from .fkc import FKC as FKC
+from .frequency_decoupled import FrequencyDecoupled as FrequencyDecoupled
+from .fresca import FreSca as FreSca
+from .funnel import Funnel as Funnel
 from .gfcg import GFCG as GFCG
 from .hallucination import Hallucination as Hallucination
 from .higs import HiGS as HiGS
+from .icg import ICG as ICG
+from .intersection import Intersection as Intersection
 from .keep import Keep as Keep
 from .magicmix import MagicMix as MagicMix
 from .magnitude_aware import MagnitudeAware as MagnitudeAware
 from .max_edits import MaxEdits as MaxEdits
 from .minority_guidance import MinorityGuidance as MinorityGuidance
 from .mixture import Mixture as Mixture
+from .nag import NAG as NAG
 from .pag import PAG as PAG
+from .perp_neg import PerpNeg as PerpNeg
 from .pigdm import PiGDM as PiGDM
 from .predictor_guidance import PredictorGuidance as PredictorGuidance
 from .regions import Regions as Regions
 from .repaint import RePaint as RePaint
 from .resample import Resample as Resample
+from .s2_guidance import S2Guidance as S2Guidance
+from .sag import SAG as SAG
 from .seg import SEG as SEG
 from .self_guided_minority import SelfGuidedMinority as SelfGuidedMinority
 from .sites import Sites as Sites
@@ -64,5 +80,7 @@ from .temperature import Temperature as Temperature
 from .tfg import DPS as DPS, LGD as LGD, MPGD as MPGD, TFG as TFG, UGD as UGD, FreeDoM as FreeDoM
 from .tmpd import TMPD as TMPD
 from .top_p import TopP as TopP
+from .tpg import TPG as TPG
+from .tsg import TSG as TSG
 from .typical import Typical as Typical
 from .views import Views as Views

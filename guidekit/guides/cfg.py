@@ -17,6 +17,7 @@ applied to the clean mean, so that it does not depend on what the network predic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +25,9 @@ from torch import Tensor
 
 from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale, at
-from ..engine.view import View
+from ..engine.view import Step, View
 from ..models.base import Model
-from ..models.evaluations import Cond, Null
+from ..models.evaluations import Cond, Null, listed
 from ..process import Gaussian
 
 
@@ -34,7 +35,7 @@ from ..process import Gaussian
 class CFG(Guide):
     """Classifier-free guidance. One extra NFE per particle and step, in the same forward pass.
 
-    scale     w, a number or a function of t; 1 does nothing
+    scale     w, a number or a function of t, or a list with one for each condition of the run; 1 does nothing
     rescale   phi in [0, 1]; 0 does nothing
 
     >>> import guidekit as gk
@@ -42,7 +43,7 @@ class CFG(Guide):
     (Null(),)
     """
 
-    scale: Scale
+    scale: Scale | Sequence[Scale]
     rescale: float = 0.0
 
     neutral = 1.0
@@ -58,9 +59,29 @@ class CFG(Guide):
         example="gk.CFG(2.5)",
     )
 
+    def __post_init__(self) -> None:
+        if isinstance(self.scale, Sequence):
+            object.__setattr__(self, "scale", tuple(self.scale))
+
     @property
     def needs(self) -> tuple[Cond, ...]:
-        return () if self.scale == 1 else (Null(),)
+        return () if all(w == 1 for w in listed(self.scale)) else (Null(),)
+
+    def regrouped(self, model: Model, groups: Sequence[int], of: int) -> Guide:
+        if isinstance(self.scale, tuple) and len(self.scale) == of:
+            return self.having(scale=tuple(self.scale[g] for g in groups))
+        return self
+
+    def active(self, step: Step) -> bool:
+        if isinstance(self.scale, tuple) and len(self.scale) != len(step.keys):
+            raise ValueError(
+                f"CFG(scale={self.scale}): {len(self.scale)} scales for {len(step.keys)} conditions; one for each is "
+                "needed, or one for all"
+            )
+        return super().active(step)
+
+    def _idle(self, t: float) -> bool:
+        return all(at(w, t) == 1 for w in listed(self.scale))
 
     def check(self, model: Model, steps: int) -> None:
         if not 0 <= self.rescale <= 1:
@@ -69,7 +90,9 @@ class CFG(Guide):
             raise ValueError("CFG(rescale=...) is for Gaussian processes; log-probabilities of tokens are normalised")
 
     def tilt(self, view: View) -> Tensor | float:
-        scale = at(self.scale, view.t)
+        every = [at(w, view.t) for w in listed(self.scale)]
+        own = torch.tensor(every, dtype=torch.float64, device=view.x.device)
+        scale = every[0] if len(every) == 1 else view.rows(own[view.group])
         return view.model.guided(view.x, view.t, view.evals[Cond()], view.evals[Null()], scale)
 
     def finish(self, view: View, prediction: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from ..engine.card import Paper
 from ..engine.guide import Scale, at
 from ..engine.population import Population, effective_size
 from ..engine.resampling import resample
+from ..engine.strength import Auto
 from ..engine.tree import Tree
 from ..engine.view import Step, View
 from ..values import Value
@@ -49,7 +50,7 @@ class DAS(Twisted):
     """
 
     reward: Any
-    alpha: float
+    alpha: float | str | Auto
     tempering: str | Callable[[float], float] = "adaptive"
     scale: Scale = 1.0
     ess: float = 0.5
@@ -98,7 +99,7 @@ class DAS(Twisted):
             return 0.0
         else:
             level = view.memo[2]
-        return at(self.scale, view.t) / self.alpha * view.rows(level) * ascent(view, value_of(self, view))
+        return at(self.scale, view.t) / float(self.alpha) * view.rows(level) * ascent(view, value_of(self, view))
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
         now, counted, level = (view.zeros(),) * 3 if memo is None else memo

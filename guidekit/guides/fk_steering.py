@@ -38,6 +38,7 @@ from ..engine.guide import Guide, Scale, at
 from ..engine.population import Population
 from ..engine.resampling import check_resampling, resample
 from ..engine.scoring import same
+from ..engine.strength import Auto
 from ..engine.tree import Tree
 from ..engine.view import Step, View
 from ..errors import is_count
@@ -58,7 +59,8 @@ class FKSteering(Guide):
     """Feynman-Kac steering towards p exp(reward/alpha). No extra NFE; one reward call per particle and scored step.
 
     reward      a Reward, or a function of decoded samples
-    alpha       the temperature: the smaller, the stronger the steering
+    alpha       the temperature: the smaller, the stronger the steering; or "auto", "kl=2", "ess=0.3", a budget that
+                decides it (`gk.Auto`)
     potential   "difference" | "max" | "sum" | "final" (importance sampling: only final samples are scored)
     every       score and resample at every so many steps, or at the steps in this list, and at the last
     ess         resample a group when its effective sample size falls below this fraction of its particles: 0 never,
@@ -69,7 +71,7 @@ class FKSteering(Guide):
     """
 
     reward: Any
-    alpha: float
+    alpha: float | str | Auto
     potential: str = "difference"
     every: int | Sequence[int] = 1
     ess: float = 0.5
@@ -102,7 +104,7 @@ class FKSteering(Guide):
         check_resampling(self.ess, self.resampler)
 
     @property
-    def twist(self) -> tuple[Hashable, float]:
+    def twist(self) -> Hashable:
         return same(self.reward), self.alpha
 
     def due(self, step: Step) -> bool:
@@ -116,7 +118,7 @@ class FKSteering(Guide):
         if view.step.last:
             now = twist(self, view, total)
             return now - total, (now, running)
-        v = at(self.tempering, view.t) * value_of(self, view) / self.alpha
+        v = at(self.tempering, view.t) * value_of(self, view) / float(self.alpha)
         level, best = POTENTIALS[self.potential](total, running, v)
         level, best = (torch.where(v.isfinite(), new, old) for new, old in ((level, total), (best, running)))
         return level - total, (level, best)

@@ -44,6 +44,7 @@ from ..engine.guide import Guide
 from ..engine.population import Population
 from ..engine.resampling import check_resampling, resample
 from ..engine.scoring import same
+from ..engine.strength import Auto
 from ..engine.tree import Tree
 from ..engine.view import Step, View
 from ..models.base import Model
@@ -101,7 +102,9 @@ class FKC:
         return Corrector(((Cond(), 1.0), (Other(other), float(power))), **options)
 
     @staticmethod
-    def tilt(reward: Any, alpha: float, schedule: Callable[[float], float] | None = None, **options: Any) -> Corrector:
+    def tilt(
+        reward: Any, alpha: float | str | Auto, schedule: Callable[[float], float] | None = None, **options: Any
+    ) -> Corrector:
         """q exp(reward/alpha), with the reward of x_t itself; `schedule` maps t to alpha beta_t, 1 at t = 0 and 0 in
         pure noise."""
         return Corrector(((Cond(), 1.0),), reward, alpha, schedule, **options)
@@ -117,7 +120,7 @@ class Corrector(Guide):
 
     powers: tuple[tuple[Cond, float], ...]
     reward: Any = None
-    alpha: float = math.inf
+    alpha: float | str | Auto = math.inf
     schedule: Callable[[float], float] | None = None
     ess: float = 0.5
     resampler: str | resampling.Resampler = "systematic"
@@ -263,7 +266,7 @@ class Corrector(Guide):
     def _beta(self, t: float, view: View) -> float:
         alpha, sigma = view.model.process.scales(t)
         share = (alpha**2 / (alpha**2 + sigma**2)) ** 2 if self.schedule is None or t == 0 else self.schedule(t)
-        return share / self.alpha
+        return share / float(self.alpha)
 
     def _slope(self, view: View) -> tuple[Tensor, Tensor]:
         """r(x_t), 0 where it is unknown, and its gradient."""

@@ -30,27 +30,8 @@ from ..engine.guide import Scale, at
 from ..engine.view import Step, View
 from ..errors import is_count
 from ..models.base import Condition, Encoded, Model, stack
-from ..models.evaluations import Cond, rows_of
+from ..models.evaluations import Cond, Given, rows_of
 from .shared.labelled import Classifier, Label, Labelled
-
-
-@dataclass(frozen=True, eq=False)
-class _Given(Cond):
-    """The model at a separate encoded condition for each row; no two such evaluations are equal."""
-
-    encoded: Encoded
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def cond(self, model: Model, cond: Encoded) -> Encoded:
-        return self.encoded
-
-    def among(self, rows: Tensor) -> Cond:
-        return _Given(rows_of(self.encoded, rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +95,7 @@ class GFCG(Labelled):
         doubt = -torch.expm1(log_p.gather(1, own).clamp(max=0.0))  # 1 - p(c | x_t)
         weights = scale * doubt * best.values.softmax(1)
         encoded = self._encoded(view.model, classes)
-        needs = tuple(_Given(rows_of(encoded, best.indices[:, j])) for j in range(self.references))
+        needs = tuple(Given(rows_of(encoded, best.indices[:, j])) for j in range(self.references))
         others = view.evaluate(view.x, view.t, needs)
         return sum(view.rows(weights[:, j]) * (view.evals[Cond()] - others[need]) for j, need in enumerate(needs))
 

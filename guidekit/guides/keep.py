@@ -147,6 +147,23 @@ class Keep(Within):
             raise ValueError(f"Keep(known): the kept tokens are numbers from 0 to {V - 1}")
         return torch.nn.functional.one_hot(known.clamp(0, V - 1), V).bool() | ~where[:, None]
 
+    def admits(self, model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not getattr(model.process, "alone", False) or len(x) % len(self._held(model)):
+            return super().admits(model, x)
+        parts = [self._begun(model, own, g) for g, own in enumerate(x.chunk(len(self._held(model))))]
+        x, fine = (torch.cat(v) for v in zip(*parts, strict=True))
+        return x, fine
+
+    def _begun(self, model: Model, x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+        """States of the same samples that begin with what is kept."""
+        held = self._held(model)[group]
+        first = self._known(torch.tensor([group], device=held.device))[0, held].to(x)
+        other = (x[:, held.to(x.device)] != first).any(1)
+        if not bool(other.any()):
+            return x, ~other
+        found, fine = model.begun(x[other], first)
+        return x.index_put((other,), found.to(x)), (~other).index_put((other,), fine.to(x.device))
+
     def check(self, model: Model, steps: int) -> None:
         if not isinstance(model.process, Gaussian):
             super().check(model, steps)

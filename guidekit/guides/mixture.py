@@ -94,8 +94,8 @@ class Mixture(Guide):
         return moves
 
     def tilt(self, view: View) -> Tensor:
-        every, own = self._every(view), view.evals[Cond()]
-        log_rho = self._log_rho(view, view.memo)
+        every, own = self.every(view), view.evals[Cond()]
+        log_rho = self.log_rho(view, view.memo)
         if isinstance(view.model.process, Gaussian):
             return sum(view.rows(log_rho[:, i].exp()) * (d - own) for i, d in enumerate(every) if i)  # type: ignore
         shares = [view.rows(log_rho[:, i]) for i in range(len(every))]
@@ -108,13 +108,14 @@ class Mixture(Guide):
             return 0.0, memo
         assert view.step.move is not None
         before = () if memo is None else memo[2]
-        history = (torch.stack(self._every(view), 1), *before)[: max(1, len(view.step.move.b))]
-        return 0.0, (view.x, self._log_rho(view, memo), history)
+        history = (torch.stack(self.every(view), 1), *before)[: max(1, len(view.step.move.b))]
+        return 0.0, (view.x, self.log_rho(view, memo), history)
 
-    def _every(self, view: View) -> list[Tensor]:
+    def every(self, view: View) -> list[Tensor]:
+        """The predictions of all experts, of the run's own condition first."""
         return [view.evals[need] for need in (Cond(), *self.needs)]
 
-    def _log_rho(self, view: View, memo: Tree) -> Tensor:
+    def log_rho(self, view: View, memo: Tree) -> Tensor:
         """log rho, float64 (rows, 1 + experts)."""
         if memo is None:
             weights = [1.0] * (len(self.needs) + 1) if self.weights is None else self.weights

@@ -19,18 +19,14 @@ SD3 pipeline of diffusers.
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..engine.card import Card, Paper
-from ..engine.guide import Guide, Scale
-from ..engine.view import View
-from ..models.attention import Attention, Heads, Layers, Perturbation, Perturbed, Span
-from ..models.base import Model
-from ..models.evaluations import Cond
-from .shared.contrast import away
+from ..engine.card import Paper
+from ..models.attention import Attention, Heads, Perturbation, Perturbed, Span
+from .shared.perturbing import Away
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def _repeated(value: Tensor, out: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PAG(Guide):
+class PAG(Away):
     """Perturbed-attention guidance. One extra NFE per particle and step, in the same forward pass.
 
     scale      s, a number or a function of t; 0 does nothing
@@ -76,23 +72,17 @@ class PAG(Guide):
 
     >>> import guidekit as gk
     >>> gk.PAG(3.0, layers="blocks.6", stop=0.8).needs
-    (Perturbed(by=Identity(strength=1.0, tokens=None), layers=('blocks.6',), heads=None),)
+    (Perturbed(by=Identity(strength=1.0, tokens=None), layers=('blocks.6',), heads=None, branch=Cond()),)
     """
 
-    scale: Scale
-    layers: Layers = None
     heads: Heads = None
     strength: float = 1.0
     _: KW_ONLY
     tokens: Span | None = None
 
-    neutral = 0.0
-
-    card = Card(
-        "extrapolates away from the network with identity attention",
-        section="Perturbed networks",
-        rows="1",
-        changes="target",
+    card = replace(
+        Away.card,
+        about="extrapolates away from the network with identity attention",
         paper=Paper(
             "ahn2024pag",
             "Ahn, Donghoon and others",
@@ -101,7 +91,6 @@ class PAG(Guide):
             "2403.17377",
         ),
         example='gk.PAG(0.4, "blocks.1")',
-        picture="trained",
     )
 
     @property
@@ -109,12 +98,5 @@ class PAG(Guide):
         return Perturbed.of(Identity(self.strength, self.tokens), self.layers, self.heads)
 
     @property
-    def needs(self) -> tuple[Cond, ...]:
-        idle = self.scale == 0 or self.strength == 0 or (self.heads is not None and len(self.heads) == 0)
-        return () if idle else (self.perturbed,)
-
-    def check(self, model: Model, steps: int) -> None:
-        self.perturbed.check(model)
-
-    def tilt(self, view: View) -> Tensor | float:
-        return away(self.scale, view, self.perturbed) if self.needs else 0.0
+    def idle(self) -> bool:
+        return self.scale == 0 or self.strength == 0 or (self.heads is not None and len(self.heads) == 0)

@@ -11,19 +11,15 @@ or half the grid, and reflects at the borders.
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..engine.card import Card, Paper
-from ..engine.guide import Guide, Scale
-from ..engine.view import View
+from ..engine.card import Paper
 from ..errors import NetworkError
-from ..models.attention import Attention, Heads, Layers, Perturbation, Perturbed, Span
-from ..models.base import Model
-from ..models.evaluations import Cond
-from .shared.contrast import away
+from ..models.attention import Attention, Heads, Perturbation, Perturbed, Span
+from .shared.perturbing import Away
 
 
 @dataclass(frozen=True)
@@ -49,30 +45,31 @@ class Blur(Perturbation):
         """Queries (..., tokens, dim), blurred."""
         if self.sigma == math.inf:
             return query.mean(-2, keepdim=True).expand_as(query)
-        sizes = self._sizes(query.shape[-2])
+        sizes = sizes_of(query.shape[-2], self.grid)
         x = query.to(torch.promote_types(query.dtype, torch.float32)).unflatten(-2, sizes)
         for axis, size in enumerate(sizes, start=query.dim() - 2):
             x = (x.movedim(axis, -1) @ kernel(size, self.sigma, x).mT).movedim(-1, axis)
         return x.flatten(query.dim() - 2, -2).to(query.dtype)
 
-    def _sizes(self, tokens: int) -> tuple[int, ...]:
-        """The grid at this layer: the given one, or one that is smaller by the same factor in all directions."""
-        side = math.isqrt(tokens)
-        full = self.grid or (side, side)
-        factor = round((math.prod(full) / tokens) ** (1 / len(full))) or 1
-        sizes = tuple(size // factor for size in full)
-        if math.prod(sizes) != tokens:
-            shape = "x".join(map(str, full)) if self.grid else "square"
-            raise NetworkError(
-                f"SEG: the {tokens} tokens of this layer are no {shape} grid; give grid=(height, width), and "
-                "tokens=(first, last + 1) where some belong to no grid"
-            )
-        return sizes
+
+def sizes_of(tokens: int, grid: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The grid of a layer's tokens: the given one (None: a square), or one that is smaller by the same factor in all
+    directions."""
+    full = grid or (math.isqrt(tokens),) * 2
+    factor = round((math.prod(full) / tokens) ** (1 / len(full))) or 1
+    sizes = tuple(size // factor for size in full)
+    if math.prod(sizes) != tokens:
+        shape = "x".join(map(str, full)) if grid else "square"
+        raise NetworkError(
+            f"the {tokens} tokens of this layer are no {shape} grid; give SEG grid=(height, width), and "
+            "tokens=(first, last + 1) where some belong to no grid"
+        )
+    return sizes
 
 
-def kernel(size: int, sigma: float, like: Tensor) -> Tensor:
-    """The blur along one axis, as a matrix (size, size) of the type of `like`."""
-    reach = min(math.ceil(6 * sigma) // 2, size // 2, size - 1)
+def kernel(size: int, sigma: float, like: Tensor, reach: int | None = None) -> Tensor:
+    """The blur along one axis, as a matrix (size, size) of the type of `like`, truncated at `reach`."""
+    reach = min(math.ceil(6 * sigma) // 2 if reach is None else reach, size // 2, size - 1)
     offset = torch.arange(-reach, reach + 1, device=like.device)
     weight = torch.exp(-0.5 * (offset / max(sigma, 1e-9)).to(like.dtype) ** 2)
     place = torch.arange(size, device=like.device)[:, None] + offset
@@ -81,7 +78,7 @@ def kernel(size: int, sigma: float, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SEG(Guide):
+class SEG(Away):
     """Smoothed energy guidance. One extra NFE per particle and step, in the same forward pass.
 
     scale           s, a number or a function of t; 0 does nothing
@@ -91,21 +88,15 @@ class SEG(Guide):
     tokens          (first, last + 1) of the tokens that form the grid, if there are others
     """
 
-    scale: Scale
-    layers: Layers = None
     heads: Heads = None
     sigma: float = math.inf
     _: KW_ONLY
     grid: tuple[int, ...] | None = None
     tokens: Span | None = None
 
-    neutral = 0.0
-
-    card = Card(
-        "extrapolates away from the network with blurred attention",
-        section="Perturbed networks",
-        rows="1",
-        changes="target",
+    card = replace(
+        Away.card,
+        about="extrapolates away from the network with blurred attention",
         paper=Paper(
             "hong2024seg",
             "Hong, Susung",
@@ -114,7 +105,6 @@ class SEG(Guide):
             "2408.00760",
         ),
         example='gk.SEG(0.4, "blocks.1")',
-        picture="trained",
     )
 
     @property
@@ -122,12 +112,5 @@ class SEG(Guide):
         return Perturbed.of(Blur(self.sigma, self.grid, self.tokens), self.layers, self.heads)
 
     @property
-    def needs(self) -> tuple[Cond, ...]:
-        idle = self.scale == 0 or self.sigma == 0 or (self.heads is not None and len(self.heads) == 0)
-        return () if idle else (self.perturbed,)
-
-    def check(self, model: Model, steps: int) -> None:
-        self.perturbed.check(model)
-
-    def tilt(self, view: View) -> Tensor | float:
-        return away(self.scale, view, self.perturbed) if self.needs else 0.0
+    def idle(self) -> bool:
+        return self.scale == 0 or self.sigma == 0 or (self.heads is not None and len(self.heads) == 0)

@@ -12,19 +12,15 @@ of its authors and s = 2.8 in diffusers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from ..engine.card import Card, Paper
-from ..engine.guide import Guide, Scale
-from ..engine.view import View
+from ..engine.card import Paper
 from ..errors import NetworkError
-from ..models.attention import Layers, Perturbation, Perturbed
-from ..models.base import Model
-from ..models.evaluations import Cond
-from .shared.contrast import away
+from ..models.attention import Perturbation, Perturbed
+from .shared.perturbing import Away
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Skip(Perturbation):
 
 
 @dataclass(frozen=True)
-class SLG(Guide):
+class SLG(Away):
     """Skip-layer guidance. One extra NFE per particle and step, in the same forward pass.
 
     scale    s, a number or a function of t; 0 does nothing
@@ -57,16 +53,9 @@ class SLG(Guide):
              of layers of one class
     """
 
-    scale: Scale
-    layers: Layers = None
-
-    neutral = 0.0
-
-    card = Card(
-        "extrapolates away from the network with layers skipped",
-        section="Perturbed networks",
-        rows="1",
-        changes="target",
+    card = replace(
+        Away.card,
+        about="extrapolates away from the network with layers skipped",
         paper=Paper(
             "hyung2024stg",
             "Hyung, Junha and others",
@@ -75,19 +64,8 @@ class SLG(Guide):
             "2411.18664",
         ),
         example='gk.SLG(0.4, "blocks.1")',
-        picture="trained",
     )
 
     @property
     def perturbed(self) -> Perturbed:
         return Perturbed.of(Skip(), self.layers)
-
-    @property
-    def needs(self) -> tuple[Cond, ...]:
-        return () if self.scale == 0 else (self.perturbed,)
-
-    def check(self, model: Model, steps: int) -> None:
-        self.perturbed.check(model)
-
-    def tilt(self, view: View) -> Tensor | float:
-        return away(self.scale, view, self.perturbed) if self.needs else 0.0

@@ -89,6 +89,21 @@ class StartFrom(Guide):
             raise ValueError(f"StartFrom(x=...): {error}") from error
         return self if x is self.x else self.having(x=x)
 
+    def beside(self, guides: Sequence[Guide], model: Model) -> Guide:
+        others = [guide for guide in guides if guide.has("admits")]
+        if not others or model.shape not in (tuple(self.x.shape), tuple(self.x.shape[1:])):
+            return self
+        x = self.x.view(-1, *model.shape)
+        for guide in others:
+            x, fine = guide.admits(model, x)
+            if not bool(fine.all()):
+                rows = ", ".join(map(str, (~fine).nonzero()[:, 0].tolist()))
+                raise ValueError(
+                    f"StartFrom(x=...): sample {rows} (counted from 0) does not hold what {type(guide).__name__} "
+                    "keeps, or the model cannot write it with that at its beginning: leave it out, or keep less"
+                )
+        return self.having(x=x.view(self.x.shape))
+
     def check(self, model: Model, steps: int) -> None:
         given, shape = tuple(self.x.shape), model.shape
         if given != shape and (given[1:] != shape or not len(self.x)):

@@ -38,6 +38,7 @@ from ..engine.card import Card, Paper
 from ..engine.guide import Guide
 from ..engine.population import Population, log_mean_exp
 from ..engine.scoring import same
+from ..engine.strength import Auto
 from ..engine.tree import Tree
 from ..engine.view import Step, View
 from ..errors import is_count
@@ -50,14 +51,15 @@ class SVDD(Guide):
     """Keep one of several candidate children of every particle. NFE: `candidates` per particle and step.
 
     reward       a Reward, or a function of decoded samples
-    alpha        the temperature of the tilted distribution; 0 takes the best child
+    alpha        the temperature of the tilted distribution; 0 takes the best child; or "auto", "kl=2", "ess=0.3", a
+                 budget that decides it (`gk.Auto`)
     candidates   M, the number of children of each particle
     value        the look-ahead; None means `gk.values.Tweedie(reward)`. With one that reads x_t alone, such as
                  `gk.values.Learned`, the network sees only the survivors: one NFE per particle and step
     """
 
     reward: Any
-    alpha: float = 0.0
+    alpha: float | str | Auto = 0.0
     candidates: int = 10
     value: Value | None = None
 
@@ -84,7 +86,7 @@ class SVDD(Guide):
             raise ValueError(f"SVDD(candidates={self.candidates!r}): at least one child of each particle is needed")
 
     @property
-    def twist(self) -> tuple[Hashable, float] | None:
+    def twist(self) -> Hashable:
         return (same(self.reward), self.alpha) if self.alpha else None
 
     @property

@@ -30,6 +30,7 @@ from ..engine import resampling
 from ..engine.card import Card, Paper
 from ..engine.guide import Scale, at
 from ..engine.scoring import same
+from ..engine.strength import Auto
 from ..engine.tree import Tree
 from ..engine.view import View
 from ..process import Masked, Uniform
@@ -44,14 +45,14 @@ class TaylorSMC(Twisted):
     tokens, and one of each sample.
 
     reward      a Reward, or a function, of decoded samples and of one-hot rows, that torch can differentiate there
-    alpha       the temperature
+    alpha       the temperature; or "auto", "kl=2", "ess=0.3", a budget that decides it (`gk.Auto`)
     scale       the strength of the bend, a number or a function of t; the target does not depend on it
     ess         resample a group when its effective sample size falls below this fraction of its particles
     resampler   "multinomial" | "stratified" | "systematic" | "residual" | "ssp", or a function (weights, n, key)
     """
 
     reward: Any
-    alpha: float
+    alpha: float | str | Auto
     scale: Scale = 1.0
     ess: float = 0.5
     resampler: str | resampling.Resampler = "systematic"
@@ -91,9 +92,9 @@ class TaylorSMC(Twisted):
             log_p = torch.where((view.x == V)[..., None], log_p, known.log())
         e = log_p.exp()
         scores = []
-        g = slope(lambda e: self._scored(view, e, scores), e.to(view.model.dtype)).double() / self.alpha
+        g = slope(lambda e: self._scored(view, e, scores), e.to(view.model.dtype)).double() / float(self.alpha)
         rest = (log_p + g).logsumexp(-1) - (g * e).sum(-1)
-        return g, scores[0] / self.alpha + rest.sum(1)
+        return g, scores[0] / float(self.alpha) + rest.sum(1)
 
     def _scored(self, view: View, e: Tensor, scores: list[Tensor]) -> Tensor:
         found = view.scorer(self.reward, e, view.group)
@@ -106,6 +107,6 @@ class TaylorSMC(Twisted):
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
         before = view.zeros() if memo is None else memo
-        now = view.score(self.reward) / self.alpha if view.step.last else self.expanded(view)[1]
+        now = view.score(self.reward) / float(self.alpha) if view.step.last else self.expanded(view)[1]
         now = torch.where(now.isfinite(), now, -torch.inf if view.step.last else before)
         return now - before, now

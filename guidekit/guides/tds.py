@@ -23,6 +23,7 @@ from torch import Tensor
 from ..engine import resampling
 from ..engine.card import Paper
 from ..engine.guide import Scale, at
+from ..engine.strength import Auto
 from ..engine.tree import Tree
 from ..engine.view import View
 from ..values import Value
@@ -35,7 +36,7 @@ class TDS(Twisted):
     a reward that torch can differentiate. No extra NFE, but a backward pass through the network at every step.
 
     reward      a Reward, or a function of decoded samples, that torch can differentiate
-    alpha       the temperature
+    alpha       the temperature; or "auto", "kl=2", "ess=0.3", a budget that decides it (`gk.Auto`)
     scale       the strength of the bend, a number or a function of t; the target does not depend on it
     ess         resample a group when its effective sample size falls below this fraction of its particles
     resampler   "multinomial" | "stratified" | "systematic" | "residual" | "ssp", or a function (weights, n, key)
@@ -43,7 +44,7 @@ class TDS(Twisted):
     """
 
     reward: Any
-    alpha: float
+    alpha: float | str | Auto
     scale: Scale = 1.0
     ess: float = 0.5
     resampler: str | resampling.Resampler = "systematic"
@@ -65,7 +66,7 @@ class TDS(Twisted):
     )
 
     def tilt(self, view: View) -> Tensor:
-        return at(self.scale, view.t) / self.alpha * ascent(view, value_of(self, view))
+        return at(self.scale, view.t) / float(self.alpha) * ascent(view, value_of(self, view))
 
     def log_weight(self, view: View, memo: Tree) -> tuple[Tensor | float, Tree]:
         before = view.zeros() if memo is None else memo

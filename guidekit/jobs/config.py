@@ -58,6 +58,7 @@ class Config:
     level        with start: the time in (0, 1] up to which its samples are noised; None is 0.5
     keep         what every sample keeps: letters by position, like "NNAGATAANN"; or a black-and-white PNG, white where
                  the one image of start stays as it is
+    unique       samples that differ, as in gk.sample
 
     >>> Config("dna", rewards=("gc",), guides=("svdd:candidates=4",)).n
     16
@@ -82,6 +83,7 @@ class Config:
     start: str | None = None
     level: float | None = None
     keep: str | None = None
+    unique: bool = False
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -90,7 +92,7 @@ class Config:
                 self._check_texts(f.name, value)
             elif f.name in (*_WHOLE, "seed"):
                 self._check_whole(f.name, value)
-            elif f.name == "compare":
+            elif f.name in ("compare", "unique"):
                 _expect(isinstance(value, bool), f.name, value, "true or false")
             elif f.name == "level":
                 number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -106,6 +108,10 @@ class Config:
             raise ConfigError("level says how far the samples of a start are noised: give start=FILE as well")
         if self.keep is not None and is_picture(self.keep) and self.start is None:
             raise ConfigError(f"keep {self.keep!r} is a mask of an image: give that image as start=FILE")
+        if self.unique and self.search is not None:
+            raise ConfigError(
+                "unique is of samples that are drawn, and a search looks for the best ones: leave one out"
+            )
         if self.compare and not self.guides and self.search is None:
             raise ConfigError("compare needs something to compare with the unguided model: give a guide")
 

@@ -6,7 +6,7 @@
     OUT/summary.json   the table
     OUT/lineage.json   how the samples came about; OUT/report.html shows it
     OUT/run.log        warnings and counts
-    OUT/checkpoint     while the run is unfinished; OUT/search/ holds the evaluations of a search
+    OUT/checkpoint*    while the run is unfinished; OUT/search/ holds the evaluations of a search
 
 Every finished stage is kept, so an interrupted run resumes where it stopped, and a search can be extended. Only one
 run at a time works in the folder; of one on several processes (`ranks`) rank 0 writes.
@@ -49,7 +49,7 @@ from .folder import (
 from .job import Job, prepare
 from .names import Component
 from .ranks import Ranks, joined
-from .specs import ConfigError, displayed
+from .specs import displayed
 from .watched import Watched, wanted
 
 
@@ -89,8 +89,10 @@ def _follow(ranks: Ranks, config: Config, out: Path | None) -> Outcome:
     job, made = prepare(config), dict[str, Result]()
     file, watching = (None, []) if out is None else (out / "checkpoint", [lambda population, step: None])
     for stage, number in ranks.stages():
-        guides = job.guides if stage == "result" else _best_of(job, number) if number else job.kept
-        made[stage] = _run_plain(job, guides, file, False, watching if stage == "result" else ())
+        if stage == "result":
+            made[stage] = _run_steered(job, out, file, False, watching)
+        else:
+            made[stage] = _run_plain(job, _best_of(job, number) if number else job.kept, file, False)
     result = made["result"] if "result" in made or out is None else load_result(out / "result")
     return Outcome(result, {}, made.get("base"), made.get("best_of_n"))
 
@@ -110,8 +112,6 @@ def _run(
 
         needs("jinja2", "report", "a report")
     job = prepare(config)
-    if ranks.world.size > 1 and job.search is not None:
-        raise ConfigError("a search runs in one process: start it without torchrun")
     if tell is not None:
         for remark in job.remarks:
             tell(remark)
@@ -135,7 +135,8 @@ def _run(
 
 def _carry_out(ranks: Ranks, job: Job, out: Path | None, shown: bool, caught: list[warnings.WarningMessage]) -> Outcome:
     """The run, the runs for comparison, and all files about them."""
-    recorder, seen = _make_recorder(job) if out is not None and job.search is None else None, list[int]()
+    one_run = out is not None and job.search is None and not job.config.unique
+    recorder, seen = _make_recorder(job) if one_run else None, list[int]()
     watching = [] if recorder is None else [recorder, lambda population, step: seen.append(step.index)]
     told = list(job.remarks)
     result = _load_or_make(ranks, out, "result", 0, lambda file: _run_steered(job, out, file, shown, watching))
@@ -179,11 +180,12 @@ def _load_or_make(
         result = make(None if out is None else out / "checkpoint")
     if out is None:
         return result
-    file, part = out / "checkpoint", out / f".{name}.part"
+    part = out / f".{name}.part"
     shutil.rmtree(part, ignore_errors=True)
     result.save(part)
     part.rename(out / name)
-    file.unlink(missing_ok=True)
+    for file in [out / "checkpoint", *out.glob("checkpoint.*")]:
+        file.unlink(missing_ok=True)
     return result
 
 
@@ -199,14 +201,14 @@ def _run_steered(job: Job, out: Path | None, file: Path | None, shown: bool, wat
         return _run_plain(job, job.guides, file, shown, watching)
     make, options = job.search
     folder = None if out is None else out / "search"
-    given = job.given | options | {"guides": job.guides, "folder": folder, "progress": shown}
+    given = job.given | options | {"guides": job.guides, "folder": folder, "progress": shown, "world": "auto"}
     return make(job.model, job.config.n, job.reward, **given)
 
 
 def _run_plain(
     job: Job, guides: Sequence[Guide], file: Path | None, shown: bool, watching: Sequence[Any] = ()
 ) -> Result:
-    given = job.given | {"guides": guides, "reward": job.reward, "progress": shown}
+    given = job.given | {"guides": guides, "reward": job.reward, "progress": shown, "unique": job.config.unique}
     return sample(job.model, job.config.n, **given, callbacks=list(watching), checkpoint=file, world="auto")
 
 
@@ -258,6 +260,7 @@ def _summarise(job: Job, result: Result, base: Result | None, best: Result | Non
         "constant": list(constant),
         "guides": [displayed(text) for text in c.guides],
         "search": c.search,
+        "strength": result.strength,
         "best_of": None if best is None or base is None else comparison.equal_cost(result, base),
         "columns": kept,
         "better": {k: way for k, way in better(job.parts, job.holdout).items() if k in kept},

@@ -192,6 +192,8 @@ def clear(out: Path) -> None:
 def _clear_files(out: Path, names: tuple[str, ...]) -> None:
     for file in (out / "images").glob("[0-9]*.png"):
         file.unlink()
+    for file in out.glob("checkpoint.*"):  # of pilot and further runs
+        file.unlink()
     for name in reversed(names):  # run.toml last: it says which run the folder belongs to
         (out / name).unlink(missing_ok=True)
 

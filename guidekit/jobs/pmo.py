@@ -8,6 +8,7 @@ those of the design loop go on where they stopped.
 
     OUT/runs/TASK/METHOD/SEED.csv   the calls of a run, in their order
     OUT/calls.csv                   all of them
+    OUT/curve.csv                   the mean of the ten best every 100 calls, of each run
     OUT/table.csv, OUT/table.md     one row for each task, beside the published figures
 """
 
@@ -124,12 +125,10 @@ class Bench:
 
     def write(self, found: list[dict[str, Any]]) -> None:
         """The files of all runs."""
-        every = [
-            row | call._asdict()
-            for row in ({k: run[k] for k in ("task", "method", "seed")} for run in found)
-            for call in read(self.file(**row))[: self.budget]
-        ]
-        _write(self.out / "calls.csv", every)
+        names = [{k: run[k] for k in ("task", "method", "seed")} for run in found]
+        runs = [(row, read(self.file(**row))[: self.budget]) for row in names]
+        _write(self.out / "calls.csv", [row | call._asdict() for row, calls in runs for call in calls])
+        _write(self.out / "curve.csv", [row | point for row, calls in runs for point in points(calls)])
         _write(self.out / "table.csv", found)
         (self.out / "table.md").write_text("\n".join(lines(found, self.budget)) + "\n", encoding="utf-8")
 
@@ -197,6 +196,12 @@ def curve(values: Iterable[float]) -> list[float]:
         top = heapq.nlargest(10, [*top, value if value == value else 0.0])
         found.append(mean(top))
     return found
+
+
+def points(calls: Sequence[Called]) -> list[dict[str, float]]:
+    """The curve every 100 calls, and at the end."""
+    heights = curve(call.value for call in calls)
+    return [{"calls": n, "top10": heights[n - 1]} for n in sorted({*range(EVERY, len(heights), EVERY), len(heights)})]
 
 
 def published() -> dict[str, dict[str, float]]:

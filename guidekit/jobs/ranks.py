@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ..engine.world import Alone, world_of
+from .specs import ConfigError
 
 STAGES = ("end", "result", "base", "best_of_n")
 
@@ -53,7 +54,7 @@ class Ranks:
 def joined() -> Iterator[Ranks]:
     """The processes that torchrun has started, those of torch.distributed where it is initialised already, or this
     one."""
-    launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() and dist.is_available()
+    launched = _launched() and dist.is_available()
     begun = launched and not dist.is_initialized()
     if begun:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -64,6 +65,17 @@ def joined() -> Iterator[Ranks]:
         ranks.end()
         if begun:
             dist.destroy_process_group()
+
+
+def check_alone(what: str, instead: str) -> None:
+    """Refuse work that one process does alone, where torchrun has started several."""
+    if _launched() and int(os.environ["WORLD_SIZE"]) > 1:
+        raise ConfigError(f"{what} runs in one process, and torchrun has started {os.environ['WORLD_SIZE']}: {instead}")
+
+
+def _launched() -> bool:
+    """Whether torchrun has started this process."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 
 def device() -> str:

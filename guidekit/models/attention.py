@@ -5,14 +5,14 @@
 
 `Perturbed` is an evaluation like `Null`: if several guides need equal ones, they are computed once, in the forward pass
 of the step. A `Perturbation` defines how a layer is perturbed: it replaces the output of attention
-(`guidekit.guides.pag`, `seg`) or of a whole module (`slg`).
+(`guidekit.guides.pag`, `seg`), or what a whole module returns (`slg`) or is given (`tpg`).
 
 Inside the chosen layers, every call of torch.nn.functional.scaled_dot_product_attention is intercepted, however it was
 imported, including that of torch.nn.MultiheadAttention. Its leading axis holds the network's rows, possibly with heads
 or frames folded in: (rows, heads, tokens, dim), (rows*heads, tokens, dim), (rows*frames, heads, tokens, dim).
-Only self-attention is perturbed. Cross-attention is recognised by different numbers of queries and keys, by a module
-with `is_cross_attention`, or by keys from an argument like `encoder_hidden_states`; attention whose queries are joined
-with such keys (SD3, Flux) is self-attention.
+Only self-attention is perturbed, or only cross-attention (`nag`). Cross-attention is recognised by different numbers of
+queries and keys, by a module with `is_cross_attention`, or by keys from an argument like `encoder_hidden_states`;
+attention whose queries are joined with such keys (SD3, Flux) is self-attention.
 
 The leading axis of the network's first tensor must be the rows of x. During such a forward pass, compiled modules run
 uncompiled, and torch.nn.MultiheadAttention does not use its fast path, which changes rounding. Other kernels
@@ -26,9 +26,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import NetworkError
-from .base import Model
+from .base import Encoded, Model
 from .evaluations import Cond
 from .hooked import Where, in_this_thread, named, uncompiled
 from .networks import networks_in
@@ -63,6 +63,7 @@ class Attention(NamedTuple):
     key: Tensor
     value: Tensor
     options: dict[str, Any]
+    site: Hashable = None  # of the call in the forward pass: the module, and how often it has attended before
 
     def __call__(self, query: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
         """The attention with other queries, or restricted to `allowed`, a Boolean mask (tokens, tokens)."""
@@ -83,7 +84,8 @@ class Attention(NamedTuple):
 class Perturbation:
     """What is done to the chosen rows of a layer. Subclasses override `attention`, or `module` if whole = True."""
 
-    whole = False  # True replaces what the chosen module returns instead of the output of its attention
+    whole = False  # True replaces what the chosen module returns or is given instead of the output of its attention
+    crosses = False  # True replaces cross-attention, and leaves self-attention alone
 
     def check(self) -> None:
         """Raise ValueError for invalid options."""
@@ -92,8 +94,26 @@ class Perturbation:
         """What the attention returns instead of `out`, for the perturbed rows."""
         return out
 
+    def given(self, x: Tensor, layer: str) -> Tensor:
+        """What the module is given in place of its first tensor; the axis of rows comes first."""
+        return x
+
     def module(self, given: list[Tensor], out: Any, put: Callable[[Tensor, Tensor], Tensor]) -> Any:
         """What the module returns instead of `out`, given its inputs; put(v, w) is v with the perturbed rows of w."""
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Heard(Perturbation):
+    """Leaves attention as it is, and keeps its calls by their sites. No two are equal."""
+
+    crosses: bool = False  # type: ignore[misc]
+    calls: dict[Hashable, Attention] = field(default_factory=dict, repr=False)
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+    def attention(self, call: Attention, out: Tensor) -> Tensor:
+        self.calls[call.site] = call
         return out
 
 
@@ -105,11 +125,13 @@ class Perturbed(Cond):
              the network: mid_block of a U-Net, otherwise the middle one of its modules with self-attention. Of a
              `Stitched` model, each part is perturbed in the layers that it has
     heads    None (all), indices, or (layer, indices) for each layer
+    branch   the evaluation that is perturbed: the model at the user's condition, or at another one
     """
 
     by: Perturbation
     layers: tuple[str, ...] | None = None
     heads: tuple[int, ...] | tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    branch: Cond = field(default_factory=Cond)
 
     @classmethod
     def of(cls, by: Perturbation, layers: Layers = None, heads: Heads = None) -> Perturbed:
@@ -121,14 +143,24 @@ class Perturbed(Cond):
             raise ValueError("heads={layer: indices} names the layers itself; leave layers=None")
         return cls(by, tuple(sorted(heads)), tuple((k, _indices(heads[k])) for k in sorted(heads)))
 
+    def cond(self, model: Model, cond: Encoded) -> Encoded:
+        return self.branch.cond(model, cond)
+
     def check(self, model: Model) -> None:
         self.by.check()
-        _known.setdefault(model, {})[self.layers, self.by.whole] = _choose(model, self.layers, self.by.whole)
+        self.branch.check(model)
+        if self.branch.model(model) is not model:
+            raise ValueError(f"{self.branch!r} is of another model, and only the model itself can be perturbed")
+        _known.setdefault(model, {})[self._key] = _choose(model, self.layers, self.by)
 
     def during(self, model: Model, rows: slice) -> _Patch:
-        if (self.layers, self.by.whole) not in _known.setdefault(model, {}):
+        if self._key not in _known.setdefault(model, {}):
             self.check(model)
-        return _Patch(self, _known[model][self.layers, self.by.whole], rows)
+        return _Patch(self, _known[model][self._key], rows)
+
+    @property
+    def _key(self) -> tuple[tuple[str, ...] | None, bool, bool]:
+        return self.layers, self.by.whole, self.by.crosses
 
     def heads_of(self, layer: str) -> tuple[int, ...] | None:
         """The heads that are perturbed in a layer."""
@@ -145,7 +177,7 @@ def _indices(heads: Sequence[int]) -> tuple[int, ...]:
 @contextmanager
 def counting(model: Model, layers: Sequence[str]) -> Iterator[dict[str, int]]:
     """Count the heads of these layers during a forward pass of one row; layers without attention are left out."""
-    patch = _Patch(Perturbed(Perturbation()), _choose(model, tuple(layers), False), slice(0, 1))
+    patch = _Patch(Perturbed(Perturbation()), _choose(model, tuple(layers), Perturbation()), slice(0, 1))
     with patch:
         yield patch.heads
 
@@ -167,8 +199,8 @@ class Chosen(NamedTuple):
         return list(dict.fromkeys(p for net, names in self.roots.items() if not one or net in called for p in names))
 
 
-# what the last check of a model found, by its layers and by whether whole modules are replaced
-_known: WeakKeyDictionary[Model, dict[tuple[tuple[str, ...] | None, bool], Chosen]] = WeakKeyDictionary()
+# what the last check of a model found, by its layers, and whether whole modules or cross-attention are replaced
+_known: WeakKeyDictionary[Model, dict[Hashable, Chosen]] = WeakKeyDictionary()
 
 
 def attention_layers(model: Model) -> list[str]:
@@ -183,6 +215,23 @@ def attention_layers(model: Model) -> list[str]:
     return list(dict.fromkeys(name for net in _roots(model) for name in _attending(net)))
 
 
+def blocks(model: Model) -> list[str]:
+    """Names of the longest list of modules of the same class in each network of the model: its transformer blocks.
+
+    >>> import torch, guidekit as gk
+    >>> layer = torch.nn.TransformerEncoderLayer(8, 2, batch_first=True)
+    >>> net = torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    >>> blocks(gk.GaussianModel(lambda x, t, cond: net(x), shape=(5, 8)))
+    ['layers.0', 'layers.1', 'layers.2']
+    """
+    return list(dict.fromkeys(name for net in _roots(model) for name in _stack(net)))
+
+
+def modules(model: Model) -> list[str]:
+    """The dotted names of all modules of the model's networks."""
+    return [name for root in _roots(model) for name, _ in named(root)]
+
+
 def _roots(model: Model) -> tuple[nn.Module, ...]:
     return tuple(dict.fromkeys(m for part in parts(model) for m in _networks(part)))
 
@@ -191,16 +240,16 @@ def _networks(part: Model) -> tuple[nn.Module, ...]:
     return tuple(m for m in networks_in(part.net) if not isinstance(m, torch.jit.ScriptModule))
 
 
-def _choose(model: Model, layers: tuple[str, ...] | None, whole: bool) -> Chosen:
+def _choose(model: Model, layers: tuple[str, ...] | None, by: Perturbation) -> Chosen:
     roots: dict[nn.Module, tuple[str, ...]] = dict.fromkeys(_roots(model), ())
     if not roots:
         raise ValueError(
             "layers of a torch.nn.Module are to be perturbed, and the model's network holds none (scripts do not count)"
         )
     belongs: dict[nn.Module, tuple[str, ...]] = {}
+    whole = by.whole
     for root in roots:
-        default = _middle_block(root) if whole else _middle_attention(root)
-        names = layers if layers is not None else () if default is None else (default,)
+        names = _default(root, by) if layers is None else layers
         for name, module in named(root):
             inside = [p for p in names if name == p or (not whole and name.startswith(p + "."))]
             if inside:
@@ -213,8 +262,8 @@ def _choose(model: Model, layers: tuple[str, ...] | None, whole: bool) -> Chosen
             raise ValueError(_unknown(str(name), model))
     if layers is None and not found:
         raise ValueError(
-            "no default layer was found in the network, a torch.nn.Module that attends or is one of a list of layers; "
-            "name some with layers=(...)"
+            f"no default layer was found in the network, a torch.nn.Module that {'cross-' * by.crosses}attends or is "
+            "one of a list of layers; name some with layers=(...)"
         )
     for module, (name, *_) in belongs.items():
         if isinstance(module, torch.jit.ScriptModule):
@@ -224,8 +273,16 @@ def _choose(model: Model, layers: tuple[str, ...] | None, whole: bool) -> Chosen
     return Chosen(roots, belongs, tuple(map(_networks, parts(model))))
 
 
+def _default(root: nn.Module, by: Perturbation) -> tuple[str, ...]:
+    """The layers of a network where none are named."""
+    if by.crosses:
+        return tuple(name for name, m in named(root) if name and _is_cross(name, m) and _attends(m))
+    name = _middle_block(root) if by.whole else _middle_attention(root)
+    return () if name is None else (name,)
+
+
 def _unknown(name: str, model: Model) -> str:
-    names, last = [n for root in _roots(model) for n, _ in named(root)], name.split(".")[-1]
+    names, last = modules(model), name.split(".")[-1]
     near = difflib.get_close_matches(name, names, 5) or [n for n in names if n.split(".")[-1] == last][:5]
     near = near or attention_layers(model)[:5]
     return f"layers: the network has no module {name!r}" + (f"; near it are {', '.join(near)}" if near else "")
@@ -270,11 +327,15 @@ def _middle_attention(network: nn.Module) -> str | None:
 
 def _middle_block(network: nn.Module) -> str | None:
     """The middle block of a U-Net, otherwise the middle one of the longest list of modules of the same class."""
-    names = named(network)
-    lists = [(n, m) for n, m in names if isinstance(m, (nn.ModuleList, nn.Sequential)) and len({*map(type, m)}) == 1]
-    name, stack = max(lists, key=lambda pair: len(pair[1]), default=("", ()))
-    member = f"{name}.{len(stack) // 2}".lstrip(".") if len(stack) > 1 else None
-    return _middle_of_unet([n for n, _ in names]) or member
+    stack = _stack(network)
+    return _middle_of_unet([n for n, _ in named(network)]) or (stack[len(stack) // 2] if stack else None)
+
+
+def _stack(network: nn.Module) -> list[str]:
+    """The members of the longest list of modules of the same class, if there are two or more."""
+    every = [(n, m) for n, m in named(network) if isinstance(m, (nn.ModuleList, nn.Sequential))]
+    name, stack = max((p for p in every if len({*map(type, p[1])}) == 1), key=lambda p: len(p[1]), default=("", ()))
+    return [f"{name}.{i}".lstrip(".") for i in range(len(stack))] if len(stack) > 1 else []
 
 
 def _middle_of_unet(names: list[str]) -> str | None:
@@ -359,9 +420,9 @@ class _Patch:
         if kind is None and self.first is None:
             self._verify()
 
-    def _enter(self, module: nn.Module, args: tuple, *rest: Any) -> None:
+    def _enter(self, module: nn.Module, args: tuple, *rest: Any) -> Any:
         if not self.here():  # another thread, which may meet a hook half put in, without the keyword arguments
-            return
+            return None
         (kwargs,) = rest
         frame = Frame(module, self.chosen.layers.get(module, ()), args, kwargs)
         if not self.frames:
@@ -374,6 +435,17 @@ class _Patch:
             self.inside += 1
             if self.inside == 1 and not self.need.by.whole:
                 self.mode.__enter__()
+            if type(self.need.by).given is not Perturbation.given:
+                return self._given(frame, args, kwargs)
+        return None
+
+    def _given(self, frame: Frame, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """The arguments of a module, with the perturbed rows of its first tensor."""
+        first = frame.tensors()[0]
+        axis = self._axis(first)
+        new = self.need.by.given(first.movedim(axis, 0), frame.layers[0]).movedim(0, axis)
+        swap = lambda v: self._put(first, new, axis) if v is first else v  # noqa: E731
+        return tuple(map(swap, args)), {k: swap(v) for k, v in kwargs.items()}
 
     def _leave(self, module: nn.Module, args: tuple, *rest: Any) -> Any:
         if not self.here() or not self.frames or self.frames[-1].module is not module:
@@ -401,7 +473,8 @@ class _Patch:
         if not self.entered.intersection(missed):
             raise NetworkError(f"{name}: the forward did not run it, or ran it in another thread or as a script")
         if self.crossed:
-            raise NetworkError(f"{name}: it has cross-attention only, and self-attention is needed")
+            has, needed = ("self", "cross") if self.need.by.crosses else ("cross", "self")
+            raise NetworkError(f"{name}: it has {has}-attention only, and {needed}-attention is needed")
         raise NetworkError(
             f"{name}: it ran without torch's scaled_dot_product_attention, which alone can be seen. Switch the network "
             "to it: no flash-attn, xformers, sliced or explicit softmax attention. In diffusers "
@@ -443,7 +516,10 @@ class _Patch:
         query, key, value = (options.pop(name) for name in _NAMES[:3])
         if query.is_nested:
             raise NetworkError("attention on nested tensors cannot be perturbed; give the network padded ones")
-        if query.shape[-2] != key.shape[-2] or self._crosses(key):
+        frame = self.frames[-1]
+        site = frame.module, frame.attended
+        frame.attended += 1
+        if (query.shape[-2] != key.shape[-2] or self._crosses(key, site)) != self.need.by.crosses:
             self.crossed = True
             return out
         part = self._part(len(query))
@@ -453,9 +529,9 @@ class _Patch:
         q, k, v = (v[part] if len(v) == len(query) else v for v in (query, key, value))
         new = out.clone()
         new[part] = self._headed(
-            self.need.by.attention(Attention(q, k, v, options), out[part]).to(out.dtype), out[part]
+            self.need.by.attention(Attention(q, k, v, options, site), out[part]).to(out.dtype), out[part]
         )
-        self.hits.update(self.frames[-1].layers)
+        self.hits.update(frame.layers)
         return new
 
     def _headed(self, new: Tensor, out: Tensor) -> Tensor:
@@ -477,11 +553,10 @@ class _Patch:
                 mixed[h::count] = new[h::count]
         return mixed
 
-    def _crosses(self, key: Tensor) -> bool:
+    def _crosses(self, key: Tensor, site: tuple[nn.Module, int]) -> bool:
         """Whether keys and queries come from different tokens; in a recomputation, what the forward pass found."""
         frame = self.frames[-1]
-        call = frame.module, frame.attended, key.shape
-        frame.attended += 1
+        call = *site, key.shape
         if self.first is None:
             told = self._told(key)
             self.crossing.setdefault(call, set()).add(told)

@@ -83,8 +83,9 @@ class Model:
         """The null condition of every row, given the rows' conditions."""
         return map_cond(lambda v, rows: v.expand(len(rows), *v.shape), self.null, cond)
 
-    def guided(self, x: Tensor, t: float, cond: Tensor, null: Tensor, scale: float) -> Tensor:
-        """The tilt of classifier-free guidance, (scale - 1) (cond - null), from the two predictions at x_t."""
+    def guided(self, x: Tensor, t: float, cond: Tensor, null: Tensor, scale: float | Tensor) -> Tensor:
+        """The tilt of classifier-free guidance, (scale - 1) (cond - null), from the two predictions at x_t. A scale for
+        each row is shaped to multiply them."""
         return (scale - 1) * (cond - null)
 
     @property
@@ -180,6 +181,12 @@ class Model:
         reader's `template`; None where it has none."""
         read = getattr(self._read, "template", None)
         return None if read is None else read(text).to(self.device)
+
+    def begun(self, x: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """States of the same samples that begin with these tokens, and which rows have one, by the reader's `begun`; of
+        a reader without it, those that begin so already."""
+        read = getattr(self._read, "begun", None)
+        return (x, (x[:, : len(first)] == first).all(1)) if read is None else read(x, first)
 
     def cells(self, mask: Tensor) -> Tensor:
         """The parts of a state that belong to True parts alone of a mask in the shape of a sample: by the reader's

@@ -7,6 +7,7 @@ all evaluations of one network go through one forward pass (`evaluate`).
     Null()       the model without its condition
     Other(m)     another base model of the same noising process
     At(c, m)     the model, or another one, at a fixed condition
+    Given(c)     the model at a condition for each row
 """
 
 from __future__ import annotations
@@ -147,6 +148,21 @@ class At(Cond):
         if self.condition is None:
             Null().check(net)
         _encodings.setdefault(net, {})[self._key()] = self.condition, net.encode(self.condition)
+
+
+@dataclass(frozen=True, eq=False)
+class Given(Cond):
+    """The model at a separate encoded condition for each row; no two such evaluations are equal."""
+
+    encoded: Encoded
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+    def cond(self, model: Model, cond: Encoded) -> Encoded:
+        return self.encoded
+
+    def among(self, rows: Tensor) -> Cond:
+        return Given(rows_of(self.encoded, rows))
 
 
 def evaluation(expert: Any) -> Cond:

@@ -2,7 +2,7 @@
 
 A reader is a function of samples, like the `read=` of a base model. It raises ValueError (or TypeError, or OSError of a
 file) where one of its samples cannot be read; then the samples are read one by one, to find out which ones and why. Its
-attribute `takes`, if it has one, says in words what can be read.
+attribute `takes`, if it has one, says in words what can be read, and `nearest` of a sample what could be in its place.
 """
 
 from __future__ import annotations
@@ -19,6 +19,17 @@ Reader = Callable[[Any], Any]
 
 FAULTS = (ValueError, TypeError, OSError)
 SPELLED = 5  # reasons that an error gives; it names all samples
+
+
+class Unread(ValueError):
+    """Samples that cannot be read. The text is made when it is asked for, since loops that only try do without it."""
+
+    def __init__(self, told: Callable[[], str]):
+        super().__init__()
+        self.told = told
+
+    def __str__(self) -> str:
+        return self.told()
 
 
 def listed(samples: Any) -> Any:
@@ -47,7 +58,7 @@ def states(read: Reader, samples: Any, shape: tuple[int, ...], state: Callable[[
         found: dict[int, Exception] = _faults(one, samples) if len(samples) > 1 else {0: error}
         if not found:
             raise  # each of them can be read alone
-        raise ValueError(_told(found, samples, getattr(read, "takes", ""))) from error
+        raise Unread(lambda: _told(found, samples, read)) from error
 
 
 def identity(samples: Any) -> Tensor:
@@ -133,11 +144,12 @@ def _faults(read: Reader, samples: Any) -> dict[int, Exception]:
     return found
 
 
-def _told(found: dict[int, Exception], samples: Any, takes: str) -> str:
-    """The error: all numbers, the first few reasons, and what can be read."""
+def _told(found: dict[int, Exception], samples: Any, read: Reader) -> str:
+    """The error: all numbers, the first few reasons with the nearest that can be read, and what can be."""
+    takes, nearest = getattr(read, "takes", ""), getattr(read, "nearest", lambda sample: "")
     rows = [str(row) for row in found]
     named = f"sample {rows[0]}" if len(rows) == 1 else f"samples {', '.join(rows[:-1])} and {rows[-1]}"
-    spelled = [f"{row}{_quoted(samples[row])}: {found[row]}" for row in list(found)[:SPELLED]]
+    spelled = [f"{row}{_quoted(samples[row])}: {found[row]}{nearest(samples[row])}" for row in list(found)[:SPELLED]]
     more = f"; and {len(rows) - SPELLED} more" if len(rows) > SPELLED else ""
     can = f". What can be read: {takes}" if takes else ""
     return f"{named} of {len(samples)} (counted from 0) cannot be read: {'; '.join(spelled)}{more}{can}"

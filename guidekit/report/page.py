@@ -131,6 +131,10 @@ def _tiles(out: Output) -> list[tuple[str, str, str]]:
         tiles.append(("held-out reward", number(figures.mean(result, "holdout")), remark))
     if found := rounds(result):
         return tiles + _effort(result, found)
+    if result.strength is not None:
+        tiles.append(
+            ("alpha", number(result.strength["alpha"]), f"KL {number(result.strength['kl'], 2)} from the model")
+        )
     tiles.append(("effective samples", number(float(result.ess.mean())), f"of {size}{_each(result)}"))
     tiles.append(("starting particles", number(figures.ancestors(result)), "with descendants"))
     if result.log_weights.unique().numel() > 1 or bool(result.log_z.abs().max() > 0):

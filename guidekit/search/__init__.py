@@ -13,12 +13,15 @@ from .flowopt import flowopt
 from .gradient import gradient, gradients
 from .informed import informed
 from .lsd import lsd
+from .particle_gibbs import particle_gibbs
 from .paths import paths
 from .random_search import Random, random
+from .replica_exchange import replica_exchange
 from .share import share
 from .space import Space
 from .strength import Strength, strength
 from .subspace import Subspace, subspace
+from .tree import Tree, tree
 from .zero_order import ZeroOrder, zero_order
 
 __all__ = [
@@ -43,6 +46,7 @@ __all__ = [
     "Study",
     "Subspace",
     "Surrogate",
+    "Tree",
     "ZeroOrder",
     "bank",
     "cma",
@@ -52,11 +56,14 @@ __all__ = [
     "gradients",
     "informed",
     "lsd",
+    "particle_gibbs",
     "paths",
     "random",
+    "replica_exchange",
     "run",
     "share",
     "strength",
     "subspace",
+    "tree",
     "zero_order",
 ]

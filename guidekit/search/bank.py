@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..engine.cost import Cost
 from ..engine.result import Trace
-from ..engine.scoring import Cost
 from ..models.base import Model
 from .budget import Budget
 from .core import Options, Search
@@ -155,7 +155,7 @@ def _judged(search: Search, places: Sequence[int], seeds: list[int]) -> list[flo
         return None
     search.alive = list(places)
     samples = search.decoded(search.sampled(search.part.draw(seeds)))
-    search.verifier = Verifier.of(search.holdout)
+    search.verifier = Verifier.of(search.holdout, search.world)
     return search.judged(samples, len(seeds), Cost())[0][..., 0].nanmean(0).tolist()
 
 

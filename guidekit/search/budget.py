@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from ..engine.scoring import Cost
+from ..engine.cost import Cost
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
@@ -32,12 +32,13 @@ from tqdm.auto import tqdm
 
 from rewards import as_reward
 
-from ..engine.describe import describe
+from ..engine.cost import Cost
+from ..engine.describe import describe, weights
 from ..engine.guide import Guide
 from ..engine.result import Result, Trace
 from ..engine.run import Run
 from ..engine.sample import sample
-from ..engine.scoring import Cost
+from ..engine.world import world_of
 from ..errors import RewardError
 from ..models.base import Model
 from ..models.networks import networks_in
@@ -86,6 +87,7 @@ class Options(TypedDict, total=False):
     over         "start" or "chain": which noise is searched. None is the starting noise if the solver is deterministic,
                  and otherwise that of the whole chain
     folder       every evaluation is logged there; the same call resumes from it and ends in the same result
+    world        as in gk.sample: several processes share the candidates of every round, and the first writes the folder
     holdout, steps, guides, cond, solver, seed, batch_size   as in gk.sample; progress shows a bar
     """
 
@@ -100,6 +102,7 @@ class Options(TypedDict, total=False):
     holdout: Any
     progress: bool
     folder: str | Path | None
+    world: Any
 
 
 @dataclass(frozen=True, repr=False)
@@ -181,7 +184,7 @@ class Search:
     """A prepared search: its arguments have been checked, and no network has been called yet."""
 
     def __init__(self, model: Model, n: int, reward: Any, options: Options, name: str, setting: Any):
-        known = {"budget", "over", "folder", "progress"}
+        known = {"budget", "over", "folder", "progress", "world"}
         wrong = set(options) - set(Options.__annotations__)
         if wrong:
             raise TypeError(
@@ -191,8 +194,9 @@ class Search:
         self.given: dict[str, Any] = {k: v for k, v in options.items() if k not in known}
         self.given["guides"] = tuple(options.get("guides", ()))
         self.holdout = self.given.pop("holdout", None)
-        self.verifier = Verifier.of(reward)
         self.run = Run(model, n, **self.given, holdout=self.holdout)
+        self.world = world_of(options.get("world"), model.device)
+        self.verifier = Verifier.of(reward, self.world)
         self.given["guides"] = self.run.guides
         _check_guides(self.run.guides)
         self.space = Space.of(self.run, options.get("over"))
@@ -211,7 +215,8 @@ class Search:
         self.stale = 0  # consecutive rounds without a new sample
         self._met: set[Any] = set()
         self._regrouped: dict[Any, list[Guide]] = {}
-        self.bar = tqdm(disable=not options.get("progress", False), desc=name, unit=" rounds", dynamic_ncols=True)
+        shown = options.get("progress", False) and self.world.rank == 0
+        self.bar = tqdm(disable=not shown, desc=name, unit=" rounds", dynamic_ncols=True)
         self._before, self._began = 0.0, time.perf_counter()
 
     def open(self, budget: Budget) -> None:
@@ -219,7 +224,11 @@ class Search:
         if all(limit is None for limit in (budget.rounds, budget.rows, budget.calls, budget.seconds)):
             raise ValueError("the search might never end: give it rounds, or a Budget with rows, calls or seconds")
         self.budget = budget
-        self.record = Record.open(self.options.get("folder"), self.config)
+        if self.world.size > 1:
+            self.world.agree(self.config | {"budget": describe(budget), "weights": weights(self.run.modules())})
+        folder, leads = self.options.get("folder"), self.world.rank == 0
+        self.record = self.world.first(lambda: Record.open(folder, self.config, leads))
+        self.world.agree(("rounds in the folder", len(self.record.rounds)))
         device = self.space.keys.device
         for found in self.record.rounds:
             if found.samples is not None:
@@ -269,7 +278,7 @@ class Search:
         alive = torch.tensor(self.alive, device=self.space.keys.device)
         return (alive[:, None] * self.n + torch.arange(self.n, device=alive.device)).flatten()
 
-    def runs(self, k: int, noise: Tensor | None, cost: Cost | None = None) -> Run:
+    def runs(self, k: int, noise: Tensor | None) -> Run:
         """A run of k candidates for each cell; candidate c of the g-th condition alive is group g k + c."""
         seed = self.given.get("seed", 0)
         seeds = list(seed) if isinstance(seed, Sequence) else [seed] * self.space.groups
@@ -278,9 +287,8 @@ class Search:
             "seed": [seeds[g] for g in self.alive for _ in range(k)],
             "guides": self._guides(k),
         }
-        run = Run(self.model, self.n, **given, noise=noise)
-        run.charge(self.cost if cost is None else cost)
-        return run
+        world = self.world.over(self.part.cells * k)
+        return Run(self.model, self.n, **given, noise=noise, world=world)
 
     def _guides(self, k: int) -> list[Guide]:
         """The guides for a run of k candidates, with what they hold per condition rearranged by group."""
@@ -293,21 +301,31 @@ class Search:
 
     def sampled(self, z: Tensor, cost: Cost | None = None) -> Tensor:
         """Final states of candidates (cells, k, *shape), as rows of their run."""
-        run = self.runs(z.shape[1], self.part.rows(z), cost)
-        before = run.cost.network_rows
+        run = self.runs(z.shape[1], self.part.rows(z))
         with torch.inference_mode(False), torch.no_grad(), run.borrowed():
             pop = run.start()
             for index in range(len(run.moves)):
                 pop = run.advance(pop, index)
             run.settle()
-        self.measured(run.cost.network_rows - before, len(pop) * sum(self.looks))
-        return pop.x
+        x = run.world.rows(pop.x)
+        self.spent(run, len(x) * sum(self.looks), self.cost if cost is None else cost)
+        return x
+
+    def spent(self, run: Run, declared: int, cost: Cost) -> None:
+        """Book what a run has cost on all processes, for which the guides declare so many network rows."""
+        own = run.world.cost(run.cost)
+        self.measured(own.network_rows, declared)
+        book(cost, own)
 
     def decoded(self, x: Tensor) -> Any:
         """Decoded samples of rows, with the networks in evaluation mode."""
+        world, alive = self.world.over(len(x)), torch.tensor(self.alive, device=x.device)
+        group, mine = alive.repeat_interleave(len(x) // len(alive)), world.share(len(x))
         with torch.no_grad(), self.run.borrowed():
-            alive = torch.tensor(self.alive, device=x.device)
-            return self.run.decode(x, alive.repeat_interleave(len(x) // len(alive)))
+            with world.together():
+                own = self.run.decode(x[mine], group[mine])
+            samples = world.samples(own)
+            return self.run.decode(x, group) if samples is None else samples
 
     def scored(self, x: Tensor, k: int) -> tuple[Tensor, Any]:
         """Scores (cells, k, V) of rows, and what was scored, cell by cell, if that is text or tokens."""
@@ -338,7 +356,7 @@ class Search:
 
     def fits(self, rows: int, calls: int, last: int) -> bool:
         """Whether the budget has room for a round, and for `last` rows for the final run of the winners."""
-        self.cost.seconds = self.seconds
+        self.cost.seconds = self.world.told(round(1e6 * self.seconds))[0] / 1e6  # on which all processes decide alike
         done, worth, target = len(self.rounds), self.best.worth, self.budget.target
         known = done < len(self.record.rounds)
         budget = replace(self.budget, seconds=None) if known and self.budget.seconds is not None else self.budget
@@ -384,10 +402,11 @@ class Search:
         self.cost.seconds = self.seconds
         self.rounds.append(self._row(worth, worth.amax(1) if self.best.worth is None else self.best.worth))
         if len(self.rounds) > len(self.record.rounds):
-            if before is not None:
-                before(self.best, self.rounds)
-            self.keep(scores, worth, samples, range(scores.shape[1]))
-            self.keep_best()
+            with self.world.together():
+                if before is not None:
+                    before(self.best, self.rounds)
+                self.keep(scores, worth, samples, range(scores.shape[1]))
+                self.keep_best()
         elif len(self.rounds) == len(self.record.rounds):
             self._recall()
         self._meet(self.record.rounds[len(self.rounds) - 1].samples)
@@ -444,9 +463,16 @@ class Search:
             raise ValueError(f"{self.name} asked for no candidates")
         self._check_scored(best)
         noise = self.noise()
-        result = sample(self.model, self.n, **self.given, noise=noise.clone(), holdout=self.holdout)
+        result = sample(
+            self.model,
+            self.n,
+            **self.given,
+            noise=noise.clone(),
+            holdout=self.holdout,
+            world=self.world.over(self.space.cells),
+        )
         self._check_winners(result)
-        cost = total(self.cost, result.cost)
+        cost = self.cost + result.cost
         about = {"rounds": self.rounds, "times": _times(self.run), "ended": self.ended}
         given = {f.name: getattr(result, f.name) for f in fields(Result)}
         given |= {"noise": noise, "rewards": best.masked_fill(best.isinf(), torch.nan), "cost": cost}
@@ -530,7 +556,7 @@ def limits(rounds: int | None, options: Options, usual: int | None = None) -> Bu
 def rounds_of(search: Search, strategy: Strategy) -> None:
     """All rounds. With an independent strategy, one is scored in the background while the next is sampled."""
     waiting: list[Round] = []  # at most one
-    overlaps = getattr(strategy, "independent", False) and search.separable
+    overlaps = getattr(strategy, "independent", False) and search.separable and search.world.size == 1
     try:
         while (z := strategy.ask()) is not None:
             k = _checked(z, search.space, strategy)
@@ -576,7 +602,7 @@ class Round:
         """Whether another round fits into the budget, whatever the outcome of this one."""
         search, calls = self.search, _needs(self.search, self.z.shape[1])[1]
         rows, more = _needs(search, k)
-        most = replace(total(search.cost, self.cost), seconds=search.seconds)
+        most = replace(search.cost + self.cost, seconds=search.seconds)
         most.reward_calls = search.cost.reward_calls + calls
         last, done = search.space.cells * search.per_row, len(search.rounds) + 1
         room = search.budget.allows(done, most, rows + last, more)
@@ -588,13 +614,13 @@ class Round:
             assert self.rows is not None
             scores, samples = self._judged() if self.task is None else self.task.result()
             x = search.part.by_cell(self.rows)
-        vars(search.cost).update(vars(total(search.cost, self.cost)))
+        book(search.cost, self.cost)
         self.strategy.tell(self.z, search.told(self.z, scores, x, samples))
 
 
-def total(a: Cost, b: Cost) -> Cost:
-    """The sum of two costs."""
-    return Cost(**{k: v + getattr(b, k) for k, v in asdict(a).items()})
+def book(cost: Cost, more: Cost) -> None:
+    """Add a cost to another one in place."""
+    vars(cost).update(vars(cost + more))
 
 
 def _needs(search: Search, k: int) -> tuple[int, int]:

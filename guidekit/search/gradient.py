@@ -90,14 +90,17 @@ def gradient(
 def _evaluated(search: Search, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rewards (cells,), their gradients and the samples, in micro-batches."""
     space, noise = search.space, search.space.rows(z[:, None])
-    run, before = search.runs(1, noise), search.cost.network_rows
+    run, world = search.runs(1, noise), search.world.over(space.cells)
     whole = noise if space.moves is not None else torch.cat([noise[None], run.chain_noise()[1:]])
-    parts = torch.arange(space.cells, device=noise.device).split(search.given.get("batch_size") or space.cells)
-    found = [gradients(run, whole[:, rows], search.verifier.rewards[0], rows) for rows in parts]
-    rewards, grads, x = (torch.cat(v, d) for v, d in zip(zip(*found, strict=True), (0, 1, 0), strict=True))
-    run.settle()
-    search.measured(run.cost.network_rows - before, 2 * space.cells * sum(search.looks))
-    return rewards, grads[0] if space.moves is None else grads.transpose(0, 1), x
+    mine = torch.arange(space.cells, device=noise.device)[world.share(space.cells)]
+    parts = mine.split(search.given.get("batch_size") or space.cells)
+    with world.together():
+        found = [gradients(run, whole[:, rows], search.verifier.rewards[0], rows) for rows in parts]
+        rewards, grads, x = (torch.cat(v, d) for v, d in zip(zip(*found, strict=True), (0, 1, 0), strict=True))
+        run.settle()
+    rewards, grads, x = (world.rows(v) for v in (rewards, grads.transpose(0, 1).contiguous(), x))
+    search.spent(run, 2 * space.cells * sum(search.looks), search.cost)
+    return rewards, grads[:, 0] if space.moves is None else grads, x
 
 
 def gradients(run: Run, noise: Tensor, reward: Any, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

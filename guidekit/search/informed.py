@@ -32,9 +32,10 @@ from torch import Tensor
 from rewards import as_reward
 
 from .. import random
+from ..engine.cost import Cost
 from ..engine.describe import describe
 from ..engine.result import Result
-from ..engine.scoring import Cost, Scorer
+from ..engine.scoring import Scorer
 from ..errors import is_count
 from ..guides import Guide
 from ..models import Model
@@ -86,7 +87,7 @@ def informed(
     >>> bool(better.rewards.mean() > first.rewards.mean() + 0.5)
     True
     """
-    common = (("informed",), model, reward, rounds, tuple(guides), cond, None, seed, batch_size, progress)
+    common = (("informed",), model, reward, rounds, tuple(guides), cond, None, seed, batch_size, progress, None)
     return _Informed(*common, alpha, share, exact, gradient, max_edits).run(start, checkpoint)
 
 

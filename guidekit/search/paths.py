@@ -136,24 +136,27 @@ class _Levels:
     def _run(self, z: Tensor, level: int, kept: Population | None, parents: Tensor | None) -> tuple[Any, Tensor]:
         """Run on until candidates are scored: the population at the next branching point, and the clean estimates."""
         space, run = self.search.space, self.search.runs(z.shape[1], self.search.space.rows(z))
-        following, before = (*self.points, len(run.moves))[level + 1], run.cost.network_rows
+        following = (*self.points, len(run.moves))[level + 1]
         with torch.inference_mode(False), torch.no_grad(), run.borrowed():
             pop = run.start() if kept is None or parents is None else self._branched(run, kept, parents, level)
             for index in range(self.points[level], self.ends[level]):
                 pop = run.advance(pop, index)
-                kept = pop if index + 1 == following else kept
+                kept = run.world.whole(pop) if index + 1 == following else kept
             run.settle()
-            self.search.measured(run.cost.network_rows - before, len(pop) * self._rows(level))
             done = self.ends[level] == len(run.moves)
-            return kept, pop.x if done else space.process.clean(pop.seen, pop.x)
+            x = run.world.rows(pop.x if done else space.process.clean(pop.seen, pop.x))
+            self.search.spent(run, len(x) * self._rows(level), self.search.cost)
+            return kept, x
 
     def _branched(self, run: Run, kept: Population, parents: Tensor, level: int) -> Population:
-        """The survivors at the branching point, copied once per continuation, at their new addresses."""
-        space, born = self.search.space, run.born()
+        """The survivors at the branching point, copied once per continuation, at their new addresses; those of this
+        process."""
+        space, mine = self.search.space, run.share(0)
+        born = run.born(mine)
         rows = space.by_cell(torch.arange(len(kept), device=kept.x.device)).gather(1, parents)
         rows = rows.repeat_interleave(self.branch[level], 1).unflatten(0, (space.groups, space.n)).transpose(1, 2)
         new = {name: getattr(born, name) for name in ("group", "slot", "parent", "root", "groups")}
-        return replace(kept.take(rows.flatten()), **new)
+        return replace(kept.take(rows.flatten()[mine]), **new)
 
 
 def _points(model: Model, n: int, levels: int, back: int | None, options: Options) -> tuple[list[int], Options]:

@@ -23,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..engine.cost import Cost
 from ..engine.describe import difference
-from ..engine.scoring import Cost
+from ..engine.whole import check_writable, unwritten, whole
 from ..errors import CheckpointError
 
 
@@ -72,18 +73,21 @@ class Record:
 
     folder: Path | None
     rounds: list[Evaluations] = field(default_factory=list)
+    writes: bool = True  # one of several processes does
 
     @staticmethod
-    def open(folder: str | Path | None, config: dict[str, Any]) -> Record:
-        record = Record(None if folder is None else Path(folder))
+    def open(folder: str | Path | None, config: dict[str, Any], writes: bool = True) -> Record:
+        record = Record(None if folder is None else Path(folder), writes=writes)
         if record.folder is None:
             return record
-        record.folder.mkdir(parents=True, exist_ok=True)
+        if writes:
+            check_writable(record.file("search.json"))
         config = json.loads(json.dumps(config))
         if record.file("search.json").exists():
             record._expect(config)
             record._read()
-        _replace(record.file("search.json"), json.dumps(config, indent=1))
+        if writes:
+            _replace(record.file("search.json"), json.dumps(config, indent=1))
         return record
 
     def file(self, name: str) -> Path:
@@ -94,12 +98,16 @@ class Record:
         """Append a round."""
         number = len(self.rounds)
         self.rounds.append(found._replace(cost=Cost(**asdict(found.cost))))
-        if self.folder is None:
+        if self.folder is None or not self.writes:
             return
         lines = [{k: _plain(v) for k, v in line.items()} for line in found.lines(number)]
         lines.append({"round": number, "end": list(found.scores.shape), "cost": asdict(found.cost)})
-        with self.file("evaluations.jsonl").open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        log = self.file("evaluations.jsonl")
+        try:
+            with log.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+        except OSError as error:
+            raise unwritten(log, error) from error
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines of all rounds, one for each candidate."""
@@ -107,12 +115,10 @@ class Record:
 
     def keep(self, name: str, tensors: dict[str, Tensor], meta: Any = None) -> None:
         """Write tensors and plain values next to the log, atomically."""
-        if self.folder is not None:
-            part = self.file(f"{name}.part")
-            save_file(
-                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, {"meta": json.dumps(meta)}
-            )
-            part.replace(self.file(f"{name}.safetensors"))
+        if self.folder is not None and self.writes:
+            own = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+            with whole(self.file(f"{name}.safetensors")) as part:
+                save_file(own, part, {"meta": json.dumps(meta)})
 
     def has(self, name: str) -> bool:
         """Whether `keep` wrote it."""
@@ -128,7 +134,13 @@ class Record:
             raise CheckpointError(f"{self.folder}: {name}.safetensors is missing or truncated ({error})") from error
 
     def _expect(self, config: dict[str, Any]) -> None:
-        other = difference(json.loads(self.file("search.json").read_text(encoding="utf-8")), config)
+        try:
+            before = json.loads(self.file("search.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.folder}: search.json is truncated; delete the folder to start anew"
+            ) from error
+        other = difference(before, config)
         if other:
             was, now = (f"{v!r:.80}" for v in other[1:])
             raise CheckpointError(
@@ -138,7 +150,7 @@ class Record:
 
     def _read(self) -> None:
         """Read complete rounds; a partly written one is cut off."""
-        log, whole, rows = self.file("evaluations.jsonl"), 0, []
+        log, done, rows = self.file("evaluations.jsonl"), 0, []
         text = log.read_text(encoding="utf-8") if log.exists() else ""
         lines = text.splitlines(keepends=True)
         for i, line in enumerate(lines):
@@ -148,11 +160,11 @@ class Record:
                 raise CheckpointError(f"{log}, line {i + 1} is no JSON; delete the folder to start anew") from error
             if "end" in row:
                 self.rounds.append(_evaluations(rows, row))
-                rows, whole = [], i + 1
+                rows, done = [], i + 1
             elif "scores" in row:
                 rows.append(row)
-        if whole < len(lines):
-            _replace(log, "".join(lines[:whole]))
+        if done < len(lines) and self.writes:
+            _replace(log, "".join(lines[:done]))
 
 
 def _evaluations(rows: list[dict[str, Any]], end: dict[str, Any]) -> Evaluations:
@@ -185,7 +197,6 @@ def _plain(v: Any) -> Any:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file atomically: it is written next to the old one and then replaces it."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+    """Write a file, whole or not at all."""
+    with whole(file) as part:
+        part.write_text(text, encoding="utf-8")

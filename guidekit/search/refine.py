@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..engine.describe import describe
 from ..engine.result import Result
+from ..engine.world import world_of
 from ..errors import is_count
 from ..guides import Guide
 from ..guides.start_from import from_level
@@ -58,6 +59,7 @@ def refine(
     batch_size: int | None = None,
     progress: bool = False,
     checkpoint: str | Path | None = None,
+    world: Any = None,
 ) -> Result:
     """Refine samples, each on its own: noise it part of the way, denoise it, and keep what is better.
 
@@ -66,6 +68,7 @@ def refine(
     level    the time in (0, 1) up to which samples are noised
     steps    number of steps from there to 0
     keep     "better" keeps only what raises the reward; or "always"
+    world    as in `gk.sample`: several processes share the rows of every round, and the first writes the checkpoint
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
@@ -76,7 +79,8 @@ def refine(
     """
     if keep not in ("better", "always"):
         raise ValueError(f"keep={keep!r}: there is 'better' and 'always'")
-    common = (("refine", keep), model, reward, rounds, tuple(guides), cond, solver, seed, batch_size, progress)
+    options = (tuple(guides), cond, solver, seed, batch_size, progress, world)
+    common = (("refine", keep), model, reward, rounds, *options)
     return _Renoising(*common, level, steps, _replaced if keep == "better" else _always).run(start, checkpoint)
 
 
@@ -107,6 +111,7 @@ def evolve(
     batch_size: int | None = None,
     progress: bool = False,
     checkpoint: str | Path | None = None,
+    world: Any = None,
 ) -> Result:
     """The best samples that a budget of reward calls finds, by the design loop; or rounds of noising, if asked for.
 
@@ -130,6 +135,7 @@ def evolve(
     checkpoint  a folder: every call is written to `calls.csv`, and the same call resumes, or goes on with a larger
                 budget, to the same result
     guides, cond, solver and batch_size   of the model's runs, as in `gk.sample`
+    world       of rounds alone, as in `refine`
 
     The result has the best distinct samples of all calls and of what was known, best first; its trace has a row for
     each round, with calls, best, top10 (the mean of the best ten), shares of the proposals, and the rank correlation of
@@ -166,8 +172,14 @@ def evolve(
             raise ValueError(f"offspring={offspring!r}: children of each sample in a round, at least 1")
         rounds, level = 10 if rounds is None else rounds, 0.5 if level is None else level
         steps = 25 if steps is None else steps
-        common = (("evolve", offspring), model, reward, rounds, tuple(guides), cond, solver, seed, batch_size, progress)
+        options = (tuple(guides), cond, solver, seed, batch_size, progress, world)
+        common = (("evolve", offspring), model, reward, rounds, *options)
         return _Renoising(*common, level, steps, _fittest, offspring).run(start, checkpoint)
+    if world_of(world, model.device).size > 1:
+        raise ValueError(
+            "world: the design loop decides after every batch what to ask next, in one process. Spread its reward with "
+            "rewards.Pooled, run one process for each seed, or give rounds= instead of a budget, which ranks share"
+        )
     return Design(
         model,
         start,

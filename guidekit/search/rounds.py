@@ -16,15 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import random
 from ..engine.checks import bound
+from ..engine.cost import Cost
 from ..engine.describe import describe, difference
 from ..engine.result import Result, Trace, load_result, picked
 from ..engine.sample import sample
-from ..engine.scoring import Cost, Scorer
+from ..engine.scoring import Scorer
+from ..engine.whole import check_writable, unwritten
+from ..engine.world import world_of
 from ..errors import CheckpointError, is_count
 from ..guides import Guide, StartFrom
 from ..models import Model
@@ -50,6 +54,7 @@ class Rounds:
     seed: int
     batch_size: int | None
     progress: bool
+    world: Any
 
     def __post_init__(self) -> None:
         if not callable(self.reward):
@@ -58,19 +63,26 @@ class Rounds:
             raise ValueError(f"rounds={self.rounds!r}: a number of rounds")
         if any(isinstance(g, StartFrom) for g in self.guides):
             raise ValueError("guides holds a StartFrom: refinement sets where its rounds start")
+        self.world = world_of(self.world, self.model.device)
 
     def run(self, start: Any, checkpoint: str | Path | None) -> Result:
         """All rounds, or those that the folder does not have yet."""
         folder, start = None if checkpoint is None else Path(checkpoint), self.given(start)
         config = json.loads(json.dumps(self.described(start)))
-        state = _resumed(folder, config) if folder and folder.exists() else self.first(start, config)
+        there = self.world.first(lambda: _found(folder))
+        state = _resumed(folder, config) if folder and there else self.first(start, config)
         done = len(state.trace)
+        self.world.agree((config, done))
         for number in tqdm(
-            range(done + 1, self.rounds + 1), initial=done, total=self.rounds, disable=not self.progress
+            range(done + 1, self.rounds + 1),
+            initial=done,
+            total=self.rounds,
+            disable=not self.progress or self.world.rank > 0,
         ):
             state = self.following(state, number)
-            if folder is not None:
-                _save(state, folder)
+            with self.world.together():
+                if folder is not None and self.world.rank == 0:
+                    _save(state, folder)
         self.tell_if_idle(state)
         return state
 
@@ -96,6 +108,7 @@ class Rounds:
 
     def sample(self, n: int, steps: int | Sequence[float], guides: Sequence[Guide], number: int) -> Result:
         options = {"cond": self.cond, "reward": self.reward, "solver": self.solver, "batch_size": self.batch_size}
+        options["world"] = self.world
         key = random.fold(random.fold(random.key(self.seed), "refine"), number)
         return sample(self.model, n, steps=steps, guides=guides, seed=int(key), **options)
 
@@ -125,7 +138,7 @@ class Rounds:
         groups = len(self.cond) if isinstance(self.cond, list) else 1
         cost, x = Cost(), start.to(self.model.device)
         with lent([*self.model.modules(), *networks_in(self.reward)]):
-            samples, scorer = self.pasted(self.model.decode(x), groups), Scorer(cost, x.device)
+            samples, scorer = self.pasted(self.model.decode(x), groups), Scorer(cost, x.device, world=self.world)
             rewards = scorer(self.reward, samples)
         scorer.settle()
         return as_result(x, samples, rewards, groups, cost, config)
@@ -205,12 +218,31 @@ def joined(a: Any, b: Any) -> Any:
 
 
 def _save(state: Result, folder: Path) -> None:
-    """Save atomically: written next to the old folder and moved over it."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    state.save(part)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Save beside the old folder, whose place it takes: in between, the old one has another name."""
+    part, old = (folder.with_name(f"{folder.name}.{kind}") for kind in ("part", "old"))
+    for rest in (part, old):
+        shutil.rmtree(rest, ignore_errors=True)
+    try:
+        state.save(part)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise unwritten(folder, error) from error
+    if folder.exists():
+        folder.rename(old)
     part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _found(folder: Path | None) -> bool:
+    """Whether there is a folder to resume from; one that a kill has left under its other name gets its own again."""
+    if folder is None:
+        return False
+    old = folder.with_name(f"{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    if not folder.exists():
+        check_writable(folder)
+    return folder.exists()
 
 
 def _resumed(folder: Path, config: dict[str, Any]) -> Result:

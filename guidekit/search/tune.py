@@ -30,6 +30,7 @@ from .. import random
 from ..engine.describe import describe, difference
 from ..engine.result import Result
 from ..engine.sample import sample
+from ..engine.whole import whole
 from ..errors import CheckpointError, NetworkError, RewardError
 from ..guides import Guide
 from ..models import Model
@@ -256,9 +257,8 @@ class _Search:
     def save(self, rows: dict[Levels, dict[str, Any]]) -> None:
         """Save atomically: written next to the file and moved over it."""
         if self.file is not None:
-            part = self.file.with_name(self.file.name + ".part")
-            part.write_text(json.dumps({"config": self.config, "rows": list(rows.items())}), encoding="utf-8")
-            part.replace(self.file)
+            with whole(self.file) as part:
+                part.write_text(json.dumps({"config": self.config, "rows": list(rows.items())}), encoding="utf-8")
 
     def _described(self) -> dict[str, Any]:
         """The arguments that determine the result."""

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from rewards import as_reward
 
-from ..engine.scoring import Cost, Scorer
+from ..engine.cost import Cost
+from ..engine.scoring import Scorer
+from ..engine.world import Alone
 from ..errors import RewardError
 from ..models.networks import lent, networks_in
 
@@ -35,15 +37,16 @@ class Verifier:
     rewards: list[Any]
     reference: dict[int, list[np.ndarray]] = field(default_factory=dict)  # of each condition and reward, sorted
     scorer: Scorer | None = None
+    world: Alone = field(default_factory=Alone)  # the processes that share the samples of a call
 
     @staticmethod
-    def of(reward: Any) -> Verifier:
+    def of(reward: Any, world: Alone | None = None) -> Verifier:
         rewards = list(reward) if isinstance(reward, (list, tuple)) else [reward]
         if not rewards:
             raise ValueError("reward=[]: a search needs a reward, or a list of them that rank together")
         for r in rewards:
             as_reward(r)
-        return Verifier(rewards)
+        return Verifier(rewards, world=world or Alone())
 
     def score(self, samples: Any, group: Tensor, cost: Cost) -> Tensor:
         """float64 (rows, V); group is the condition of every sample."""
@@ -62,7 +65,7 @@ class Verifier:
 
     def _scorer(self, device: torch.device) -> Scorer:
         if self.scorer is None:
-            self.scorer = Scorer(Cost(), device, waits=True, stepwise=True)
+            self.scorer = Scorer(Cost(), device, waits=True, stepwise=True, world=self.world)
         return self.scorer
 
     def worth(self, scores: Tensor, group: Tensor) -> Tensor:

@@ -40,7 +40,6 @@ import inspect
 import json
 import logging
 import math
-import os
 import random as python_random
 import tempfile
 import warnings
@@ -60,8 +59,10 @@ from torch import Tensor, nn
 from rewards import RewardError, as_reward
 
 from .. import random
+from ..engine.cost import Cost
 from ..engine.describe import describe, difference, weights
-from ..engine.scoring import Cost, Scorer
+from ..engine.scoring import Scorer
+from ..engine.whole import whole
 from ..errors import CheckpointError, is_count
 from ..models.base import Encoded, Model, stack
 from ..models.evaluations import rows_of
@@ -295,9 +296,8 @@ def _kept(path: Path, config: str, run: Run, drawn: Callable[[Path], Rollouts]) 
         return _read(file, config, run.model.device)
     path.mkdir(parents=True, exist_ok=True)
     data = drawn(sampling)
-    part = file.with_name(f"{file.name}.part")
-    save_file({f.name: getattr(data, f.name).cpu().contiguous() for f in fields(data)}, part, {"guidekit": config})
-    os.replace(part, file)
+    with whole(file) as part:
+        save_file({f.name: getattr(data, f.name).cpu().contiguous() for f in fields(data)}, part, {"guidekit": config})
     sampling.unlink(missing_ok=True)
     return data
 

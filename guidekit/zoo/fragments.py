@@ -27,6 +27,7 @@ from .tokens import Merged, merges
 _SYMBOL = re.compile(r"\[[^]]+]|%\d\d|Br|Cl|.")
 _OPEN = "%99"  # an open bond without a number yet
 FIRST, LABELS = 10, 16  # the open bonds are %10 to %25
+MATCHES = 100  # places of a part in a molecule that are tried
 EXTRA = 0.15  # fraction of other bonds that are cut in addition to those of BRICS, if cuts are random
 
 
@@ -63,10 +64,33 @@ def text(smiles: str, rng: np.random.Generator | None = None) -> str:
     parts = [part for part in _parts(mol, cuts) if mol.GetAtomWithIdx(part[0]).GetAtomicNum()]
     symbols = [_symbol(a) + _OPEN * len(cuts.get(a.GetIdx(), ())) for a in mol.GetAtoms()]
     pieces = [_piece(mol, parts[i], symbols, rng) for i in _order(parts, cuts, rng)]
-    if any("%1" in piece or "*" in piece for piece, _ in pieces):  # ten rings open at once; a dummy in a chain
-        return ""
-    written, ends = _numbered(pieces, cuts)
+    written, ends = _numbered(pieces, cuts, {})
     return _stereo(written, mol, [a for _, atoms in pieces for a in atoms], ends)
+
+
+@lru_cache(maxsize=1 << 14)
+def begun(molecule: str, first: str) -> str:
+    """The molecule as a text that begins with these fragments; or "", if it does not hold them as they are written,
+    with their stereo, and with other atoms at their open bonds alone.
+
+    >>> begun("CC(=O)Nc1ccccc1", ".c1ccc%10cc1")
+    '.c1ccc%10cc1.CC%11=O.N%10%11'
+    >>> begun("Cc1ccccc1N", ".c1ccc%10cc1")
+    ''
+    """
+    from rdkit import Chem
+
+    from rewards.molecules.descriptors import canonical, grown
+
+    wanted, labels = canonical(molecule), list(open_labels(first).values())
+    if not wanted:
+        return ""
+    mol, query = Chem.MolFromSmiles(wanted), grown(_ended(first, labels)[1:])
+    for match in mol.GetSubstructMatches(query, useChirality=True, uniquify=False, maxMatches=MATCHES):
+        text = _continued(mol, first, match, labels)
+        if text.startswith(first) and smiles(text) == wanted:
+            return text
+    return ""
 
 
 @lru_cache(maxsize=1 << 16)
@@ -91,11 +115,21 @@ def without_open(text: str) -> str:
     >>> without_open("C%10%11.O%10%10")
     'C%10.O%10'
     """
-    symbols, opened = split(text), {}
-    for i, symbol in enumerate(symbols):
+    opened = open_labels(text)
+    return "".join(s for i, s in enumerate(split(text)) if i not in opened)
+
+
+def open_labels(text: str) -> dict[int, int]:
+    """The numbers of the bonds that are open at the end of a text, by the places of the symbols that open them.
+
+    >>> open_labels("C%10%11.O%10%10")
+    {2: 11, 5: 10}
+    """
+    opened: dict[str, int] = {}
+    for i, symbol in enumerate(split(text)):
         if symbol[0] == "%" and opened.pop(symbol, None) is None:
             opened[symbol] = i
-    return "".join(s for i, s in enumerate(symbols) if i not in opened.values())
+    return {i: int(symbol[1:]) for symbol, i in opened.items()}
 
 
 @dataclass(frozen=True)
@@ -118,6 +152,8 @@ class Fragments(Merged):
             raise ValueError("it is no SMILES of a molecule")
         if "*" in wanted:
             raise ValueError("it has open bonds: as a part to keep it is read by gk.Keep(template=...)")
+        if "." in wanted:
+            raise ValueError("it has several parts, as salts have")
         if not written:
             raise ValueError(f"it needs more than {LABELS} bonds between fragments, or ten rings, open at once")
         row = self.row(split(written), length)
@@ -279,19 +315,24 @@ def _symbol(atom: Any) -> str:
     return atom.GetSmarts().replace("@@", "@")
 
 
-def _numbered(pieces: list[tuple[str, list[int]]], cuts: Cuts) -> tuple[str, dict[int, int]]:
-    """The text with numbered labels, always the lowest free one; and the labels of the atoms behind open bonds."""
-    free, used, out = list(range(LABELS)), {}, []
+def _numbered(
+    pieces: list[tuple[str, list[int]]], cuts: Cuts, used: dict[tuple[int, int], int]
+) -> tuple[str, dict[int, int]]:
+    """The text with numbered labels, always the lowest free one after those in use; and the labels of the atoms behind
+    open bonds. Empty where no text can be: ten rings open at once, a dummy in a chain, too many labels."""
+    if any("%1" in piece or "*" in piece for piece, _ in pieces):
+        return "", {}
+    used, out = dict(used), []
     for piece, atoms in pieces:
         bonds = ((a, b) for a in atoms for b in _closing_first(a, cuts, used))
         rest = piece.split(_OPEN)
         out.append("." + rest[0])
         for after, (a, b) in zip(rest[1:], bonds, strict=True):
+            free = [label for label in range(LABELS) if label not in used.values()]
             if (b, a) in used:
                 label = used.pop((b, a))
-                free = sorted([*free, label])
             elif free:
-                label = used[a, b] = free.pop(0)
+                label = used[a, b] = free[0]
             else:
                 return "", {}
             out.append(f"%{FIRST + label}{after}")
@@ -309,7 +350,7 @@ def _stereo(text: str, mol: Any, atoms: list[int], ends: dict[int, int]) -> str:
 
     if "@" not in text:
         return text
-    closed = text + "".join(f".*%{FIRST + label}" for label in ends.values())
+    closed = _ended(text, [FIRST + label for label in ends.values()])
     read, place = Chem.MolFromSmiles(closed[1:], sanitize=False), {a: i for i, a in enumerate([*atoms, *ends])}
     symbols = split(text)
     for i, a in zip((i for i, s in enumerate(symbols) if s[0].isalpha() or s[0] == "["), atoms, strict=True):
@@ -320,6 +361,30 @@ def _stereo(text: str, mol: Any, atoms: list[int], ends: dict[int, int]) -> str:
             if odd == (own.GetChiralTag() == other.GetChiralTag()):
                 symbols[i] = symbols[i].replace("@", "@@")
     return "".join(symbols)
+
+
+def _ended(text: str, labels: Sequence[int]) -> str:
+    """The text with a dummy atom at each of these open bonds."""
+    return text + "".join(f".*%{label}" for label in labels)
+
+
+def _continued(mol: Any, first: str, match: Sequence[int], labels: Sequence[int]) -> str:
+    """The text of a molecule after its first fragments. The match are the atoms of these in the order in which they are
+    written, then those behind their open bonds."""
+    kept, behind = match[: len(match) - len(labels)], match[len(match) - len(labels) :]
+    bonds = [(_neighbour(mol, b, kept), b) for b in behind]
+    cuts = {a: [b for b in ends if b not in kept] for a, ends in _cuts(mol, None).items() if a not in kept}
+    for a, b in (ends for bond in bonds for ends in (bond, bond[::-1])):
+        cuts.setdefault(a, []).append(b)
+    symbols = [_symbol(a) + _OPEN * len(cuts.get(a.GetIdx(), ())) for a in mol.GetAtoms()]
+    pieces = [_piece(mol, part, symbols, None) for part in _parts(mol, cuts) if part[0] not in kept]
+    written, _ = _numbered(pieces, cuts, {bond: label - FIRST for bond, label in zip(bonds, labels, strict=True)})
+    return _stereo(first + written, mol, [*kept, *(a for _, atoms in pieces for a in atoms)], {})
+
+
+def _neighbour(mol: Any, atom: int, of: Sequence[int]) -> int:
+    """The neighbour of an atom among these."""
+    return next(n.GetIdx() for n in mol.GetAtomWithIdx(atom).GetNeighbors() if n.GetIdx() in of)
 
 
 def _odd(order: Sequence[int]) -> bool:

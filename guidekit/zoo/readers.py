@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from ..models import reading
 
 if TYPE_CHECKING:
     from .fragments import Fragments
+    from .grammar import Grammar
     from .tokens import Tokens
 
 LETTERS = "ACGTN"
@@ -35,6 +37,9 @@ class Molecules:
         _check_texts(smiles, "a SMILES")
         return torch.as_tensor(self.tokens.read(smiles, self.length)).long()
 
+    def nearest(self, smiles: Any) -> str:
+        return _nearest(smiles, self)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -51,20 +56,56 @@ class Parts:
         _check_texts(smiles, "a SMILES")
         return torch.as_tensor(self.tokens.read(smiles, self.length)).long()
 
+    def nearest(self, smiles: Any) -> str:
+        return _nearest(smiles, self)
+
     def template(self, part: str) -> Tensor:
         """The tokens of each position in molecules that hold this part, bool (length, V)."""
-        first = torch.as_tensor(self.tokens.beginning(part, self.length)).long()
-        self._check_room(part, first)
+        from .nearest import nearest
+
+        try:
+            first = self._first(part)
+        except ValueError as error:
+            raise ValueError(f"{error}{nearest(part, lambda other: _works(self._first, other))}") from error
         allowed = torch.ones(self.length, self.tokens.vocab, dtype=torch.bool)
         allowed[: len(first)] = torch.nn.functional.one_hot(first, self.tokens.vocab).bool()
         return allowed
 
-    def _check_room(self, part: str, first: Tensor) -> None:
-        """Raise where the rest of the molecule would not fit behind these tokens."""
+    def begun(self, x: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the same molecules that begin with these tokens, and of which rows there are such."""
+        text, own = self.tokens.texts(first[None].cpu())[0], x.clone()
+        found = [self._begun(smiles, text) for smiles in self.tokens.decode(x.cpu())]
+        fine = torch.tensor([row is not None for row in found], device=x.device)
+        if bool(fine.any()):
+            own[fine] = torch.stack([row for row in found if row is not None]).to(own)
+        return own, fine
+
+    def _begun(self, smiles: str, first: str) -> Tensor | None:
+        """The row of a molecule that begins with this text, or None if the model has none."""
+        from .fragments import begun, split
+
+        text = begun(smiles, first)
+        try:
+            row = torch.as_tensor(self.tokens.row(split(text), self.length)).long() if text else None
+        except ValueError:
+            return None
+        return row if row is not None and bool(self._grammar.alive(self._grammar.read(row[None]))) else None
+
+    @cached_property
+    def _grammar(self) -> Grammar:
         from .grammar import Grammar
 
-        grammar = Grammar.of(self.tokens)
-        needed = int(grammar.need(grammar.read(first[None])))
+        return Grammar.of(self.tokens)
+
+    def _first(self, part: str) -> Tensor:
+        """The first tokens of molecules that hold this part."""
+        first = torch.as_tensor(self.tokens.beginning(part, self.length)).long()
+        self._check_room(part, first)
+        return first
+
+    def _check_room(self, part: str, first: Tensor) -> None:
+        """Raise where the rest of the molecule would not fit behind these tokens."""
+        needed = int(self._grammar.need(self._grammar.read(first[None])))
         if len(first) + needed + 1 > self.length:
             raise ValueError(
                 f"{part!r} cannot be kept: it takes {len(first)} tokens and up to {needed + 1} more to close its open "
@@ -123,3 +164,19 @@ def _check_texts(samples: Sequence[Any], what: str) -> None:
     for sample in samples:
         if not isinstance(sample, str):
             raise TypeError(f"{what} is a text, not {type(sample).__name__}")
+
+
+def _nearest(smiles: Any, read: Callable[[list[str]], Tensor]) -> str:
+    """What an error says of the nearest molecule that can be read."""
+    from .nearest import nearest
+
+    return nearest(smiles, lambda other: _works(read, [other])) if isinstance(smiles, str) else ""
+
+
+def _works(function: Callable[[Any], Any], given: Any) -> bool:
+    """Whether a function takes what is given."""
+    try:
+        function(given)
+    except ValueError:
+        return False
+    return True

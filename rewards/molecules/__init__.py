@@ -1,10 +1,10 @@
-"""Rewards and metrics of molecules given as SMILES strings: descriptors, objectives, docking, ADMET.
+"""Rewards and metrics of molecules given as SMILES strings: descriptors, objectives, docking, ADMET, routes.
 
 >>> QED()(["CCO", "not a molecule"])
 tensor([0.4068,    nan], dtype=torch.float64)
 """
 
-from . import admet, descriptors, docking, metrics, objectives, oracles
+from . import admet, descriptors, docking, metrics, objectives, oracles, routes
 from .admet import ADMET
 from .descriptors import (
     HBA,
@@ -32,6 +32,7 @@ from .descriptors import (
 from .docking import Docking
 from .objectives import objective
 from .oracles import DRD2, GSK3B, JNK3
+from .routes import Routes
 
 __all__ = [
     "ADMET",
@@ -56,6 +57,7 @@ __all__ = [
     "PenalizedLogP",
     "Rings",
     "RotatableBonds",
+    "Routes",
     "Scaffold",
     "Similarity",
     "Substructure",
@@ -67,4 +69,5 @@ __all__ = [
     "objective",
     "objectives",
     "oracles",
+    "routes",
 ]

@@ -9,17 +9,19 @@ with `.transformed`.
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.resources import files
 from typing import Any
 
 from ..base import Each, needs
 
 LONGEST = 1000  # characters; the scaffold of a chain of 2000 carbons takes 18 seconds
 
-_CATALOGS = ("PAINS", "PAINS_A", "PAINS_B", "PAINS_C", "BRENK", "NIH", "ZINC", "CHEMBL", "ALL")
+_CATALOGS = ("PAINS", "PAINS_A", "PAINS_B", "PAINS_C", "BRENK", "NIH", "ZINC", "CHEMBL", "ALL", "MCF")
 
 
 @lru_cache(1)
@@ -401,7 +403,7 @@ class Part(Molecule):
         object.__setattr__(self, "name", f"holds {self.part}")
 
     def of(self, mol: Any) -> float:
-        return mol.HasSubstructMatch(_grown(self.part), useChirality=True)
+        return mol.HasSubstructMatch(grown(self.part), useChirality=True)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -409,7 +411,9 @@ class Alerts(Molecule):
     """Number of different structural alerts of a catalogue that a molecule raises; fewer is better.
 
     catalog   BRENK, reactive and toxic groups (Brenk et al., 2008), https://doi.org/10.1002/cmdc.200700139; PAINS,
-              pan-assay interference (Baell and Holloway, 2010), https://doi.org/10.1021/jm901137j; or NIH, ZINC, CHEMBL
+              pan-assay interference (Baell and Holloway, 2010), https://doi.org/10.1021/jm901137j; MCF, the 22
+              medicinal chemistry filters of MOSES (Polykovskiy et al., 2020), https://arxiv.org/abs/1811.12823; or
+              NIH, ZINC, CHEMBL
 
     >>> Alerts("BRENK")(["CCO", "CC=O"]).tolist()
     [0.0, 1.0]
@@ -424,7 +428,10 @@ class Alerts(Molecule):
         object.__setattr__(self, "name", f"{self.catalog} alerts")
 
     def of(self, mol: Any) -> float:
-        return len({match.GetDescription() for match in _catalog(self.catalog).GetMatches(mol)})
+        from rdkit import Chem
+
+        seen = Chem.AddHs(mol) if self.catalog == "MCF" else mol  # some of its patterns have hydrogens
+        return len({match.GetDescription() for match in _catalog(self.catalog).GetMatches(seen)})
 
 
 def check_molecule(who: str, query: Any) -> None:
@@ -462,6 +469,21 @@ def pattern(smarts: str) -> Any:
     return query if query is not None and query.GetNumAtoms() else None
 
 
+@lru_cache(256)
+def grown(part: str) -> Any:
+    """The RDKit query of a part: dummy atoms are any atom, and all others have as many neighbours as they have here."""
+    from rdkit import Chem
+
+    mol = Chem.Mol(parsed(part))
+    for atom in mol.GetAtoms():
+        atom.SetAtomMapNum(0)
+        atom.SetIsotope(0 if atom.GetAtomicNum() == 0 else atom.GetIsotope())
+    how = Chem.AdjustQueryParameters.NoAdjustments()
+    how.makeDummiesQueries = how.adjustDegree = True
+    how.adjustDegreeFlags = Chem.AdjustQueryWhichFlags.ADJUST_IGNOREDUMMIES
+    return Chem.AdjustQueryProperties(mol, how)
+
+
 def _check(who: str, name: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{who}({name}={value!r}): it is one of {', '.join(known)}")
@@ -483,25 +505,16 @@ def _query(smiles: str, radius: int, bits: int) -> Any:
     return fingerprint(parsed(smiles), radius, bits)
 
 
-@lru_cache(256)
-def _grown(part: str) -> Any:
-    """The query of a part: dummy atoms are any atom, and all others have as many neighbours as they have here."""
-    from rdkit import Chem
-
-    mol = Chem.Mol(parsed(part))
-    for atom in mol.GetAtoms():
-        atom.SetAtomMapNum(0)
-        atom.SetIsotope(0 if atom.GetAtomicNum() == 0 else atom.GetIsotope())
-    how = Chem.AdjustQueryParameters.NoAdjustments()
-    how.makeDummiesQueries = how.adjustDegree = True
-    how.adjustDegreeFlags = Chem.AdjustQueryWhichFlags.ADJUST_IGNOREDUMMIES
-    return Chem.AdjustQueryProperties(mol, how)
-
-
 @lru_cache(16)
 def _catalog(name: str) -> Any:
-    from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogParams
+    from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogEntry, FilterCatalogParams, SmartsMatcher
 
+    if name == "MCF":
+        catalog = FilterCatalog()
+        text = (files("rewards.molecules") / "mcf.csv").read_text(encoding="utf-8")
+        for row in csv.DictReader(io.StringIO(text)):
+            catalog.AddEntry(FilterCatalogEntry(row["name"], SmartsMatcher(row["name"], row["smarts"], 1)))
+        return catalog
     return FilterCatalog(FilterCatalogParams(getattr(FilterCatalogParams.FilterCatalogs, name)))
 
 

@@ -18,10 +18,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
+from multiprocessing import parent_process
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from ..base import needs
@@ -43,13 +46,16 @@ class Docking(Molecule):
     target           a name of `targets()`, or the path of a receptor in PDBQT
     exhaustiveness   number of searches per molecule; Vina's own default is 8
     seed             of the embedding and of the search: a molecule has the same score in any batch
-    cpu              threads per docking; use 1 if molecules are distributed over processes
+    cpu              threads per docking
     box              (centre, edges) in Angstrom, three numbers each; needed with a path
     timeout          seconds for one molecule, or None. With a timeout Vina runs in a process of its own, which can be
                      killed
+    processes        that share the molecules of a batch; None is one for each core, and none more in a worker of
+                     `rewards.Pooled`. A batch of one, or processes=1, is docked in this process
 
     A sample is NaN if it is not a molecule, has several parts (salts), cannot be embedded, has atoms that Vina does not
-    know, or takes longer than `timeout`. Maps of a receptor are computed on first use, once per process.
+    know, or takes longer than `timeout`. Maps of a receptor are computed on first use, once per process, and processes
+    stay for later batches.
     """
 
     target: str
@@ -58,6 +64,7 @@ class Docking(Molecule):
     cpu: int = 1
     box: Box | None = None
     timeout: float | None = None
+    processes: int | None = None
     _receptor: _Receptor = field(init=False)
 
     higher_is_better = False
@@ -69,6 +76,8 @@ class Docking(Molecule):
             raise ValueError(f"Docking(seed={self.seed}): less than 2^31 - 1 is needed")
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise ValueError(f"Docking(timeout={self.timeout}): seconds above 0, or None")
+        if self.processes is not None:
+            check_whole("Docking", processes=(self.processes, 1))
         path, centre, edges = _located(self.target, self.box)
         object.__setattr__(self, "_receptor", _Receptor(path, centre, edges, self.seed, self.cpu))
         object.__setattr__(self, "name", f"docking to {Path(path).stem.removesuffix('_target')}")
@@ -76,17 +85,40 @@ class Docking(Molecule):
     def score(self, samples: Any) -> list[float]:
         for module in ("vina", "meeko", "gemmi"):  # a missing package is not the fault of a sample
             needs(module, "docking", "docking")
+        count = min(len(samples), self.processes or _cores())
+        if count > 1 and not isinstance(samples, str):
+            return self._spread(samples, count)
         if len(samples):
             (_vina if self.timeout is None else _worker)(self._receptor)
         return super().score(samples)
 
+    def _spread(self, samples: Sequence[Any], count: int) -> list[float]:
+        """The scores by so many processes, each of which has one thread here."""
+        _worker(self._receptor)  # a receptor that Vina does not take is an error of the batch
+        free: SimpleQueue[int] = SimpleQueue()
+        for number in range(count):
+            free.put(number)
+        with ThreadPoolExecutor(count) as threads:
+            return super().score([threads.submit(self._by_worker, sample, free) for sample in samples])
+
+    def _by_worker(self, sample: Any, free: SimpleQueue[int]) -> float:
+        number = free.get()
+        try:
+            return self._docked(sample, number)
+        finally:
+            free.put(number)
+
     def one(self, sample: Any) -> float:
+        return sample.result() if isinstance(sample, Future) else self._docked(sample, None)
+
+    def _docked(self, sample: Any, number: int | None) -> float:
+        """The energy, by a process of this number if one is given or needed."""
         smiles = canonical(sample)
         if smiles is None or "." in smiles:
             return math.nan
-        if self.timeout is None:
+        if number is None and self.timeout is None:
             return _energy(self._receptor, smiles, self.exhaustiveness)
-        return _worker(self._receptor).energy(smiles, self.exhaustiveness, self.timeout)
+        return _worker(self._receptor, number or 0).energy(smiles, self.exhaustiveness, self.timeout)
 
 
 @dataclass(frozen=True)
@@ -241,14 +273,14 @@ class _Worker:
         self.late = True
         self.process.kill()
 
-    def energy(self, smiles: str, exhaustiveness: int, timeout: float) -> float:
+    def energy(self, smiles: str, exhaustiveness: int, timeout: float | None) -> float:
         assert self.process.stdin is not None
         with self.lock:
-            timer = threading.Timer(timeout, self.end)
-            self.process.stdin.write(json.dumps([smiles, exhaustiveness]) + "\n")
-            self.process.stdin.flush()
+            timer = threading.Timer(threading.TIMEOUT_MAX if timeout is None else timeout, self.end)
             timer.start()
             try:
+                self.process.stdin.write(json.dumps([smiles, exhaustiveness]) + "\n")
+                self.process.stdin.flush()
                 answer = self.answer()
             except BaseException:  # a late answer would be taken for that of the next sample
                 self.end()
@@ -269,11 +301,19 @@ class _Worker:
                     pipe.close()
 
 
-_WORKERS: dict[tuple[int, _Receptor], _Worker] = {}  # by process, because a fork does not own its parent's
+# by process, because a fork does not own its parent's, receptor and number
+_WORKERS: dict[tuple[int, _Receptor, int], _Worker] = {}
 
 
-def _worker(receptor: _Receptor) -> _Worker:
-    key = (os.getpid(), receptor)
+def _cores() -> int:
+    """The cores for a batch; one where this process is itself one of several that share it."""
+    if parent_process() is not None:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _worker(receptor: _Receptor, number: int = 0) -> _Worker:
+    key = (os.getpid(), receptor, number)
     worker = _WORKERS.get(key)
     if worker is not None and worker.late:
         worker.close()
@@ -284,7 +324,7 @@ def _worker(receptor: _Receptor) -> _Worker:
 
 @atexit.register
 def _close() -> None:
-    for (process, _), worker in _WORKERS.items():
+    for (process, *_), worker in _WORKERS.items():
         if process == os.getpid():
             worker.close()
 

@@ -23,7 +23,7 @@ import torch
 
 import guidekit as gk
 
-from ..problems import PROBLEMS, Problem, attending, embedding
+from ..problems import PROBLEMS, Problem, attending, deep, embedding
 
 ALL = tuple(PROBLEMS)
 TOKENS = ("masked", "uniform")
@@ -121,6 +121,10 @@ def masked(p: Problem) -> gk.Measurement:
     return gk.Measurement(gk.measurements.Mask(one(p)), target(p)[0], 0.0)
 
 
+def once(m: int) -> int:
+    return m
+
+
 def twice(m: int) -> int:
     return 2 * m
 
@@ -174,6 +178,20 @@ def with_attention(p: Problem) -> Problem:
     return attended(p.name) if p.model is PROBLEMS[p.name].model else attending(p)
 
 
+@lru_cache
+def deepened(name: str) -> Problem:
+    return deep(PROBLEMS[name])
+
+
+def with_depth(p: Problem) -> Problem:
+    return deepened(p.name) if p.model is PROBLEMS[p.name].model else deep(p)
+
+
+def wide(p: Problem) -> Problem:
+    """In two dimensions at least, and with attention."""
+    return with_attention(PROBLEMS["flow-2d"] if p.model.shape == (1,) else p)
+
+
 def region(p: Problem) -> torch.Tensor:
     """A mask for one condition."""
     return torch.tensor([[1.0, 0.0, 0.5]]) if p.name in TOKENS else torch.full((1, *p.model.shape), 0.7)
@@ -205,6 +223,50 @@ CASES = [
             (gk.CFGpp, lambda p: gk.CFGpp(0.6), None),
         )
     ),
+    *(
+        Case(
+            guide.__name__, make, idle, "own", where, both, memory=guide in (gk.FeedbackGuidance, gk.APGMix), seldom=15
+        )
+        for guide, make, idle, where in (
+            (
+                gk.FrequencyDecoupled, lambda p: gk.FrequencyDecoupled((2.5, lambda t: 1 + t)),
+                lambda p: gk.FrequencyDecoupled((1.0, 1)), ("vp-1d", "flow-2d"),
+            ),
+            (gk.FreSca, lambda p: gk.FreSca(2.5, 0.7, 1.4, cutoff=0), None, ("vp-1d", "flow-2d")),
+            (
+                gk.APGMix, lambda p: gk.APGMix(2.5, 0.3, momentum=-0.4, before=1.7, switch=0.4),
+                lambda p: gk.APGMix(1.0, before=1.0), ("vp-1d",),
+            ),
+            (
+                gk.FeedbackGuidance, lambda p: gk.FeedbackGuidance(pi=0.6), lambda p: gk.FeedbackGuidance(0.0),
+                ("vp-1d", "edm-1d"),
+            ),
+        )
+    ),
+    *(
+        Case(guide.__name__, make, idle, "own", where, both, forwards=twice, seldom=15)
+        for guide, make, idle, where in (
+            (
+                gk.AdaptiveGuidance, lambda p: gk.AdaptiveGuidance(2.5, 1.0), lambda p: gk.AdaptiveGuidance(1.0),
+                ("vp-1d",),
+            ),
+            (
+                gk.ICG, lambda p: gk.ICG(2.5, [p.cond, None]), lambda p: gk.ICG(1.0, [None]),
+                ("vp-1d", "masked", "uniform"),
+            ),
+        )
+    ),
+    *(
+        Case(guide.__name__, make, None, "own", ("vp-1d", "flow-2d"), lambda n, m: 3 * n * m, seldom=15)
+        for guide, make in (
+            (gk.PerpNeg, lambda p: gk.PerpNeg(2.5, 0, 0.6)),
+            (gk.ContrastiveCFG, lambda p: gk.ContrastiveCFG(2.5, 0, 0.6)),
+        )
+    ),
+    Case(
+        "Intersection", lambda p: gk.Intersection(other(p)), None, "own", ("vp-1d", "flow-2d"), both, forwards=twice,
+        memory=True, seldom=15,
+    ),
     Case("EpsilonScaling", lambda p: gk.EpsilonScaling(1.1), lambda p: gk.EpsilonScaling(1.0), "own", GAUSSIAN),
     Case("CADS", lambda p: gk.CADS(0.2, 0.9), lambda p: gk.CADS(stop=0.0), "own", with_=embedding),
     Case(
@@ -226,6 +288,11 @@ CASES = [
         "MaxEdits", lambda p: gk.MaxEdits(target(p), 1), lambda p: gk.MaxEdits(target(p), 3), "own", TOKENS,
     ),
     Case("Resample", lambda p: gk.Resample(), lambda p: gk.Resample(ess=0.0), "base"),
+    Case("EntropicAnnealing", lambda p: gk.EntropicAnnealing(), lambda p: gk.EntropicAnnealing(0.0), "base", seldom=10),
+    Case(
+        "Funnel", lambda p: gk.Funnel((3, 1)), lambda p: gk.Funnel((1, 1), ess=0.0), "base",
+        rows=lambda n, m: 3 * n + sum(round(n * (3 - 2 * i / m)) for i in range(m - 1)), seldom=10,
+    ),
     Case("FK adaptive", _fk(), _idle_fk(), "tilted", calls=lambda n, m: n * m),
     Case("FK never", _fk(ess=0.0), _idle_fk(ess=0.0), "tilted", calls=lambda n, m: n * m),
     Case("FK always", _fk(ess=1.0), _idle_fk(ess=1.0), "tilted", calls=lambda n, m: n * m),
@@ -250,6 +317,10 @@ CASES = [
     Case("SVDD", _svdd(), _idle_svdd(), "tilted", GAUSSIAN, tripled, lambda n, m: 3 * n * (m - 1) + n),
     Case("SVDD tokens", _svdd(), _idle_svdd(), "tilted", TOKENS, tripled, lambda n, m: 3 * n * m),
     Case("SVDD one", _svdd(candidates=1), _idle_svdd(candidates=1), "tilted", calls=lambda n, m: n * m),
+    Case(
+        "CoDe", lambda p: gk.CoDe(p.reward, p.alpha, 3, block=2), lambda p: gk.CoDe(p.reward, torch.inf, 1, block=2),
+        "tilted", ALL, tripled, lambda n, m: 3 * n * ((m + 1) // 2), seldom=10,
+    ),
     Case(  # moves 1/6 to 3/6 branch, and steps 2, 3, 4 and the last are scored
         "SVDD interval", _svdd(start=0.1, stop=0.6), _idle_svdd(stop=0.6), "tilted",
         rows=lambda n, m: n * (m - 3) + 3 * n * 3, calls=lambda n, m: 3 * n * 3 + n,
@@ -325,6 +396,23 @@ CASES = [
         )
         for steer in (False, True)
         for make in [lambda guide, steer: lambda p: guide(0.2 if steer else 1.5, "block", steer=steer)]
+    ),
+    *(
+        Case(
+            guide.__name__, make, idle, "own", ("vp-1d", "masked", "uniform"), rows, forwards=forwards,
+            with_=with_depth, seldom=15,
+        )
+        for guide, make, idle, rows, forwards in (
+            (gk.ERG, lambda p: gk.ERG(1.5, "blocks.0", tau=0.3, gamma=0.8), lambda p: gk.ERG(2.0, tau=1.0), both, once),
+            (gk.TPG, lambda p: gk.TPG(1.5, "blocks.1"), lambda p: gk.TPG(0.0), both, twice),
+            (gk.TSG, lambda p: gk.TSG(1.5, "blocks.0"), lambda p: gk.TSG(1.0, "blocks.0", std=0.0), both, twice),
+            (gk.S2Guidance, lambda p: gk.S2Guidance(1.5), lambda p: gk.S2Guidance(0.0), both, twice),
+            (gk.NAG, lambda p: gk.NAG(4.0), lambda p: gk.NAG(1.0), lambda n, m: 3 * n * m, twice),
+        )
+    ),
+    Case(  # one forward after the other
+        "SAG", lambda p: gk.SAG(0.8, "block"), lambda p: gk.SAG(0.0, "block"), "own", ("vp-1d", "edm-1d"),
+        lambda n, m: 3 * n * m, forwards=lambda m: 3 * m, with_=wide, seldom=15,
     ),
     Case(
         "PAG heads", lambda p: gk.PAG(3.0, heads={"block": [1]}, strength=0.7), lambda p: gk.PAG(3.0, heads=[]), "own",

@@ -50,7 +50,9 @@ def test_idle_settings_give_the_unguided_sampler_bit_for_bit(case: Case, problem
     assert idle.log_weights.std() < 1e-12
 
 
-@where(lambda case: case.name not in ("Resample", "StartFrom"))  # without weights, or from pure noise
+@where(
+    lambda case: case.name not in ("Resample", "EntropicAnnealing", "StartFrom")
+)  # without weights, or from pure noise
 def test_the_guide_does_something_at_usual_settings(case: Case, problem: Problem):
     plain, guided = run(problem, n=64), run(problem, [case.make(problem)], n=64)
     assert not torch.equal(plain.x, guided.x) or guided.log_weights.std() > 1e-3
@@ -92,7 +94,7 @@ def test_reward_and_temperature_scale_together(case: Case, problem: Problem):
 
 
 @every
-@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 5])
 @pytest.mark.usefixtures("every_row")
 def test_a_row_does_not_depend_on_its_micro_batch(case: Case, problem: Problem, batch_size: int):
     guides = [case.make(problem)]
@@ -107,7 +109,7 @@ def test_a_row_does_not_depend_on_its_micro_batch(case: Case, problem: Problem, 
 def alone(case: Case) -> bool:
     """Whether particles live or die without regard to the others, and all are samples in the end."""
     guide = case.make(case.on(case.processes[0]))
-    return getattr(guide, "ess", 0) == 0 and not isinstance(guide, gk.BeamSearch | gk.BestOfN)
+    return getattr(guide, "ess", 0) == 0 and not isinstance(guide, gk.BeamSearch | gk.BestOfN | gk.CoDe)
 
 
 @where(alone)
@@ -149,7 +151,7 @@ def test_rows_and_reward_calls_are_what_the_guide_declares(case: Case, problem: 
 
 
 @every
-@pytest.mark.parametrize("stop_at", [2, STEPS])
+@pytest.mark.parametrize("stop_at", [2, pytest.param(STEPS, marks=pytest.mark.slow)])
 def test_interrupted_and_resumed_equals_uninterrupted(case: Case, problem: Problem, stop_at: int, tmp_path):
     class Kill(Exception):
         pass
@@ -240,11 +242,11 @@ def refused(problem: Problem, guides: Sequence[gk.Guide]) -> bool:
 
 
 def pairs() -> Iterator[Any]:
-    """Each pair on every problem that both serve; in the default run on one of them, in turn."""
+    """Each pair on every problem that both serve; in the default run one pair in four, on one of them, in turn."""
     for i, (a, b) in enumerate(combinations_with_replacement(CASES, 2)):
         names = [name for name in ("vp-1d", "flow-2d", "masked") if name in a.processes and name in b.processes]
         for j, name in enumerate(names):
-            marks = [pytest.mark.slow] if (i - j) % (len(names) * max(a.seldom, b.seldom)) else []
+            marks = [pytest.mark.slow] if (i - j) % (4 * len(names) * max(a.seldom, b.seldom)) else []
             yield pytest.param(a, b, name, marks=marks, id=f"{a.name} and {b.name} on {name}")
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from ...engine.card import Card
 from ...engine.guide import Guide, Scale, at
 from ...engine.view import View
-from ...models.evaluations import Cond, Null
+from ...models.base import Model
+from ...models.evaluations import Cond, Null, evaluation, listed
 from ...process import Gaussian
 
 
@@ -62,6 +65,35 @@ def along(view: View, v: Tensor, direction: Tensor) -> Tensor:
     return view.rows(dot(v, direction) / square.where(square > 0, 1.0)) * direction
 
 
-def away(scale: Scale, view: View, need: Cond) -> Tensor:
-    """scale (d_cond - d_perturbed)."""
-    return at(scale, view.t) * (view.evals[Cond()] - view.evals[need])
+@dataclass(frozen=True)
+class Negative(Contrast):
+    """A guide with `negatives`, conditions to keep away from, and their `weights`, one for all or one for each."""
+
+    negatives: Any
+    weights: Scale | Sequence[Scale] = 1.0
+
+    neutral = None
+
+    card = replace(Contrast.card, rows="1, and 1 for each negative condition")
+
+    def __post_init__(self) -> None:
+        count = len(listed(self.negatives))
+        if not count or (isinstance(self.weights, Sequence) and len(self.weights) != count):
+            raise ValueError(
+                f"{type(self).__name__}(weights={self.weights!r}): {count} negative conditions are given; one or more "
+                "are needed, with one weight for all or one for each"
+            )
+
+    @property
+    def needs(self) -> tuple[Cond, ...]:
+        return (Null(), *(evaluation(e) for e in listed(self.negatives)))
+
+    def check(self, model: Model, steps: int) -> None:
+        for need in self.needs:
+            need.check(model)
+
+    def weighted(self, t: float) -> list[tuple[Cond, float]]:
+        """The negative evaluations with their weights."""
+        needs = self.needs[1:]
+        weights = self.weights if isinstance(self.weights, Sequence) else [self.weights] * len(needs)
+        return [(need, at(w, t)) for need, w in zip(needs, weights, strict=True)]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
 from itertools import product
 
 import torch
@@ -40,15 +40,7 @@ class Language:
 
     def __and__(self, other: Language) -> Language:
         """What both accept."""
-        size = len(other.ends)
-        if len(self.ends) * size > MOST:
-            raise ValueError(
-                f"constraints of {len(self.ends)} times {size} states together; at most {MOST} are served. Take fewer "
-                "or shorter sites, or a smaller number of edits"
-            )
-        pairs = self.next[:, :, None] * size + other.next[:, None]
-        ends = self.ends[:, None] & other.ends
-        return Language(self.allowed & other.allowed, pairs.flatten(1, 2), ends.flatten())
+        return _product(self, other)
 
     @property
     def length(self) -> int:
@@ -64,19 +56,42 @@ class Language:
         """Whether it accepts any sequence, in every group."""
         return bool((self.backward(self.allowed.double())[0] > -torch.inf).all())
 
+    @cached_property
+    def kinds(self) -> list[tuple[Tensor, Tensor]]:
+        """Tokens that lead from every state to the same one are of a kind: of each position the states after a token of
+        each kind, (kinds, states), and the kind of each token, (V,)."""
+        return [after.T.unique(dim=0, return_inverse=True) for after in self.next]
+
     def backward(self, f: Tensor) -> tuple[Tensor, list[Tensor]]:
         """log A of each row, (rows,), and beta_0 ... beta_L, (rows, states), each up to a factor; f (rows, L, V) is
         zero where a token is not allowed."""
         if self.free:
             return f.sum(-1).log().sum(-1), [f.new_ones(len(f), 1)] * (self.length + 1)
-        beta, total = self.ends.to(f).expand(len(f), -1), f.new_zeros(len(f))
-        betas = [beta]
+        # states come first, so that those that follow are whole rows of memory
+        f, total = f.permute(1, 2, 0).contiguous(), f.new_zeros(len(f))
+        beta = self.ends.to(f)[:, None].expand(-1, len(total))
+        betas = [beta.T]
         for i in reversed(range(self.length)):
-            beta = (f[:, i, None] * beta[:, self.next[i]]).sum(-1)
-            top = beta.amax(-1, keepdim=True)
-            beta, total = beta / top, total + top[:, 0].log()
-            betas.append(beta)
+            after, kind = self.kinds[i]
+            sums = f.new_zeros(len(after), f.shape[-1]).index_add_(0, kind, f[i])
+            beta = reduce(Tensor.add_, (beta[states].mul_(p) for states, p in zip(after, sums, strict=True)))
+            top = beta.amax(0)
+            beta, total = beta / top, total + top.log()
+            betas.append(beta.T)
         return total + betas[-1][:, 0].log(), betas[::-1]
+
+
+@lru_cache(maxsize=32)  # every step of a run asks for the same
+def _product(one: Language, other: Language) -> Language:
+    size = len(other.ends)
+    if len(one.ends) * size > MOST:
+        raise ValueError(
+            f"constraints of {len(one.ends)} times {size} states together; at most {MOST} are served. Take fewer "
+            "or shorter sites, or a smaller number of edits"
+        )
+    pairs = one.next[:, :, None] * size + other.next[:, None]
+    ends = one.ends[:, None] & other.ends
+    return Language(one.allowed & other.allowed, pairs.flatten(1, 2), ends.flatten())
 
 
 def letters(allowed: Tensor) -> Language:

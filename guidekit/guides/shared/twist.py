@@ -15,6 +15,7 @@ from ...engine.guide import Guide
 from ...engine.population import Population
 from ...engine.resampling import check_resampling, resample
 from ...engine.scoring import same
+from ...engine.strength import Auto
 from ...engine.view import Step, View
 from ...errors import NetworkError, RewardError
 from ...models.base import Model
@@ -31,7 +32,7 @@ class Twisted(Guide):
 
     grad = True
     reward: Any
-    alpha: float
+    alpha: float | str | Auto
     ess: float
     resampler: Any
     value: Value | None
@@ -50,7 +51,7 @@ class Twisted(Guide):
         check_resampling(self.ess, self.resampler)
 
     @property
-    def twist(self) -> tuple[Hashable, float]:
+    def twist(self) -> Hashable:
         return same(self.reward), self.alpha
 
     def check(self, model: Model, steps: int) -> None:
@@ -64,14 +65,17 @@ class Twisted(Guide):
 
 
 def check_reward(guide: Any, positive: bool = True) -> None:
-    """Raise unless the reward is callable, and alpha positive (or 0, where the limit of argmax is allowed)."""
+    """Raise unless the reward is callable, and alpha positive (or 0, where the limit of argmax is allowed), or a
+    budget, which a text may stand for."""
     name = type(guide).__name__
     if not callable(guide.reward):
         raise TypeError(f"{name}(reward=...) takes a function of samples, not {type(guide.reward).__name__}")
     alpha = getattr(guide, "alpha", 1.0)
+    if isinstance(alpha, str):
+        object.__setattr__(guide, "alpha", alpha := Auto.of(alpha))
     if not hasattr(alpha, "__float__"):
         raise TypeError(f"{name}(alpha={alpha!r}): the temperature is a number, in units of the reward")
-    if not alpha > 0 and (positive or alpha != 0):
+    if not isinstance(alpha, Auto) and not alpha > 0 and (positive or alpha != 0):
         raise ValueError(
             f"{name}(alpha={alpha}): the temperature must be positive{'' if positive else ', or 0 for argmax'}"
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from .grids import Grids
 from .model import DiffusersModel
 
 _OUTPUTS = ("image", "latent")
+TESTED = ("0.42",)  # releases of diffusers
 
 
 def from_diffusers(
@@ -67,6 +70,7 @@ def from_diffusers(
         gk.sample(base, 4, steps=30, guides=[gk.CFG(7.5)], cond="a cat", noise=noise)
     """
     needs("diffusers", "diffusers", "gk.from_diffusers")
+    warn_of(version("diffusers"))
     whole, net, scheduler = _parts(pipe)
     if output not in _OUTPUTS and not callable(output):
         raise ValueError(f"output={output!r}: there is {', '.join(map(repr, _OUTPUTS))}, or a function of states")
@@ -89,6 +93,17 @@ def from_diffusers(
     if null is not None:
         model.null = as_encoded(null if isinstance(null, dict) else {family.takes: null}, model.device)
     return model
+
+
+def warn_of(release: str) -> None:
+    """Warn of a release of diffusers with which pipelines were not compared."""
+    if ".".join(release.split(".")[:2]) not in TESTED:
+        warnings.warn(
+            f"diffusers {release} is installed, and pipelines were compared with {', '.join(TESTED)} only: compare a "
+            "run without guides with your pipeline's own from the same generator, or install one of these",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _parts(pipe: Any) -> tuple[Any, Any, Any]:

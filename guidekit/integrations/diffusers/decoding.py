@@ -17,7 +17,7 @@ class Decoder:
     """States -> pictures in [0, 1], (rows, channels, height, width); without a VAE the state is the picture.
     Videos are (rows, frames, channels, height, width).
 
-    most    pictures decoded at a time; None is all that come together
+    most    pictures decoded at a time; None is all that come together. Where memory runs out it is halved, and stays so
     """
 
     def __init__(self, vae: Any, family: Family, dtype: torch.dtype, most: int | None):
@@ -25,8 +25,26 @@ class Decoder:
         self.latents, self.upcast, self.video = family.latents, family.upcast, family.frames is not None
 
     def __call__(self, x: Tensor) -> Tensor:
-        parts = x.split(self.most or len(x))
-        return torch.cat([(self._decoded(p.to(self.dtype)) / 2 + 0.5).clamp(0, 1).float() for p in parts])
+        done: list[Tensor] = []
+        while (first := sum(map(len, done))) < len(x):
+            part = x[first : first + (self.most or len(x))]
+            if (pictures := self._fitting(part)) is None:
+                self.most = (len(part) + 1) // 2
+            else:
+                done.append(pictures)
+        return torch.cat(done)
+
+    def _fitting(self, x: Tensor) -> Tensor | None:
+        """The pictures of these states; None if memory does not suffice for as many."""
+        try:
+            return (self._decoded(x.to(self.dtype)) / 2 + 0.5).clamp(0, 1).float()
+        except torch.OutOfMemoryError as error:
+            if len(x) > 1:
+                return None
+            raise NetworkError(
+                "memory ran out in decoding a single picture: decode it in tiles, by pipe.vae.enable_tiling(), or look "
+                "ahead with a small decoder, gk.integrations.diffusers.Preview"
+            ) from error
 
     def _decoded(self, x: Tensor) -> Tensor:
         if self.vae is None:
@@ -106,7 +124,9 @@ class Encoder:
 
 def _mean(encoded: Any) -> Tensor:
     """The mean of what a VAE encodes; some encode without noise."""
-    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.mode()
+    return encoded.latents if hasattr(encoded, "latents") else encoded.latent
 
 
 def _half(vae: Any, upcast: bool) -> bool:

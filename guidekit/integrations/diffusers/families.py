@@ -6,6 +6,7 @@ not find the decoder. What needs the pipeline is handed it.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -181,25 +182,31 @@ class Flux(Family):
 
     def __init__(self, net: Any, size: tuple[int, ...], guidance: float | None):
         size = (2 * (size[0] // 2), 2 * (size[1] // 2))
-        super().__init__(net, size, 3.5 if guidance is None and net.config.guidance_embeds else guidance)
+        super().__init__(net, size, 3.5 if guidance is None and net.config.get("guidance_embeds") else guidance)
         channels = getattr(net, "channels", net.config.in_channels)
         self.drawn = (channels // 4, *size)
         self.shape = (size[0] * size[1] // 4, channels)
 
     def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
         assert cond is not None
-        text, (height, width) = cond["prompt_embeds"], self.size
         guidance = (
             torch.full((len(x),), self.guidance or 0.0, device=x.device) if self.net.config.guidance_embeds else None
         )
+        return self.net(
+            **self.placed(x, t, cond), guidance=guidance, pooled_projections=cond["pooled_prompt_embeds"],
+            return_dict=False,
+        )[0]  # fmt: skip
+
+    def placed(self, x: Tensor, t: Tensor, cond: Encoded) -> dict[str, Tensor]:
+        """States, times and text, with the places of all tokens."""
+        text, (height, width) = cond["prompt_embeds"], self.size
         ids = torch.zeros(height // 2, width // 2, 3, device=x.device)
         ids[..., 1] += torch.arange(height // 2, device=x.device)[:, None]
         ids[..., 2] += torch.arange(width // 2, device=x.device)
-        return self.net(
-            hidden_states=x, timestep=t.to(x.dtype) / 1000, guidance=guidance, encoder_hidden_states=text,
-            pooled_projections=cond["pooled_prompt_embeds"], txt_ids=x.new_zeros(text.shape[1], 3),
-            img_ids=ids.to(x.dtype).flatten(0, 1), return_dict=False,
-        )[0]  # fmt: skip
+        return {
+            "hidden_states": x, "timestep": t.to(x.dtype) / 1000, "encoder_hidden_states": text,
+            "txt_ids": x.new_zeros(text.shape[1], 3), "img_ids": ids.to(x.dtype).flatten(0, 1),
+        }  # fmt: skip
 
     def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
         names = ("prompt_embeds", "pooled_prompt_embeds")
@@ -232,6 +239,21 @@ class Flux(Family):
         return x.view(n, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
 
 
+class Chroma(Flux):
+    """ChromaTransformer2DModel: Flux without pooled text, whose text is masked behind its first padding token."""
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
+        assert cond is not None
+        mask = cond["prompt_attention_mask"]
+        mask = torch.cat([mask, mask.new_ones(len(x), x.shape[1])], 1)
+        return self.net(**self.placed(x, t, cond), attention_mask=mask, return_dict=False)[0]
+
+    def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
+        where = {"device": pipe._execution_device, "negative_prompt": [n or "" for n in negatives]}
+        text, _, mask, no_text, _, no_mask = pipe.encode_prompt(prompts, **where | options)
+        return _masked(text, mask), _masked(no_text, no_mask)
+
+
 class PixArt(Family):
     """PixArtTransformer2DModel."""
 
@@ -259,6 +281,31 @@ class PixArt(Family):
         )
         names = ("prompt_embeds", "prompt_attention_mask")
         return dict(zip(names, found[:2], strict=True)), dict(zip(names, found[2:], strict=True))
+
+
+class Sana(Family):
+    """SanaTransformer2DModel, whose states are in float32."""
+
+    shift, states = False, torch.float32
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
+        assert cond is not None
+        out = self.net(
+            x, encoder_hidden_states=cond["prompt_embeds"], encoder_attention_mask=cond["prompt_attention_mask"],
+            timestep=t * self.net.config.timestep_scale, return_dict=False,
+        )[0]  # fmt: skip
+        return out[:, : x.shape[1]]
+
+    def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
+        told = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default
+        options = {"complex_human_instruction": told} | options
+        text, mask, no_text, no_mask = pipe.encode_prompt(
+            prompts, True, negative_prompt=[n or "" for n in negatives], device=pipe._execution_device, **options
+        )
+        return _masked(text.to(self.net.dtype), mask), _masked(no_text.to(self.net.dtype), no_mask)
+
+    def latents(self, x: Tensor, vae: Any) -> Tensor:
+        return super().latents(x.to(vae.dtype), vae)
 
 
 class DiT(Family):
@@ -350,7 +397,9 @@ FAMILIES: dict[str, type[Family]] = {
     "UNet2DConditionModel": StableDiffusion,
     "SD3Transformer2DModel": StableDiffusion3,
     "FluxTransformer2DModel": Flux,
+    "ChromaTransformer2DModel": Chroma,
     "PixArtTransformer2DModel": PixArt,
+    "SanaTransformer2DModel": Sana,
     "DiTTransformer2DModel": DiT,
     "WanTransformer3DModel": Wan,
 }
@@ -376,6 +425,10 @@ def _pooled(found: tuple[Tensor, ...]) -> tuple[Encoded, Encoded]:
         {"prompt_embeds": text, "pooled_prompt_embeds": pooled},
         {"prompt_embeds": no_text, "pooled_prompt_embeds": no_pooled},
     )
+
+
+def _masked(text: Tensor, mask: Tensor) -> Encoded:
+    return {"prompt_embeds": text, "prompt_attention_mask": mask}
 
 
 def _shift(scheduler: Any, length: int, most: float) -> float:

@@ -40,9 +40,9 @@ class DiffusersModel(Model):
         seen, timestep = self.process.grids.seen(x, t)
         return self.process.clean_of(self._forward(seen, timestep, cond, self.shape), x, t)
 
-    def guided(self, x: Tensor, t: float, cond: Tensor, null: Tensor, scale: float) -> Tensor:
+    def guided(self, x: Tensor, t: float, cond: Tensor, null: Tensor, scale: float | Tensor) -> Tensor:
         """The tilt of classifier-free guidance by the pipeline's formula, u + w (c - u) of its network's outputs."""
-        if scale == 1:
+        if isinstance(scale, float) and scale == 1:
             return super().guided(x, t, cond, null, scale)
         c, u = (self.process.output(d, x, t).to(self.process.grids.out) for d in (cond, null))
         return self.process.clean_of(u + scale * (c - u), x, t) - cond

@@ -1,6 +1,6 @@
 """Small pipelines with random weights, of the real classes, to try things out offline: they run in a second.
 
-    pipe = tiny("sd")          # also "sdxl", "sd3", "flux", "pixart", "dit", "ddpm", "wan",
+    pipe = tiny("sd")          # also "sdxl", "sd3", "flux", "chroma", "pixart", "sana", "dit", "ddpm", "wan",
                                # "inpaint", "inpaint_xl", "inpaint_sd3", "fill" (Flux),
                                # "controlnet", "controlnet_xl", "controlnet_sd3", "controlnet_flux"
 
@@ -21,7 +21,7 @@ import torch
 from rewards.base import needs
 
 NAMES = (
-    *("sd", "sdxl", "sd3", "flux", "pixart", "dit", "ddpm", "wan"),
+    *("sd", "sdxl", "sd3", "flux", "chroma", "pixart", "sana", "dit", "ddpm", "wan"),
     *("inpaint", "inpaint_xl", "inpaint_sd3", "fill"),
     *("controlnet", "controlnet_xl", "controlnet_sd3", "controlnet_flux"),
 )
@@ -164,6 +164,43 @@ def _pixart(d: Any, scheduler: Any) -> Any:
     return d.PixArtSigmaPipeline(_tokenizer(), _t5(), _vae(d), net, scheduler or d.DPMSolverMultistepScheduler())
 
 
+def _chroma(d: Any, scheduler: Any) -> Any:
+    net = d.ChromaTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 6, 6), approximator_num_channels=8, approximator_hidden_dim=16,
+        approximator_layers=1,
+    )  # fmt: skip
+    flow = d.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    return d.ChromaPipeline(scheduler or flow, _vae(d, shift_factor=0.06), _t5(), _tokenizer(), net)
+
+
+def _sana(d: Any, scheduler: Any) -> Any:
+    import transformers
+
+    net = d.SanaTransformer2DModel(
+        sample_size=16, in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2, attention_head_dim=8,
+        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=32,
+    )  # fmt: skip
+    each: dict[str, Any] = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {
+            "block_types": ("ResBlock", "EfficientViTBlock"), "block_out_channels": (8, 8), "layers_per_block": (1, 1),
+            "qkv_multiscales": ((), (5,)),
+        }.items()
+    }  # fmt: skip
+    vae = d.AutoencoderDC(
+        in_channels=3, latent_channels=4, attention_head_dim=2, downsample_block_type="conv",
+        upsample_block_type="interpolate", scaling_factor=0.4, **each,
+    )  # fmt: skip
+    text = transformers.Gemma2Config(
+        vocab_size=514, hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, bos_token_id=512, eos_token_id=513, pad_token_id=513,
+    )  # fmt: skip
+    flow = d.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return d.SanaPipeline(_tokenizer(), transformers.Gemma2Model(text), vae, net, scheduler or flow)
+
+
 def _dit(d: Any, scheduler: Any) -> Any:
     net = d.DiTTransformer2DModel(
         sample_size=16, num_layers=2, patch_size=4, attention_head_dim=8, num_attention_heads=4, in_channels=4,
@@ -191,10 +228,10 @@ def _wan(d: Any, scheduler: Any) -> Any:
 
 
 _MAKERS: dict[str, Callable] = {
-    "sd": _sd, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "pixart": _pixart, "dit": _dit, "ddpm": _ddpm,
-    "wan": _wan, "inpaint": _inpaint, "inpaint_xl": _inpaint_xl, "inpaint_sd3": _inpaint_sd3, "fill": _fill,
-    "controlnet": _controlnet, "controlnet_xl": _controlnet_xl, "controlnet_sd3": _controlnet_sd3,
-    "controlnet_flux": _controlnet_flux,
+    "sd": _sd, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "chroma": _chroma, "pixart": _pixart, "sana": _sana,
+    "dit": _dit, "ddpm": _ddpm, "wan": _wan, "inpaint": _inpaint, "inpaint_xl": _inpaint_xl,
+    "inpaint_sd3": _inpaint_sd3, "fill": _fill, "controlnet": _controlnet, "controlnet_xl": _controlnet_xl,
+    "controlnet_sd3": _controlnet_sd3, "controlnet_flux": _controlnet_flux,
 }  # fmt: skip
 _XL: dict[str, Any] = {
     "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "cross_attention_dim": 64,

@@ -29,9 +29,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ... import random
+from ...engine.cost import Cost
 from ...engine.describe import describe
 from ...engine.result import Result, Trace
-from ...engine.scoring import Cost, Scorer
+from ...engine.scoring import Scorer
 from ...errors import is_count
 from ...guides import Guide, StartFrom
 from ...models import Model
@@ -290,22 +291,22 @@ class Design:
         self.memory.add(domain.kept(samples, rows, names), [None] * len(rows), calls)
 
     def _begin(self) -> None:
-        """The population: the samples that were given, and new ones of the model."""
-        before = len(self.memory)
+        """The population: the samples that were given, and new ones of the model. They are asked in one call, since a
+        reward that raises on all of a call, as on a single lead, would be taken for a broken one."""
+        before, pool = len(self.memory), self._pool()
         if self.given is not None:
-            pool = self._pool()
             pool.add("start", self.given)
-            self._ask(pool, range(len(pool)), None)
             if not len(pool):
                 warnings.warn("no sample of start is new and fulfils require: none of them was asked", stacklevel=4)
+        given, room = len(pool), 0
         fresh = next((p for p in self.sources if isinstance(p, Fresh)), Fresh())
         for i in range(STALE):
-            missing = int(min(self.size - len(self.memory), self.left))
-            if missing <= 0:
+            room = max(given, int(min(self.size - before, self.left)))
+            if len(pool) >= room:
                 break
-            pool = self._pool()
-            pool.add(fresh.name, fresh.propose(self.study, missing, _address(self.key, "population", i)))
-            self._ask(pool, range(min(len(pool), missing)), None)
+            key = _address(self.key, "population", i)
+            pool.add(fresh.name, fresh.propose(self.study, room - len(pool), key))
+        self._ask(pool, range(min(len(pool), room)), None)
         if not len(self.memory):
             raise ValueError("none of the samples fulfils require: there is nothing to begin with")
         self._end(before, math.nan, False, False, len(self.memory) - before)

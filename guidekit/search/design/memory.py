@@ -22,6 +22,7 @@ from torch import Tensor
 from ... import random
 from ...engine.describe import difference
 from ...engine.result import with_nan, without_nan
+from ...engine.whole import unwritten, whole
 from ...errors import CheckpointError
 from ...models import Model
 from .domain import Domain
@@ -204,11 +205,14 @@ class Log:
             return
         file = self.folder / "calls.csv"
         begun = file.exists()
-        with file.open("a", encoding="utf-8", newline="") as out:
-            writer = csv.DictWriter(out, COLUMNS)
-            if not begun:
-                writer.writeheader()
-            writer.writerows(new)
+        try:
+            with file.open("a", encoding="utf-8", newline="") as out:
+                writer = csv.DictWriter(out, COLUMNS)
+                if not begun:
+                    writer.writeheader()
+                writer.writerows(new)
+        except OSError as error:
+            raise unwritten(file, error) from error
 
     def end(self, memory: Memory, first: int, row: dict[str, Any]) -> None:
         """A round is complete: its row, and the states of what it asked, from this row of the memory on."""
@@ -221,9 +225,8 @@ class Log:
         found["x"] = torch.stack(states) if states else torch.zeros(0)
         if not memory.domain.texts and len(own):
             found["samples"] = torch.stack([torch.as_tensor(memory.samples[i]) for i in own])
-        part = self.folder / "states.part"
-        save_file({k: v.contiguous().clone() for k, v in found.items()}, part)
-        part.replace(self.folder / f"states-{len(self.rounds) - 1:04d}.safetensors")
+        with whole(self.folder / f"states-{len(self.rounds) - 1:04d}.safetensors") as part:
+            save_file({k: v.contiguous().clone() for k, v in found.items()}, part)
         self._write_rounds()
 
     def back(self) -> None:
@@ -243,10 +246,10 @@ class Log:
         if rounds.exists():
             self.rounds = [with_nan(row) for row in json.loads(rounds.read_text(encoding="utf-8"))]
         text = file.read_text(encoding="utf-8") if file.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            _written(file, whole)
-        self.lines = list(csv.DictReader(whole.splitlines()))
+        lines = text[: text.rfind("\n") + 1]
+        if lines != text:
+            _written(file, lines)
+        self.lines = list(csv.DictReader(lines.splitlines()))
         if self.rounds and self.rounds[-1]["calls"] > len(self.lines):
             raise CheckpointError(
                 f"{file} has {len(self.lines)} calls, and rounds.json knows of {self.rounds[-1]['calls']}: the file is "
@@ -292,6 +295,5 @@ _SAMPLE, _VALUE = ("sample", "smiles", "sequence"), ("value", "reward", "score",
 
 def _written(file: Path, text: str) -> None:
     """Write a file atomically."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+    with whole(file) as part:
+        part.write_text(text, encoding="utf-8")

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ...engine.checks import bound
+from ...engine.cost import Cost
 from ...engine.result import Result
 from ...engine.sample import sample
-from ...engine.scoring import Cost
 from ...guides import Guide
 from ...models import Model
 from ...solvers import Solver
@@ -54,6 +55,13 @@ class Study:
             return self.steps
         places = self.model.shape[0] if hasattr(self.model, "vocab_size") else STEPS
         return min(places, STEPS)
+
+    def admitted(self, x: Tensor) -> Tensor:
+        """States of the same samples from which a run under the user's guides can start, of those that have one."""
+        for guide in bound(self.guides, self.model):
+            x, fine = guide.admits(self.model, x)
+            x = x[fine]
+        return x
 
     def draw(self, n: int, key: Tensor, guides: Sequence[Guide] = (), times: Sequence[float] | None = None) -> Result:
         """A run of the model under the user's guides, after these; what it costs is counted."""

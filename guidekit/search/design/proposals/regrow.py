@@ -23,7 +23,7 @@ LEAST = 4  # children at a level, as a run of the model is dear
 
 @dataclass(frozen=True)
 class Regrow(Proposal):
-    """Children of parents that the model can write.
+    """Children of parents that the model can write, under the guides too: with what `gk.Keep` keeps.
 
     low, high   levels between which it draws
     levels      how many levels there are in a round, if each has at least `LEAST` children
@@ -43,7 +43,7 @@ class Regrow(Proposal):
 
     def propose(self, study: Study, count: int, key: Tensor) -> Candidates:
         x, known = study.memory.state(study.memory.parents(count, key))
-        x = x[known]
+        x = study.admitted(x[known])
         levels = min(self.levels, max(1, len(x) // LEAST))
         parts = [x[i::levels] for i in range(levels)]
         found = [self._regrown(study, part, random.fold(key, i)) for i, part in enumerate(parts) if len(part)]

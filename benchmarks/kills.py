@@ -1,0 +1,148 @@
+"""Kill -9 at random points, and go on: the results must be those of a run that nobody killed, byte for byte.
+
+    python -m benchmarks.kills [POINTS]
+
+Every run is a forked process, or two that share a population; the moment of death is drawn uniformly from the time that
+the whole run takes. Of two processes one is killed, and the other has to end by itself. Then the same call continues,
+and is killed again half of the times, until it ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[reportPrivateImportUsage]
+
+import guidekit as gk
+from guidekit.engine import checkpoint
+
+PATIENCE = 120.0  # seconds that a process may take to end
+
+PLANE = gk.analytic.GaussianMixture([0.7, 0.3], [[-1.0, 0.5], [2.0, 1.0]], [0.5, 0.8])
+TABLE = gk.analytic.TokenTable(torch.linspace(-1, 1, 3**4).view(3, 3, 3, 3))
+
+
+def reward(x: torch.Tensor) -> torch.Tensor:
+    return x[:, 0].double() - 0.2 * x[:, -1].double() ** 2
+
+
+def sampled(folder: Path, **options: Any) -> list[torch.Tensor]:
+    guides = [gk.FKSteering(reward, 0.5, ess=1.0)]
+    found = gk.sample(PLANE, 32, steps=40, guides=guides, checkpoint=folder / "run.ckpt", **options)
+    return [found.x, found.log_weights, found.ancestors]
+
+
+def shared(folder: Path) -> list[torch.Tensor]:
+    return sampled(folder, world="auto", batch_size=8)
+
+
+def searched(folder: Path) -> list[torch.Tensor]:
+    found = gk.search.evolution(PLANE, 4, reward, rounds=8, steps=6, folder=folder / "search")
+    return [found.x, found.noise, found.rewards]
+
+
+def evolved(folder: Path) -> list[torch.Tensor]:
+    budget = gk.search.Budget(calls=60)
+    found = gk.evolve(TABLE, 4, reward, budget=budget, population=10, checkpoint=folder / "evolve")
+    return [found.x, found.rewards]
+
+
+def fitted(folder: Path) -> list[torch.Tensor]:
+    value = gk.values.fit(PLANE, reward, rollouts=32, steps=6, epochs=3, folder=folder / "fit")
+    return list(value.net.state_dict().values())
+
+
+RUNS: dict[str, tuple[Callable[[Path], list[torch.Tensor]], int]] = {
+    "sample": (sampled, 1), "search": (searched, 1), "evolve": (evolved, 1), "fit": (fitted, 1), "two": (shared, 2),
+}  # fmt: skip
+
+
+def child(name: str, folder: Path, rank: int, size: int, number: int) -> int:
+    """A process that makes the run and writes what came out; its id."""
+    if pid := os.fork():
+        return pid
+    try:
+        os.dup2(os.open(folder / f"log.{number}.{rank}", os.O_WRONLY | os.O_CREAT), 2)
+        torch.set_num_threads(1)
+        if size > 1:
+            store = FileStore(str(folder / f"store.{number}"), size)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+        found = RUNS[name][0](folder)
+        digest = hashlib.sha256(b"".join(v.contiguous().numpy().tobytes() for v in found)).hexdigest()
+        (folder / f"found.{rank}").write_text(digest)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def attempt(name: str, folder: Path, number: int, after: float | None) -> bool:
+    """One sitting, in which the last process is killed after so many seconds; whether all ended well."""
+    size = RUNS[name][1]
+    pids = [child(name, folder, rank, size, number) for rank in range(size)]
+    began, codes = time.monotonic(), dict[int, int]()
+    while len(codes) < size:
+        spent = time.monotonic() - began
+        if after is not None and spent >= after and pids[-1] not in codes:
+            os.kill(pids[-1], signal.SIGKILL)
+        if spent > PATIENCE:
+            raise TimeoutError(f"{name}: a process has not ended in {PATIENCE:g} s")
+        for pid in pids:
+            done, code = os.waitpid(pid, os.WNOHANG) if pid not in codes else (0, 0)
+            if done:
+                codes[pid] = code
+        time.sleep(0.002)
+    return not any(codes.values())
+
+
+def result(folder: Path, name: str) -> list[str]:
+    return [(folder / f"found.{rank}").read_text() for rank in range(RUNS[name][1])]
+
+
+def kills(name: str, points: int, seed: int = 0) -> dict[str, Any]:
+    """The run as it is, and killed until that has happened so often: in how many runs, and how many had other bytes."""
+    draw, killed, runs, other = random.Random(seed), 0, 0, 0
+    with tempfile.TemporaryDirectory() as kept:
+        whole, warm = Path(kept, "whole"), Path(kept, "warm")
+        whole.mkdir()
+        if RUNS[name][1] == 1:
+            RUNS[name][0](warm)  # loads what every fork would load again
+        began = time.monotonic()
+        if not attempt(name, whole, 0, None):
+            raise RuntimeError((whole / "log.0.0").read_text())
+        seconds, truth = time.monotonic() - began, result(whole, name)
+        while killed < points:
+            folder = Path(kept, str(runs))
+            folder.mkdir()
+            sitting, again = 0, True
+            while not attempt(name, folder, sitting, draw.uniform(0, seconds) if again else None):
+                killed, sitting, again = killed + again, sitting + 1, draw.random() < 0.5
+                if sitting > 20:
+                    raise RuntimeError((folder / f"log.{sitting - 1}.0").read_text())
+            runs, other = runs + 1, other + (result(folder, name) != truth)
+            shutil.rmtree(folder)
+    return {"killed": killed, "runs": runs, "of other bytes": other, "seconds of a run": round(seconds, 2)}
+
+
+def main(points: int = 20) -> None:
+    checkpoint._SHARE = 1e9  # write after every step, so that there is something to tear
+    for name in RUNS:
+        print(name, json.dumps(kills(name, points)), flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
