@@ -139,7 +139,7 @@ def test_a_network_that_is_called_twice_costs_more_than_is_counted():
     net = Net()
     twice = gk.GaussianModel(lambda x, t, c: 0.5 * net(x, t, c) + 0.5 * net(x, t, c), (2,), predicts="clean")
     assert failed(twice) == ["cost"]
-    assert "80 rows reach a network, and 40 are counted" in str(gk.check(twice))
+    assert "160 rows reach a network, and 80 are counted" in str(gk.check(twice))
 
 
 def test_a_reward_without_the_gradient_that_it_declares_is_found():

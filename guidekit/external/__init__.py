@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ..models import Model
-from . import proteinmpnn, rxnmapper
+from . import proteinmpnn, rxnmapper, terrain
 
 _SHELF: dict[str, Callable[..., Model]] = {
     "proteinmpnn": proteinmpnn.proteinmpnn,
     "solublempnn": proteinmpnn.solublempnn,
     "rxnmapper": rxnmapper.rxnmapper,
+    "terrain": terrain.terrain,
 }
 
 
@@ -23,7 +24,7 @@ def names() -> list[str]:
     """The models on the shelf.
 
     >>> names()
-    ['proteinmpnn', 'rxnmapper', 'solublempnn']
+    ['proteinmpnn', 'rxnmapper', 'solublempnn', 'terrain']
     """
     return sorted(_SHELF)
 
@@ -34,6 +35,7 @@ def load(name: str, **options: Any) -> Model:
     load("proteinmpnn", backbone="file.pdb")      sequences for a backbone
     load("solublempnn", backbone="file.pdb")      the same, trained on soluble proteins
     load("rxnmapper", length=40)                  reactions
+    load("terrain")                               maps of heights
     """
     if name not in _SHELF:
         raise ValueError(f"external: there is no {name!r}; there is {', '.join(names())}")

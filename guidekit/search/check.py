@@ -71,7 +71,14 @@ class Check:
 
 
 def check(
-    model: Model, *guides: Guide, data: Any = None, cond: Any = None, draws: int = 0, steps: int = 10, seed: int = 0
+    model: Model,
+    *guides: Guide,
+    data: Any = None,
+    cond: Any = None,
+    draws: int = 0,
+    steps: int = 10,
+    n: int = 8,
+    seed: int = 0,
 ) -> Check:
     """Test a model of your own, and guides with it, before you trust what they sample.
 
@@ -80,8 +87,9 @@ def check(
     cond    a condition, or a list of conditions, which the data have in turn
     draws   draws for each of the data, for the test of coverage. It costs n draws steps rows; 0 leaves it out
     steps   of the runs that are made
+    n       samples of these runs, for guides that were made for so many
 
-    Other laws cost some dozens of rows, and three runs of 8 samples with the guides.
+    Other laws cost some dozens of rows, and runs cost as they do: one with the guides, and with any guides four more.
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([0.7, 0.3], [-1.0, 1.0], [0.4, 0.2], labels=[0, 1])
@@ -92,7 +100,7 @@ def check(
     >>> gk.check(wrong, data=base.exact_sample(400)).failed
     ['schedule']
     """
-    _check(model, guides, draws, steps)
+    _check(model, guides, draws, steps, n)
     conds = [] if cond is None else list(cond) if isinstance(cond, (list, tuple)) else [cond]
     if getattr(model.process, "alone", False):
         steps = max(steps, *model.shape)  # one token at a time
@@ -101,7 +109,7 @@ def check(
             clean = _states(model, data, conds, steps, seed)
         except NetworkError as error:
             return Check((Finding("input", FAILS, str(error)),))
-        probe = Probe(model, guides, clean, conds, data is not None, steps, seed, draws)
+        probe = Probe(model, guides, clean, conds, data is not None, steps, seed, draws, n)
         first = laws.answers(probe)
         return Check((first, *(() if first.verdict == FAILS else _others(probe))))
 
@@ -122,11 +130,13 @@ def _states(model: Model, data: Any, conds: Sequence[Any], steps: int, seed: int
     return states.to(model.device)
 
 
-def _check(model: Any, guides: Sequence[Any], draws: Any, steps: Any) -> None:
+def _check(model: Any, guides: Sequence[Any], draws: Any, steps: Any, n: Any) -> None:
     if not isinstance(model, Model):
         raise TypeError(f"check takes a base model, like gk.GaussianModel(net, ...), not {type(model).__name__}")
     strange = [g for g in guides if not isinstance(g, Guide)]
     if strange:
         raise TypeError(f"check(model, *guides): {strange[0]!r} is no guide; give them one by one, not as a list")
-    if not is_count(draws, 0) or not is_count(steps, 1):
-        raise ValueError(f"check(draws={draws!r}, steps={steps!r}): ints, draws at least 0 and steps at least 1")
+    if not is_count(draws, 0) or not is_count(steps, 1) or not is_count(n, 1):
+        raise ValueError(
+            f"check(draws={draws!r}, steps={steps!r}, n={n!r}): ints are needed, draws at least 0 and the others 1"
+        )

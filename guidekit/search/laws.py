@@ -68,6 +68,7 @@ class Probe:
     steps: int
     seed: int
     draws: int
+    n: int  # samples of the runs that are made
 
     def times(self, parts: Sequence[float]) -> list[float]:
         """These parts of the longest time."""
@@ -178,7 +179,7 @@ def cost(probe: Probe) -> Finding:
     """Rows that reach the networks of the model in a run, and those that the run counts."""
     model = probe.model
     with _counted(_outermost(model.net)) as seen:
-        result = sample(model, 4, steps=probe.steps, guides=probe.guides, cond=_one(probe), seed=probe.seed)
+        result = sample(model, probe.n, steps=probe.steps, guides=probe.guides, cond=_one(probe), seed=probe.seed)
     counted, real = result.cost.network_rows, max(seen.values(), default=0)
     if not real:
         return Finding("cost", OPEN, "the network is no torch module that is called")
@@ -191,15 +192,17 @@ def guided(probe: Probe) -> list[Finding]:
         return []
     options: dict[str, Any] = {"steps": probe.steps, "cond": _one(probe), "seed": probe.seed}
     first, again, parts = (
-        sample(probe.model, 8, guides=probe.guides, batch_size=size, **options) for size in (None, None, 3)
+        sample(probe.model, probe.n, guides=probe.guides, batch_size=size, **options) for size in (None, None, 3)
     )
-    plain = sample(probe.model, 8, **options)
+    plain = sample(probe.model, probe.n, **options)
     same, split, acts = (_differing(first, other) for other in (again, parts, plain))
     idle = not acts and torch.equal(first.log_weights, plain.log_weights)
     return [
-        finding("seed", not same, f"{same} of 8 samples differ between two equal runs"),
-        finding("batch_size", split <= 2, f"{split} of 8 samples differ with batch_size=3"),
-        finding("acts", not idle, "samples are those without the guides" if idle else f"{acts} of 8 samples differ"),
+        finding("seed", not same, f"{same} of {probe.n} samples differ between two equal runs"),
+        finding("batch_size", split <= probe.n // 4, f"{split} of {probe.n} samples differ with batch_size=3"),
+        finding(
+            "acts", not idle, "samples are those without the guides" if idle else f"{acts} of {probe.n} samples differ"
+        ),
     ]
 
 
