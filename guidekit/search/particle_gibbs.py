@@ -20,6 +20,7 @@ or bend, can take part; guides that branch or that change the number of particle
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,7 @@ from ..engine.cost import Cost
 from ..engine.result import Result, Trace
 from ..engine.run import Run
 from ..engine.sample import sample
-from ..errors import is_count
+from ..errors import CollapseWarning, is_count
 from ..guides import Guide
 from ..models import Model
 from ..values import Rollout
@@ -84,7 +85,9 @@ def particle_gibbs(
         noise = run.chain_noise()
         if kept is not None:
             noise[:, ::particles] = kept
-        found = sample(model, particles, seed=seeds[number].tolist(), noise=noise, **given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CollapseWarning)  # a sweep of few particles is what is wanted
+            found = sample(model, particles, seed=seeds[number].tolist(), noise=noise, **given)
         cost, chosen = cost + found.cost, _drawn(found, seeds[number])
         kept = _path(found, noise, chosen)
         rows.append(_row(found, chosen, number))
