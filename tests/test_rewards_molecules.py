@@ -519,6 +519,8 @@ def test_fcd_of_a_set_with_itself_is_zero():
 class Finder:
     """As in the documentation of AiZynthFinder 4: selections, a target, a search, and statistics of its routes."""
 
+    target_smiles = searched = built = ""
+
     def __init__(self, configfile: str):
         self.said: list[Any] = [configfile]
         self.stock, self.expansion_policy, self.filter_policy = (
