@@ -12,6 +12,7 @@ from rdkit import Chem
 
 import guidekit as gk
 import guidekit.zoo as zoo
+from guidekit.search.design.study import Study
 from guidekit.zoo import fragments, nets
 from guidekit.zoo.grammar import Grammar
 from guidekit.zoo.grammatical import LEAST, Grammatical, likely
@@ -163,6 +164,8 @@ def test_samples_are_written_so_that_the_kept_part_comes_first(model, tokens):
     assert (own[1:, : len(first)] == first).all() and not (x[1:, : len(first)] == first).all(1).any()
     again, fine = keep.admits(model, own[1:])
     assert torch.equal(again, own[1:]) and fine.all()
+    parents = Study(model, None, (gk.Keep(template=PART),)).admitted(x)  # type: ignore[arg-type]
+    assert torch.equal(parents, own[1:])
     ring = gk.Keep(template="[*:1]c1ccccc1[*:2]").bind(model)  # which one fragment would close twice
     assert ring.admits(model, model.read(["C1CCc2ccccc2C1"]))[1].tolist() == [False]
     each = gk.Keep(known=own[1:], where=torch.arange(LENGTH) < len(first)).bind(model)  # one for each condition

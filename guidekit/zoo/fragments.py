@@ -123,7 +123,7 @@ def open_labels(text: str) -> dict[int, int]:
     """The numbers of the bonds that are open at the end of a text, by the places of the symbols that open them.
 
     >>> open_labels("C%10%11.O%10%10")
-    {2: 11, 5: 10}
+    {2: 11, 6: 10}
     """
     opened: dict[str, int] = {}
     for i, symbol in enumerate(split(text)):

@@ -428,10 +428,7 @@ class Alerts(Molecule):
         object.__setattr__(self, "name", f"{self.catalog} alerts")
 
     def of(self, mol: Any) -> float:
-        from rdkit import Chem
-
-        seen = Chem.AddHs(mol) if self.catalog == "MCF" else mol  # some of its patterns have hydrogens
-        return len({match.GetDescription() for match in _catalog(self.catalog).GetMatches(seen)})
+        return len({match.GetDescription() for match in _catalog(self.catalog).GetMatches(mol)})
 
 
 def check_molecule(who: str, query: Any) -> None:
