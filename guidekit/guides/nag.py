@@ -44,7 +44,7 @@ class Extrapolated(Perturbation):
     alpha: float
 
     crosses = True
-    __eq__, __hash__ = object.__eq__, object.__hash__
+    __eq__, __hash__ = object.__eq__, object.__hash__  # type: ignore[assignment]
 
     def attention(self, call: Attention, out: Tensor) -> Tensor:
         if out.dim() != 4:

@@ -110,7 +110,7 @@ class Heard(Perturbation):
     crosses: bool = False  # type: ignore[misc]
     calls: dict[Hashable, Attention] = field(default_factory=dict, repr=False)
 
-    __eq__, __hash__ = object.__eq__, object.__hash__
+    __eq__, __hash__ = object.__eq__, object.__hash__  # type: ignore[assignment]
 
     def attention(self, call: Attention, out: Tensor) -> Tensor:
         self.calls[call.site] = call

@@ -156,7 +156,7 @@ class Given(Cond):
 
     encoded: Encoded
 
-    __eq__, __hash__ = object.__eq__, object.__hash__
+    __eq__, __hash__ = object.__eq__, object.__hash__  # type: ignore[assignment]
 
     def cond(self, model: Model, cond: Encoded) -> Encoded:
         return self.encoded
