@@ -222,8 +222,9 @@ PROBLEMS = {
 
 
 class Attending(nn.Module):
-    """A model with an attention block beside it that adds nothing to the prediction until somebody perturbs it: what
-    the block gives is taken away again, computed by hand."""
+    """A model with layers of attention beside it that add nothing to the prediction until somebody perturbs them: what
+    they give is taken away again, computed by hand. `block` attends to itself, and so do `blocks`, one after the other;
+    `cross` attends to four tokens of the condition."""
 
     def __init__(self, model: gk.Model):
         super().__init__()
@@ -234,12 +235,23 @@ class Attending(nn.Module):
         for name, shape in (("into", (size, 4 * 8)), ("back", (4 * 8, out))):
             self.register_buffer(name, torch.randn(shape, generator=generator, dtype=torch.float64).to(model.device))
         self.block = Block(generator).to(model.device)
+        self.blocks = nn.ModuleList(Block(generator).to(model.device) for _ in range(2))
+        self.cross = Crossing(generator).to(model.device)
 
     def forward(self, x: Tensor, t: Tensor, cond) -> Tensor:
         out = self.model(x, float(t[0]), cond)
         h = nn.functional.one_hot(x, self.model.process.states) if self.tokens else x
         h = (h.double().flatten(1) @ self.into).tanh().unflatten(1, (4, 8))
-        return out + 0.1 * ((self.block(h) - self.block.by_hand(h)).flatten(1) @ self.back).view_as(out)
+        more = self.block(h) - self.block.by_hand(h) + self.deeper(h, cond)
+        return out + 0.1 * (more.flatten(1) @ self.back).view_as(out)
+
+    def deeper(self, h: Tensor, cond) -> Tensor:
+        """What the other layers give, less the same by hand."""
+        text = (torch.arange(32.0, dtype=torch.float64, device=h.device) * (2 + cond.double()[:, None])).sin()
+        text, hand = text.unflatten(1, (4, 8)), h
+        for block in self.blocks:
+            h, hand = block(h), block.by_hand(hand)
+        return self.cross(h, text) - self.cross.by_hand(hand, text)
 
 
 class Block(nn.Module):
@@ -258,29 +270,6 @@ class Block(nn.Module):
 
     def heads(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(v.unflatten(2, (2, 4)).transpose(1, 2) for v in (h @ self.qkv).chunk(3, -1))
-
-
-class Deep(nn.Module):
-    """The same with two blocks of self-attention, and one of cross-attention to four tokens of the condition."""
-
-    def __init__(self, model: gk.Model):
-        super().__init__()
-        base = Attending(model)
-        generator = torch.Generator().manual_seed(5)
-        self.model, self.tokens, self.into, self.back = base.model, base.tokens, base.into, base.back
-        self.blocks = nn.ModuleList(Block(generator).to(model.device) for _ in range(2))
-        self.cross = Crossing(generator).to(model.device)
-
-    def forward(self, x: Tensor, t: Tensor, cond) -> Tensor:
-        out = self.model(x, float(t[0]), cond)
-        h = nn.functional.one_hot(x, self.model.process.states) if self.tokens else x
-        h = hand = (h.double().flatten(1) @ self.into).tanh().unflatten(1, (4, 8))
-        text = (torch.arange(32.0, dtype=torch.float64, device=h.device) * (2 + cond.double()[:, None])).sin()
-        text = text.unflatten(1, (4, 8))
-        for block in self.blocks:
-            h, hand = block(h), block.by_hand(hand)
-        h, hand = self.cross(h, text), self.cross.by_hand(hand, text)
-        return out + 0.1 * ((h - hand).flatten(1) @ self.back).view_as(out)
 
 
 class Crossing(Block):
@@ -321,15 +310,9 @@ def embedding(problem: Problem) -> Problem:
 
 
 def attending(problem: Problem) -> Problem:
-    """The same problem, whose network has a layer `block` of attention."""
+    """The same problem, whose network has layers of attention: `block`, `blocks.0`, `blocks.1` and `cross`."""
     base = problem.model
     return replace(problem, model=wrapped(base, Attending(base), encode_cond=base.encode, null=base.null))
-
-
-def deep(problem: Problem) -> Problem:
-    """The same problem, whose network has layers `blocks.0`, `blocks.1` and `cross`."""
-    base = problem.model
-    return replace(problem, model=wrapped(base, Deep(base), encode_cond=base.encode, null=base.null))
 
 
 def wrapped(base: gk.Model, net: nn.Module, **options) -> gk.Model:

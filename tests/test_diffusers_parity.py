@@ -150,16 +150,14 @@ def test_chroma_equals_its_pipeline():
 
 
 def test_sana_equals_its_pipeline():
-    told = {**LONG, "complex_human_instruction": None}
+    """With several pictures of several prompts it gives masks to the wrong prompts."""
+    told, small = {**LONG, "complex_human_instruction": None}, {"height": 32, "width": 32}  # its pipeline makes 1024
     pipe = tiny("sana")
     base = gk.from_diffusers(pipe, encode=told)
-    for scale, n, prompts in ((1.0, 2, CAT), (4.5, 2, BOTH)):
-        expected = own(pipe, n, prompts, 3, guidance_scale=scale, use_resolution_binning=False, **told)
+    for scale, n, prompts in ((1.0, 2, CAT), (4.5, 1, BOTH)):
+        expected = own(pipe, n, prompts, 3, guidance_scale=scale, use_resolution_binning=False, **told, **small)
         agree(steered(base, n, prompts, scale, 3), *expected)
     assert base.read(expected[1]).shape == expected[0].shape
-    # by default prompts come behind the instruction that the pipeline gives, and negative ones do not
-    longer = gk.from_diffusers(pipe).encode("a cat")["prompt_attention_mask"].sum()
-    assert longer > base.encode("a cat")["prompt_attention_mask"].sum() + 20
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])

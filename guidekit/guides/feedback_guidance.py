@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +29,6 @@ from ..engine.guide import at
 from ..engine.tree import Tree
 from ..engine.view import View
 from ..models.base import Model
-from ..process import Gaussian
 from ..solvers import DDPM, Move, Point
 from .shared.contrast import Contrast, both, dot
 
@@ -103,7 +103,7 @@ class FeedbackGuidance(Contrast):
         return (log_r + self.tau * gain + self.delta).clamp(least, max(MOST, least))
 
 
-def _reverse(process: Gaussian, move: Move) -> Move:
+def _reverse(process: Any, move: Move) -> Move:
     """The move of DDPM between the same times; where they rise there is none, and c = 0."""
     t, s = (Point(v, *process.scales(v)) for v in (move.t, move.s))
     return DDPM().step(t, s, None)[0] if move.s < move.t else Move(move.t, move.s, 1.0, (0.0,), 0.0)

@@ -44,12 +44,7 @@ class Extrapolated(Perturbation):
     alpha: float
 
     crosses = True
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
+    __eq__, __hash__ = object.__eq__, object.__hash__  # type: ignore[assignment]
 
     def attention(self, call: Attention, out: Tensor) -> Tensor:
         if out.dim() != 4:

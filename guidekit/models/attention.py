@@ -110,11 +110,7 @@ class Heard(Perturbation):
     crosses: bool = False  # type: ignore[misc]
     calls: dict[Hashable, Attention] = field(default_factory=dict, repr=False)
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
+    __eq__, __hash__ = object.__eq__, object.__hash__  # type: ignore[assignment]
 
     def attention(self, call: Attention, out: Tensor) -> Tensor:
         self.calls[call.site] = call

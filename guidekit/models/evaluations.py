@@ -156,11 +156,7 @@ class Given(Cond):
 
     encoded: Encoded
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
+    __eq__, __hash__ = object.__eq__, object.__hash__  # type: ignore[assignment]
 
     def cond(self, model: Model, cond: Encoded) -> Encoded:
         return self.encoded

@@ -23,7 +23,7 @@ import torch
 
 import guidekit as gk
 
-from ..problems import PROBLEMS, Problem, attending, deep, embedding
+from ..problems import PROBLEMS, Problem, attending, embedding
 
 ALL = tuple(PROBLEMS)
 TOKENS = ("masked", "uniform")
@@ -176,15 +176,6 @@ def attended(name: str) -> Problem:
 
 def with_attention(p: Problem) -> Problem:
     return attended(p.name) if p.model is PROBLEMS[p.name].model else attending(p)
-
-
-@lru_cache
-def deepened(name: str) -> Problem:
-    return deep(PROBLEMS[name])
-
-
-def with_depth(p: Problem) -> Problem:
-    return deepened(p.name) if p.model is PROBLEMS[p.name].model else deep(p)
 
 
 def wide(p: Problem) -> Problem:
@@ -400,7 +391,7 @@ CASES = [
     *(
         Case(
             guide.__name__, make, idle, "own", ("vp-1d", "masked", "uniform"), rows, forwards=forwards,
-            with_=with_depth, seldom=15,
+            with_=with_attention, seldom=15,
         )
         for guide, make, idle, rows, forwards in (
             (gk.ERG, lambda p: gk.ERG(1.5, "blocks.0", tau=0.3, gamma=0.8), lambda p: gk.ERG(2.0, tau=1.0), both, once),
