@@ -264,7 +264,7 @@ def test_a_failed_write_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(gk.CheckpointError, match="disk full"):
         run(file)
     assert file.read_bytes() == good
     monkeypatch.undo()
@@ -283,7 +283,7 @@ class Clock:
             self.saved.append(round(self.now, 3))
             replace(*paths)
 
-        monkeypatch.setattr(module.os, "replace", counted)
+        monkeypatch.setattr(os, "replace", counted)
 
 
 def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
@@ -314,7 +314,7 @@ def test_slow_steps_are_saved_one_by_one(tmp_path, monkeypatch):
 def test_many_fast_steps_are_not_saved_each(tmp_path, monkeypatch):
     """The same by the real clock, on whatever machine this is."""
     replaced, replace = [], os.replace
-    monkeypatch.setattr(module.os, "replace", lambda *paths: replaced.append(1) or replace(*paths))
+    monkeypatch.setattr(os, "replace", lambda *paths: replaced.append(1) or replace(*paths))
     model = gk.GaussianModel(net, (2,), predicts="clean")
     gk.sample(model, 2, steps=400, checkpoint=tmp_path / "run")
     assert 2 <= len(replaced) < 100

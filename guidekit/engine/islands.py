@@ -43,7 +43,7 @@ class Islands:
             return guide.select(population, step)
         apart = replace(step, n=step.n // self.count, parents=step.parents // self.count, keys=self._keys(step.keys))
         chosen = guide.select(replace(population, groups=population.groups * self.count), apart)
-        place = torch.arange(len(chosen) // population.groups, device=chosen.x.device).repeat(population.groups)
+        place = torch.arange(len(chosen) // population.groups, device=chosen.slot.device).repeat(population.groups)
         own = place if chosen.branch == 1 else chosen.slot
         return replace(chosen, groups=population.groups, slot=own)
 
