@@ -92,6 +92,7 @@ def sample(
         holdout=holdout,
         world=world,
     )
+    run.watched = bool(callbacks)
     with torch.inference_mode(False), torch.no_grad(), run.borrowed(), Bar(run, progress) as bar:
         return run.result(_loop(run, bar, callbacks, Checkpoint(checkpoint, run) if checkpoint else None))
 

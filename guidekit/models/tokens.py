@@ -13,6 +13,15 @@ from .base import Encoded, Model
 from .evaluations import rows_of
 
 
+_FEW = 16  # letters below which torch's log_softmax costs more than the sum of exponentials by itself
+
+
+def normalised(logits: Tensor) -> Tensor:
+    """log-probabilities, at least LOG_ZERO."""
+    few = logits.shape[-1] < _FEW
+    return (logits - logits.logsumexp(-1, keepdim=True) if few else logits.log_softmax(-1)).clamp(min=LOG_ZERO)
+
+
 class _TokenModel(Model):
     def __init__(
         self,
@@ -37,7 +46,7 @@ class _TokenModel(Model):
         return [f"vocab_size={self.vocab_size}", f"length={self.length}"]
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
-        return self._forward(x, t, cond, (self.length, self.vocab_size)).log_softmax(-1).clamp(min=LOG_ZERO)
+        return normalised(self._forward(x, t, cond, (self.length, self.vocab_size)))
 
 
 class MaskedModel(_TokenModel):
@@ -107,7 +116,7 @@ class MaskedModel(_TokenModel):
             return super().__call__(x, t, cond)
         logits = self._cut(x, t, cond) if self.cut else self._forward(x, t, cond, (self.length, self.vocab_size))
         logits = torch.where(torch.arange(self.vocab_size, device=x.device) == self.end, -torch.inf, logits)
-        return logits.log_softmax(-1).clamp(min=LOG_ZERO)
+        return normalised(logits)
 
     def _cut(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         """Logits of rows without their ends, one forward pass for each length."""

@@ -109,6 +109,9 @@ class _Tokens:
     def decided(self, x: Tensor) -> Tensor | None:
         return None
 
+    def early(self, x: Tensor, move: Move, noise: Any) -> Masking | None:
+        return None
+
     def told(self, x: Tensor) -> Tensor:
         """log of the point masses at the tokens."""
         return torch.full((*x.shape, self.V), LOG_ZERO, device=x.device).scatter_(-1, x[..., None], 0.0)
@@ -171,6 +174,13 @@ class Masked(_Tokens):
         if self.end is not None:
             open = open & (x == self.end).cumsum(-1).eq(0)  # what follows the end is the end
         return ~open.any(-1)
+
+    def early(self, x: Tensor, move: Move, noise: Any) -> Masking | None:
+        if isinstance(solver_of(move), Order) or self.leaping(move) is not None:
+            return None
+        kernel = self.kernel(x, (torch.zeros((), device=x.device).expand(*x.shape, self.V),), move)
+        assert isinstance(kernel, Masking)
+        return replace(kernel, known=kernel.hidden(noise))
 
     def told(self, x: Tensor) -> Tensor:
         return super().told(x.masked_fill(x == self.V, self.end or 0))
