@@ -313,12 +313,8 @@ class Run:
         """The rows whose prediction nobody reads: not the next move, as their noise says, nor a guide or a callback. A
         network that reads no time is asked all the same, for it says once what holds until the row changes."""
         late = self.model.timed and isinstance(self.noise, Noise) and self.noise.late
-        if (
-            self.watched
-            or not late
-            or not self.acts[index].quiet
-            or max(self.order, self.widths[index], pop.branch) > 1
-        ):
+        alone = max(self.order, self.widths[index], pop.branch) == 1
+        if self.watched or not (late and alone and self.acts[index].quiet):
             return None
         self._early = self.model.process.early(pop.x, self.moves[index], self.noise(pop, index + 1))
         return None if self._early is None else self._early.idle

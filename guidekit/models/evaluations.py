@@ -196,8 +196,8 @@ def evaluate(
 
     Tokens are evaluated no more than is needed: no rows in which nothing is left to draw, whose prediction is what they
     hold, equal rows with equal conditions once, and with a memory none that it knows from the step before; nor the rows
-    that are `idle`, bool (rows,), whose prediction nobody reads and may be anything. `count` is called with the number of rows of each
-    forward pass.
+    that are `idle`, bool (rows,), whose prediction nobody reads and may be anything. `count` is called with the number
+    of rows of each forward pass.
     """
     if idle is not None and bool(idle.any()):
         rest = (~idle).nonzero()[:, 0]

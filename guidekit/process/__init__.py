@@ -14,6 +14,7 @@ from .blackout import Blackout
 from .gaussian import Gaussian, Normal
 from .independent import Categorical, Masking
 from .lengths import Lengths
+from .many_masks import ManyMasks
 from .revealing import Revealing
 from .riffle import PlackettLuce, Riffle
 from .tokens import LOG_ZERO, Masked, Uniform
@@ -106,6 +107,7 @@ __all__ = [
     "Gaussian",
     "Kernel",
     "Lengths",
+    "ManyMasks",
     "Masked",
     "Masking",
     "Normal",

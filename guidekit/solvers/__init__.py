@@ -25,6 +25,7 @@ from .langevin import Langevin
 from .lsd import LSD
 from .pndm import PNDM
 from .pseudo_heun import PseudoHeun
+from .reddit import ReDDiT
 from .remdm import ReMDM
 from .sa_solver import SASolver
 from .saber import Saber
@@ -61,6 +62,7 @@ __all__ = [
     "Move",
     "Point",
     "PseudoHeun",
+    "ReDDiT",
     "ReMDM",
     "SASolver",
     "SDEDPMpp",
