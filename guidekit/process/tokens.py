@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 
 from .. import random
-from ..solvers import DDPM, Ancestral, Move, Solver, times
+from ..solvers import DDPM, Ancestral, Joint, Move, Solver, times
 from ..solvers.token_solver import Leaping, Order, TokenSolver, solver_of
 from .independent import Categorical, Masking
-from .revealing import Revealing, Revising
+from .revealing import Joining, Revealing, Revising
 
 LOG_ZERO = -1e3  # of a token that cannot be: its probability is 0 in float64, and differences of two stay finite
 
@@ -208,6 +208,8 @@ class Masked(_Tokens):
         solver, prediction = solver_of(move), predictions[0]
         if isinstance(solver, Order):
             of = prediction, x, self.V, solver, move
+            if isinstance(solver, Joint):
+                return Joining(*of)
             if not solver.revises:
                 return Revealing(*of)
             nothing = torch.zeros((*x.shape, 2), dtype=torch.float64, device=x.device)

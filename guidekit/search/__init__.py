@@ -12,6 +12,7 @@ from .evolution import Evolution, evolution
 from .flowopt import flowopt
 from .gradient import gradient, gradients
 from .informed import informed
+from .joint import joint
 from .lsd import lsd
 from .paths import paths
 from .random_search import Random, random
@@ -51,6 +52,7 @@ __all__ = [
     "gradient",
     "gradients",
     "informed",
+    "joint",
     "lsd",
     "paths",
     "random",

@@ -21,6 +21,7 @@ from .flow_matching import FlowMatching
 from .fs_dfm import FSDFM
 from .ghvb import GHVB, HeavyBall
 from .heun import Euler, Heun
+from .joint import Joint
 from .langevin import Langevin
 from .lsd import LSD
 from .pndm import PNDM
@@ -57,6 +58,7 @@ __all__ = [
     "FlowMatching",
     "HeavyBall",
     "Heun",
+    "Joint",
     "Langevin",
     "Margin",
     "Move",

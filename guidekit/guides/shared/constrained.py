@@ -97,7 +97,7 @@ class Within(Guide):
 
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         solver = chosen(moves)
-        if solver is not None and (solver.unsteerable or not isinstance(solver, Order)):
+        if solver is not None and (not isinstance(solver, Order) or solver.unsteerable or not solver.factorised):
             raise ValueError(
                 f"{type(self).__name__} draws tokens within its constraint at positions that do not depend on them, "
                 f"which {solver!r} does not choose: leave solver=None, or take FirstHitting()"
