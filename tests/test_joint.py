@@ -134,7 +134,10 @@ def test_a_layer_of_zeros_is_first_hitting():
         (lambda: Joint(torch.zeros(4, 3, 2), torch.zeros(4, 3, 1)), r"\(4, 3, 2\), \(4, 3, 1\).*one shape"),
         (lambda: Joint(torch.zeros(4, 3, 2), torch.full((4, 3, 2), torch.nan)), "finite"),
         (lambda: Joint(torch.zeros(4, 3, 2), torch.zeros(4, 3, 2), 0), "tokens=0.*at least 1"),
-        (lambda: gk.sample(TABLE, 2, solver=Joint(*torch.zeros(2, 5, 3, 2))), "5 positions, and the model has 4"),
+        (
+            lambda: gk.sample(TABLE, 2, solver=Joint(torch.zeros(5, 3, 2), torch.zeros(5, 3, 2))),
+            "5 positions, and the model has 4",
+        ),
         (
             lambda: gk.sample(TABLE, 2, solver=drawn(), guides=[gk.Sites(forbidden=[[0, 1]])]),
             "Sites draws tokens.*Joint.*FirstHitting",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import guidekit as gk
+from guidekit import random
 from guidekit.process import ManyMasks
 from guidekit.solvers import Move
 
@@ -57,7 +58,7 @@ def law(again: bool) -> np.ndarray:
     """P(x_0) of the chain, whose first masks are drawn uniformly."""
     now = dict.fromkeys(product(range(V, V + M), repeat=L), M ** (-L))
     for k in range(STEPS):
-        after: Counter = Counter()
+        after: dict[tuple[int, ...], float] = defaultdict(float)
         for x, weight in now.items():
             for y, chance in kernel(x, 1 - k / STEPS, 1 - (k + 1) / STEPS, again).items():
                 after[y] += weight * chance
@@ -106,7 +107,7 @@ def test_weights_tilt_the_law(name: str, guides: list[gk.Guide]):
 
 def test_masks_of_a_move_up_are_drawn_and_those_that_are_there_stay_with_ancestral():
     x = torch.tensor([[0, 4]]).expand(6000, -1)
-    noise = PROCESS.noise(gk.random.fold(gk.random.key(1), torch.arange(len(x))), (L, PROCESS.states), torch.float64)
+    noise = PROCESS.noise(random.fold(random.key(1), torch.arange(len(x))), (L, PROCESS.states), torch.float64)
     up = PROCESS.kernel(x, (), Move(0.25, 0.625)).push(noise)
     counts = np.bincount(up[:, 0].numpy(), minlength=V + M)
     expected = 6000 * np.array([0.5, 0, 1 / 6, 1 / 6, 1 / 6])  # masked with probability (0.625 - 0.25)/(1 - 0.25)

@@ -209,7 +209,7 @@ class Masked(_Tokens):
         if isinstance(solver, Order):
             of = prediction, x, self.V, solver, move
             if isinstance(solver, Joint):
-                return Joining(*of)
+                return Joining(prediction, x, self.V, solver, move)
             if not solver.revises:
                 return Revealing(*of)
             nothing = torch.zeros((*x.shape, 2), dtype=torch.float64, device=x.device)

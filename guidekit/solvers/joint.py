@@ -41,7 +41,6 @@ class Joint(Order):
     tokens: int = 4
 
     factorised = False
-    __eq__, __hash__ = object.__eq__, object.__hash__  # a layer is equal to itself alone
 
     def __post_init__(self) -> None:
         shapes = tuple(self.said.shape), tuple(self.heard.shape)
@@ -56,6 +55,12 @@ class Joint(Order):
             )
         if not is_count(self.tokens):
             raise ValueError(f"Joint(tokens={self.tokens!r}): positions of one evaluation, an int of at least 1")
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def __repr__(self) -> str:
         length, V, rank = self.said.shape
