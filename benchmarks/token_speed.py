@@ -84,6 +84,11 @@ def molecules(n: int, candidates: int, steps: int = 50) -> dict[str, float]:
     return {"seconds": round(time.process_time() - began, 2), "rows": run.cost.network_rows}
 
 
+def dna(steps: int, n: int = 8) -> int:
+    """Network rows of one sample of the bundled DNA model, on average."""
+    return round(gk.sample(gk.zoo.load("dna"), n, steps=steps, seed=1).cost.network_rows / n)
+
+
 def memory(particles: int, batch_size: int | None) -> float:
     """GiB at the peak of a process that samples so many particles in the form of the bundled DNA model."""
     gk.sample(gk.MaskedModel(Table(4), 4, LENGTH), particles, steps=2, batch_size=batch_size)
@@ -139,6 +144,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Any]] = {
         "a step of 32 x 200 tokens": lambda: loops(options.repeats),
         "100,000 particles of 200 letters, GiB": memories,
+        "network rows of a DNA sequence": lambda: {f"{steps} steps": dna(steps) for steps in (200, 1000)},
     }
     if options.beside is not None:
         parts = {"molecules": lambda: beside(options.beside.resolve(), options.rounds)} | parts

@@ -22,6 +22,8 @@ SOLVERS = {
     "Ancestral()": gk.solvers.Ancestral(),
     "EDLM(energy, residual=True)": None,
     "FirstHitting()": gk.solvers.FirstHitting(),
+    "FirstHitting(tokens=2)": gk.solvers.FirstHitting(tokens=2),
+    "gk.search.joint(model, tokens=2)": None,
     "Confidence()": gk.solvers.Confidence(),
     "Margin()": gk.solvers.Margin(),
     "Entropy()": gk.solvers.Entropy(),
@@ -55,11 +57,14 @@ def floor(model: gk.analytic.TokenTable, n: int) -> float:
     return sum(distance(model, model.states[row]) for row in draws) / len(draws)
 
 
-def measured(n: int) -> dict:
+def measured(n: int, only: str = "") -> dict:
     masked, uniform, rows = table(), table("uniform"), {}
     for name, solver in SOLVERS.items():
+        if only not in name:
+            continue
         model = uniform if "uniform" in name else masked
         guides = [gk.EDLM(lambda x: -masked.log_probs(x), residual=True)] if name.startswith("EDLM") else []
+        solver = gk.search.joint(masked, 2) if "joint" in name else solver
         runs = {steps: gk.sample(model, n, steps=steps, solver=solver, guides=guides, seed=2) for steps in STEPS}
         rows[name] = {
             str(steps): {"evaluations": run.cost.network_calls, "distance": round(distance(model, run.x), 4)}

@@ -133,17 +133,28 @@ class Gumbels:
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, tuple):
             return Gumbels(self.key[index], self.each)
+        return _gumbel(self.uniform(index))
+
+    def uniform(self, index: tuple) -> Tensor:
+        """The uniform numbers exp(-exp(-g)) of which these Gumbel numbers g are made."""
         counter = _counter(math.prod(self.each), self.device).view(self.each)
         if index[0] is ...:
             counter, key = counter[..., index[1]], self.key[..., None]
         else:
             counter, key = counter[index[1:]], self.key[index[0]]
             key = key.view(-1, *[1] * (counter.dim() - 1))
-        return _gumbel(_uniform(_mix(key ^ counter)))
+        return _uniform(_mix(key ^ counter))
 
     def drawn(self) -> Tensor:
         """All of them."""
         return gumbel(self.key, self.each)
+
+
+def below(noise: Any, index: tuple, p: Tensor) -> Tensor:
+    """Where Gumbel numbers g have exp(-exp(-g)) < p, which is so with probability p."""
+    if isinstance(noise, Gumbels):
+        return noise.uniform(index) < p
+    return noise[index] < -(-p.log()).log()
 
 
 def drawn(noise: Any) -> Tensor:

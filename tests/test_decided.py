@@ -60,6 +60,7 @@ def test_a_run_is_the_same_bit_for_bit_and_needs_fewer_rows(name: str, guides: s
     monkeypatch.setattr(evaluations, "distinct", lambda x, cond: None)
     open_rows = run(MODELS[name](), guides)
     monkeypatch.setattr(Masked, "decided", lambda self, x: None)
+    monkeypatch.setattr(Masked, "early", lambda self, *of: None)
     every = run(MODELS[name](), guides)
     for other in (parts, open_rows, every):
         assert torch.equal(fewer.x, other.x) and torch.equal(fewer.log_weights, other.log_weights)
@@ -80,6 +81,31 @@ def test_the_rows_are_the_different_ones_with_something_left_to_draw(name: str):
 
     cost = run(model, "none", callbacks=[open_rows]).cost
     assert cost.network_rows == sum(left) and cost.network_calls == sum(n > 0 for n in left)
+
+
+@pytest.mark.parametrize("solver", [gk.solvers.Ancestral(), gk.solvers.ReMDM(0.2)], ids=repr)
+def test_a_network_that_reads_the_time_sees_the_rows_that_reveal_something_next(solver: gk.solvers.Ancestral):
+    """Of runs that nobody watches: a callback may read predictions, and so sees those of all rows."""
+    met: list[tuple[float, Tensor]] = []
+
+    def net(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        met.append((float(t[0]), x))
+        return x.cumsum(1)[..., None] * torch.tensor([0.1, -0.2, 0.3]) + t[:, None, None]
+
+    model = gk.MaskedModel(net, V, L)
+    path: list[Tensor] = [torch.full((12, L), V)]
+    options = {"steps": 30, "solver": solver, "seed": 4}
+    watched = gk.sample(model, 12, **options, callbacks=[lambda p, s: path.append(p.x)])
+    assert sum(len(x) for _, x in met) > 100
+    met.clear()
+    for size in (None, 5):
+        alone = gk.sample(model, 12, **options, batch_size=size)
+        assert torch.equal(alone.x, watched.x)
+    calls = {t: torch.cat([x for u, x in met if u == t]) for t, _ in met}
+    for k, (x, y) in enumerate(pairwise(path)):
+        reveal = ((x == V) & (y != V)).any(1)
+        seen = calls.get(next((t for t in calls if abs(t - (1 - k / 30)) < 1e-6), -1.0), x[:0])
+        assert {tuple(r) for r in seen.tolist()} == {tuple(r) for r in x[reveal].tolist()}
 
 
 def test_every_evaluation_of_a_decided_row_is_its_own_tokens():
@@ -146,7 +172,10 @@ class Counting:
 def test_a_network_that_is_not_told_the_time_is_asked_again_of_no_state_of_the_step_before(guides: str):
     net, told = Counting(), Counting()
     told.timed = True  # type: ignore[misc]
-    once, twice = (run(gk.MaskedModel(n, V, L, dtype=torch.float64), guides, batch_size=7) for n in (net, told))
+    once, twice = (
+        run(gk.MaskedModel(n, V, L, dtype=torch.float64), guides, batch_size=7, callbacks=[lambda p, s: None])
+        for n in (net, told)
+    )
     assert torch.equal(once.x, twice.x) and torch.equal(once.log_weights, twice.log_weights)
     assert once.cost.network_rows == sum(map(len, net.rows)) < 0.8 * twice.cost.network_rows
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, pairwise, permutations, product
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,13 +50,18 @@ def filled(x: tuple[int, ...], where: tuple[int, ...], p: np.ndarray) -> Iterato
         yield tuple(new.get(i, x[i]) for i in range(L)), float(chance)
 
 
-def revealed(table: np.ndarray, left: list[int], chances: Chances) -> np.ndarray:
+def revealed(
+    table: np.ndarray,
+    left: list[int],
+    chances: Chances,
+    predicted: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] = marginals,
+) -> np.ndarray:
     """The law of x_0 where a move leaves so many masks: positions by `chances`, tokens independently."""
     law = {(MASK,) * L: 1.0}
     for before, after in pairwise(left):
         after_law: Counter = Counter()
         for x, weight in law.items():
-            p = marginals(table, x)
+            p = predicted(table, x)
             for where, chance in chances(x, p, before - after).items():
                 for y, own in filled(x, where, p):
                     after_law[y] += weight * chance * own
@@ -241,6 +248,36 @@ def test_first_hitting_is_the_table_itself_and_the_ancestral_chain_comes_near_it
     assert np.abs(law("one by one") - own_table()).max() < 1e-12
     far = np.abs(law("two steps") - own_table()).sum() / 2
     assert far > 0.01
+
+
+@dataclass(frozen=True)
+class Pulled(gk.Guide):
+    """Adds to the prediction what a measurement would say of each position."""
+
+    def tilt(self, view: Any) -> torch.Tensor:
+        return PULL.to(view.prediction).expand_as(view.prediction)
+
+
+PULL = torch.tensor([[0.0, 0.3, 0.0], [0.4, 0.0, 0.0], [0.0, 3.0, -1.0]])
+
+
+def test_positions_are_revealed_by_the_prediction_after_the_guides():
+    """Anchored remasking: the order is that of the posterior, and samples follow its chain."""
+    n, steps, tilt = 20_000, [3, 2, 1, 0], np.exp(PULL.numpy())
+
+    def pulled(table: np.ndarray, x: tuple[int, ...]) -> np.ndarray:
+        p = marginals(table, x) * tilt
+        return p / p.sum(1, keepdims=True)
+
+    expected = n * revealed(own_table(), steps, surest(np.max), pulled)
+    plain = revealed(own_table(), steps, uniformly, pulled)
+    assert np.abs(expected / n - plain).sum() > 0.1  # another order is another law
+    run = gk.sample(
+        MASKED.model, n, steps=3, solver=gk.solvers.Confidence(), cond=MASKED.cond, guides=[Pulled()], seed=5
+    )
+    some = expected > 1e-9
+    assert not counted(run.x)[~some].any()
+    assert ((counted(run.x) - expected)[some] ** 2 / expected[some]).sum() < 66
 
 
 def test_times_of_ones_own_and_starts_from_samples():

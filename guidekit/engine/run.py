@@ -24,6 +24,7 @@ from .. import random
 from ..models.base import Model
 from ..models.evaluations import Cond, Memory, evaluate, rows_of
 from ..models.networks import lent, networks_in
+from ..process import Masking
 from ..solvers import Solver
 from . import checks, tree
 from .cost import Cost
@@ -93,6 +94,8 @@ class Run:
         self.judge = next((r for g in self.guides if (r := g.judge) is not None), None)
         self._ids = torch.arange(self.groups * self.rows, device=model.device)
         self.memory = Memory()
+        self._early: Masking | None = None  # the kernel of the next move, as far as it is known
+        self.watched = True  # whether somebody reads the predictions of populations, who steps by hand or calls back
         self.cost = Cost()
         self.score = Scorer(self.cost, model.device, stepwise=True)
         self.records: list[Record] = []
@@ -247,6 +250,9 @@ class Run:
     def kernels(self, pop: Population, index: int) -> tuple[Any, Any]:
         """The kernel p of the target in move number `index`, and q, by which particles move."""
         move, process = self.moves[index], self.model.process
+        early, self._early = self._early, None
+        if early is not None and early.x is pop.x:  # where it is of another micro-batch, positions are drawn again
+            return (p := early.told(pop.predictions[0])), p
         p = process.kernel(pop.x, pop.predictions, move)
         q = process.kernel(pop.x, pop.proposals, move) if pop.proposals and p.random else p
         for seat in self.acts[index].propose:
@@ -308,8 +314,19 @@ class Run:
         for seat in acts.condition:
             view = replace(view, cond=seat.guide.condition(view.own(seat.name, None), view.cond))
         with torch.set_grad_enabled(x.requires_grad):
-            evals = evaluate(self.model, acts.needs, x, step.t, view.cond, self._count, self.batch_size, self.memory)
+            of = x, step.t, view.cond, self._count, self.batch_size, self.memory, self._idle(pop, index)
+            evals = evaluate(self.model, acts.needs, *of)
         return replace(view, evals=evals, prediction=evals[Cond()])
+
+    def _idle(self, pop: Population, index: int) -> Tensor | None:
+        """The rows whose prediction nobody reads: not the next move, as their noise says, nor a guide or a callback. A
+        network that reads no time is asked all the same, for it says once what holds until the row changes."""
+        late = self.model.timed and isinstance(self.noise, Noise) and self.noise.late
+        alone = max(self.order, self.widths[index], pop.branch) == 1
+        if self.watched or not (late and alone and self.acts[index].quiet):
+            return None
+        self._early = self.model.process.early(pop.x, self.moves[index], self.noise(pop, index + 1))
+        return None if self._early is None else self._early.idle
 
     def _look_blind(self, pop: Population, index: int) -> Population:
         """The weights of a look, where they need no network."""

@@ -70,7 +70,8 @@ def sample(
     seed         an int, so that every group has the same noise and equals a run of its own; or one int per group
     batch_size   most rows in one forward of the network; memory grows with the population's own state only
     progress     show a bar
-    callbacks    functions (population, step), called after every step
+    callbacks    functions (population, step), called after every step. With any, rows of tokens are evaluated where
+                 nothing but a callback can read the prediction, too
     checkpoint   a file: written as the run goes on; the same call then continues it, to the same bytes
     holdout      a second reward that takes no part and scores the final samples, to see whether the first was gamed;
                  see `Result.holdout` and `Result.summary`
@@ -127,6 +128,7 @@ def _result(
     run: Run, progress: bool, callbacks: Sequence[Callback] = (), checkpoint: str | Path | None = None
 ) -> Result:
     """The result of one run."""
+    run.watched = bool(callbacks)
     with torch.inference_mode(False), torch.no_grad(), run.borrowed(), Bar(run, progress) as bar:
         return run.result(_loop(run, bar, callbacks, Checkpoint(checkpoint, run) if checkpoint else None))
 

@@ -78,6 +78,12 @@ class Acts:
         """The places of the guides whose memos a selection reads."""
         return frozenset(seat.place for seat in (*self.weigh, *self.select, *self.traced))
 
+    @cached_property
+    def quiet(self) -> bool:
+        """Whether no guide reads what the networks say here, nor moves or chooses particles."""
+        hooks = self.condition, self.propose, self.noise, self.tilt, self.late, self.finish
+        return self.needs == (Cond(),) and not any((*hooks, self.log_weight, self.weigh, self.select, self.traced))
+
     def rows(self, model: Model) -> int:
         """The largest number of rows that one particle takes up in a single forward."""
         return max(Counter(id(need.model(model)) for need in self.needs).values())

@@ -206,13 +206,19 @@ def evaluate(
     count: Callable[[int], None],
     limit: int | None = None,
     memory: Memory | None = None,
+    idle: Tensor | None = None,
 ) -> dict[Cond, Tensor]:
     """All evaluations at (x, t), in one forward pass per network (in more if there are over `limit` rows).
 
     Tokens are evaluated no more than is needed: no rows in which nothing is left to draw, whose prediction is what they
-    hold, equal rows with equal conditions once, and with a memory none that it knows from the step before. `count` is
-    called with the number of rows of each forward pass.
+    hold, equal rows with equal conditions once, and with a memory none that it knows from the step before; nor the rows
+    that are `idle`, bool (rows,), whose prediction nobody reads and may be anything. `count` is called with the number
+    of rows of each forward pass.
     """
+    if idle is not None and bool(idle.any()):
+        rest = (~idle).nonzero()[:, 0]
+        found = evaluate(model, needs, x[rest], t, rows_of(cond, rest), count, limit, memory) if len(rest) else {}
+        return {need: _spread(found.get(need), rest, x, model) for need in needs}
     decided = model.process.decided(x)
     if decided is not None and bool(decided.any()):
         told, rest = model.process.told(x).to(model.dtype), (~decided).nonzero()[:, 0]
@@ -228,6 +234,13 @@ def evaluate(
     first, place = same
     found = _remembered(memory, model, needs, x[first], t, rows_of(cond, first), count, limit)
     return {need: out[place] for need, out in found.items()}
+
+
+def _spread(found: Tensor | None, rest: Tensor, x: Tensor, model: Model) -> Tensor:
+    """What was said of some of the rows, and whatever else of the others."""
+    if found is None:
+        return model.process.told(x[:1]).to(model.dtype).expand(len(x), *x.shape[1:], -1)
+    return found.new_zeros(len(x), *found.shape[1:]).index_put_((rest,), found)
 
 
 class Memory:

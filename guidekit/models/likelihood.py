@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from .. import random
-from ..process import LOG_ZERO, Gaussian, Masked
+from ..process import LOG_ZERO, Gaussian, Masked, Uniform
 from ..solvers import times
 from .networks import lent
 
@@ -94,6 +94,8 @@ def _kind(model: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     process = model.process
     if isinstance(process, Gaussian):
         return _flow
+    if not isinstance(process, (Masked, Uniform)):
+        raise ValueError(f"log_prob is for Gaussian, masked and uniform models, not for {type(process).__name__}")
     return _uniform if not isinstance(process, Masked) else _ordered if process.places else _masked
 
 

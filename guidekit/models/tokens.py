@@ -8,9 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..process import LOG_ZERO, Blackout, Lengths, Masked, Uniform
+from ..errors import is_count
+from ..process import LOG_ZERO, Blackout, Lengths, ManyMasks, Masked, Uniform
 from .base import Encoded, Model
 from .evaluations import rows_of
+
+_FEW = 16  # letters below which torch's log_softmax costs more than the sum of exponentials by itself
+
+
+def normalised(logits: Tensor) -> Tensor:
+    """log-probabilities, at least LOG_ZERO."""
+    few = logits.shape[-1] < _FEW
+    return (logits - logits.logsumexp(-1, keepdim=True) if few else logits.log_softmax(-1)).clamp(min=LOG_ZERO)
 
 
 class _TokenModel(Model):
@@ -30,14 +39,14 @@ class _TokenModel(Model):
         self.vocab_size, self.length = vocab_size, length
         super().__init__(net, self._process(), (length,), decode, encode_cond, null, dtype, device, read)
 
-    def _process(self) -> Masked | Uniform | Blackout:
+    def _process(self) -> Masked | ManyMasks | Uniform | Blackout:
         raise NotImplementedError(f"{type(self).__name__} does not say what its noise is")
 
     def facts(self) -> list[str]:
         return [f"vocab_size={self.vocab_size}", f"length={self.length}"]
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
-        return self._forward(x, t, cond, (self.length, self.vocab_size)).log_softmax(-1).clamp(min=LOG_ZERO)
+        return normalised(self._forward(x, t, cond, (self.length, self.vocab_size)))
 
 
 class MaskedModel(_TokenModel):
@@ -53,6 +62,8 @@ class MaskedModel(_TokenModel):
               the end again, and is not evaluated
     alone     of such a model whose texts follow a grammar: no two tokens are drawn at once, so that runs need at least
               `length` steps, and a share of all positions is noised
+    masks     how many masks the network was trained with, and tells apart; they have the ids vocab_size, vocab_size + 1
+              and so on. `gk.solvers.ReDDiT()` draws them anew in every move
     lengths   of a model that is not ordered: the probabilities of texts of 1, 2 ... `length` tokens. The length is
               drawn first, what lies behind it is the `end` from the start on, and no text has the end within
     cut       of such a model: the network gets texts without their ends, those of one length together, and must take
@@ -79,6 +90,7 @@ class MaskedModel(_TokenModel):
         alone: bool = False,
         lengths: Sequence[float] | Tensor | None = None,
         cut: bool = False,
+        masks: int = 1,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
@@ -91,13 +103,20 @@ class MaskedModel(_TokenModel):
         self.lengths = None if lengths is None else _probabilities(lengths, length, ordered, end)
         if cut and lengths is None:
             raise ValueError("cut=True is for models with lengths=..., whose texts have an end that is known")
-        self.ordered, self.end, self.alone, self.cut = ordered, end, alone, cut
+        if not is_count(masks) or (masks > 1 and (ordered or lengths is not None)):
+            raise ValueError(
+                f"masks={masks!r}: how many masks a network has, an int of at least 1; models with ordered=True or "
+                "lengths have one"
+            )
+        self.ordered, self.end, self.alone, self.cut, self.masks = ordered, end, alone, cut, masks
         super().__init__(net, vocab_size, length, decode, encode_cond, null, read=read, dtype=dtype, device=device)
 
     def facts(self) -> list[str]:
         return [*super().facts(), *(["ordered=True"] if self.ordered else [])]
 
-    def _process(self) -> Masked:
+    def _process(self) -> Masked | ManyMasks:
+        if self.masks > 1:
+            return ManyMasks(self.vocab_size, self.masks)
         if self.lengths is not None:
             return Lengths(self.vocab_size, end=self.end, lengths=self.lengths)
         return Masked(self.vocab_size, self.length if self.ordered else 0, self.end, self.alone)
@@ -107,7 +126,7 @@ class MaskedModel(_TokenModel):
             return super().__call__(x, t, cond)
         logits = self._cut(x, t, cond) if self.cut else self._forward(x, t, cond, (self.length, self.vocab_size))
         logits = torch.where(torch.arange(self.vocab_size, device=x.device) == self.end, -torch.inf, logits)
-        return logits.log_softmax(-1).clamp(min=LOG_ZERO)
+        return normalised(logits)
 
     def _cut(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         """Logits of rows without their ends, one forward pass for each length."""

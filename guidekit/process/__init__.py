@@ -14,6 +14,7 @@ from .blackout import Blackout
 from .gaussian import Gaussian, Normal
 from .independent import Categorical, Masking
 from .lengths import Lengths
+from .many_masks import ManyMasks
 from .revealing import Revealing
 from .riffle import PlackettLuce, Riffle
 from .tokens import LOG_ZERO, Masked, Uniform
@@ -81,8 +82,13 @@ class Process(Protocol):
         """The rows of x_t in which nothing is left to draw, bool (rows,), or None where that is never so."""
         ...
 
+    def early(self, x: Tensor, move: Move, noise: Any) -> Masking | None:
+        """The kernel of a move with this noise before the prediction is known, for what does not depend on that; None
+        where everything does."""
+        ...
+
     def told(self, x: Tensor) -> Tensor:
-        """The prediction of rows that are decided, for which no network is asked."""
+        """The prediction of rows that are decided, or idle in the next move, for which no network is asked."""
         ...
 
     def draws(self, move: Move) -> bool:
@@ -101,6 +107,7 @@ __all__ = [
     "Gaussian",
     "Kernel",
     "Lengths",
+    "ManyMasks",
     "Masked",
     "Masking",
     "Normal",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,6 +114,9 @@ class Gaussian:
         return level
 
     def decided(self, x: Tensor) -> None:
+        return None
+
+    def early(self, x: Tensor, move: Move, noise: Any) -> None:
         return None
 
     def told(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ token can change.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,11 +16,6 @@ import torch
 from torch import Tensor
 
 from .. import random
-
-
-def level(log_m: Tensor) -> Tensor:
-    """What a Gumbel number is below with probability m."""
-    return -(-log_m).log()
 
 
 def normalised(prediction: Tensor, rows: Tensor, places: Tensor) -> Tensor:
@@ -53,7 +48,7 @@ class Categorical:
         sums = self.log_probs + random.drawn(noise)
         if self.mask is None:
             return sums.argmax(-1)
-        hidden = noise[..., self.mask] < level(self.log_probs[..., self.mask])
+        hidden = random.below(noise, (..., self.mask), self.log_probs[..., self.mask].exp())
         return torch.where(hidden, self.mask, sums[..., : self.mask].argmax(-1))
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -67,14 +62,26 @@ class Categorical:
 @dataclass(frozen=True, eq=False)
 class Masking:
     """x_s^i is the mask with probability `hide`, float64 (rows, length). Where it is not, a token of x_t stays, and a
-    mask becomes a letter by the prediction (rows, length, V), which may lack a constant; `mask` is the id V."""
+    mask becomes a letter by the prediction (rows, length, V), which may lack a constant; `mask` is the id V, and
+    `known` where x_s is masked, once that is drawn."""
 
     x: Tensor
     hide: Tensor
     prediction: Tensor
     mask: int
+    known: Tensor | None = None
     random = True
     history = ()
+
+    def told(self, prediction: Tensor) -> Masking:
+        """The kernel with a prediction that was not known when it was made."""
+        return replace(self, prediction=prediction)
+
+    @property
+    def idle(self) -> Tensor:
+        """The rows in which no mask is revealed, once that is drawn: they move alike for any prediction."""
+        assert self.known is not None
+        return ((self.x != self.mask) | self.known).all(-1)
 
     def push(self, noise: Any) -> Tensor:
         hidden = self.hidden(noise)
@@ -83,8 +90,10 @@ class Masking:
 
     def hidden(self, noise: Any) -> Tensor:
         """Where x_s is masked, bool (rows, length)."""
+        if self.known is not None:
+            return self.known
         rows, places = ((self.hide > 0) & (self.hide < 1)).nonzero(as_tuple=True)
-        below = noise[rows, places, self.mask] < level(self.hide[rows, places].log())
+        below = random.below(noise, (rows, places, self.mask), self.hide[rows, places])
         return (self.hide == 1).index_put_((rows, places), below)
 
     def shown(self, noise: Any) -> Tensor:

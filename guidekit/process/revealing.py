@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..solvers import Move
+from ..solvers import Joint, Move
 from ..solvers.token_solver import Order
 from .independent import normalised, revealed
 
@@ -58,6 +58,10 @@ class Revealing:
     def push(self, noise: Any) -> Tensor:
         return revealed(self.x, self.shown(noise), self.prediction, noise)
 
+    def letters(self, x: Tensor, shown: Tensor) -> Tensor:
+        """log-probabilities of the letters at each position, (rows, length, V), where those `shown` become x."""
+        return self.log_probs
+
     def shown(self, noise: Any) -> Tensor:
         """The positions that are revealed, bool (rows, length)."""
         return self.order.first(self.log_probs, noise[..., self.mask], self.masked, self.count, self.move)
@@ -65,13 +69,37 @@ class Revealing:
     def log_prob(self, x: Tensor) -> Tensor:
         """log q(x), one float64 per row."""
         shown = x != self.x
-        tokens = self.log_probs.gather(-1, x.clamp(max=self.mask - 1)[..., None])[..., 0]
+        tokens = self.letters(x, shown).gather(-1, x.clamp(max=self.mask - 1)[..., None])[..., 0]
         possible = (shown <= self.masked).all(-1) & (shown.sum(-1, keepdim=True) == self.count)[:, 0]
         chance = self.order.log_chance(self.log_probs, self.masked, shown & self.masked, self.move)
         return torch.where(possible, chance + torch.where(shown, tokens, 0.0).sum(-1), -torch.inf)
 
     def correction(self, p: Revealing, x: Tensor) -> Tensor:
         return p.log_prob(x) - self.log_prob(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Joining(Revealing):
+    """The kernel of `Joint`: the tokens of a move are drawn from the left, each given those before it."""
+
+    order: Joint
+
+    def push(self, noise: Any) -> Tensor:
+        shown, x = self.shown(noise), self.x.clone()
+        h = torch.zeros(len(x), self.order.said.shape[-1], dtype=torch.float64, device=x.device)
+        rank = shown.cumsum(-1)
+        for k in range(1, int(shown.sum(-1).max()) + 1):
+            rows, places = (shown & (rank == k)).nonzero(as_tuple=True)  # the k-th from the left
+            log_p = self.log_probs[rows, places] + self.order.change(places, h[rows])
+            x[rows, places] = (log_p + noise[rows, places, : self.mask]).argmax(-1)
+            h[rows] += self.order.word(places, x[rows, places])
+        return x
+
+    def letters(self, x: Tensor, shown: Tensor) -> Tensor:
+        place = torch.arange(x.shape[1], device=x.device)
+        words = torch.where(shown[..., None], self.order.word(place, x.clamp(max=self.mask - 1)), 0.0)
+        before = words.cumsum(1) - words
+        return (self.log_probs + self.order.change(place, before)).log_softmax(-1)
 
 
 @dataclass(frozen=True, eq=False)

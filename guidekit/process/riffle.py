@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,6 +119,9 @@ class Riffle:
         return level
 
     def decided(self, x: Tensor) -> None:
+        return None
+
+    def early(self, x: Tensor, move: Move, noise: Any) -> None:
         return None
 
     def told(self, x: Tensor) -> Tensor:

@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 
 from .. import random
-from ..solvers import DDPM, Ancestral, Move, Solver, times
+from ..solvers import DDPM, Ancestral, Joint, Move, Solver, times
 from ..solvers.token_solver import Leaping, Order, TokenSolver, solver_of
 from .independent import Categorical, Masking
-from .revealing import Revealing, Revising
+from .revealing import Joining, Revealing, Revising
 
 LOG_ZERO = -1e3  # of a token that cannot be: its probability is 0 in float64, and differences of two stay finite
 
@@ -109,6 +109,9 @@ class _Tokens:
     def decided(self, x: Tensor) -> Tensor | None:
         return None
 
+    def early(self, x: Tensor, move: Move, noise: Any) -> Masking | None:
+        return None
+
     def told(self, x: Tensor) -> Tensor:
         """log of the point masses at the tokens."""
         return torch.full((*x.shape, self.V), LOG_ZERO, device=x.device).scatter_(-1, x[..., None], 0.0)
@@ -172,6 +175,13 @@ class Masked(_Tokens):
             open = open & (x == self.end).cumsum(-1).eq(0)  # what follows the end is the end
         return ~open.any(-1)
 
+    def early(self, x: Tensor, move: Move, noise: Any) -> Masking | None:
+        if isinstance(solver_of(move), Order) or self.leaping(move) is not None:
+            return None
+        kernel = self.kernel(x, (torch.zeros((), device=x.device).expand(*x.shape, self.V),), move)
+        assert isinstance(kernel, Masking)
+        return replace(kernel, known=kernel.hidden(noise))
+
     def told(self, x: Tensor) -> Tensor:
         return super().told(x.masked_fill(x == self.V, self.end or 0))
 
@@ -198,6 +208,8 @@ class Masked(_Tokens):
         solver, prediction = solver_of(move), predictions[0]
         if isinstance(solver, Order):
             of = prediction, x, self.V, solver, move
+            if isinstance(solver, Joint):
+                return Joining(prediction, x, self.V, solver, move)
             if not solver.revises:
                 return Revealing(*of)
             nothing = torch.zeros((*x.shape, 2), dtype=torch.float64, device=x.device)

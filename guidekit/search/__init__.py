@@ -12,6 +12,7 @@ from .evolution import Evolution, evolution
 from .flowopt import flowopt
 from .gradient import gradient, gradients
 from .informed import informed
+from .joint import joint
 from .lsd import lsd
 from .particle_gibbs import particle_gibbs
 from .paths import paths
@@ -55,6 +56,7 @@ __all__ = [
     "gradient",
     "gradients",
     "informed",
+    "joint",
     "lsd",
     "particle_gibbs",
     "paths",

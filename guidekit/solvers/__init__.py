@@ -21,10 +21,12 @@ from .flow_matching import FlowMatching
 from .fs_dfm import FSDFM
 from .ghvb import GHVB, HeavyBall
 from .heun import Euler, Heun
+from .joint import Joint
 from .langevin import Langevin
 from .lsd import LSD
 from .pndm import PNDM
 from .pseudo_heun import PseudoHeun
+from .reddit import ReDDiT
 from .remdm import ReMDM
 from .sa_solver import SASolver
 from .saber import Saber
@@ -56,11 +58,13 @@ __all__ = [
     "FlowMatching",
     "HeavyBall",
     "Heun",
+    "Joint",
     "Langevin",
     "Margin",
     "Move",
     "Point",
     "PseudoHeun",
+    "ReDDiT",
     "ReMDM",
     "SASolver",
     "SDEDPMpp",

@@ -20,7 +20,7 @@ from .token_solver import TokenSolver
 class Ancestral(TokenSolver):
     """Ancestral sampling of tokens: the default of token processes."""
 
-    noises = ("masked", "ordered", "uniform")
+    noises = ("masked", "ordered", "uniform", "many-mask")
 
     def table(self, grid: Sequence[float]) -> list[Move]:
         return [Move(t, s) for t, s in pairwise(grid)]

@@ -12,6 +12,10 @@ temperature tau, tau s times a Gumbel number is added to the score in the move t
 is more random at the beginning. MaskGIT takes the probability of the token that was drawn for max_v p_i(v), and so
 reveals likely tokens; here the choice depends on the prediction alone, and so tokens keep their probabilities.
 
+The prediction is that after all guides. Where a guide pulls it towards a measurement, the positions are first of which
+that posterior is sure, whatever the network says by itself: the anchored remasking of APS (Rout et al., 2025),
+https://arxiv.org/abs/2510.02291, up to max_v p_i(v) for the probability of the token that was drawn.
+
 Samples do not follow the ancestral chain in law, unless the network's conditionals fit together and every step reveals
 one position.
 """

@@ -91,6 +91,7 @@ class Order(TokenSolver):
     masked, n/L, a row thus has exactly n masks; one with fewer masks, of which a part was known, waits for its turn.
     """
 
+    factorised: ClassVar[bool] = True  # whether the tokens of a move are drawn independently of each other
     revises: ClassVar[bool] = False  # whether it reveals more than that, and takes tokens back
 
     def grid(self, steps: int, t_max: float) -> list[float]:

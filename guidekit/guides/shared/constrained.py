@@ -37,7 +37,7 @@ from ...engine.resampling import check_resampling, resample
 from ...engine.tree import Tree
 from ...engine.view import Step, View
 from ...models.base import Model
-from ...process import Kernel, Lengths, Uniform
+from ...process import Kernel, Lengths, Masked, Uniform
 from ...solvers import Move
 from ...solvers.token_solver import Order, chosen
 from .language import Language
@@ -75,6 +75,11 @@ class Within(Guide):
         return not self.weighted
 
     def check(self, model: Model, steps: int) -> None:
+        if self.language is not None and not isinstance(model.process, (Masked, Uniform)):
+            raise ValueError(
+                f"{type(self).__name__} is for masked and uniform tokens, and the noise of this model is "
+                f"{type(model.process).__name__}: steer by a reward for what the constraint asks"
+            )
         if isinstance(model.process, Lengths) and self.language is not None and not self.language.free:
             raise ValueError(
                 f"{type(self).__name__} is for texts of one length, and the lengths of this model's texts are drawn "
@@ -92,7 +97,7 @@ class Within(Guide):
 
     def moves(self, model: Model, moves: list[Move]) -> list[Move]:
         solver = chosen(moves)
-        if solver is not None and (solver.unsteerable or not isinstance(solver, Order)):
+        if solver is not None and (not isinstance(solver, Order) or solver.unsteerable or not solver.factorised):
             raise ValueError(
                 f"{type(self).__name__} draws tokens within its constraint at positions that do not depend on them, "
                 f"which {solver!r} does not choose: leave solver=None, or take FirstHitting()"
