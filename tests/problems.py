@@ -247,7 +247,8 @@ class Attending(nn.Module):
 
     def deeper(self, h: Tensor, cond) -> Tensor:
         """What the other layers give, less the same by hand."""
-        text = (torch.arange(32.0, dtype=torch.float64, device=h.device) * (2 + cond.double()[:, None])).sin()
+        pitch = 2 + cond.double().view(len(h), -1).sum(1, keepdim=True)
+        text = (torch.arange(32.0, dtype=torch.float64, device=h.device) * pitch).sin()
         text, hand = text.unflatten(1, (4, 8)), h
         for block in self.blocks:
             h, hand = block(h), block.by_hand(hand)

@@ -265,7 +265,7 @@ def test_a_misspelt_setting_is_a_type_error(make):
 
 @pytest.mark.parametrize("guide", [gk.FKSteering, gk.SVDD, gk.TDS, gk.DAS])
 def test_a_temperature_in_words_is_named(guide):
-    with pytest.raises(TypeError, match=rf"{guide.__name__}\(alpha='7'\): the temperature is a number"):
+    with pytest.raises(ValueError, match=rf"{guide.__name__}\(alpha='7'\): the temperature is a number"):
         guide(score, "7")
 
 
@@ -360,6 +360,7 @@ def test_of_many_rows_the_first_are_listed():
         gk.sample(unmoved(net), 30, steps=5)
 
 
+@pytest.mark.usefixtures("every_row")
 @pytest.mark.parametrize("kind", [gk.MaskedModel, gk.UniformModel])
 @pytest.mark.parametrize("logits", [[NAN, 0.0, 0.0], [math.inf, 0.0, 0.0], [-math.inf] * 3], ids=str)
 def test_logits_that_are_no_law_are_reported(kind, logits):

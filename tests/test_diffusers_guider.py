@@ -228,7 +228,7 @@ def test_control_nets_and_ip_adapters_are_the_pipelines():
 
 # what it refuses -----------------------------------------------------------------------------------------------------
 
-SERVED = {"CFG", "PAG", "SEG", "SLG", "PAG heads"}
+SERVED = {"CFG", "PAG", "SEG", "SLG", "PAG heads", "FreSca", "ERG"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

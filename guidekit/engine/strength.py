@@ -89,15 +89,16 @@ class Auto:
         return f"ess={self.ess:g}" if self.ess is not None else f"kl={self.kl:g}"
 
     @staticmethod
-    def of(alpha: Any) -> Any:
-        """What a text stands for; anything else is as it is."""
+    def of(alpha: Any, guide: str = "") -> Any:
+        """What a text stands for, as the temperature of that guide; anything else is as it is."""
         if not isinstance(alpha, str):
             return alpha
         name, _, value = alpha.replace(" ", "").partition("=")
         if alpha == "auto":
             return Auto()
         if name not in ("kl", "ess") or not _NUMBER.fullmatch(value):
-            raise ValueError(f'alpha={alpha!r}: a number, "auto", or a budget like "kl=2" or "ess=0.3"')
+            what = 'the temperature is a number, "auto", or a budget like "kl=2" or "ess=0.3"'
+            raise ValueError(f"{guide}(alpha={alpha!r}): {what}")
         return Auto(kl=float(value)) if name == "kl" else Auto(ess=float(value))
 
 

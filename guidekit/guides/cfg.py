@@ -60,7 +60,7 @@ class CFG(Guide):
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, Sequence):
+        if isinstance(self.scale, list):
             object.__setattr__(self, "scale", tuple(self.scale))
 
     @property
@@ -91,8 +91,10 @@ class CFG(Guide):
 
     def tilt(self, view: View) -> Tensor | float:
         every = [at(w, view.t) for w in listed(self.scale)]
+        if len(every) == 1:
+            return view.model.guided(view.x, view.t, view.evals[Cond()], view.evals[Null()], every[0])
         own = torch.tensor(every, dtype=torch.float64, device=view.x.device)
-        scale = every[0] if len(every) == 1 else view.rows(own[view.group])
+        scale = view.rows(own[view.group])
         return view.model.guided(view.x, view.t, view.evals[Cond()], view.evals[Null()], scale)
 
     def finish(self, view: View, prediction: Tensor) -> Tensor:

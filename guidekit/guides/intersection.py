@@ -60,6 +60,8 @@ class Intersection(Mixture):
         own, *others = self.every(view)
         move, log_p = view.step.move, self.log_rho(view, view.memo)
         assert move is not None
+        if not move.b:  # it goes up, by noise alone
+            return torch.zeros_like(own)
         shifts = torch.stack([d - own for d in others], 1)
         flat = shifts.flatten(2).double()
         gram, gap = flat @ flat.mT, log_p[:, 1:] - log_p[:, :1]

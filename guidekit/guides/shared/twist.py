@@ -72,7 +72,7 @@ def check_reward(guide: Any, positive: bool = True) -> None:
         raise TypeError(f"{name}(reward=...) takes a function of samples, not {type(guide.reward).__name__}")
     alpha = getattr(guide, "alpha", 1.0)
     if isinstance(alpha, str):
-        object.__setattr__(guide, "alpha", alpha := Auto.of(alpha))
+        object.__setattr__(guide, "alpha", alpha := Auto.of(alpha, name))
     if not hasattr(alpha, "__float__"):
         raise TypeError(f"{name}(alpha={alpha!r}): the temperature is a number, in units of the reward")
     if not isinstance(alpha, Auto) and not alpha > 0 and (positive or alpha != 0):
