@@ -1,4 +1,7 @@
-"""One thread for each test process: on small tensors, threads that wait for each other cost more than they save."""
+"""One thread for each test process, if OMP_NUM_THREADS says nothing else: on small tensors, threads that wait for each
+other cost more than they save."""
+
+import os
 
 import pytest
 import torch
@@ -6,7 +9,7 @@ import torch
 from guidekit.models import evaluations
 from guidekit.process import Masked
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
 @pytest.fixture
