@@ -28,6 +28,7 @@ def normal(d: int = 1) -> gk.analytic.GaussianMixture:
 
 @every
 @pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.usefixtures("every_row")
 def test_paths_of_width_1_without_branches_are_plain_sampling(name: str, levels: int):
     p, options = PROBLEMS[name], {"steps": STEPS, "cond": [PROBLEMS[name].cond, None], "seed": [1, 2]}
     found = S.paths(p.model, 5, p.reward, levels=levels, width=1, branch=1, **options)
