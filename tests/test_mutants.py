@@ -106,7 +106,7 @@ MUTANTS = [
     ("addresses by the number of particles", "random.py", "return slot % n + (slot // n << 32)", "return slot", f"{LAWS}::test_a_row_does_not_depend_on_the_number_of_rows"),
     ("the same noise for all children", "engine/run.py", "pop.slot + child % k * self.steps[index].n", "pop.slot", HOOKS + "::test_children_of_one_parent_differ_and_share_all_that_is_the_parents"),
     ("cfg off by one", "models/base.py", "return (scale - 1) * (cond", "return scale * (cond", CFG),
-    ("cfg with cond and null swapped", "guides/cfg.py", "view.evals[Cond()], view.evals[Null()], scale", "view.evals[Null()], view.evals[Cond()], scale", CFG),
+    ("cfg with cond and null swapped", "guides/cfg.py", "view.evals[Cond()], view.evals[Null()], every[0]", "view.evals[Null()], view.evals[Cond()], every[0]", CFG),
     ("noise of t for s", "solvers/ddim.py", "renewed(t, s, eta * s.sigma * max", "renewed(t, s, eta * t.sigma * max", FK),
     ("staying masked with the chance of leaving", "random.py", "return noise.uniform(index) < p", "return noise.uniform(index) > p", FK + "::test_the_enumerated_law_of_four_tokens"),
     ("a step that loses what the next one would", "solvers/lsd.py", "self.entropies[m - 1]", "self.entropies[n - 1]", "tests/test_lsd.py"),

@@ -378,7 +378,23 @@ def test_torchrun_writes_the_folder_of_one_process(tmp_path: Path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     one, two = (gk.load_result(tmp_path / folder / "best_of_n") for folder in ("one", "two"))
     assert one.samples == two.samples
-    search = ["-m", "guidekit", "search", "dna", "-r", "gc", "-n", "4", "--steps", "6", "--rounds", "2", "--no-report"]
+    search = [
+        "-m",
+        "guidekit",
+        "search",
+        "dna",
+        "-r",
+        "gc",
+        "-n",
+        "4",
+        "--steps",
+        "6",
+        "--rounds",
+        "2",
+        "--strategy",
+        "random",
+        "--no-report",
+    ]
     subprocess.run([sys.executable, *search, "--out", "alone"], **run)
     subprocess.run([*launch, *search, "--out", "ranks"], **run)
     assert (tmp_path / "alone" / "samples.csv").read_bytes() == (tmp_path / "ranks" / "samples.csv").read_bytes()

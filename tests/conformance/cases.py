@@ -178,11 +178,6 @@ def with_attention(p: Problem) -> Problem:
     return attended(p.name) if p.model is PROBLEMS[p.name].model else attending(p)
 
 
-def wide(p: Problem) -> Problem:
-    """In two dimensions at least, and with attention."""
-    return with_attention(PROBLEMS["flow-2d"] if p.model.shape == (1,) else p)
-
-
 def region(p: Problem) -> torch.Tensor:
     """A mask for one condition."""
     return torch.tensor([[1.0, 0.0, 0.5]]) if p.name in TOKENS else torch.full((1, *p.model.shape), 0.7)
@@ -229,7 +224,7 @@ CASES = [
                 lambda p: gk.APGMix(1.0, before=1.0), ("vp-1d",),
             ),
             (
-                gk.FeedbackGuidance, lambda p: gk.FeedbackGuidance(pi=0.6), lambda p: gk.FeedbackGuidance(0.0),
+                gk.FeedbackGuidance, lambda p: gk.FeedbackGuidance(pi=0.85), lambda p: gk.FeedbackGuidance(0.0),
                 ("vp-1d", "edm-1d"),
             ),
         )
@@ -250,8 +245,8 @@ CASES = [
     *(
         Case(guide.__name__, make, None, "own", ("vp-1d", "flow-2d"), lambda n, m: 3 * n * m, seldom=15)
         for guide, make in (
-            (gk.PerpNeg, lambda p: gk.PerpNeg(2.5, 0, 0.6)),
-            (gk.ContrastiveCFG, lambda p: gk.ContrastiveCFG(2.5, 0, 0.6)),
+            (gk.PerpNeg, lambda p: gk.PerpNeg(1.4, 0, 0.3)),
+            (gk.ContrastiveCFG, lambda p: gk.ContrastiveCFG(1.4, 0, 0.3)),
         )
     ),
     Case(
@@ -394,16 +389,16 @@ CASES = [
             with_=with_attention, seldom=15,
         )
         for guide, make, idle, rows, forwards in (
-            (gk.ERG, lambda p: gk.ERG(1.5, "blocks.0", tau=0.3, gamma=0.8), lambda p: gk.ERG(2.0, tau=1.0), both, once),
-            (gk.TPG, lambda p: gk.TPG(1.5, "blocks.1"), lambda p: gk.TPG(0.0), both, twice),
-            (gk.TSG, lambda p: gk.TSG(1.5, "blocks.0"), lambda p: gk.TSG(1.0, "blocks.0", std=0.0), both, twice),
-            (gk.S2Guidance, lambda p: gk.S2Guidance(1.5), lambda p: gk.S2Guidance(0.0), both, twice),
+            (gk.ERG, lambda p: gk.ERG(0.4, "blocks.0", tau=0.3, gamma=0.8), lambda p: gk.ERG(2.0, tau=1.0), both, once),
+            (gk.TPG, lambda p: gk.TPG(0.4, "blocks.1"), lambda p: gk.TPG(0.0), both, twice),
+            (gk.TSG, lambda p: gk.TSG(0.4, "blocks.0"), lambda p: gk.TSG(1.0, "blocks.0", std=0.0), both, twice),
+            (gk.S2Guidance, lambda p: gk.S2Guidance(0.4), lambda p: gk.S2Guidance(0.0), both, twice),
             (gk.NAG, lambda p: gk.NAG(4.0), lambda p: gk.NAG(1.0), lambda n, m: 3 * n * m, twice),
         )
     ),
     Case(  # one forward after the other
-        "SAG", lambda p: gk.SAG(0.8, "block"), lambda p: gk.SAG(0.0, "block"), "own", ("vp-1d", "edm-1d"),
-        lambda n, m: 3 * n * m, forwards=lambda m: 3 * m, with_=wide, seldom=15,
+        "SAG", lambda p: gk.SAG(0.3, "block"), lambda p: gk.SAG(0.0, "block"), "own", ("flow-2d",),
+        lambda n, m: 3 * n * m, forwards=lambda m: 3 * m, with_=with_attention, seldom=15,
     ),
     Case(
         "PAG heads", lambda p: gk.PAG(3.0, heads={"block": [1]}, strength=0.7), lambda p: gk.PAG(3.0, heads=[]), "own",
