@@ -243,7 +243,8 @@ CASES = [
         )
     ),
     *(
-        Case(guide.__name__, make, None, "own", ("vp-1d", "flow-2d"), lambda n, m: 3 * n * m, seldom=15)
+        # far from all data predictions agree to rounding, and the direction of their difference is rounding too
+        Case(guide.__name__, make, None, "own", ("vp-1d", "edm-1d"), lambda n, m: 3 * n * m, seldom=15)
         for guide, make in (
             (gk.PerpNeg, lambda p: gk.PerpNeg(1.4, 0, 0.3)),
             (gk.ContrastiveCFG, lambda p: gk.ContrastiveCFG(1.4, 0, 0.3)),
