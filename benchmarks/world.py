@@ -51,7 +51,7 @@ def model(width: int = 768) -> gk.GaussianModel:
 
 
 def guides() -> list[gk.Guide]:
-    return [gk.FKSteering(lambda x: x[:, :8].sum(1).tanh(), 0.5)]
+    return [gk.FKSteering(lambda x: x[:, :8].sum(1).tanh(), 0.5, ess=1.0)]  # it selects at every step
 
 
 def steered(n: int, **options: Any) -> gk.Result:
