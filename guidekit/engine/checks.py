@@ -153,11 +153,12 @@ def check_world(world: Alone, groups: int, steps: Sequence[Step]) -> None:
 def _check_scales(guide: Guide) -> None:
     """What is declared as a `Scale` is a number or a function of t; some take one for each condition."""
     for field in fields(guide):
-        value = getattr(guide, field.name, 0.0)
+        value: Any = getattr(guide, field.name, 0.0)
         several = field.type == "Scale | Sequence[Scale]" and isinstance(value, (list, tuple))
-        if field.type in ("Scale", Scale, "Scale | Sequence[Scale]") and not all(
+        numbers = (
             callable(v) or (isinstance(v, Real) and not isinstance(v, bool)) for v in (value if several else [value])
-        ):
+        )
+        if field.type in ("Scale", Scale, "Scale | Sequence[Scale]") and not all(numbers):
             name = type(guide).__name__
             raise TypeError(
                 f"{name}({field.name}={value!r}): a number is needed, or a function of t like lambda t: 3 * t"
