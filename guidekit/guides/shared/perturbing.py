@@ -29,7 +29,7 @@ class Away(Guide):
     @property
     def perturbed(self) -> Perturbed:
         """The evaluation to push away from."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say what it pushes away from")
 
     @property
     def idle(self) -> bool:
@@ -54,7 +54,7 @@ class Drawn(Away):
 
     def drawn(self, model: Model, key: int, t: float) -> Perturbed:
         """The perturbed evaluation of the step at time t, given the key of its random numbers."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say what it draws")
 
     @property
     def needs(self) -> tuple[Cond, ...]:
