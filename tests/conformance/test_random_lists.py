@@ -177,10 +177,14 @@ def test_means_and_z_are_unbiased_where_the_guides_say_so(number: int):
     steps = list_.options["steps"]
     key = tuple(steps) if isinstance(steps, list) else steps
     mean, error = truth(list_.problem.name, key, list_.options.get("solver"), list_.target)
-    cond = list_.problem.cond
-    result = list_.run(cond=[cond] * GROUPS, seed=list(range(GROUPS)))
-    found = result.log_z.exp()
-    if float(found.max()) > 12 * float(found.sum()) / GROUPS:
-        pytest.skip("a population carries twelve times its part: the mean is far from normal, and so is its error")
-    # 4 features in some hundred lists: 5 standard errors fail by chance once in 2,000 suites
-    assert np.abs(deviations(estimates(list_.problem, result), mean, error)).max() < 5
+    # 4 features in some hundred lists: 5 standard errors fail by chance once in 2,000 suites. Weights with a heavy tail
+    # fail more often, as their error is too small where the tail was not drawn; a bias is seen again by ten times as many
+    for groups, first in ((GROUPS, 0), (10 * GROUPS, GROUPS)):
+        result = list_.run(cond=[list_.problem.cond] * groups, seed=list(range(first, first + groups)))
+        found = result.log_z.exp()
+        if found.max() > 0.02 * found.sum():
+            pytest.skip("one population carries a fiftieth of all: the mean is far from normal, and so is its error")
+        off = np.abs(deviations(estimates(list_.problem, result), mean, error)).max()
+        if off < 5:
+            return
+    assert off < 5
