@@ -207,8 +207,8 @@ class Run:
         noise, memos = self._chosen(pop, index) if q.random else (None, pop.memos)
         x = q.push(noise)
         log_w = pop.log_w if q is p else pop.log_w + q.correction(p, x)
-        proposals = q.history if pop.proposals else ()
-        return replace(pop, x=x, log_w=log_w, memos=memos, predictions=p.history, proposals=proposals, shown=())
+        proposals, came = q.history if pop.proposals else (), p.history or pop.predictions[:1]
+        return replace(pop, x=x, log_w=log_w, memos=memos, predictions=came, proposals=proposals, shown=())
 
     def look(self, pop: Population, index: int) -> Population:
         """Evaluate the network, apply the tilts, update the weights and memos."""
@@ -308,7 +308,8 @@ class Run:
             x = x.detach().requires_grad_()
         cond = rows_of(self._encoded, pop.group)
         of = pop.group, pop.slot, {}, None, self.score, self.batch_size
-        view = View(self.model, step, x, cond, *of, paste=self.paste)
+        before = pop.predictions[0] if index and pop.predictions else None
+        view = View(self.model, step, x, cond, *of, paste=self.paste, before=before)
         if step.t == 0 or not seen:
             return view
         for seat in acts.condition:

@@ -10,8 +10,10 @@ from torch import Tensor
 from ..engine.view import View
 from .bank import Bank
 from .fit import fit
+from .flow_map import FlowMap
 from .learned import Calibration, Learned
 from .likelihood import Likelihood
+from .resubstitution import Resubstitution
 from .rollout import Rollout
 from .tweedie import Tweedie
 
@@ -30,4 +32,16 @@ def lookahead(value: Value | None, reward: Any, alpha: float) -> Value:
     return value.at(alpha) if hasattr(value, "at") else value  # type: ignore[attr-defined]
 
 
-__all__ = ["Bank", "Calibration", "Learned", "Likelihood", "Rollout", "Tweedie", "Value", "fit", "lookahead"]
+__all__ = [
+    "Bank",
+    "Calibration",
+    "FlowMap",
+    "Learned",
+    "Likelihood",
+    "Resubstitution",
+    "Rollout",
+    "Tweedie",
+    "Value",
+    "fit",
+    "lookahead",
+]
