@@ -74,5 +74,6 @@ class FlowMap:
         for i, move in enumerate(process.moves(times, DDIM())):
             known = i == 0 and self.student is None
             prediction = view.prediction if known else view.evaluate(x, move.t, (need,))[need]
+            assert prediction is not None
             x = process.kernel(x, (prediction,), move).push(None)
         return x
