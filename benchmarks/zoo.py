@@ -1,11 +1,13 @@
 """Steering compared with best-of-N on the bundled models, at equal network evaluations, by held-out judges.
 
     python benchmarks/zoo.py --n 100          # writes benchmarks/results/zoo.json
+    python benchmarks/zoo.py --new            # only the methods that are not in it, in the same setting
     python benchmarks/zoo.py --page           # docs/results.md from it
 
 All methods get K = 4 times the network evaluations of the unguided run: best-of-4 draws four times as many samples,
 SVDD draws four children of each particle, and Feynman-Kac steering runs four times as many particles, from which as
-many samples as the others return are drawn by weight.
+many samples as the others return are drawn by weight. Two rows stand beside them: best-of-8, and for tokens SVDD whose
+ten candidates are scored with what was said of their parent, which takes the evaluations of the unguided run.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 import guidekit as gk
 
 K = 4
+PARENT = "SVDD by the parent"
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "zoo.json"
 
@@ -103,22 +106,28 @@ def molecules() -> Domain:
 DOMAINS = {"molecules": molecules, "dna": dna, "fashion": fashion}
 
 
-def methods(reward: Any, n: int, alpha: float) -> dict[str, tuple[int, list[gk.Guide]]]:
+def methods(reward: Any, n: int, alpha: float, tokens: bool) -> dict[str, tuple[int, list[gk.Guide]]]:
     """Samples to draw, and guides."""
+    parent = {PARENT: (n, [gk.SVDD(reward, 0.0, 10, value=gk.values.Resubstitution(reward))])}
     return {
         "unguided": (n, []),
         f"best of {K}": (n, [gk.BestOfN(reward, K)]),
         "SVDD": (n, [gk.SVDD(reward, 0.0, K)]),
         "SVDD, weighted": (n, [gk.SVDD(reward, alpha, K), gk.Resample()]),
         "FK steering": (K * n, [gk.FKSteering(reward, alpha)]),
+        f"best of {2 * K}": (n, [gk.BestOfN(reward, 2 * K)]),
+        **(parent if tokens else {}),
     }
 
 
-def measured(domain: Domain, n: int, seeds: int) -> list[dict[str, Any]]:
-    """A row for each method: means over seeds."""
-    model, rows = gk.zoo.load(domain.model), []
+def measured(domain: Domain, n: int, seeds: int, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each method: means over seeds. Those that are known are not measured again."""
+    model, rows = gk.zoo.load(domain.model), list(known)
     plain: dict[int, Any] = {}
-    for name, (count, guides) in methods(domain.reward, n, domain.alpha).items():
+    tokens = isinstance(model, gk.MaskedModel)
+    for name, (count, guides) in methods(domain.reward, n, domain.alpha, tokens).items():
+        if name != "unguided" and any(row["method"] == name for row in known):
+            continue
         found = []
         for seed in range(seeds):
             result = gk.sample(
@@ -133,6 +142,8 @@ def measured(domain: Domain, n: int, seeds: int) -> list[dict[str, Any]]:
                 | {"network rows": result.cost.network_rows, "reward calls": result.cost.reward_calls}
             )
         means = {k: sum(f[k] for f in found) / seeds for k in found[0]}
+        if any(row["method"] == name for row in known):
+            continue
         rows.append({"method": name} | {k: round(v, 3) for k, v in means.items()})
         print(rows[-1], flush=True)
     return rows
@@ -217,14 +228,17 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", choices=DOMAINS, nargs="*", default=list(DOMAINS))
+    parser.add_argument("--new", action="store_true", help="measure what the stored results lack, in their setting")
     parser.add_argument("--page", action="store_true", help="write docs/results.md from the stored results alone")
     args = parser.parse_args()
     if not args.page:
         for name in args.only:
             d = DOMAINS[name]()
-            rows = measured(d, args.n, args.seeds)
-            own = {"title": d.title, "alpha": d.alpha, "steps": d.steps, "n": args.n, "seeds": args.seeds, "rows": rows}
             found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"domains": {}}
+            old = found["domains"].get(name, {}) if args.new else {}
+            n, seeds = old.get("n", args.n), old.get("seeds", args.seeds)
+            rows = measured(d, n, seeds, old.get("rows", []))
+            own = {"title": d.title, "alpha": d.alpha, "steps": d.steps, "n": n, "seeds": seeds, "rows": rows}
             found["domains"][name] = own
             RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     text = page(json.loads(RESULTS.read_text(encoding="utf-8")))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import guidekit as gk
+from guidekit.jobs.names import make_guide
 
 from .problems import PROBLEMS, deviations, estimates, populations
 
@@ -97,6 +98,15 @@ def test_children_cost_no_evaluation_and_the_law_is_exact(alpha: float, solver: 
         assert np.abs(deviations(estimates(p, result), *p.tilted())).max() < 4.5
     else:
         assert p.reward(result.x).double().mean() > p.reward(plain.x).double().mean() + 0.05
+
+
+def test_guides_and_the_command_line_take_look_aheads_by_name():
+    p = PROBLEMS["masked"]
+    own = gk.values.Resubstitution(p.reward)
+    assert gk.SVDD(p.reward, 0.7, 3, value="parent") == gk.SVDD(p.reward, 0.7, 3, value=own)
+    assert make_guide("svdd:candidates=3,value=parent", p.reward) == gk.SVDD(p.reward, candidates=3, value=own)
+    with pytest.raises(ValueError, match="SVDD.*'best'.*'parent'"):
+        gk.SVDD(p.reward, value="best")
 
 
 def test_bad_look_aheads_say_what_to_do():
