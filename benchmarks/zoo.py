@@ -108,15 +108,15 @@ DOMAINS = {"molecules": molecules, "dna": dna, "fashion": fashion}
 
 def methods(reward: Any, n: int, alpha: float, tokens: bool) -> dict[str, tuple[int, list[gk.Guide]]]:
     """Samples to draw, and guides."""
-    parent = {PARENT: (n, [gk.SVDD(reward, 0.0, 10, value=gk.values.Resubstitution(reward))])}
+    parent: dict[str, tuple[int, list[gk.Guide]]] = {PARENT: (n, [gk.SVDD(reward, 0.0, 10, value="parent")])}
     return {
         "unguided": (n, []),
         f"best of {K}": (n, [gk.BestOfN(reward, K)]),
         "SVDD": (n, [gk.SVDD(reward, 0.0, K)]),
         "SVDD, weighted": (n, [gk.SVDD(reward, alpha, K), gk.Resample()]),
         "FK steering": (K * n, [gk.FKSteering(reward, alpha)]),
-        f"best of {2 * K}": (n, [gk.BestOfN(reward, 2 * K)]),
         **(parent if tokens else {}),
+        f"best of {2 * K}": (n, [gk.BestOfN(reward, 2 * K)]),
     }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import guidekit as gk
 from guidekit.jobs.names import make_guide
+from rewards import as_reward
 
 from .problems import PROBLEMS, deviations, estimates, populations
 
@@ -104,8 +105,10 @@ def test_guides_and_the_command_line_take_look_aheads_by_name():
     p = PROBLEMS["masked"]
     own = gk.values.Resubstitution(p.reward)
     assert gk.SVDD(p.reward, 0.7, 3, value="parent") == gk.SVDD(p.reward, 0.7, 3, value=own)
-    assert make_guide("svdd:candidates=3,value=parent", p.reward) == gk.SVDD(p.reward, candidates=3, value=own)
-    with pytest.raises(ValueError, match="SVDD.*'best'.*'parent'"):
+    reward = as_reward(p.reward)
+    guide = make_guide("svdd:candidates=3,value=parent", reward)
+    assert guide == gk.SVDD(reward, candidates=3, value=gk.values.Resubstitution(reward))
+    with pytest.raises(ValueError, match=r"SVDD.*'best'.*'parent'"):
         gk.SVDD(p.reward, value="best")
 
 
