@@ -116,8 +116,8 @@ class Gaussian:
     def decided(self, x: Tensor) -> None:
         return None
 
-    def early(self, x: Tensor, move: Move, noise: Any) -> None:
-        return None
+    def apart(self, move: Move) -> bool:
+        return False
 
     def told(self, x: Tensor) -> Tensor:
         return x

@@ -121,8 +121,8 @@ class Riffle:
     def decided(self, x: Tensor) -> None:
         return None
 
-    def early(self, x: Tensor, move: Move, noise: Any) -> None:
-        return None
+    def apart(self, move: Move) -> bool:
+        return False
 
     def told(self, x: Tensor) -> Tensor:
         return x
