@@ -31,7 +31,7 @@ def letters(prediction: Tensor, gumbel: Tensor) -> Tensor:
 def revealed(x: Tensor, shown: Tensor, prediction: Tensor, noise: Any) -> Tensor:
     """x with letters drawn where they are `shown`; noise is a tensor, or `random.Gumbels`."""
     where = shown.nonzero(as_tuple=True)
-    return x.index_put(where, letters(prediction[where], noise[*where, : prediction.shape[-1]]))
+    return x.index_put(where, letters(prediction[where], noise[(*where, slice(prediction.shape[-1]))]))
 
 
 @dataclass(frozen=True)
