@@ -13,6 +13,7 @@ from torch import Tensor
 
 import guidekit as gk
 from guidekit.engine import ahead
+from guidekit.engine import run as run_module
 from guidekit.models import evaluations
 from guidekit.models.analytic import TokenTable
 from guidekit.process import Masked
@@ -129,10 +130,11 @@ AHEAD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", AHEAD)
 def test_moves_known_ahead_are_those_that_are_made_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch):
     """Before, between and after the steps at which a guide selects, in groups of different conditions."""
-    monkeypatch.setattr(ahead, "_NUMBERS", 500)  # few moves at a time
+    monkeypatch.setattr(ahead, "_NUMBERS", 500)  # few moves at a time, of few rows
+    monkeypatch.setattr(run_module, "POSITIONS", 5 * 7 if name == "any order" else 1 << 21)
     model = gk.MaskedModel(timed, V, 7, encode_cond=lambda c: c, dtype=torch.float64, **AHEAD[name])
     guides = [gk.FKSteering(reward, 0.7, start=0.4, stop=0.5)]
-    options: dict[str, Any] = {"steps": 90, "guides": guides, "cond": [0.0, 2.0], "seed": [5, 6]}
+    options: dict[str, Any] = {"steps": 60, "guides": guides, "cond": [0.0, 2.0], "seed": [5, 6]}
     every = gk.sample(model, 9, **options, callbacks=[lambda p, s: None])
     for size in (None, 4):
         fewer = gk.sample(model, 9, **options, batch_size=size)

@@ -25,7 +25,7 @@ from ..solvers import Move
 from .noise import Noise
 from .population import Population
 
-MOVES = 64  # at a time
+MOVES, POSITIONS = 64, 1 << 21  # at a time
 _NUMBERS = 1 << 17  # drawn at a time, so that they stay in the caches
 
 
@@ -47,13 +47,14 @@ class Ahead:
     def __init__(self, x: Tensor, first: int, moves: list[list[Part]], left: Tensor | None = None):
         self.x, self.first, self.moves, self.left = x, first, moves, left
 
-    def serves(self, x: Tensor, index: int) -> bool:
-        """Whether move number `index` from these states is among them."""
-        return x is self.x and 0 <= index - self.first < len(self.moves)
+    def has(self, index: int) -> bool:
+        """Whether move number `index` is among them."""
+        return 0 <= index - self.first < len(self.moves)
 
     def moved(self, index: int, ask: Callable[[Tensor, Part], Tensor]) -> Tensor:
         """The states after that move; ask(states, part) returns the predictions by which letters are drawn."""
         x, parts = self.x, self.moves[index - self.first]
+        self.moves[index - self.first] = []  # whose numbers are needed no more
         drawn = [letters(ask(x.index_select(0, p.rows), p), p.gumbel) for p in parts]
         x = x if self.left is None else self.left
         for part, tokens in zip(parts, drawn, strict=True):

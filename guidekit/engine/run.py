@@ -27,7 +27,7 @@ from ..models.evaluations import Cond, Memory, evaluate, evaluate_at, rows_of
 from ..models.networks import lent, networks_in
 from ..solvers import Solver
 from . import checks, tree
-from .ahead import MOVES, Ahead, Part, ahead
+from .ahead import MOVES, POSITIONS, Ahead, Part, ahead
 from .cost import Cost
 from .describe import describe, weights
 from .guide import Guide
@@ -97,7 +97,8 @@ class Run:
         self.memory = Memory()
         self.watched = True  # whether somebody reads the predictions of populations, who steps by hand or calls back
         self._apart = [self._is_apart(step) for step in self.steps]
-        self._ahead: Ahead | None = None  # what is known of the next moves
+        self._ahead: dict[int, Ahead] = {}  # what is known of the next moves, by the first row of a part
+        self._left: Tensor | None = None  # the states from which that is
         self.cost = Cost()
         self.score = Scorer(self.cost, model.device, stepwise=True)
         self.records: list[Record] = []
@@ -282,16 +283,26 @@ class Run:
     def _glided(self, pop: Population, index: int) -> Population:
         """Such a move, and the look after it if that is not left out."""
         with self.world.together():
-            if self._ahead is None or not self._ahead.serves(pop.x, index):
-                apart = takewhile(lambda i: self._apart[i], range(index, min(index + MOVES, len(self.moves))))
-                of = pop, index, self.noise, self.batch_size or len(pop)
-                self._ahead = ahead(self.model.process, [self.moves[i] for i in apart], *of)
-            x = self._ahead.moved(index, partial(self._asked, pop, index))
+            if pop.x is not self._left:
+                self._ahead.clear()
+            self._left = None
+            size = max(1, POSITIONS // pop.x.shape[1])
+            moved = [self._glided_part(pop, index, slice(i, i + size)) for i in range(0, len(pop), size)]
+            self._left = x = torch.cat(moved) if len(moved) > 1 else moved[0]
             pop = replace(pop, x=x, parent=self._ids[self.share(index)])
             if self._alone(index + 1):
                 return pop
             rows = self._chunks(slice(0, len(pop)), index + 1)
             return Population.cat([self.look(pop.take(some), index + 1) for some in rows])
+
+    def _glided_part(self, pop: Population, index: int, rows: slice) -> Tensor:
+        """The states of these rows after such a move."""
+        pop, known = pop.take(rows), self._ahead.get(rows.start)
+        if known is None or not known.has(index):
+            apart = takewhile(lambda i: self._apart[i], range(index, min(index + MOVES, len(self.moves))))
+            of = pop, index, self.noise, self.batch_size or len(pop)
+            known = self._ahead[rows.start] = ahead(self.model.process, [self.moves[i] for i in apart], *of)
+        return known.moved(index, partial(self._asked, pop, index))
 
     def _asked(self, pop: Population, index: int, x: Tensor, part: Part) -> Tensor:
         """The predictions by which its letters are drawn."""
