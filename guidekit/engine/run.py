@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .. import random
 from ..models.base import Model
+from ..models.compiled import Compiler, compiling
 from ..models.evaluations import Cond, Memory, evaluate, rows_of
 from ..models.networks import lent, networks_in
 from ..process import Masking
@@ -62,8 +63,11 @@ class Run:
         holdout: Any = None,
         islands: Islands | None = None,
         world: Any = None,
+        compile: bool | str | Callable = False,
     ):
         checks.check_call(model, n, solver, batch_size, guides, reward, holdout)
+        checks.check_compile(compile, model)
+        self.compiler = Compiler("inductor" if compile is True else compile) if compile else None
         self.islands = Islands(1) if islands is None else islands
         solver = model.solver if solver is None else solver
         self.model, self.n, self.guides, self.solver = model, n, checks.bound(guides, model), solver
@@ -96,6 +100,7 @@ class Run:
         self.memory = Memory()
         self._early: Masking | None = None  # the kernel of the next move, as far as it is known
         self.watched = True  # whether somebody reads the predictions of populations, who steps by hand or calls back
+        self.ahead = model.device.type != "cpu"  # whether networks are asked for the next rows before these are scored
         self.cost = Cost()
         self.score = Scorer(self.cost, model.device, stepwise=True)
         self.records: list[Record] = []
@@ -144,11 +149,13 @@ class Run:
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
-        """Context in which the networks are in evaluation mode; afterwards they are as they were."""
+        """Context in which the networks are in evaluation mode, and compiled if the run says so; afterwards they are as
+        they were."""
         with ExitStack() as stack:
             for model in self.models:
                 stack.enter_context(model.lent())
             stack.enter_context(lent(self.modules()))
+            stack.enter_context(compiling(self.compiler))
             yield
 
     @property
@@ -170,7 +177,7 @@ class Run:
         """Particles at the first time."""
         with self.world.together():
             parts = (self._begun(self.born(rows)) for rows in self._chunks(self.share(0), 0))
-            return Population.cat([self.look(p, 0) for p in parts])
+            return Population.cat(list(self._looks(parts, 0)))
 
     def advance(self, pop: Population, index: int) -> Population:
         """The whole step: move number `index`, in micro-batches, then the selection.
@@ -179,10 +186,12 @@ class Run:
         """
         width, after = self.widths[index], index + 1
         late = width > 1 and self.blind
-        look = self._look_blind if late else self.look
         with self.world.together():
-            parts = (self.branch(pop, index, rows) for rows in self._chunks(slice(0, len(pop) * width), after))
-            pop = Population.cat([look(self.move(p, index), after) for p in parts])
+            chunks = self._chunks(slice(0, len(pop) * width), after)
+            parts = (self.move(self.branch(pop, index, rows), index) for rows in chunks)
+            pop = Population.cat(
+                [self._look_blind(p, after) for p in parts] if late else list(self._looks(parts, after))
+            )
         pop = self.select(pop, after)
         if not late:
             return pop
@@ -212,10 +221,7 @@ class Run:
 
     def look(self, pop: Population, index: int) -> Population:
         """Evaluate the network, apply the tilts, update the weights and memos."""
-        view = self.view(pop, index)
-        with torch.set_grad_enabled(view.x.requires_grad):
-            view, proposal = tilted(view, self.acts[index], pop.memos, self.steered)
-            return self._predicted(self._weighed(pop, view), view, proposal)
+        return self._judged(pop, *self._told(pop, index))
 
     def select(self, pop: Population, index: int) -> Population:
         """The guides' selections, in the order of the list, and a line of the trace."""
@@ -328,15 +334,39 @@ class Run:
         self._early = self.model.process.early(pop.x, self.moves[index], self.noise(pop, index + 1))
         return None if self._early is None else self._early.idle
 
+    def _looks(self, parts: Iterable[Population], index: int) -> Iterator[Population]:
+        """Looks at micro-batches. On a device the next one is asked for before this one is scored, so that rewards on
+        the host are computed meanwhile; not where two graphs would be held for gradients."""
+        if not self.ahead or self.acts[index].grad:
+            yield from (self.look(pop, index) for pop in parts)
+            return
+        before = None
+        for pop in parts:
+            told = pop, *self._told(pop, index)
+            if before is not None:
+                yield self._judged(*before)
+            before = told
+        if before is not None:
+            yield self._judged(*before)
+
+    def _told(self, pop: Population, index: int) -> tuple[View, Tensor | None]:
+        """What the networks and the tilts say of these rows: with the target's prediction, and the proposal's."""
+        view = self.view(pop, index)
+        with torch.set_grad_enabled(view.x.requires_grad):
+            return tilted(view, self.acts[index], pop.memos, self.steered)
+
+    def _judged(self, pop: Population, view: View, proposal: Tensor | None) -> Population:
+        """The population with what has been told, and with weights."""
+        with torch.set_grad_enabled(view.x.requires_grad):
+            return self._predicted(self._weighed(pop, view), view, proposal)
+
     def _look_blind(self, pop: Population, index: int) -> Population:
         """The weights of a look, where they need no network."""
         return self._weighed(pop, self.view(pop, index, seen=False))
 
     def _look_again(self, pop: Population, index: int) -> Population:
         """The predictions of that look, for those who live."""
-        view = self.view(pop, index)
-        with torch.set_grad_enabled(view.x.requires_grad):
-            return self._predicted(pop, *tilted(view, self.acts[index], pop.memos, self.steered))
+        return self._predicted(pop, *self._told(pop, index))
 
     def _weighed(self, pop: Population, view: View) -> Population:
         """The population with the guides' weights and memos, and what is known of rewards."""
