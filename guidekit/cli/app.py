@@ -309,9 +309,10 @@ def design(
         found = Designing(
             config, budget, out, _tuple(require), compare, dock_top, dock_target, report, options, warn
         ).run()  # fmt: skip
-        put(found) if as_json else typer.echo(listed(found))
-        if out is not None and not as_json:
-            written(out)
+        if found:  # of several ranks, that of the first one
+            put(found) if as_json else typer.echo(listed(found))
+            if out is not None and not as_json:
+                written(out)
 
 
 @app.command()

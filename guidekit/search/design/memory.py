@@ -154,15 +154,16 @@ class Memory:
 
 @dataclass
 class Log:
-    """The folder of a loop, or none."""
+    """The folder of a loop, or none; of several processes the one that leads writes it."""
 
     folder: Path | None
+    leads: bool = True
     rounds: list[dict[str, Any]] = field(default_factory=list)
     lines: list[dict[str, str]] = field(default_factory=list)  # of all calls in the file
 
     @staticmethod
-    def open(folder: str | Path | None, config: dict[str, Any]) -> Log:
-        log = Log(None if folder is None else Path(folder))
+    def open(folder: str | Path | None, config: dict[str, Any], leads: bool = True) -> Log:
+        log = Log(None if folder is None else Path(folder), leads)
         if log.folder is None:
             return log
         log.folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +176,8 @@ class Log:
                     "this one another folder, or delete that one"
                 )
             log._read()
-        _written(file, json.dumps(config, indent=1))
+        if leads:
+            _written(file, json.dumps(config, indent=1))
         return log
 
     def restore(self, memory: Memory, first: int) -> None:
@@ -201,7 +203,7 @@ class Log:
         """Calls from this one on; those that the log has already are not written again."""
         new = lines[max(0, len(self.lines) - first) :]
         self.lines += new
-        if self.folder is None or not new:
+        if self.folder is None or not (new and self.leads):
             return
         file = self.folder / "calls.csv"
         begun = file.exists()
@@ -217,7 +219,7 @@ class Log:
     def end(self, memory: Memory, first: int, row: dict[str, Any]) -> None:
         """A round is complete: its row, and the states of what it asked, from this row of the memory on."""
         self.rounds.append(row)
-        if self.folder is None:
+        if self.folder is None or not self.leads:
             return
         own = range(first, len(memory))
         states = [x for i in own if (x := memory.states[i]) is not None]
@@ -232,7 +234,7 @@ class Log:
     def back(self) -> None:
         """Forget the last round, which a budget had cut short: it is made again, with its calls known."""
         self.rounds.pop()
-        if self.folder is not None:
+        if self.folder is not None and self.leads:
             self._write_rounds()
 
     def _write_rounds(self) -> None:
@@ -247,7 +249,7 @@ class Log:
             self.rounds = [with_nan(row) for row in json.loads(rounds.read_text(encoding="utf-8"))]
         text = file.read_text(encoding="utf-8") if file.exists() else ""
         lines = text[: text.rfind("\n") + 1]
-        if lines != text:
+        if lines != text and self.leads:
             _written(file, lines)
         self.lines = list(csv.DictReader(lines.splitlines()))
         if self.rounds and self.rounds[-1]["calls"] > len(self.lines):
