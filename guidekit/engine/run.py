@@ -192,7 +192,8 @@ class Run:
             pop = Population.cat(
                 [self._look_blind(p, after) for p in parts] if late else list(self._looks(parts, after))
             )
-        pop = self.select(pop, after)
+            self.score.forget()
+        pop = self._survivors(pop, after)
         if not late:
             return pop
         with self.world.together():
@@ -225,14 +226,18 @@ class Run:
 
     def select(self, pop: Population, index: int) -> Population:
         """The guides' selections, in the order of the list, and a line of the trace."""
-        pop = self.world.selected(lambda whole: self._selected(whole, index), pop, self.acts[index].read)
         with self.world.together():
             self.score.forget()
-        return pop
+        return self._survivors(pop, index)
 
     def share(self, index: int) -> slice:
         """The particles of this process at a step, among all of them."""
         return self.world.share(self.groups * self.steps[index].n)
+
+    def _survivors(self, pop: Population, index: int) -> Population:
+        """The particles that are here after the selections of all."""
+        parents = self.groups * self.steps[index].parents
+        return self.world.selected(lambda whole: self._selected(whole, index), pop, self.acts[index].read, parents)
 
     def _selected(self, pop: Population, index: int) -> Population:
         """The same for the whole population."""
@@ -456,6 +461,7 @@ class Run:
             apart = Scorer(Cost(), pop.x.device)
             holdout = None if self.holdout is None else apart(self.holdout, samples, pop.group)
             self.cost.seconds = self.seconds
+        noise = self.world.rows(self.start_noise(pop.root))
         pop, samples = self.world.whole(pop), self.world.samples(samples)
         rewards, holdout = self.world.rows(rewards), self.world.rows(holdout)
         samples = self.decode(pop.x, pop.group) if samples is None else samples
@@ -469,7 +475,7 @@ class Run:
             trace=trace(self.records, self.groups, self.steps[0].n),
             cost=self.world.cost(self.cost),
             row=torch.arange(len(pop), device=pop.x.device),
-            noise=self.start_noise(pop.root),
+            noise=noise,
             holdout=holdout,
             memos=pop.memos,
             config=self.describe(),
