@@ -175,7 +175,8 @@ def main(n: int = N) -> None:
         "seconds": {name: [round(row["seconds"], 3) for row in rows] for name, rows in times.items()},
         "cpu": {name: [round(row["cpu"], 3) for row in rows] for name, rows in times.items()},
         "speed-up": round(one["seconds"] / two["seconds"], 3),
-        "speed-up of two that share nothing": round(one["seconds"] / both["seconds"], 3), "one": one, "two": two, "paper": paper,
+        "speed-up of two that share nothing": round(one["seconds"] / both["seconds"], 3),
+        "one": one, "two": two, "paper": paper,
     }  # fmt: skip
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), table(found)), encoding="utf-8")
