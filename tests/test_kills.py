@@ -11,6 +11,7 @@ from guidekit.engine import checkpoint
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the value is no better")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("name", ["sample", "search", "evolve", "fit", "two"])
 def test_a_killed_run_goes_on_to_the_same_bytes(name: str, monkeypatch):
