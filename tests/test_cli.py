@@ -228,6 +228,16 @@ def test_without_a_folder_the_best_samples_are_printed_and_nothing_is_written(he
     assert [p for p in sorted(here.iterdir()) if p.name != "__pycache__"] == before
 
 
+def test_islands_are_told_on_the_command_line():
+    options = ("-g", "fk_steering:alpha=0.1", "--islands", "2", "--exchange-every", "3", "-o", "apart")
+    answer = ask(*SAMPLE, *options)
+    assert answer.exit_code == 0, answer.output
+    assert "islands = 2\nexchange_every = 3\n" in Path("apart/run.toml").read_text()
+    assert gk.load_result("apart/result").config["islands"]["count"] == 2
+    refused = ask(*SAMPLE, "--compile")
+    assert refused.exit_code == 2 and "GaussianMixture has no network to compile" in refused.stderr
+
+
 def test_run_does_what_a_file_says_and_writes_it_again():
     Path("a.toml").write_text(
         "model = 'mine.py:load'\nrewards = ['mine.py:score']\nguides = ['svdd:candidates=2']\nn = 3\nsteps = 4\n"

@@ -87,6 +87,14 @@ Keep = Annotated[
 Unique = Annotated[
     bool, typer.Option("--unique", help="Samples that differ: copies are merged, and others drawn in their place.")
 ]
+Apart = Annotated[
+    int | None,
+    typer.Option("--islands", min=1, help="Parts of the population that select by themselves, and rarely together."),
+]
+Exchange = Annotated[
+    int | None, typer.Option("--exchange-every", min=1, help="With --islands: after how many steps they meet, else 10.")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the network by torch.compile, which takes a while.")]
 TimeLimit = Annotated[
     str | None,
     typer.Option(help="Stop after this time (90s, 30m, 11h30m) with exit code 75; the same command goes on."),
@@ -164,6 +172,9 @@ def sample(
     level: Level = None,
     keep: Keep = None,
     unique: Unique = False,
+    islands: Apart = None,
+    exchange_every: Exchange = None,
+    compile: Compile = False,
     report: Report = True,
     progress: Progress = None,
     overwrite: Overwrite = False,
@@ -180,7 +191,8 @@ def sample(
         config = Config(
             model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), solver, holdout,
             compare=compare, batch_size=batch_size, device=device, domain=domain, title=title,
-            start=start, level=level, keep=keep, unique=unique,
+            start=start, level=level, keep=keep, unique=unique, islands=islands, exchange_every=exchange_every,
+            compile=compile,
         )  # fmt: skip
         _run(config, out, overwrite, report, progress, as_json)
 
@@ -297,9 +309,10 @@ def design(
         found = Designing(
             config, budget, out, _tuple(require), compare, dock_top, dock_target, report, options, warn
         ).run()  # fmt: skip
-        put(found) if as_json else typer.echo(listed(found))
-        if out is not None and not as_json:
-            written(out)
+        if found:  # of several ranks, that of the first one
+            put(found) if as_json else typer.echo(listed(found))
+            if out is not None and not as_json:
+                written(out)
 
 
 @app.command()

@@ -54,6 +54,7 @@ def sample(
     islands: Islands | None = None,
     world: Any = None,
     unique: bool = False,
+    compile: bool | str | Callable = False,
 ) -> Result:
     """Draw n samples from a base model for every condition, steered by the guides.
 
@@ -83,6 +84,9 @@ def sample(
     unique       samples that differ: copies are merged with their weights, and the run is made again with other noise
                  until there are n of them; see `guidekit.engine.unique`
 
+    compile      have torch.compile make the networks of the models fast: True, or a backend, its name or a function. It
+                 takes a while, once for the whole grid, and changes rounding; see `guidekit.models.compiled`
+
     Where a guide has `alpha="auto"`, or a budget, pilot runs find it first; `Result.strength` says it.
 
     >>> import guidekit as gk
@@ -96,7 +100,7 @@ def sample(
         raise TypeError(f"callbacks={callbacks!r}: a list of functions (population, step) is needed")
     whole: dict[str, Any] = {
         "steps": steps, "cond": cond, "reward": reward, "solver": solver, "noise": noise, "seed": seed,
-        "batch_size": batch_size, "holdout": holdout, "islands": islands, "world": world,
+        "batch_size": batch_size, "holdout": holdout, "islands": islands, "world": world, "compile": compile,
     }  # fmt: skip
     run = Run(model, n, guides=guides, **whole)
     if unique and noise is not None:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from .folder import Outcome
 
 _TEXTS = ("rewards", "guides", "cond")  # lists
-_WHOLE = ("n", "steps", "batch_size")  # of at least 1
+_WHOLE = ("n", "steps", "batch_size", "islands", "exchange_every")  # of at least 1
+_OPEN = _WHOLE[2:]  # of which None is one
 DOMAINS = ("molecules", "dna", "images", "other")
 
 
@@ -59,6 +60,9 @@ class Config:
     keep         what every sample keeps: letters by position, like "NNAGATAANN"; or a black-and-white PNG, white where
                  the one image of start stays as it is
     unique       samples that differ, as in gk.sample
+    islands      parts of a population that select by themselves, and all together at every so many steps
+                 (exchange_every; None is 10): gk.Islands
+    compile      have torch.compile make the networks fast, as in gk.sample
 
     >>> Config("dna", rewards=("gc",), guides=("svdd:candidates=4",)).n
     16
@@ -84,6 +88,9 @@ class Config:
     level: float | None = None
     keep: str | None = None
     unique: bool = False
+    islands: int | None = None
+    exchange_every: int | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -92,7 +99,7 @@ class Config:
                 self._check_texts(f.name, value)
             elif f.name in (*_WHOLE, "seed"):
                 self._check_whole(f.name, value)
-            elif f.name in ("compare", "unique"):
+            elif f.name in ("compare", "unique", "compile"):
                 _expect(isinstance(value, bool), f.name, value, "true or false")
             elif f.name == "level":
                 number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -112,6 +119,10 @@ class Config:
             raise ConfigError(
                 "unique is of samples that are drawn, and a search looks for the best ones: leave one out"
             )
+        if self.islands is not None and self.search is not None:
+            raise ConfigError("islands are of a population that is sampled, and a search has none: leave one out")
+        if self.exchange_every is not None and self.islands is None:
+            raise ConfigError("exchange_every says how often islands meet: give islands as well")
         if self.compare and not self.guides and self.search is None:
             raise ConfigError("compare needs something to compare with the unguided model: give a guide")
 
@@ -129,7 +140,7 @@ class Config:
         """Check that a value is a whole number of the right size."""
         whole = isinstance(value, int) and not isinstance(value, bool)
         least = 1 if name in _WHOLE else -(2**63)
-        fits = (whole and least <= value < 2**63) or (value is None and name == "batch_size")
+        fits = (whole and least <= value < 2**63) or (value is None and name in _OPEN)
         _expect(fits, name, value, "a whole number" + (f" of at least {least}" if name in _WHOLE else ""))
 
     @staticmethod

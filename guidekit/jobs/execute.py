@@ -209,6 +209,7 @@ def _run_plain(
     job: Job, guides: Sequence[Guide], file: Path | None, shown: bool, watching: Sequence[Any] = ()
 ) -> Result:
     given = job.given | {"guides": guides, "reward": job.reward, "progress": shown, "unique": job.config.unique}
+    given |= {"islands": job.islands}
     return sample(job.model, job.config.n, **given, callbacks=list(watching), checkpoint=file, world="auto")
 
 

@@ -133,9 +133,10 @@ def check_folder(out: Path, config: Config, overwrite: bool) -> None:
 
 
 def _difference(was: Config, now: Config) -> str | None:
-    """A key in which two runs differ, apart from their titles, micro-batches and the length of a search."""
+    """A key in which two runs differ, apart from their titles, micro-batches, compilation and the length of a
+    search."""
     a, b = (vars(c) | {"search": _endless(c)} for c in (was, now))
-    return next((k for k in a if k not in ("title", "batch_size", "budget") and a[k] != b[k]), None)
+    return next((k for k in a if k not in ("title", "batch_size", "budget", "compile") and a[k] != b[k]), None)
 
 
 def _endless(config: Config) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 from rewards import Reward, RewardWarning
 
 from ..engine.guide import Guide
+from ..engine.islands import Islands
 from ..engine.run import Run
 from ..guides.shared.constrained import Within
 from ..guides.start_from import StartFrom
@@ -81,8 +82,15 @@ class Job:
         c = self.config
         return {
             "steps": c.steps, "cond": list(c.cond) or None, "solver": self.solver, "seed": c.seed,
-            "batch_size": c.batch_size, "holdout": self.holdout,
+            "batch_size": c.batch_size, "holdout": self.holdout, "compile": c.compile,
         }  # fmt: skip
+
+    @property
+    def islands(self) -> Islands | None:
+        """The islands of the population."""
+        c = self.config
+        every = {} if c.exchange_every is None else {"every": c.exchange_every}
+        return None if c.islands is None else Islands(c.islands, **every)
 
 
 def _only_bends(guide: Guide) -> bool:
@@ -165,7 +173,7 @@ def _check(job: Job) -> None:
         given: Any = job.given | {k: v for k, v in options.items() if k == "over"} | {"guides": job.guides}
         Search(job.model, job.config.n, job.reward, given, make.__name__, {})
     else:
-        Run(job.model, job.config.n, **job.given, guides=job.guides, reward=job.reward)
+        Run(job.model, job.config.n, **job.given, guides=job.guides, reward=job.reward, islands=job.islands)
     if job.config.domain is not None:
         text = isinstance(job.model.decode(_empty_state(job.model)), list)
         if (job.domain in ("molecules", "dna")) != text and job.domain != "other":

@@ -19,6 +19,7 @@ from ..process import Gaussian, Process
 from ..solvers import Move, Solver
 from ..solvers.token_solver import sized
 from . import likelihood, reading
+from .compiled import called
 from .networks import kind_of, lent, networks_in
 
 Condition = Any  # what the user gives for one group: "HepG2", a prompt, 3, a tensor
@@ -35,6 +36,7 @@ class Model:
     net: Callable
     null: Encoded
     timed: bool = True  # whether the network reads t; a network says that it does not by `timed = False`
+    compiles: bool = True  # whether it has a network of its own that torch.compile can make fast
     solver: Solver | None = None  # of its runs, where none is given; None is the process's own
 
     def __init__(
@@ -235,7 +237,7 @@ class Model:
         if x.is_floating_point():
             x = x.to(self.net_dtype or x.dtype)
         version = None if x.is_inference() else x._version
-        out = self.net(x, times, cond)
+        out = called(self.net, x, times, cond)
         if version is not None and x._version != version:
             raise NetworkError(
                 "the network works on its input x in place; it must leave x as it is (x = x + ..., not +=)"
