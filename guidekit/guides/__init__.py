@@ -46,6 +46,7 @@ from .fresca import FreSca as FreSca
 from .funnel import Funnel as Funnel
 from .gfcg import GFCG as GFCG
 from .hallucination import Hallucination as Hallucination
+from .hard_consistency import ReSample as ReSample
 from .higs import HiGS as HiGS
 from .icg import ICG as ICG
 from .intersection import Intersection as Intersection

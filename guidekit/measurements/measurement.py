@@ -115,18 +115,13 @@ class Measurement(Reward):
             raise ValueError(
                 "Measurement(noise=0) has no density p(y | x) to weigh or steer by; give its noise a value"
             )
-        if not isinstance(model.process, GaussianProcess):
-            return
-        with torch.set_grad_enabled(gradient):
-            u = self.probe(model, gradient)
-        if gradient and not u.requires_grad:
-            raise ValueError(
-                "the guide takes gradients, and none passes through the operator of Measurement (numpy, .item(), "
-                "detach(), rounding): use FKSteering or SVDD, which need none"
-            )
+        if isinstance(model.process, GaussianProcess):
+            with torch.set_grad_enabled(gradient):
+                self.probe(model, gradient)
 
     def probe(self, model: Model, gradient: bool = False) -> Tensor:
-        """The measurement of one made-up sample; ValueError where y has another shape."""
+        """The measurement of one made-up sample; ValueError where y has another shape, or where a gradient is needed
+        and does not exist."""
         x = torch.zeros(1, *model.shape, dtype=model.dtype, device=model.device, requires_grad=gradient)
         with lent(model.modules()), model.lent():
             samples = model.decode(x)
@@ -144,6 +139,11 @@ class Measurement(Reward):
             )
         if u.shape[1:] != self.y.shape:
             raise ValueError(self.misfit(u))
+        if gradient and not u.requires_grad:
+            raise ValueError(
+                "the guide takes gradients, and none passes through the operator of Measurement (numpy, .item(), "
+                "detach(), rounding): use FKSteering or SVDD, which need none"
+            )
         return u
 
     def misfit(self, u: Tensor) -> str:
@@ -194,17 +194,67 @@ class Problem:
         return self.operator.solve(self.operator.adjoint(e), max(self.noise**2 / variance, 1e-6))
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """Any differentiable measurement with Gaussian noise, in the coordinates of states: y = A(decode(x)) + noise z.
+
+    y        (1 or groups, ...)
+    noise    standard deviation
+    """
+
+    operator: Any
+    y: Tensor
+    noise: float
+    model: Model
+
+    def rest(self, x: Tensor, group: Tensor) -> Tensor:
+        """y - A(decode(x)), 0 where nothing is measured."""
+        u = self.operator(self.model.decode(x))
+        y = self.y.expand(len(group), *self.y.shape[1:]) if len(self.y) == 1 else self.y[group]
+        where = getattr(self.operator, "measured", None)
+        return y.to(u) - u if where is None else torch.where(where.to(u.device), y.to(u) - u, 0.0)
+
+
 def problem(name: str, measurement: Any, model: Model) -> Problem:
     """The linear measurements of all groups in the coordinates of this model's states, after all checks; `name` is that
     of the method which needs them."""
     each = listed(measurement)
-    first = each[0]
-    if not first.linear:
+    if not each[0].linear:
         raise ValueError(
             f"{name} needs a linear operator with an adjoint, and Measurement holds a function: give an object with "
             "A and "
             "adjoint, or take TDS, DPS or DAPS, which differentiate through any function"
         )
+    _alike(name, each)
+    with torch.no_grad():
+        _fitting(each, model)
+        affine = _affine(model)
+        if affine is None:
+            raise ValueError(
+                f"{name} measures states, and this model decodes them by more than one factor and one offset, as "
+                "latent models do: take ReSample, TDS, DPS or DAPS, which differentiate through the decoder"
+            )
+        return _in_states(name, each, model, *affine)
+
+
+def decoded(name: str, measurement: Any, model: Model) -> Problem | Decoded:
+    """The measurements of all groups, for a method that differentiates through operator and decoder: linear in the
+    states where they are, so that no clamp of the decoder cuts the gradient."""
+    each = listed(measurement)
+    _alike(name, each)
+    with torch.no_grad():
+        affine = _affine(model) if each[0].linear else None
+    _fitting(each, model, gradient=True)
+    if affine is not None:
+        with torch.no_grad():
+            return _in_states(name, each, model, *affine)
+    assert isinstance(each[0].noise, Gaussian)
+    return Decoded(each[0].operator, torch.stack([m.y for m in each]).to(model.device), each[0].noise.std, model)
+
+
+def _alike(name: str, each: Sequence[Measurement]) -> None:
+    """Raise unless all groups have one operator and one Gaussian noise."""
+    first = each[0]
     if not isinstance(first.noise, Gaussian):
         raise ValueError(
             f"{name} is made for Gaussian noise, and this is {type(first.noise).__name__}: TDS, DPS, DAPS and "
@@ -213,17 +263,18 @@ def problem(name: str, measurement: Any, model: Model) -> Problem:
         )
     if any(m.operator is not first.operator or m.noise != first.noise for m in each):
         raise ValueError(f"{name}(ByGroup([...])): all measurements have one operator and one noise; make them by `of`")
-    with torch.no_grad():
-        u = first.probe(model)
-        for m in each:
-            if m.y.shape != u.shape[1:]:
-                raise ValueError(m.misfit(u))
-        return _in_states(name, each, model)
 
 
-def _in_states(name: str, each: Sequence[Measurement], model: Model) -> Problem:
+def _fitting(each: Sequence[Measurement], model: Model, gradient: bool = False) -> None:
+    """Raise unless every y has the shape of what is measured of the model's samples."""
+    u = each[0].probe(model, gradient)
+    for m in each:
+        if m.y.shape != u.shape[1:]:
+            raise ValueError(m.misfit(u))
+
+
+def _in_states(name: str, each: Sequence[Measurement], model: Model, scale: float, offset: float) -> Problem:
     """With sample = scale x + offset, (y - A offset)/scale = A x + noise/scale z."""
-    scale, offset = _affine(name, model)
     A, noise = each[0].operator, each[0].noise
     assert isinstance(noise, Gaussian)
     zero = torch.full((1, *model.shape), offset, dtype=model.dtype, device=model.device)
@@ -243,8 +294,8 @@ def listed(measurement: Any) -> Sequence[Measurement]:
     return each
 
 
-def _affine(name: str, model: Model) -> tuple[float, float]:
-    """(scale, offset) with sample = scale state + offset, where no clamp acts."""
+def _affine(model: Model) -> tuple[float, float] | None:
+    """(scale, offset) with sample = scale state + offset, where no clamp acts; None if it is not so."""
     if not model.decodes:
         return 1.0, 0.0
     z = random.normal(random.key([1], model.device), model.shape, model.dtype) * 1e-2
@@ -256,10 +307,7 @@ def _affine(name: str, model: Model) -> tuple[float, float]:
         scale, offset = float(((high - low) * z).sum() / z.square().sum()), float(low.mean())
         if scale > 0 and bool((scale * z + offset - high).abs().max() < 1e-2 * scale * z.std()):
             return scale, offset - scale * centre
-    raise ValueError(
-        f"{name} measures states, and this model decodes them by more than one factor and one offset, as latent models "
-        "do: take TDS, DPS or DAPS, which differentiate through the decoder"
-    )
+    return None
 
 
 def _check_adjoint(name: str, A: Linear, x: Tensor, y: Tensor) -> None:

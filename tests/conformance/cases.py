@@ -532,6 +532,7 @@ CASES = [
         "DAPS", lambda p: gk.DAPS(measured(p), inner=3, iters=2), None, "own", HALF, lambda n, m: 3 * n * m,
         lambda n, m: 2 * n * m, lambda m: 3 * m, seldom=8,
     ),
+    Case("ReSample", lambda p: gk.ReSample(measured(p), iters=2), None, "own", GAUSSIAN, seldom=30),
     Case(  # of three stretches of two steps the second is made again, after a move up; the first starts in pure noise
         "RePaint", lambda p: gk.RePaint(masked(p), recur=2, jump=2), None, "own", HALF, lambda n, m: n * (m + 3),
         forwards=lambda m: m + 3, seldom=8,

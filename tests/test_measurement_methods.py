@@ -1,0 +1,114 @@
+"""More posterior samplers, each against what its formula says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import guidekit as gk
+from guidekit.guides.hard_consistency import fitted
+from guidekit.measurements import Mask
+from guidekit.measurements.operators import gradients
+from rewards import ByGroup
+
+from .test_measurement_guides import EXACT, EYE, NOISE, WIDE, A, M, Y, looks
+
+pytestmark = pytest.mark.filterwarnings("ignore::guidekit.CollapseWarning")
+
+
+# ReSample ------------------------------------------------------------------------------------------------------------
+
+
+def rest(x: Tensor) -> Tensor:
+    return Y - x @ A.mT
+
+
+def test_conjugate_gradients_of_a_linear_operator_end_where_the_noise_allows():
+    """Each row is at the first iterate of linear conjugate gradients whose residual is at most the noise."""
+    x = torch.tensor([[0.3, -0.7, 0.9], [2.0, 1.0, -3.0], [1.0, 0.4, 0.72]], dtype=torch.float64)
+    found = fitted(rest, x, 10, NOISE)
+    normal = [gradients(lambda v: v @ A.mT @ A, Y @ A + 0 * x, x, k) for k in range(4)]
+    ends = torch.stack([rest(v).square().mean(1).sqrt() <= NOISE for v in normal]).int().argmax(0)
+    assert ends.tolist()[2] == 0 and len(set(ends.tolist())) > 1  # one row fits already, and others take steps
+    assert torch.allclose(found, torch.stack([normal[k][i] for i, k in enumerate(ends)]), atol=1e-9)
+
+
+def test_conjugate_gradients_of_a_curved_operator_never_take_a_step_that_is_worse():
+    curved = lambda x: torch.tensor([[1.5, 0.1]]) - torch.stack([x.square().sum(1), (3 * x[:, 0]).sin()], 1)  # noqa: E731
+    x = torch.tensor([[0.1, 0.6], [4.0, -3.0], [-0.5, 2.0]], dtype=torch.float64)
+    levels = torch.stack([curved(fitted(curved, x, k, 0.0)).square().sum(1) for k in range(1, 20)])
+    assert (levels[1:] <= levels[:-1] + 1e-15).all() and (levels[-1] < 1e-12).all()
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_resample_draws_from_the_product_of_the_two_gaussians_of_the_paper(every: int):
+    gamma = 3.0
+    seen = looks(gk.ReSample(EXACT, gamma, every=every))
+    for i, (t, move, x, d, moved) in enumerate(seen[1:], start=1):
+        (a_t, s_t), (a_s, s_s) = WIDE.process.scales(t), WIDE.process.scales(move.s)
+        near = a_s * d + s_s * (x - a_t * d) / s_t
+        tau2 = gamma * s_s**2 / a_t**2 * (1 - a_t**2 / a_s**2)  # alpha^2 + sigma^2 = 1
+        fit = d + rest(d) @ torch.linalg.pinv(A).mT
+        mean, variance = (tau2 * a_s * fit + s_s**2 * near) / (tau2 + s_s**2 + 1e-300), tau2 * s_s**2
+        variance /= tau2 + s_s**2 + 1e-300
+        if move.s == 0:
+            mean, variance = fit, 0.0
+        elif (len(seen) - 1 - i) % every:
+            mean, variance = near, 0.0
+        assert torch.allclose(move.a * x + move.b[0] * moved, mean, atol=1e-8)
+        assert math.isclose(move.c**2, variance, rel_tol=1e-9, abs_tol=1e-12)
+    x = gk.sample(WIDE, 20, steps=6, guides=[gk.ReSample(EXACT, gamma, every=every)]).x
+    assert rest(x).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("schedule", [gk.schedules.EDM(), gk.schedules.Flow()])
+def test_resample_does_not_depend_on_how_a_process_scales_its_states(schedule):
+    """x_t/alpha_t has one law for all schedules at equal sigma/alpha, and so has the move."""
+    base = gk.analytic.GaussianMixture(WIDE.weights, WIDE.means, WIDE.stds, schedule)
+
+    def at(process, ratio: float) -> float:
+        low, high = 0.0, process.t_max
+        for _ in range(80):
+            mid = (low + high) / 2
+            a, s = process.scales(mid)
+            low, high = (mid, high) if s < ratio * a else (low, mid)
+        return low
+
+    for model in (WIDE, base):
+        times = [model.process.t_max, at(model.process, 1.3), at(model.process, 0.4), 0.0]
+        move = gk.Run(model, 2, steps=times, guides=[gk.ReSample(EXACT, 2.0)]).moves[1]
+        (a_t, _), (a_s, _) = model.process.scales(move.t), model.process.scales(move.s)
+        found = torch.tensor([move.a * a_t / a_s, move.b[0] / a_s, move.c / a_s], dtype=torch.float64)
+        first = found if model is WIDE else first
+    assert torch.allclose(found, first, rtol=1e-6)
+
+
+def test_resample_fits_latent_models_and_curved_operators_to_the_noise():
+    """The decoder mixes and bends; y is what a sample of the model measured."""
+    B = torch.tensor([[1.0, 0.4, 0.0], [-0.3, 1.0, 0.2], [0.1, 0.0, 1.0]], dtype=torch.float64)
+    model = gk.GaussianModel(
+        lambda x, t, cond: WIDE(x, float(t[0]), None), (3,), predicts="clean", dtype=torch.float64,
+        decode=lambda x: (x @ B).tanh(),
+    )  # fmt: skip
+    m = gk.Measurement(lambda v: v[:, :2].square() + v[:, 1:], torch.zeros(2), 0.02)
+    truth = gk.sample(model, 2, steps=6, seed=7).samples
+    both = ByGroup([m.of(y) for y in m.simulate(truth, 3)])
+    result = gk.sample(model, 5, steps=6, cond=[None, None], guides=[gk.ReSample(both)])
+    free = gk.sample(model, 5, steps=6, cond=[None, None])
+    for g, own in enumerate(both.rewards):
+        residual = own.residual(result.samples[result.group == g])
+        assert float(residual.median()) <= 0.02 < 0.1 < float(own.residual(free.samples[free.group == g]).median())
+
+
+def test_resample_says_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"ReSample\(gamma=0"):
+        gk.ReSample(M, 0.0)
+    with pytest.raises(ValueError, match=r"ReSample is made for Gaussian noise, and this is Poisson"):
+        gk.Run(WIDE, 2, guides=[gk.ReSample(gk.Measurement(A, Y, gk.measurements.Poisson()))])
+    with pytest.raises(ValueError, match="none passes through the operator"):
+        gk.Run(WIDE, 2, guides=[gk.ReSample(gk.Measurement(lambda x: x.round()[:, :2].detach(), Y, 0.1))])
+    with pytest.raises(ValueError, match=r"Measurement\(y of shape \(2,\)\)"):
+        gk.Run(WIDE, 2, guides=[gk.ReSample(gk.Measurement(Mask(EYE[0] > 0), Y, 0.1))])
