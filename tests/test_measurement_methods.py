@@ -112,3 +112,56 @@ def test_resample_says_what_does_not_fit():
         gk.Run(WIDE, 2, guides=[gk.ReSample(gk.Measurement(lambda x: x.round()[:, :2].detach(), Y, 0.1))])
     with pytest.raises(ValueError, match=r"Measurement\(y of shape \(2,\)\)"):
         gk.Run(WIDE, 2, guides=[gk.ReSample(gk.Measurement(Mask(EYE[0] > 0), Y, 0.1))])
+
+
+# STSL ----------------------------------------------------------------------------------------------------------------
+
+
+def bound(x: Tensor, t: float, gamma: float) -> Tensor:
+    """-(|y - A d|^2 + gamma tr(A C A^T))/(2 noise^2) of one state."""
+    alpha, sigma = WIDE.process.scales(t)
+    d = lambda x: WIDE(x[None], t, None)[0]  # noqa: E731
+    C = sigma**2 / alpha * torch.autograd.functional.jacobian(d, x, create_graph=True)
+    return -((Y - A @ d(x)).square().sum() + gamma * torch.trace(A @ C @ A.mT)) / (2 * NOISE**2)
+
+
+@pytest.mark.parametrize("curved", [False, True])
+def test_stsl_follows_the_bound_in_the_mean_over_its_probes(curved: bool):
+    """At one state, over many probes; with a decoder (which a linear operator undoes) by differences through it."""
+    n, gamma, scale = 4000, 0.7, 0.9
+    model, m = WIDE, M
+    if curved:
+        model = gk.GaussianModel(
+            lambda x, t, cond: WIDE(x, float(t[0]), None), (3,), predicts="clean", dtype=torch.float64,
+            decode=lambda x: x.sinh(),
+        )  # fmt: skip
+        m = gk.Measurement(lambda x: x.asinh() @ A.mT, Y, NOISE)
+    same = torch.tensor([0.4, -0.6, 0.9], dtype=torch.float64).expand(n, 3)
+    guide = gk.STSL(m, scale, gamma, probe=0.01)
+    (t, _, x, d, moved), *_ = looks(guide, model, n, steps=[0.7, 0.0], noise=same, solver=gk.solvers.DDIM())
+    alpha, sigma = WIDE.process.scales(t)
+    at = x[0].requires_grad_()
+    (slope,) = torch.autograd.grad(bound(at, t, gamma), at)
+    (plain,) = torch.autograd.grad(bound(at, t, 0.0), at)
+    found = (moved - d) / (scale * sigma**2 / alpha)
+    error = found.std(0) / math.sqrt(n)
+    assert ((found.mean(0) - slope).abs() < 5 * error + 2e-3 * slope.norm()).all()
+    assert ((slope - plain).abs() > 20 * error).any()  # so that a wrong sign or factor of the trace would be seen
+
+
+def test_stsl_for_one_gaussian_is_the_likelihood_of_the_estimate():
+    """There the covariance is the same everywhere, and its trace has no gradient."""
+    base = gk.analytic.GaussianMixture(
+        torch.ones(1).double(), torch.tensor([[0.5, -0.3, 0.2]]).double(), torch.tensor([0.8]).double()
+    )
+    for t, _, _, d, moved in looks(gk.STSL(M), base)[1:]:
+        alpha, sigma = base.process.scales(t)
+        slope = alpha * 0.64 / (alpha**2 * 0.64 + sigma**2)  # dd/dx_t
+        assert torch.allclose(moved, d + sigma**2 / alpha * slope * rest(d) @ A / NOISE**2, atol=1e-8)
+
+
+def test_stsl_says_what_it_needs():
+    with pytest.raises(ValueError, match=r"STSL weighs the measurement by its noise.*ReSample or DDNM"):
+        gk.Run(WIDE, 2, guides=[gk.STSL(EXACT)])
+    with pytest.raises(ValueError, match=r"STSL\(gamma=-1"):
+        gk.STSL(M, gamma=-1.0)

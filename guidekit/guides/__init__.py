@@ -71,6 +71,7 @@ from .self_guided_minority import SelfGuidedMinority as SelfGuidedMinority
 from .sites import Sites as Sites
 from .slg import SLG as SLG
 from .start_from import StartFrom as StartFrom
+from .stsl import STSL as STSL
 from .svdd import SVDD as SVDD
 from .switch import Switch as Switch
 from .tag import TAG as TAG

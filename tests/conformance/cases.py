@@ -533,6 +533,10 @@ CASES = [
         lambda n, m: 2 * n * m, lambda m: 3 * m, seldom=8,
     ),
     Case("ReSample", lambda p: gk.ReSample(measured(p), iters=2), None, "own", GAUSSIAN, seldom=30),
+    Case(  # the start, in pure noise, has no gradient
+        "STSL", lambda p: gk.STSL(measured(p)), lambda p: gk.STSL(measured(p), 0.0), "own", HALF,
+        lambda n, m: n * (2 * m - 1), forwards=lambda m: 2 * m - 1, seldom=30,
+    ),
     Case(  # of three stretches of two steps the second is made again, after a move up; the first starts in pure noise
         "RePaint", lambda p: gk.RePaint(masked(p), recur=2, jump=2), None, "own", HALF, lambda n, m: n * (m + 3),
         forwards=lambda m: m + 3, seldom=8,
