@@ -165,3 +165,67 @@ def test_stsl_says_what_it_needs():
         gk.Run(WIDE, 2, guides=[gk.STSL(EXACT)])
     with pytest.raises(ValueError, match=r"STSL\(gamma=-1"):
         gk.STSL(M, gamma=-1.0)
+
+
+# TReg ----------------------------------------------------------------------------------------------------------------
+
+
+B = torch.tensor([[1.0, 0.4, 0.0], [-0.3, 1.0, 0.2], [0.1, 0.0, 1.0]], dtype=torch.float64)
+
+
+def conditional(**options) -> gk.GaussianModel:
+    """The clean mean, and a shift by the condition; null is (0.3, -0.2, 0.1)."""
+    null = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+    net = lambda x, t, cond: WIDE(x, float(t[0]), None) + 0.5 * cond  # noqa: E731
+    return gk.GaussianModel(net, (3,), predicts="clean", dtype=torch.float64, null=null, **options)
+
+
+COND = torch.tensor([1.0, 0.5, -0.5], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_treg_fits_the_decoded_estimate_and_reads_a_share_of_it(latent: bool):
+    seen = (lambda x: x @ B) if latent else (lambda x: x)
+    back = (lambda v: v @ torch.linalg.inv(B)) if latent else (lambda v: v)
+    model = conditional(decode=seen, read=back) if latent else conditional()
+    guide, gamma = gk.TReg(M, 2.5, 3.0, iters=3), 3.0  # three numbers: three steps are exact
+    for t, move, x, d, moved in looks(guide, model, cond=COND, solver=gk.solvers.DPMpp(2)):
+        null = model(x, t, model.null.expand(len(x), 3))
+        assert torch.allclose(model(x, t, COND.expand(len(x), 3)), d, atol=1e-12)
+        d = d + 1.5 * (d - null)
+        fit = (Y @ A + seen(d) / gamma) @ torch.linalg.inv(A.mT @ A + EYE / gamma)
+        alpha, sigma = model.process.scales(move.s)
+        assert torch.allclose(moved, alpha**2 * back(fit) + sigma**2 * d, atol=1e-8)  # alpha^2 + sigma^2 = 1
+
+
+def test_treg_moves_the_null_condition_away_from_what_is_seen():
+    """Of a similarity that is half a square in the null condition, every step shrinks its distance by 1 - rate."""
+    model = conditional(decode=lambda x: x @ B, read=lambda v: v @ torch.linalg.inv(B))
+    similar = lambda v, null: 0.5 * (null - v).square().sum(1)  # noqa: E731
+    ends = []
+    for options in ({"similarity": similar, "rate": 0.4, "turns": 2}, {}):
+        guide = gk.TReg(M, 2.5, **options)
+        for t, _, x, d, moved in looks(guide, model, cond=COND):
+            null = model.null + (1 - 0.6**2) * (d @ B - model.null) if options else model.null
+            own = d + 1.5 * (d - model(x, t, null.expand(len(x), 3)))
+            if not options or t < 0.2:
+                continue
+            bare = looks(gk.TReg(M, 1.0), gk.GaussianModel(
+                lambda *_, own=own: own, (3,), predicts="clean", dtype=torch.float64, decode=model.decode,
+                read=model.read), noise=x, steps=[t, _.s, 0.0])  # fmt: skip
+            assert torch.allclose(moved, bare[0][4], atol=1e-9)
+        ends.append(gk.sample(model, 4, steps=6, cond=COND, guides=[guide]))
+    assert ends[0].cost.network_rows == ends[1].cost.network_rows == 2 * 4 * 6
+    assert not torch.allclose(ends[0].x, ends[1].x, atol=1e-2)
+
+
+def test_treg_says_what_it_needs():
+    latent = conditional(decode=lambda x: x @ B)
+    for guide, model, told in (
+        (gk.TReg(M), latent, r"TReg changes samples and reads them back, and cannot.*read="),
+        (gk.TReg(M, similarity=lambda v, c: c.sum(1)), conditional(), "scale=1 does not use"),
+        (gk.TReg(M, 2.0, similarity=lambda v, c: c.sum(1)), WIDE, "a tensor of real numbers"),
+        (gk.TReg(gk.Measurement(lambda x: x[:, :2], Y)), latent, "needs a linear operator"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            gk.Run(model, 2, cond=None if model is WIDE else COND, guides=[guide])

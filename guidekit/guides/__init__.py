@@ -83,6 +83,7 @@ from .tfg import DPS as DPS, LGD as LGD, MPGD as MPGD, TFG as TFG, UGD as UGD, F
 from .tmpd import TMPD as TMPD
 from .top_p import TopP as TopP
 from .tpg import TPG as TPG
+from .treg import TReg as TReg
 from .tsg import TSG as TSG
 from .typical import Typical as Typical
 from .views import Views as Views

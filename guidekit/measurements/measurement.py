@@ -237,6 +237,23 @@ def problem(name: str, measurement: Any, model: Model) -> Problem:
         return _in_states(name, each, model, *affine)
 
 
+def of_samples(name: str, measurement: Any, model: Model) -> tuple[Problem, bool]:
+    """The linear measurements of all groups, and whether they are of states; else they are of decoded samples, for a
+    method that reads samples back."""
+    each = listed(measurement)
+    with torch.no_grad():
+        if not each[0].linear or _affine(model) is not None:
+            return problem(name, measurement, model), True
+        _alike(name, each)
+        _fitting(each, model)
+        samples = model.decode(torch.zeros(1, *model.shape, dtype=model.dtype, device=model.device))
+        try:
+            model.read(samples)
+        except ValueError as error:
+            raise ValueError(f"{name} changes samples and reads them back, and cannot: {error}") from error
+        return _with_y(name, each, torch.zeros_like(samples), 1.0), False
+
+
 def decoded(name: str, measurement: Any, model: Model) -> Problem | Decoded:
     """The measurements of all groups, for a method that differentiates through operator and decoder: linear in the
     states where they are, so that no clamp of the decoder cuts the gradient."""
@@ -275,11 +292,15 @@ def _fitting(each: Sequence[Measurement], model: Model, gradient: bool = False) 
 
 def _in_states(name: str, each: Sequence[Measurement], model: Model, scale: float, offset: float) -> Problem:
     """With sample = scale x + offset, (y - A offset)/scale = A x + noise/scale z."""
+    return _with_y(name, each, torch.full((1, *model.shape), offset, dtype=model.dtype, device=model.device), scale)
+
+
+def _with_y(name: str, each: Sequence[Measurement], zero: Tensor, scale: float) -> Problem:
+    """The problem whose samples are zero + scale x."""
     A, noise = each[0].operator, each[0].noise
     assert isinstance(noise, Gaussian)
-    zero = torch.full((1, *model.shape), offset, dtype=model.dtype, device=model.device)
     y = torch.stack([m.y for m in each]).to(zero)
-    y = (y - A.A(zero)) / scale if (scale, offset) != (1.0, 0.0) else y
+    y = (y - A.A(zero)) / scale if scale != 1 or bool(zero.any()) else y
     _check_adjoint(name, A, zero, y)
     y = y if A.measured is None else torch.where(A.measured.to(y.device), y, 0.0)
     return Problem(A, y, noise.std / scale)
