@@ -229,3 +229,40 @@ def test_treg_says_what_it_needs():
     ):
         with pytest.raises(ValueError, match=told):
             gk.Run(model, 2, cond=None if model is WIDE else COND, guides=[guide])
+
+
+# CDDB ----------------------------------------------------------------------------------------------------------------
+
+
+def test_cddb_is_a_gradient_step():
+    for t, _, _, d, moved in looks(gk.CDDB(M, lambda t: 0.3 + t), solver=gk.solvers.DPMpp(2)):
+        assert torch.allclose(moved, d + (0.3 + t) * rest(d) @ A, atol=1e-9)
+
+
+def test_a_bridge_is_a_gaussian_model_and_cddb_makes_it_consistent():
+    """x_0 ~ N(0, 1) of three numbers, x_1 = x_0 with its last number replaced by noise of 0.5: the bridge draws from
+    p(x_0 | x_1), of which the first two numbers are known, and the last is N(0, 1). Its network, which says 0.8 of what
+    it should, is made consistent where y = the first two numbers tells."""
+    s, n = 0.7, 2000
+    start = torch.tensor([0.4, -1.1, 0.9], dtype=torch.float64)
+
+    def schedule(t):
+        return (1 - t).sqrt(), s * t.sqrt()
+
+    def network(x, t, x_1):
+        """E[x_0 | x_t, x_1] of the bridge, with the first two numbers 0.8 times as large."""
+        t = t.view(-1, 1)
+        last = (1 - t) * (x - t * x_1) / ((1 - t) ** 2 + t * (1 - t) * s**2).clamp(min=1e-12)
+        return torch.where(torch.arange(3) < 2, 0.8 * x_1, last)
+
+    model = gk.GaussianModel(
+        lambda v, t, x_1: network((1 - t).sqrt().view(-1, 1) * v + t.view(-1, 1) * x_1, t, x_1), (3,), schedule,
+        predicts="clean", dtype=torch.float64, encode_cond=lambda c: c,
+    )  # fmt: skip
+    measured = gk.Measurement(Mask(torch.tensor([True, True, False])), start, 0.0)
+    free = gk.sample(model, n, steps=60, cond=start).x
+    held = gk.sample(model, n, steps=60, cond=start, guides=[gk.CDDB(measured)]).x
+    assert torch.allclose(free[:, :2], 0.8 * start[:2].expand(n, 2)) and torch.equal(free[:, 2], held[:, 2])
+    assert torch.allclose(held[:, :2], start[:2].expand(n, 2), atol=1e-9)
+    assert abs(float(held[:, 2].mean())) < 5 / math.sqrt(n)
+    assert abs(float(held[:, 2].var()) - 1) < 5 * math.sqrt(2 / n) + 0.05  # and the error of 60 steps

@@ -16,6 +16,7 @@ from .beam_search import BeamSearch as BeamSearch
 from .best_of_n import BestOfN as BestOfN
 from .boost_and_skip import BoostAndSkip as BoostAndSkip
 from .cads import CADS as CADS
+from .cddb import CDDB as CDDB
 from .cfg import CFG as CFG
 from .cfg_zero import CFGZero as CFGZero
 from .cfgpp import CFGpp as CFGpp
