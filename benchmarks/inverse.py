@@ -1,6 +1,7 @@
 """Posterior samplers side by side: against a posterior in closed form, and on pictures of the bundled model of clothes.
 
     python -m benchmarks.inverse
+    python -m benchmarks.inverse --methods DDRM TMPD   # these alone; the other rows are kept
 
 Mixture: three Gaussians in eight dimensions, two operators, and measurements that are simulated. Every method gets
 the same network rows, which is 64 samples (or particles) for each measurement at 48 steps, or a third of the steps
@@ -70,6 +71,10 @@ METHODS: Methods = {
     "PiGDM": (lambda m: [gk.PiGDM(m)], 1),
     "TMPD": (lambda m: [gk.TMPD(m)], 1),
     "DAPS": (lambda m: [gk.DAPS(m, inner=3, iters=20)], 3),
+    "ReSample": (lambda m: [gk.ReSample(m)], 1),
+    "STSL": (lambda m: [gk.STSL(m)], 2),
+    "TReg": (lambda m: [gk.TReg(m)], 1),
+    "CDDB": (lambda m: [gk.CDDB(m)], 1),
     "FKSteering": (lambda m: [gk.FKSteering(m, 1.0)], 1),
     "TDS": (lambda m: [gk.TDS(m, 1.0)], 1),
     "DAS": (lambda m: [gk.DAS(m, 1.0)], 1),
@@ -134,7 +139,9 @@ def quantiles(v: Tensor, w: Tensor, level: Tensor) -> Tensor:
     return v[order][place]
 
 
-def mixture(name: str, A: Linear, noise: float, count: int, n: int, steps: int) -> list[dict[str, Any]]:
+def mixture(
+    methods: Methods, name: str, A: Linear, noise: float, count: int, n: int, steps: int
+) -> list[dict[str, Any]]:
     model = base()
     truth = model.exact_sample(count, seed=3)
     m = gk.Measurement(A, A.A(truth[:1])[0] * 0, noise)
@@ -143,7 +150,7 @@ def mixture(name: str, A: Linear, noise: float, count: int, n: int, steps: int) 
     laws = [posterior(model, _kept(A), v if where is None else v[where], noise) for v in y]
     each = ByGroup([m.of(v) for v in y])
     rows = []
-    for method, (make, cost) in METHODS.items():
+    for method, (make, cost) in methods.items():
         start = time.process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", gk.CollapseWarning)
@@ -171,12 +178,12 @@ def _line(problem: str, method: str, found: list[Tensor], seconds: float = 0.0) 
             "seconds": seconds}  # fmt: skip
 
 
-def covered(count: int, draws: int, steps: int, noise: float) -> list[dict[str, Any]]:
+def covered(methods: Methods, count: int, draws: int, steps: int, noise: float) -> list[dict[str, Any]]:
     """gk.coverage of every method, for the deblurring of the mixture."""
     model, A, rows = base(), operators()["deblurring"], []
     m = gk.Measurement(A, torch.zeros(D), noise)
     truth = model.exact_sample(count, seed=7)
-    for method, (make, cost) in METHODS.items():
+    for method, (make, cost) in methods.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", gk.CollapseWarning)
             found = gk.coverage(model, m, make, count, draws=draws, steps=steps // cost, truth=truth)
@@ -200,13 +207,13 @@ def measured(count: int) -> tuple[Tensor, dict[str, Linear]]:
     return images[:count], {"blur": Blur(sigma=1.5), "down-sampling": Downsample(4), "inpainting": Mask(hole)}
 
 
-def pictures(count: int, n: int, steps: int, peers: bool) -> list[dict[str, Any]]:
+def pictures(methods: Methods, count: int, n: int, steps: int, peers: bool) -> list[dict[str, Any]]:
     model, (truth, found) = gk.zoo.load("fashion"), measured(count)
     rows = []
     for name, A in found.items():
         m = gk.Measurement(A, A.A(truth[:1])[0] * 0, NOISE)
         each = ByGroup([m.of(y) for y in m.simulate(truth, 1)])
-        for method, (make, cost) in METHODS.items():
+        for method, (make, cost) in methods.items():
             start = time.process_time()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", gk.CollapseWarning)
@@ -322,6 +329,27 @@ def table(found: dict[str, Any], part: str) -> str:
     return "\n".join([head, "|---" * (len(COLUMNS[part]) + 1) + "|", *lines])
 
 
+def merged(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows, the new ones in the place of those that they make again, methods in their order."""
+    rows = {(row["problem"], row["method"]): row for row in [*known, *new]}
+    problems, order = list(dict.fromkeys(problem for problem, _ in rows)), list(METHODS)
+    place = {method: i for i, method in enumerate(order)}
+    return sorted(rows.values(), key=lambda row: (problems.index(row["problem"]), place.get(row["method"], len(order))))
+
+
+def run(part: str, methods: Methods, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one part."""
+    if part == "coverage":
+        return covered(methods, args.simulations, args.n, args.steps, args.noise)
+    if part == "pictures":
+        return pictures(methods, args.images, args.samples, args.image_steps, args.peers)
+    rows = []
+    for name, A in operators().items():
+        rows += mixture(methods, name, A, args.noise, args.measurements, args.n, args.steps)
+    print(*map(_text, rows), sep="\n", flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measurements", type=int, default=20)
@@ -333,6 +361,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--image-steps", type=int, default=24)
     parser.add_argument("--parts", nargs="+", choices=list(COLUMNS), default=list(COLUMNS), help="the others are kept")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", action="store_true", help="print the tables of docs/inverse.md, and run nothing")
@@ -342,16 +371,10 @@ def main() -> None:
         print(*(table(known, part) for part in COLUMNS), sep="\n\n")
         return
     found = json.loads(args.out.read_text()) if args.out.exists() else {}
-    if "mixture" in args.parts:
-        found["mixture"] = []
-        for name, A in operators().items():
-            found["mixture"] += mixture(name, A, args.noise, args.measurements, args.n, args.steps)
-        print(*map(_text, found["mixture"]), sep="\n", flush=True)
-    if "coverage" in args.parts:
-        found["coverage"] = covered(args.simulations, args.n, args.steps, args.noise)
-    if "pictures" in args.parts:
-        found["pictures"] = pictures(args.images, args.samples, args.image_steps, args.peers)
-    found["settings"] = {k: v for k, v in vars(args).items() if k not in ("out", "peers", "table", "parts")}
+    for part in args.parts:
+        new = run(part, {name: METHODS[name] for name in args.methods}, args)
+        found[part] = merged(found.get(part, []), new)
+    found["settings"] = {k: v for k, v in vars(args).items() if k not in ("out", "peers", "table", "parts", "methods")}
     args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 

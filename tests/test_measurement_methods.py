@@ -77,13 +77,13 @@ def test_resample_does_not_depend_on_how_a_process_scales_its_states(schedule):
             low, high = (mid, high) if s < ratio * a else (low, mid)
         return low
 
+    found = []
     for model in (WIDE, base):
         times = [model.process.t_max, at(model.process, 1.3), at(model.process, 0.4), 0.0]
         move = gk.Run(model, 2, steps=times, guides=[gk.ReSample(EXACT, 2.0)]).moves[1]
         (a_t, _), (a_s, _) = model.process.scales(move.t), model.process.scales(move.s)
-        found = torch.tensor([move.a * a_t / a_s, move.b[0] / a_s, move.c / a_s], dtype=torch.float64)
-        first = found if model is WIDE else first
-    assert torch.allclose(found, first, rtol=1e-6)
+        found.append(torch.tensor([move.a * a_t / a_s, move.b[0] / a_s, move.c / a_s], dtype=torch.float64))
+    assert torch.allclose(*found, rtol=1e-6)
 
 
 def test_resample_fits_latent_models_and_curved_operators_to_the_noise():

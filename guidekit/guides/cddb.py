@@ -9,7 +9,8 @@ a Gaussian process in other coordinates: the bridge x_t = (1 - t) x_0 + t x_1 + 
 
     x_t = (1 - t)^1/2 v_t + t x_1,        v_t = (1 - t)^1/2 x_0 + t^1/2 s z,
 
-so that a network of bridges is a model of v_t with the condition x_1, for any solver. A heuristic: the step is the same
+so that a network of bridges is a model of v_t with the condition x_1, for any solver; noise that drifts to x_1 is
+`gk.DriftingModel`. A heuristic: the step is the same
 at all times. A component of the singular value v keeps 1 - step v^2 of its residual: none where A A^T = 1 and step = 1.
 """
 

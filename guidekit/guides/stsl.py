@@ -53,7 +53,7 @@ class STSL(Inverse):
     card = replace(
         Inverse.card,
         about="follows the likelihood, less what the estimate is uncertain of",
-        rows="1, and a backward pass",
+        rows="1 where it acts, and a backward pass",
         paper=Paper(
             "rout2023stsl",
             "Rout, Litu and Chen, Yujia and Kumar, Abhishek and Caramanis, Constantine and Shakkottai, Sanjay and "

@@ -25,8 +25,8 @@ from .. import random
 from ..models.base import Model
 from ..models.networks import lent
 from ..process import Gaussian as GaussianProcess
-from .noise import Gaussian, Noise
-from .operators import Linear, as_operator
+from .noise import Correlated, Gaussian, Noise
+from .operators import Linear, Matrix, Whitened, as_operator
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,8 +39,9 @@ class Measurement(Reward):
               with `A` and `adjoint` (and `pinv`, where it has one), a physics of deepinv, or any function of a batch of
               samples that returns a tensor
     y         what was measured of one sample, with the shape of operator(x) without its row axis
-    noise     the standard deviation of Gaussian noise, or `gk.measurements.Poisson(gain)` or `Quantised(step, noise)`.
-              0 is allowed for methods that take exact measurements
+    noise     the standard deviation of Gaussian noise, or `gk.measurements.Correlated(covariance)`, `Poisson(gain)` or
+              `Quantised(step, noise)`. 0 is allowed for methods that take exact measurements. Noise that has a model
+              of its own is `gk.measurements.Structured`
 
     The operator takes samples, as rewards do: pictures between 0 and 1 for the bundled model of images. For a batch of
     measurements made with one operator, `of` makes the measurement of each, and `rewards.ByGroup` holds them.
@@ -66,6 +67,11 @@ class Measurement(Reward):
                 "gk.measurements.Poisson(gain)"
             )
         self.noise: Noise = likelihood
+        if isinstance(likelihood, Correlated) and getattr(self.operator, "measured", None) is not None:
+            raise ValueError(
+                "Correlated noise is that of all entries of y, and a mask leaves some out: give the rows that it "
+                "measures as a matrix"
+            )
         self.differentiable = True if self.linear else None
 
     @property
@@ -225,10 +231,10 @@ def problem(name: str, measurement: Any, model: Model) -> Problem:
             "A and "
             "adjoint, or take TDS, DPS or DAPS, which differentiate through any function"
         )
-    _alike(name, each)
     with torch.no_grad():
         _fitting(each, model)
-        affine = _affine(model)
+        each = _alike(name, each)
+        affine = affine_decoder(model)
         if affine is None:
             raise ValueError(
                 f"{name} measures states, and this model decodes them by more than one factor and one offset, as "
@@ -242,10 +248,10 @@ def of_samples(name: str, measurement: Any, model: Model) -> tuple[Problem, bool
     method that reads samples back."""
     each = listed(measurement)
     with torch.no_grad():
-        if not each[0].linear or _affine(model) is not None:
+        if not each[0].linear or affine_decoder(model) is not None:
             return problem(name, measurement, model), True
-        _alike(name, each)
         _fitting(each, model)
+        each = _alike(name, each)
         samples = model.decode(torch.zeros(1, *model.shape, dtype=model.dtype, device=model.device))
         try:
             model.read(samples)
@@ -258,10 +264,10 @@ def decoded(name: str, measurement: Any, model: Model) -> Problem | Decoded:
     """The measurements of all groups, for a method that differentiates through operator and decoder: linear in the
     states where they are, so that no clamp of the decoder cuts the gradient."""
     each = listed(measurement)
-    _alike(name, each)
-    with torch.no_grad():
-        affine = _affine(model) if each[0].linear else None
     _fitting(each, model, gradient=True)
+    with torch.no_grad():
+        each = _alike(name, each)
+        affine = affine_decoder(model) if each[0].linear else None
     if affine is not None:
         with torch.no_grad():
             return _in_states(name, each, model, *affine)
@@ -269,10 +275,11 @@ def decoded(name: str, measurement: Any, model: Model) -> Problem | Decoded:
     return Decoded(each[0].operator, torch.stack([m.y for m in each]).to(model.device), each[0].noise.std, model)
 
 
-def _alike(name: str, each: Sequence[Measurement]) -> None:
-    """Raise unless all groups have one operator and one Gaussian noise."""
+def _alike(name: str, each: Sequence[Measurement]) -> Sequence[Measurement]:
+    """The measurements with independent noise, by one operator; raise unless all groups have one operator and one
+    Gaussian noise."""
     first = each[0]
-    if not isinstance(first.noise, Gaussian):
+    if not isinstance(first.noise, (Gaussian, Correlated)):
         raise ValueError(
             f"{name} is made for Gaussian noise, and this is {type(first.noise).__name__}: TDS, DPS, DAPS and "
             "FKSteering "
@@ -280,6 +287,19 @@ def _alike(name: str, each: Sequence[Measurement]) -> None:
         )
     if any(m.operator is not first.operator or m.noise != first.noise for m in each):
         raise ValueError(f"{name}(ByGroup([...])): all measurements have one operator and one noise; make them by `of`")
+    return each if isinstance(first.noise, Gaussian) else _white(each, first.operator, first.noise)
+
+
+def _white(each: Sequence[Measurement], A: Any, noise: Correlated) -> Sequence[Measurement]:
+    """L^-1 y = L^-1 A(x) + z."""
+    if isinstance(A, Matrix):
+        white: Any = Matrix(noise.white(A.matrix.double().mT).mT, A.shape)
+    elif isinstance(A, Linear):
+        white = Whitened(A, noise.root)
+    else:
+        white = lambda samples: noise.white(A(samples))  # noqa: E731
+    first = Measurement(white, noise.white(each[0].y.double()[None])[0], 1.0)
+    return [first, *(first.of(noise.white(m.y.double()[None])[0]) for m in each[1:])]
 
 
 def _fitting(each: Sequence[Measurement], model: Model, gradient: bool = False) -> None:
@@ -315,7 +335,7 @@ def listed(measurement: Any) -> Sequence[Measurement]:
     return each
 
 
-def _affine(model: Model) -> tuple[float, float] | None:
+def affine_decoder(model: Model) -> tuple[float, float] | None:
     """(scale, offset) with sample = scale state + offset, where no clamp acts; None if it is not so."""
     if not model.decodes:
         return 1.0, 0.0

@@ -537,7 +537,7 @@ CASES = [
         "STSL", lambda p: gk.STSL(measured(p)), lambda p: gk.STSL(measured(p), 0.0), "own", HALF,
         lambda n, m: n * (2 * m - 1), forwards=lambda m: 2 * m - 1, seldom=30,
     ),
-    Case("TReg", lambda p: gk.TReg(measured(p), 2.0), None, "own", HALF, both, forwards=twice, seldom=30),
+    Case("TReg", lambda p: gk.TReg(measured(p), 2.0), None, "own", HALF, both, seldom=30),
     Case("CDDB", lambda p: gk.CDDB(measured(p), 0.6), None, "own", HALF, seldom=30),
     Case(  # of three stretches of two steps the second is made again, after a move up; the first starts in pure noise
         "RePaint", lambda p: gk.RePaint(masked(p), recur=2, jump=2), None, "own", HALF, lambda n, m: n * (m + 3),
