@@ -18,6 +18,9 @@ square of y - A x of single samples over the noise; PSNR is that of the mean of 
 square standard deviation of the samples over the root mean square error of their mean, ((n - 1)/(n + 1))^1/2
 if they are n draws of the posterior.
 
+Populations: the same of weighted particles, of which 4 draws are taken in three ways. DDRM: beside that of deepinv on
+more images, by the PSNR of single images, so that the difference has a standard error.
+
 With --peers the samplers of deepinv run on the same network and the same measurements, through a wrapper (needs
 deepinv). Written to benchmarks/results/inverse.json.
 """
@@ -227,6 +230,67 @@ def pictures(methods: Methods, count: int, n: int, steps: int, peers: bool) -> l
     return rows
 
 
+def populations(steps: int, count: int = 3) -> list[dict[str, Any]]:
+    """Four draws of weighted particles: one population of 4 or 16, or one draw of each of four populations of 4."""
+    model, (truth, found) = gk.zoo.load("fashion"), measured(count)
+    rows = []
+    for name in ("blur", "inpainting"):
+        m = gk.Measurement(found[name], found[name].A(truth[:1])[0] * 0, NOISE)
+        each = [m.of(y) for y in m.simulate(truth, 1)]
+        for method, many, n in (("4 particles", 1, 4), ("16 particles", 1, 16), ("4 times 4, one of each", 4, 4)):
+            groups = ByGroup([m for m in each for _ in range(many)])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", gk.CollapseWarning)
+                result = gk.sample(model, n, steps=steps, cond=[None] * count * many, seed=list(range(count * many)),
+                                   guides=[gk.TDS(groups, 1.0, value=likelihood(groups, "unit"))])  # fmt: skip
+            samples, weights = result.samples, result.weights
+            if many > 1:
+                drawn = torch.multinomial(weights.view(-1, n), 1, generator=torch.Generator().manual_seed(0))
+                samples = samples.view(-1, n, *samples.shape[1:])[torch.arange(len(drawn)), drawn[:, 0]]
+                weights = torch.full((len(drawn),), 1 / many).double()
+            line = judged(ByGroup(each), truth, samples, weights, len(samples) // count)
+            rows.append({"problem": name, "method": method, **line, "rows": result.cost.network_rows})
+            print(_text(rows[-1]), flush=True)
+    return rows
+
+
+def restored(n: int, steps: int, count: int = 12) -> list[dict[str, Any]]:
+    """DDRM, with even times and with times even in the noise level, and deepinv's, which has the latter."""
+    import deepinv
+
+    model, (truth, found) = gk.zoo.load("fashion"), measured(count)
+    rows = []
+    for name in ("blur", "inpainting"):
+        m = gk.Measurement(found[name], found[name].A(truth[:1])[0] * 0, NOISE)
+        each = ByGroup([m.of(y) for y in m.simulate(truth, 1)])
+        y = torch.stack([m.y for m in each.rewards]).repeat_interleave(n, 0)  # type: ignore[attr-defined]
+        peer = deepinv.sampling.DDRM(Denoiser(model), sigmas=torch.linspace(1, 0, steps).numpy())
+        with torch.no_grad():
+            other = _psnr(peer(y, _physics(name, found[name]), seed=0).float().clamp(0, 1), truth, n)
+        runs: dict[str, Any] = {"DDRM": steps, "DDRM, even in the noise level": even(steps)}
+        for method, times in runs.items():
+            result = gk.sample(model, n, steps=times, cond=[None] * count, guides=[gk.DDRM(each)])
+            gain = _psnr(result.samples, truth, n) - other
+            line = {"problem": name, "method": method, "psnr": float((gain + other).mean()),
+                    "gain": float(gain.mean()), "error": float(gain.std() / count**0.5)}  # fmt: skip
+            rows.append(line)
+            print(_text(line), flush=True)
+        rows.append({"problem": name, "method": "deepinv DDRM", "psnr": float(other.mean())})
+    return rows
+
+
+def even(steps: int) -> list[float]:
+    """Times whose noise levels, in units of pictures, are even from 1 to 0; the first is pure noise."""
+    levels = torch.linspace(1, 0, steps + 1)[1:] / card("fashion")["std"]
+    return [1.0, *(2 / torch.pi * levels.double().atan()).tolist()]
+
+
+def _psnr(samples: Tensor, truth: Tensor, n: int) -> Tensor:
+    """Of the mean of the samples of every image."""
+    mean = samples.view(len(truth), n, *truth.shape[1:]).mean(1)
+    return -10 * (mean - truth).square().flatten(1).mean(1).log10()
+
+
 def judged(each: ByGroup, truth: Tensor, samples: Tensor, weights: Tensor, n: int) -> dict[str, float]:
     """Residual, PSNR and spread of the samples of every image."""
     residual = torch.cat([m.residual(v) for m, v in zip(each.rewards, samples.split(n), strict=True)])  # type: ignore
@@ -307,6 +371,8 @@ COLUMNS = {
     "mixture": {"mean": "mean", "covariance": "covariance", "sliced": "sliced Wasserstein", "seconds": "seconds"},
     "coverage": {"p": "p", "fit": "bias of the fit", "half": "within 50 %", "most": "within 90 %", "tarp": "p of TARP"},
     "pictures": {"residual": "residual", "psnr": "PSNR", "spread": "spread", "rows": "rows", "seconds": "seconds"},
+    "populations": {"residual": "residual", "psnr": "PSNR", "spread": "spread", "rows": "rows"},
+    "DDRM": {"psnr": "PSNR", "gain": "more than deepinv's", "error": "standard error"},
 }  # fmt: skip
 
 
@@ -332,9 +398,8 @@ def table(found: dict[str, Any], part: str) -> str:
 def merged(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All rows, the new ones in the place of those that they make again, methods in their order."""
     rows = {(row["problem"], row["method"]): row for row in [*known, *new]}
-    problems, order = list(dict.fromkeys(problem for problem, _ in rows)), list(METHODS)
-    place = {method: i for i, method in enumerate(order)}
-    return sorted(rows.values(), key=lambda row: (problems.index(row["problem"]), place.get(row["method"], len(order))))
+    problems, place = list(dict.fromkeys(problem for problem, _ in rows)), {name: i for i, name in enumerate(METHODS)}
+    return sorted(rows.values(), key=lambda row: (problems.index(row["problem"]), place.get(row["method"], len(place))))
 
 
 def run(part: str, methods: Methods, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -343,6 +408,10 @@ def run(part: str, methods: Methods, args: argparse.Namespace) -> list[dict[str,
         return covered(methods, args.simulations, args.n, args.steps, args.noise)
     if part == "pictures":
         return pictures(methods, args.images, args.samples, args.image_steps, args.peers)
+    if part == "populations":
+        return populations(args.image_steps)
+    if part == "DDRM":
+        return restored(args.samples, args.image_steps)
     rows = []
     for name, A in operators().items():
         rows += mixture(methods, name, A, args.noise, args.measurements, args.n, args.steps)

@@ -29,7 +29,7 @@ def rest(x: Tensor) -> Tensor:
 def test_conjugate_gradients_of_a_linear_operator_end_where_the_noise_allows():
     """Each row is at the first iterate of linear conjugate gradients whose residual is at most the noise."""
     x = torch.tensor([[0.3, -0.7, 0.9], [2.0, 1.0, -3.0], [1.0, 0.4, 0.72]], dtype=torch.float64)
-    found = fitted(rest, x, 10, NOISE)
+    found = fitted(rest, x, 10, NOISE * math.sqrt(2))
     normal = [gradients(lambda v: v @ A.mT @ A, Y @ A + 0 * x, x, k) for k in range(4)]
     ends = torch.stack([rest(v).square().mean(1).sqrt() <= NOISE for v in normal]).int().argmax(0)
     assert ends.tolist()[2] == 0 and len(set(ends.tolist())) > 1  # one row fits already, and others take steps
@@ -101,6 +101,15 @@ def test_resample_fits_latent_models_and_curved_operators_to_the_noise():
     for g, own in enumerate(both.rewards):
         residual = own.residual(result.samples[result.group == g])
         assert float(residual.median()) <= 0.02 < 0.1 < float(own.residual(free.samples[free.group == g]).median())
+
+
+def test_resample_counts_the_entries_that_are_measured():
+    """One of three: its residual is at most the noise, and not 3^1/2 times that; and it is left alone where it fits."""
+    m = gk.Measurement(Mask(torch.tensor([False, True, False])), torch.tensor([0.0, 0.7, 0.0]), 0.3)
+    for _, _, _, d, moved in looks(gk.ReSample(m), n=100)[-1:]:
+        near = (d[:, 1] - 0.7).abs() <= 0.3
+        assert torch.equal(moved[near], d[near]) and ((moved[:, 1] - 0.7).abs() <= 0.3).all()
+        assert ((d[:, 1] - 0.7).abs() < 0.3 * 3**0.5).sum() > near.sum() > 0
 
 
 def test_resample_says_what_does_not_fit():

@@ -28,7 +28,7 @@ from ..engine.card import Paper
 from ..engine.guide import Guide
 from ..engine.view import Step, View
 from ..errors import is_count
-from ..measurements.measurement import Decoded, Problem, decoded
+from ..measurements.measurement import Decoded, Problem, decoded, numbers
 from ..models.base import Model
 from ..solvers import Move
 from .shared.inverse import Inverse
@@ -102,20 +102,21 @@ class ReSample(Inverse):
     def finish(self, view: View, prediction: Tensor) -> Tensor:
         move, own = view.step.move, self.problem
         assert move is not None
-        fit = fitted(lambda x: own.rest(x, view.group), prediction, self.iters, own.noise)
+        goal = own.noise * numbers(own.operator, own.y) ** 0.5
+        fit = fitted(lambda x: own.rest(x, view.group), prediction, self.iters, goal)
         if move.s > move.t:
             return fit
         share = self._share(view.model, move) * view.model.process.scales(move.s)[0] / move.b[0]  # the rest moves by d
         return prediction + share * (fit - prediction)
 
 
-def fitted(rest: Callable[[Tensor], Tensor], x: Tensor, iters: int, noise: float) -> Tensor:
-    """x moved by conjugate gradients on |rest(x)|^2/2; each row until its root mean square is at most the noise."""
+def fitted(rest: Callable[[Tensor], Tensor], x: Tensor, iters: int, goal: float) -> Tensor:
+    """x moved by conjugate gradients on |rest(x)|^2/2; each row until |rest(x)| is at most the goal."""
     x, p, last, size = x.detach(), torch.zeros_like(x), torch.zeros_like(x), 1.0
     for _ in range(iters):
         e, r = _descent(rest, x)
         level, square, before = _dot(e, e, x), _dot(r, r, x), _dot(last, last, x)
-        going = (level > max(noise, torch.finfo(e.dtype).eps) ** 2 * e[0].numel()) & (square > 0)
+        going = (level > max(goal**2, torch.finfo(e.dtype).eps ** 2 * e[0].numel())) & (square > 0)
         p = r + torch.where(before > 0, (_dot(r, r - last, x) / before).clamp(min=0), 0.0) * p
         p = torch.where(_dot(r, p, x) > 0, p, r)
         new = x + size * _step(rest, x, e, r, p) * p

@@ -171,6 +171,17 @@ class Measurement(Reward):
         return v.flatten(1).sum(1, dtype=torch.float64)
 
 
+def of_groups(y: Tensor, group: Tensor) -> Tensor:
+    """y of each row, (1 or groups, ...), given the rows' groups."""
+    return y.expand(len(group), *y.shape[1:]) if len(y) == 1 else y[group]
+
+
+def numbers(operator: Any, y: Tensor) -> int:
+    """How many numbers are measured, given measurements y (groups, ...)."""
+    where = getattr(operator, "measured", None)
+    return y[0].numel() if where is None else int(where.expand(y.shape[1:]).sum())
+
+
 @dataclass(frozen=True)
 class Problem:
     """A linear measurement with Gaussian noise, in the coordinates of states: y = A x + noise z.
@@ -185,7 +196,7 @@ class Problem:
 
     def of(self, group: Tensor) -> Tensor:
         """y of each row, given the rows' groups."""
-        return self.y.expand(len(group), *self.y.shape[1:]) if len(self.y) == 1 else self.y[group]
+        return of_groups(self.y, group)
 
     def rest(self, x: Tensor, group: Tensor) -> Tensor:
         """y - A x."""
@@ -216,7 +227,7 @@ class Decoded:
     def rest(self, x: Tensor, group: Tensor) -> Tensor:
         """y - A(decode(x)), 0 where nothing is measured."""
         u = self.operator(self.model.decode(x))
-        y = self.y.expand(len(group), *self.y.shape[1:]) if len(self.y) == 1 else self.y[group]
+        y = of_groups(self.y, group)
         where = getattr(self.operator, "measured", None)
         return y.to(u) - u if where is None else torch.where(where.to(u.device), y.to(u) - u, 0.0)
 
