@@ -66,6 +66,7 @@ METHODS: Methods = {
     "unguided": (lambda m: [], 1),
     "DPS": (lambda m: [gk.DPS(m, 1.0)], 1),
     "DPS, normalised": (lambda m: [gk.DPS(squares(m), 1.0, schedule="constant", normalise=True)], 1),
+    "ScoreSDE": (lambda m: [gk.ScoreSDE(m)], 1),
     "DDNM": (lambda m: [gk.DDNM(m)], 1),
     "DDRM": (lambda m: [gk.DDRM(m)], 1),
     "DDS": (lambda m: [gk.DDS(m)], 1),

@@ -275,3 +275,52 @@ def test_a_bridge_is_a_gaussian_model_and_cddb_makes_it_consistent():
     assert torch.allclose(held[:, :2], start[:2].expand(n, 2), atol=1e-9)
     assert abs(float(held[:, 2].mean())) < 5 / math.sqrt(n)
     assert abs(float(held[:, 2].var()) - 1) < 5 * math.sqrt(2 / n) + 0.05  # and the error of 60 steps
+
+
+# optimal boundary conditions -----------------------------------------------------------------------------------------
+
+
+def test_a_start_that_was_good_for_some_measurements_is_good_for_new_ones():
+    """A deterministic sampler, and 32 starts ranked by their error for 8 measurements whose truth is known."""
+    base = gk.analytic.GaussianMixture([0.7, 0.3], [[-1.0, 0.5], [1.0, 0.0]], [0.5, 0.3])
+    measured = gk.Measurement(torch.tensor([[1.0, 0.5]]), torch.tensor([0.4]), noise=0.2)
+    truth = base.exact_sample(208, seed=8)
+    each = [measured.of(y) for y in measured.simulate(truth, seed=1)]
+    error = ByGroup([lambda x, best=best: -(x - best).square().sum(1) for best in truth[:8]])
+    options = {"steps": 10, "solver": gk.solvers.DDIM()}
+    bank = gk.search.bank(base, 32, error, [None] * 8, looks=160, guides=[gk.PiGDM(ByGroup(each[:8]))], **options)
+    new = {"cond": [None] * 200, "guides": [gk.PiGDM(ByGroup(each[8:]))]} | options
+    found = gk.sample(base, 1, noise=bank.rows(1, 200), **new).x
+    drawn = gk.sample(base, 1, seed=list(range(200)), **new).x
+    gain = (drawn - truth[8:]).square().sum(1) - (found - truth[8:]).square().sum(1)
+    assert float(gain.mean()) > 3 * float(gain.std()) / math.sqrt(200)
+
+
+# ScoreSDE ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", [gk.solvers.DDPM(), gk.solvers.DDIM()])
+def test_score_sde_gives_the_measured_part_the_law_of_the_forward_process_and_leaves_the_rest(solver):
+    """In the range of A^T N(alpha_s A^+ y, sigma_s^2), mixed with the move's own by 1 - lam; else the move."""
+    n, lam = 6000, 0.7
+    P, pinv = torch.linalg.pinv(A) @ A, torch.linalg.pinv(A)
+    guide = gk.ScoreSDE(EXACT, lam)
+    run = gk.Run(WIDE, n, steps=[1.0, 0.6, 0.3, 0.0], guides=[guide], solver=solver)
+    pop = run.advance(run.start(), 0)
+    move = run.moves[1]
+    alpha, sigma = WIDE.process.scales(move.s)
+    mean = move.a * pop.x + move.b[0] * pop.predictions[0]
+    x = run.move(pop, 1).x
+    inside = (1 - lam) * mean @ P + lam * alpha * Y @ pinv.mT
+    spread = ((1 - lam) * move.c + lam * sigma) * P + move.c * (EYE - P)  # one noise for both
+    rest = x - inside - mean @ (EYE - P)
+    assert (rest.mean(0).abs() < 5 * rest.std(0) / math.sqrt(n) + 1e-12).all()
+    exact = spread @ spread.mT
+    assert ((rest.mT @ rest / n - exact).abs() < 5 * exact.max() * math.sqrt(2 / n)).all()
+    x = gk.sample(WIDE, 20, steps=6, guides=[gk.ScoreSDE(EXACT)]).x
+    assert torch.allclose(x @ A.mT, Y.expand(20, 2), atol=1e-9)
+
+
+def test_score_sde_needs_one_evaluation_a_step():
+    with pytest.raises(ValueError, match="ScoreSDE projects the state after every move"):
+        gk.Run(WIDE, 2, guides=[gk.ScoreSDE(M)], solver=gk.solvers.SDEDPMpp(2))

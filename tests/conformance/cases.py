@@ -539,6 +539,7 @@ CASES = [
     ),
     Case("TReg", lambda p: gk.TReg(measured(p), 2.0), None, "own", HALF, both, seldom=30),
     Case("CDDB", lambda p: gk.CDDB(measured(p), 0.6), None, "own", HALF, seldom=30),
+    Case("ScoreSDE", lambda p: gk.ScoreSDE(measured(p, 0.0)), None, "own", HALF, seldom=30),
     Case(  # of three stretches of two steps the second is made again, after a move up; the first starts in pure noise
         "RePaint", lambda p: gk.RePaint(masked(p), recur=2, jump=2), None, "own", HALF, lambda n, m: n * (m + 3),
         forwards=lambda m: m + 3, seldom=8,
