@@ -99,6 +99,7 @@ def test_resample_fits_latent_models_and_curved_operators_to_the_noise():
     result = gk.sample(model, 5, steps=6, cond=[None, None], guides=[gk.ReSample(both)])
     free = gk.sample(model, 5, steps=6, cond=[None, None])
     for g, own in enumerate(both.rewards):
+        assert isinstance(own, gk.Measurement)
         residual = own.residual(result.samples[result.group == g])
         assert float(residual.median()) <= 0.02 < 0.1 < float(own.residual(free.samples[free.group == g]).median())
 

@@ -184,6 +184,6 @@ def test_pairs_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="two models of one schedule"):
         Structured(WIDE, flow)
     with pytest.raises(TypeError, match=r"Structured\(noise=...\) takes a Gaussian base model"):
-        Structured(WIDE, 0.3)
+        Structured(WIDE, 0.3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"makes \(3,\) of a signal, the noise has the shape \(2,\)"):
         PAIR.measurement(Matrix(EYE), Y)

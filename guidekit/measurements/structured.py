@@ -92,11 +92,11 @@ class Structured(Model):
         decode states by a factor and an offset."""
         operator, y = as_operator(operator), torch.as_tensor(y)
         with torch.no_grad():
-            ends = affine_decoder(self.signal), affine_decoder(self.other)
+            first, second = affine_decoder(self.signal), affine_decoder(self.other)
         self._fits(operator, y)
-        if not isinstance(operator, Linear) or ends[0] is None or ends[1] is None:
+        if not isinstance(operator, Linear) or first is None or second is None:
             return Measurement(lambda v: _sum(operator, *self.split(v)), y, noise)
-        (scale, offset), (gain, level) = ends
+        (scale, offset), (gain, level) = first, second
         constant = torch.full((1, *self.signal.shape), offset, dtype=self.dtype, device=self.device)
         total = Sum(operator, scale, gain, self)
         seen = y.to(constant) - operator.A(constant)[0] - level
