@@ -185,5 +185,7 @@ def test_pairs_that_do_not_fit_are_refused():
         Structured(WIDE, flow)
     with pytest.raises(TypeError, match=r"Structured\(noise=...\) takes a Gaussian base model"):
         Structured(WIDE, 0.3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"gk.measurements.Structured\(signal, noise\)"):
+        gk.Measurement(A, Y, HUM)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"makes \(3,\) of a signal, the noise has the shape \(2,\)"):
         PAIR.measurement(Matrix(EYE), Y)

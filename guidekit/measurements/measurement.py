@@ -60,6 +60,11 @@ class Measurement(Reward):
     def __init__(self, operator: Any, y: Any, noise: float | Noise = 0.05):
         self.operator = as_operator(operator)
         self.y = torch.as_tensor(y)
+        if isinstance(noise, Model):
+            raise TypeError(
+                "Measurement(noise=a model): noise with a model of its own is drawn beside the signal, by "
+                "gk.measurements.Structured(signal, noise) and its `measurement(operator, y)`"
+            )
         likelihood = Gaussian(float(noise)) if isinstance(noise, Real) else noise
         if not isinstance(likelihood, Noise):
             raise TypeError(
