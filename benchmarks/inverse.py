@@ -1,6 +1,7 @@
 """Posterior samplers side by side: against a posterior in closed form, and on pictures of the bundled model of clothes.
 
     python -m benchmarks.inverse
+    python -m benchmarks.inverse --methods DDRM TMPD   # these alone; the other rows are kept
 
 Mixture: three Gaussians in eight dimensions, two operators, and measurements that are simulated. Every method gets
 the same network rows, which is 64 samples (or particles) for each measurement at 48 steps, or a third of the steps
@@ -16,6 +17,9 @@ Pictures: test images of Fashion-MNIST, not seen in training, measured with nois
 square of y - A x of single samples over the noise; PSNR is that of the mean of the samples; spread is the root mean
 square standard deviation of the samples over the root mean square error of their mean, ((n - 1)/(n + 1))^1/2
 if they are n draws of the posterior.
+
+Populations: the same of weighted particles, of which 4 draws are taken in three ways. DDRM: beside that of deepinv on
+more images, by the PSNR of single images, so that the difference has a standard error.
 
 With --peers the samplers of deepinv run on the same network and the same measurements, through a wrapper (needs
 deepinv). Written to benchmarks/results/inverse.json.
@@ -62,6 +66,7 @@ METHODS: Methods = {
     "unguided": (lambda m: [], 1),
     "DPS": (lambda m: [gk.DPS(m, 1.0)], 1),
     "DPS, normalised": (lambda m: [gk.DPS(squares(m), 1.0, schedule="constant", normalise=True)], 1),
+    "ScoreSDE": (lambda m: [gk.ScoreSDE(m)], 1),
     "DDNM": (lambda m: [gk.DDNM(m)], 1),
     "DDRM": (lambda m: [gk.DDRM(m)], 1),
     "DDS": (lambda m: [gk.DDS(m)], 1),
@@ -70,6 +75,10 @@ METHODS: Methods = {
     "PiGDM": (lambda m: [gk.PiGDM(m)], 1),
     "TMPD": (lambda m: [gk.TMPD(m)], 1),
     "DAPS": (lambda m: [gk.DAPS(m, inner=3, iters=20)], 3),
+    "ReSample": (lambda m: [gk.ReSample(m)], 1),
+    "STSL": (lambda m: [gk.STSL(m)], 2),
+    "TReg": (lambda m: [gk.TReg(m)], 1),
+    "CDDB": (lambda m: [gk.CDDB(m)], 1),
     "FKSteering": (lambda m: [gk.FKSteering(m, 1.0)], 1),
     "TDS": (lambda m: [gk.TDS(m, 1.0)], 1),
     "DAS": (lambda m: [gk.DAS(m, 1.0)], 1),
@@ -134,7 +143,9 @@ def quantiles(v: Tensor, w: Tensor, level: Tensor) -> Tensor:
     return v[order][place]
 
 
-def mixture(name: str, A: Linear, noise: float, count: int, n: int, steps: int) -> list[dict[str, Any]]:
+def mixture(
+    methods: Methods, name: str, A: Linear, noise: float, count: int, n: int, steps: int
+) -> list[dict[str, Any]]:
     model = base()
     truth = model.exact_sample(count, seed=3)
     m = gk.Measurement(A, A.A(truth[:1])[0] * 0, noise)
@@ -143,7 +154,7 @@ def mixture(name: str, A: Linear, noise: float, count: int, n: int, steps: int) 
     laws = [posterior(model, _kept(A), v if where is None else v[where], noise) for v in y]
     each = ByGroup([m.of(v) for v in y])
     rows = []
-    for method, (make, cost) in METHODS.items():
+    for method, (make, cost) in methods.items():
         start = time.process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", gk.CollapseWarning)
@@ -171,12 +182,12 @@ def _line(problem: str, method: str, found: list[Tensor], seconds: float = 0.0) 
             "seconds": seconds}  # fmt: skip
 
 
-def covered(count: int, draws: int, steps: int, noise: float) -> list[dict[str, Any]]:
+def covered(methods: Methods, count: int, draws: int, steps: int, noise: float) -> list[dict[str, Any]]:
     """gk.coverage of every method, for the deblurring of the mixture."""
     model, A, rows = base(), operators()["deblurring"], []
     m = gk.Measurement(A, torch.zeros(D), noise)
     truth = model.exact_sample(count, seed=7)
-    for method, (make, cost) in METHODS.items():
+    for method, (make, cost) in methods.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", gk.CollapseWarning)
             found = gk.coverage(model, m, make, count, draws=draws, steps=steps // cost, truth=truth)
@@ -200,13 +211,13 @@ def measured(count: int) -> tuple[Tensor, dict[str, Linear]]:
     return images[:count], {"blur": Blur(sigma=1.5), "down-sampling": Downsample(4), "inpainting": Mask(hole)}
 
 
-def pictures(count: int, n: int, steps: int, peers: bool) -> list[dict[str, Any]]:
+def pictures(methods: Methods, count: int, n: int, steps: int, peers: bool) -> list[dict[str, Any]]:
     model, (truth, found) = gk.zoo.load("fashion"), measured(count)
     rows = []
     for name, A in found.items():
         m = gk.Measurement(A, A.A(truth[:1])[0] * 0, NOISE)
         each = ByGroup([m.of(y) for y in m.simulate(truth, 1)])
-        for method, (make, cost) in METHODS.items():
+        for method, (make, cost) in methods.items():
             start = time.process_time()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", gk.CollapseWarning)
@@ -218,6 +229,67 @@ def pictures(count: int, n: int, steps: int, peers: bool) -> list[dict[str, Any]
         if peers:
             rows += _peers(model, name, A, each, truth, n, steps)
     return rows
+
+
+def populations(steps: int, count: int = 3) -> list[dict[str, Any]]:
+    """Four draws of weighted particles: one population of 4 or 16, or one draw of each of four populations of 4."""
+    model, (truth, found) = gk.zoo.load("fashion"), measured(count)
+    rows = []
+    for name in ("blur", "inpainting"):
+        m = gk.Measurement(found[name], found[name].A(truth[:1])[0] * 0, NOISE)
+        each = [m.of(y) for y in m.simulate(truth, 1)]
+        for method, many, n in (("4 particles", 1, 4), ("16 particles", 1, 16), ("4 times 4, one of each", 4, 4)):
+            groups = ByGroup([m for m in each for _ in range(many)])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", gk.CollapseWarning)
+                result = gk.sample(model, n, steps=steps, cond=[None] * count * many, seed=list(range(count * many)),
+                                   guides=[gk.TDS(groups, 1.0, value=likelihood(groups, "unit"))])  # fmt: skip
+            samples, weights = result.samples, result.weights
+            if many > 1:
+                drawn = torch.multinomial(weights.view(-1, n), 1, generator=torch.Generator().manual_seed(0))
+                samples = samples.view(-1, n, *samples.shape[1:])[torch.arange(len(drawn)), drawn[:, 0]]
+                weights = torch.full((len(drawn),), 1 / many).double()
+            line = judged(ByGroup(each), truth, samples, weights, len(samples) // count)
+            rows.append({"problem": name, "method": method, **line, "rows": result.cost.network_rows})
+            print(_text(rows[-1]), flush=True)
+    return rows
+
+
+def restored(n: int, steps: int, count: int = 12) -> list[dict[str, Any]]:
+    """DDRM, with even times and with times even in the noise level, and deepinv's, which has the latter."""
+    import deepinv
+
+    model, (truth, found) = gk.zoo.load("fashion"), measured(count)
+    rows = []
+    for name in ("blur", "inpainting"):
+        m = gk.Measurement(found[name], found[name].A(truth[:1])[0] * 0, NOISE)
+        each = ByGroup([m.of(y) for y in m.simulate(truth, 1)])
+        y = torch.stack([m.y for m in each.rewards]).repeat_interleave(n, 0)  # type: ignore[attr-defined]
+        peer = deepinv.sampling.DDRM(Denoiser(model), sigmas=torch.linspace(1, 0, steps).numpy())
+        with torch.no_grad():
+            other = _psnr(peer(y, _physics(name, found[name]), seed=0).float().clamp(0, 1), truth, n)
+        runs: dict[str, Any] = {"DDRM": steps, "DDRM, even in the noise level": even(steps)}
+        for method, times in runs.items():
+            result = gk.sample(model, n, steps=times, cond=[None] * count, guides=[gk.DDRM(each)])
+            gain = _psnr(result.samples, truth, n) - other
+            line = {"problem": name, "method": method, "psnr": float((gain + other).mean()),
+                    "gain": float(gain.mean()), "error": float(gain.std() / count**0.5)}  # fmt: skip
+            rows.append(line)
+            print(_text(line), flush=True)
+        rows.append({"problem": name, "method": "deepinv DDRM", "psnr": float(other.mean())})
+    return rows
+
+
+def even(steps: int) -> list[float]:
+    """Times whose noise levels, in units of pictures, are even from 1 to 0; the first is pure noise."""
+    levels = torch.linspace(1, 0, steps + 1)[1:] / card("fashion")["std"]
+    return [1.0, *(2 / torch.pi * levels.double().atan()).tolist()]
+
+
+def _psnr(samples: Tensor, truth: Tensor, n: int) -> Tensor:
+    """Of the mean of the samples of every image."""
+    mean = samples.view(len(truth), n, *truth.shape[1:]).mean(1)
+    return -10 * (mean - truth).square().flatten(1).mean(1).log10()
 
 
 def judged(each: ByGroup, truth: Tensor, samples: Tensor, weights: Tensor, n: int) -> dict[str, float]:
@@ -300,6 +372,8 @@ COLUMNS = {
     "mixture": {"mean": "mean", "covariance": "covariance", "sliced": "sliced Wasserstein", "seconds": "seconds"},
     "coverage": {"p": "p", "fit": "bias of the fit", "half": "within 50 %", "most": "within 90 %", "tarp": "p of TARP"},
     "pictures": {"residual": "residual", "psnr": "PSNR", "spread": "spread", "rows": "rows", "seconds": "seconds"},
+    "populations": {"residual": "residual", "psnr": "PSNR", "spread": "spread", "rows": "rows"},
+    "DDRM": {"psnr": "PSNR", "gain": "more than deepinv's", "error": "standard error"},
 }  # fmt: skip
 
 
@@ -322,6 +396,30 @@ def table(found: dict[str, Any], part: str) -> str:
     return "\n".join([head, "|---" * (len(COLUMNS[part]) + 1) + "|", *lines])
 
 
+def merged(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows, the new ones in the place of those that they make again, methods in their order."""
+    rows = {(row["problem"], row["method"]): row for row in [*known, *new]}
+    problems, place = list(dict.fromkeys(problem for problem, _ in rows)), {name: i for i, name in enumerate(METHODS)}
+    return sorted(rows.values(), key=lambda row: (problems.index(row["problem"]), place.get(row["method"], len(place))))
+
+
+def run(part: str, methods: Methods, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one part."""
+    if part == "coverage":
+        return covered(methods, args.simulations, args.n, args.steps, args.noise)
+    if part == "pictures":
+        return pictures(methods, args.images, args.samples, args.image_steps, args.peers)
+    if part == "populations":
+        return populations(args.image_steps)
+    if part == "DDRM":
+        return restored(args.samples, args.image_steps)
+    rows = []
+    for name, A in operators().items():
+        rows += mixture(methods, name, A, args.noise, args.measurements, args.n, args.steps)
+    print(*map(_text, rows), sep="\n", flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measurements", type=int, default=20)
@@ -333,6 +431,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--image-steps", type=int, default=24)
     parser.add_argument("--parts", nargs="+", choices=list(COLUMNS), default=list(COLUMNS), help="the others are kept")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", action="store_true", help="print the tables of docs/inverse.md, and run nothing")
@@ -342,16 +441,10 @@ def main() -> None:
         print(*(table(known, part) for part in COLUMNS), sep="\n\n")
         return
     found = json.loads(args.out.read_text()) if args.out.exists() else {}
-    if "mixture" in args.parts:
-        found["mixture"] = []
-        for name, A in operators().items():
-            found["mixture"] += mixture(name, A, args.noise, args.measurements, args.n, args.steps)
-        print(*map(_text, found["mixture"]), sep="\n", flush=True)
-    if "coverage" in args.parts:
-        found["coverage"] = covered(args.simulations, args.n, args.steps, args.noise)
-    if "pictures" in args.parts:
-        found["pictures"] = pictures(args.images, args.samples, args.image_steps, args.peers)
-    found["settings"] = {k: v for k, v in vars(args).items() if k not in ("out", "peers", "table", "parts")}
+    for part in args.parts:
+        new = run(part, {name: METHODS[name] for name in args.methods}, args)
+        found[part] = merged(found.get(part, []), new)
+    found["settings"] = {k: v for k, v in vars(args).items() if k not in ("out", "peers", "table", "parts", "methods")}
     args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 

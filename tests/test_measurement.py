@@ -358,7 +358,7 @@ def test_an_adjoint_that_is_none_is_found_before_the_network_is_called():
 
 def test_a_model_that_decodes_latents_is_refused_by_methods_for_states():
     latent = gk.GaussianModel(never, (3,), decode=lambda x: x.cumsum(1).tanh())
-    with pytest.raises(ValueError, match=r"decodes them by more than one factor.*TDS, DPS or DAPS"):
+    with pytest.raises(ValueError, match=r"decodes them by more than one factor.*ReSample, TDS, DPS or DAPS"):
         run(gk.PiGDM(gk.Measurement(EYE, torch.zeros(2))), latent)
 
 

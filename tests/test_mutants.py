@@ -28,6 +28,7 @@ MORE = "tests/test_more_guidance.py"
 KEEP = "tests/test_keep.py"
 TABLES = "tests/test_solver_tables.py"
 MEASURED = "tests/test_measurement_guides.py"
+METHODS = "tests/test_measurement_methods.py"
 CHECK = "tests/test_check.py"
 FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
@@ -297,6 +298,7 @@ MUTANTS = [
     ("the measurement of the first group for all", "measurements/measurement.py", "else self.y[group]", "else self.y[group * 0]", MEASURED + "::test_measurements_of_conditions_are_run_side_by_side"),
     ("a flow map that starts at the estimate", "values/flow_map.py", "x, times = view.x, torch", "x, times = view.clean, torch", "tests/test_lookaheads.py::test_a_flow_map_is_the_reward_at_the_end_of_the_flow[student-3]"),
     ("children completed by themselves", "values/resubstitution.py", "view.x >= process.V", "view.x <= process.V", "tests/test_lookaheads.py::test_a_child_is_scored_with_what_was_said_of_its_parent"),
+    ("the measurement of the first group for all", "measurements/measurement.py", "else y[group]", "else y[group * 0]", MEASURED + "::test_measurements_of_conditions_are_run_side_by_side"),
     ("the likelihood's gradient uphill", "values/likelihood.py", "slope = -((e - e.detach())", "slope = ((e - e.detach())", "tests/test_measurement.py::test_the_look_ahead_is_the_log_density_of_a_gaussian_with_its_gradient"),
     ("a blur that is its own adjoint", "measurements/operators.py", "self.response(y).conj()", "self.response(y)", "tests/test_measurement.py::test_adjoint_pseudo_inverse_spectrum_and_ridge_are_those_of_the_matrix"),
     ("an evidence without its constant", "measurements/noise.py", " - math.log(self.std * math.sqrt(2 * math.pi))", "", "tests/test_measurement.py::test_gaussian_noise_has_the_density_of_torch"),
@@ -304,6 +306,11 @@ MUTANTS = [
     ("measured components in units of x_0", "guides/ddrm.py", "a_s * self.eta_b, along", "self.eta_b, along", MEASURED + "::test_ddrm_makes_the_three_moves_of_the_paper"),
     ("Langevin steps with half the heat", "guides/daps.py", "(2 * h) ** 0.5", "h**0.5", MEASURED + "::test_daps_draws_by_langevin_dynamics_around_the_end_of_the_ode"),
     ("a proximal step at alpha for its square", "guides/diffpir.py", "(self.lam * alpha**2)", "(self.lam * alpha)", MEASURED + "::test_diffpir_is_a_proximal_point_and_renews_a_share_of_the_noise"),
+    ("a resampled state with the wrong spread", "guides/hard_consistency.py", "w**0.5 * s_s", "w * s_s", METHODS + "::test_resample_draws_from_the_product_of_the_two_gaussians_of_the_paper"),
+    ("conjugate gradients that climb", "guides/hard_consistency.py", "return e.detach(), -slope", "return e.detach(), slope", METHODS + "::test_conjugate_gradients_of_a_linear_operator_end_where_the_noise_allows"),
+    ("an uncertainty that is liked", "guides/stsl.py", "_dot(e, e) + self.gamma", "_dot(e, e) - self.gamma", METHODS + "::test_stsl_follows_the_bound_in_the_mean_over_its_probes"),
+    ("a null condition that is followed", "guides/treg.py", "null.detach() - self.rate", "null.detach() + self.rate", METHODS + "::test_treg_moves_the_null_condition_away_from_what_is_seen"),
+    ("structured noise in other units", "measurements/structured.py", "self._seen(self.gain * n)", "self._seen(n)", "tests/test_measurement_noise.py::test_pairs_of_models_that_decode_pictures_are_linear_too"),
     ("ranks without a place for the truth", "search/coverage.py", "v * (1 + equal)", "v * equal", "tests/test_measurement_coverage.py::test_ranks_count_weights_and_put_equal_values_in_random_order"),
     ("a drift that the network does not see", "models/drifting.py", "x + b * y.to(x)", "x + 0 * y.to(x)", "tests/test_drifting.py"),
     ("a stationary variance of twice the size", "solvers/drifts.py", "torch.expm1(-2 * theta)", "torch.expm1(-theta)", "tests/test_drifting.py"),

@@ -237,6 +237,20 @@ class Given(Linear):
         return self.operator.V(self.operator.V_adjoint(x) * g(s))
 
 
+class Whitened(Linear):
+    """W A, for an operator A and a triangular L with W = L^-1: what A measures with noise of the covariance L L^T is
+    measured by this one with noise of 1."""
+
+    def __init__(self, operator: Linear, root: Tensor):
+        self.operator, self.root = operator, root
+
+    def A(self, x: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.root.to(x), self.operator.A(x).flatten(1).mT, upper=False).mT
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.operator.adjoint(torch.linalg.solve_triangular(self.root.to(y).mT, y.mT, upper=True).mT)
+
+
 def as_operator(operator: Any) -> Any:
     """A Linear where the operator is one, or has an adjoint, or is a matrix; else the function of samples itself."""
     if isinstance(operator, Linear):

@@ -532,6 +532,14 @@ CASES = [
         "DAPS", lambda p: gk.DAPS(measured(p), inner=3, iters=2), None, "own", HALF, lambda n, m: 3 * n * m,
         lambda n, m: 2 * n * m, lambda m: 3 * m, seldom=8,
     ),
+    Case("ReSample", lambda p: gk.ReSample(measured(p), iters=2), None, "own", GAUSSIAN, seldom=30),
+    Case(  # the start, in pure noise, has no gradient
+        "STSL", lambda p: gk.STSL(measured(p)), lambda p: gk.STSL(measured(p), 0.0), "own", HALF,
+        lambda n, m: n * (2 * m - 1), forwards=lambda m: 2 * m - 1, seldom=30,
+    ),
+    Case("TReg", lambda p: gk.TReg(measured(p), 2.0), None, "own", HALF, both, seldom=30),
+    Case("CDDB", lambda p: gk.CDDB(measured(p), 0.6), None, "own", HALF, seldom=30),
+    Case("ScoreSDE", lambda p: gk.ScoreSDE(measured(p, 0.0)), None, "own", HALF, seldom=30),
     Case(  # of three stretches of two steps the second is made again, after a move up; the first starts in pure noise
         "RePaint", lambda p: gk.RePaint(masked(p), recur=2, jump=2), None, "own", HALF, lambda n, m: n * (m + 3),
         forwards=lambda m: m + 3, seldom=8,
