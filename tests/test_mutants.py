@@ -300,6 +300,8 @@ MUTANTS = [
     ("measured components in units of x_0", "guides/ddrm.py", "a_s * self.eta_b, along", "self.eta_b, along", MEASURED + "::test_ddrm_makes_the_three_moves_of_the_paper"),
     ("Langevin steps with half the heat", "guides/daps.py", "(2 * h) ** 0.5", "h**0.5", MEASURED + "::test_daps_draws_by_langevin_dynamics_around_the_end_of_the_ode"),
     ("a proximal step at alpha for its square", "guides/diffpir.py", "(self.lam * alpha**2)", "(self.lam * alpha)", MEASURED + "::test_diffpir_is_a_proximal_point_and_renews_a_share_of_the_noise"),
+    ("a residual of the wrong sign", "measurements/measurement.py", "e = self.y.to(u) - u", "e = u - self.y.to(u)", "tests/test_reconstruct.py::test_files_of_measurements_become_samples_of_their_posteriors"),
+    ("a seed of its own", "jobs/measuring.py", "first.simulate(truth, config.seed)", "first.simulate(truth)", "tests/test_reconstruct.py::test_pictures_are_measured_with_the_noise_of_the_seed_and_compared_with"),
     ("ranks without a place for the truth", "search/coverage.py", "v * (1 + equal)", "v * equal", "tests/test_measurement_coverage.py::test_ranks_count_weights_and_put_equal_values_in_random_order"),
     ("a drift that the network does not see", "models/drifting.py", "x + b * y.to(x)", "x + 0 * y.to(x)", "tests/test_drifting.py"),
     ("a stationary variance of twice the size", "solvers/drifts.py", "torch.expm1(-2 * theta)", "torch.expm1(-theta)", "tests/test_drifting.py"),

@@ -84,11 +84,18 @@ class Measurement(Reward):
             raise ValueError(self.misfit(u))
         return self._summed(self.noise.log_prob(self.y.to(u), u))
 
-    def residual(self, samples: Any) -> Tensor:
-        """The root mean square of y - A(x) of each sample: the standard deviation of the noise, if A(x) is right."""
+    def rest(self, samples: Any) -> Tensor:
+        """y - A(x) of each sample, 0 where nothing is measured."""
         u = self.operator(samples)
         where = self._measured(u)
-        return (self._summed((self.y.to(u) - u).square()) / (u[0].numel() if where is None else where.sum())).sqrt()
+        e = self.y.to(u) - u
+        return e if where is None else torch.where(where, e, 0.0)
+
+    def residual(self, samples: Any) -> Tensor:
+        """The root mean square of y - A(x) of each sample: the standard deviation of the noise, if A(x) is right."""
+        e = self.rest(samples)
+        where = self._measured(e)
+        return (self._summed(e.square()) / (e[0].numel() if where is None else where.sum())).sqrt()
 
     def of(self, y: Any) -> Self:
         """The same measurement with another outcome y."""
@@ -127,21 +134,7 @@ class Measurement(Reward):
 
     def probe(self, model: Model, gradient: bool = False) -> Tensor:
         """The measurement of one made-up sample; ValueError where y has another shape."""
-        x = torch.zeros(1, *model.shape, dtype=model.dtype, device=model.device, requires_grad=gradient)
-        with lent(model.modules()), model.lent():
-            samples = model.decode(x)
-        try:
-            u = self.operator(samples)
-        except (ValueError, RuntimeError, TypeError, IndexError) as error:
-            shape = tuple(samples.shape[1:]) if isinstance(samples, Tensor) else type(samples).__name__
-            raise ValueError(
-                f"Measurement: the operator does not take samples of this model, {shape}: {error}"
-            ) from error
-        if not isinstance(u, Tensor) or u.dim() < 1 or len(u) != 1:
-            what = f"shape {tuple(u.shape)}" if isinstance(u, Tensor) else type(u).__name__
-            raise ValueError(
-                f"Measurement: the operator returned {what} for one sample; a tensor with a row axis is needed"
-            )
+        u = tried(self.operator, model, gradient)
         if u.shape[1:] != self.y.shape:
             raise ValueError(self.misfit(u))
         return u
@@ -163,6 +156,24 @@ class Measurement(Reward):
         where = self._measured(v)
         v = v if where is None else torch.where(where, v, 0.0)
         return v.flatten(1).sum(1, dtype=torch.float64)
+
+
+def tried(operator: Any, model: Model, gradient: bool = False) -> Tensor:
+    """What the operator makes of one made-up sample of the model; ValueError where it does not take it."""
+    x = torch.zeros(1, *model.shape, dtype=model.dtype, device=model.device, requires_grad=gradient)
+    with lent(model.modules()), model.lent():
+        samples = model.decode(x)
+    try:
+        u = operator(samples)
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        shape = tuple(samples.shape[1:]) if isinstance(samples, Tensor) else type(samples).__name__
+        raise ValueError(f"Measurement: the operator does not take samples of this model, {shape}: {error}") from error
+    if not isinstance(u, Tensor) or u.dim() < 1 or len(u) != 1:
+        what = f"shape {tuple(u.shape)}" if isinstance(u, Tensor) else type(u).__name__
+        raise ValueError(
+            f"Measurement: the operator returned {what} for one sample; a tensor with a row axis is needed"
+        )
+    return u
 
 
 @dataclass(frozen=True)
@@ -223,7 +234,12 @@ def problem(name: str, measurement: Any, model: Model) -> Problem:
 
 def _in_states(name: str, each: Sequence[Measurement], model: Model) -> Problem:
     """With sample = scale x + offset, (y - A offset)/scale = A x + noise/scale z."""
-    scale, offset = _affine(name, model)
+    if (found := affine(model)) is None:
+        raise ValueError(
+            f"{name} measures states, and this model decodes them by more than one factor and one offset, as latent "
+            "models do: take TDS, DPS or DAPS, which differentiate through the decoder"
+        )
+    scale, offset = found
     A, noise = each[0].operator, each[0].noise
     assert isinstance(noise, Gaussian)
     zero = torch.full((1, *model.shape), offset, dtype=model.dtype, device=model.device)
@@ -243,8 +259,8 @@ def listed(measurement: Any) -> Sequence[Measurement]:
     return each
 
 
-def _affine(name: str, model: Model) -> tuple[float, float]:
-    """(scale, offset) with sample = scale state + offset, where no clamp acts."""
+def affine(model: Model) -> tuple[float, float] | None:
+    """(scale, offset) with sample = scale state + offset, where no clamp acts; None where samples are anything else."""
     if not model.decodes:
         return 1.0, 0.0
     z = random.normal(random.key([1], model.device), model.shape, model.dtype) * 1e-2
@@ -256,10 +272,7 @@ def _affine(name: str, model: Model) -> tuple[float, float]:
         scale, offset = float(((high - low) * z).sum() / z.square().sum()), float(low.mean())
         if scale > 0 and bool((scale * z + offset - high).abs().max() < 1e-2 * scale * z.std()):
             return scale, offset - scale * centre
-    raise ValueError(
-        f"{name} measures states, and this model decodes them by more than one factor and one offset, as latent models "
-        "do: take TDS, DPS or DAPS, which differentiate through the decoder"
-    )
+    return None
 
 
 def _check_adjoint(name: str, A: Linear, x: Tensor, y: Tensor) -> None:

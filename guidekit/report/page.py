@@ -15,7 +15,7 @@ import guidekit as gk
 from rewards.base import needs
 
 from ..engine.result import Result
-from . import compared, designed, figures, samples
+from . import compared, designed, figures, reconstructed, samples
 from .reading import Output, read, value
 from .recorder import replaced
 from .rounds import rounds
@@ -52,7 +52,8 @@ def _context(out: Output, title: str | None) -> dict[str, Any]:
     """Everything that the template shows; pictures are markup, everything else is text."""
     result, summary = out.result, out.summary
     domain = samples.domain(result, summary.get("domain"))
-    names, rows = samples.conditions(result), compared.rows(out)
+    measured, rows = summary.get("reconstructed", []), compared.rows(out)
+    names = [row["name"] for row in measured] or samples.conditions(result)
     return {
         "title": title or summary.get("title") or _title(summary),
         "subtitle": _subtitle(result, summary),
@@ -71,6 +72,7 @@ def _context(out: Output, title: str | None) -> dict[str, Any]:
         "lineage": figures.lineage(out, domain),
         "distributions": figures.distributions(out),
         "plane": figures.plane(out) if domain == "other" else None,
+        "reconstructed": reconstructed.shown(out.path, result, measured),
         "shown": samples.shown(out, domain, names),
         "table": _table(out, names),
         "cost": _cost(result),
@@ -102,7 +104,8 @@ def _rewards(summary: dict[str, Any]) -> str:
 
 
 def _subtitle(result: Result, summary: dict[str, Any]) -> str:
-    groups = f" of {result.groups} conditions" if result.groups > 1 else ""
+    what = "measurements" if summary.get("reconstructed") else "conditions"
+    groups = f" of {result.groups} {what}" if result.groups > 1 else ""
     guides = f", guided by {', '.join(map(str, summary['guides']))}" if summary.get("guides") else ""
     found = f", found by {summary['search']}" if summary.get("search") else ""
     if steps := designed.rounds(result):
