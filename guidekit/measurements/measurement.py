@@ -240,7 +240,7 @@ def _in_states(name: str, each: Sequence[Measurement], model: Model) -> Problem:
             "models do: take TDS, DPS or DAPS, which differentiate through the decoder"
         )
     scale, offset = found
-    A, noise = each[0].operator, each[0].noise
+    A, noise = each[0].operator.at(model.dtype), each[0].noise
     assert isinstance(noise, Gaussian)
     zero = torch.full((1, *model.shape), offset, dtype=model.dtype, device=model.device)
     y = torch.stack([m.y for m in each]).to(zero)
