@@ -5,7 +5,8 @@
 
 FOLDER is a pipeline of pixels that was saved with save_pretrained (DDPM or DDIM); nothing is downloaded. The physics
 measures a smooth picture, and each method draws samples of its posterior, so that their residual should be about 1 in
-units of the noise; random weights know nothing of pictures. For a latent model take DAPS, DPS or TDS, which differentiate through the decoder.
+units of the noise; random weights know nothing of pictures. For a latent model take DAPS, DPS or TDS, which
+differentiate through the decoder.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from .random_search import Random, random
 from .replica_exchange import replica_exchange
 from .share import share
 from .space import Space
+from .split_gibbs import split_gibbs
 from .strength import Strength, strength
 from .subspace import Subspace, subspace
 from .tree import Tree, tree
@@ -64,6 +65,7 @@ __all__ = [
     "replica_exchange",
     "run",
     "share",
+    "split_gibbs",
     "strength",
     "subspace",
     "tree",
