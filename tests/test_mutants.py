@@ -305,6 +305,8 @@ MUTANTS = [
     ("steps that forget where they started", "guides/aps.py", "self.rate * (log_p + rise)", "self.rate * (log_q + rise)", "tests/test_aps.py::test_the_samples_have_the_law_of_the_bent_predictions[False]"),
     ("equal letters always kept", "search/split_gibbs.py", "torch.where(z == x, same, 1.0)", "torch.where(z == x, 0.0, 1.0)", "tests/test_split_gibbs.py::test_both_copies_have_the_law_of_the_level[masked]"),
     ("a proposal that forgets its own copy", "search/split_gibbs.py", "drawn, x.gather(1, i)", "drawn, z.gather(1, i)", "tests/test_split_gibbs.py::test_both_copies_have_the_law_of_the_level[masked]"),
+    ("an entropy of the wrong width", "search/active.py", ".square() / (2 * noise**2)", ".square() / (2 * noise)", "tests/test_measuring_on.py::test_the_entropy_is_that_of_the_formula_under_weights"),
+    ("frames that start from unweighted samples", "search/sequential.py", "result.resample(seed) if weighed else result", "result", "tests/test_measuring_on.py::test_frames_follow_a_transition_and_weights_are_resampled"),
     ("a seed of its own", "jobs/measuring.py", "first.simulate(truth, config.seed)", "first.simulate(truth)", "tests/test_reconstruct.py::test_pictures_are_measured_with_the_noise_of_the_seed_and_compared_with"),
     ("ranks without a place for the truth", "search/coverage.py", "v * (1 + equal)", "v * equal", "tests/test_measurement_coverage.py::test_ranks_count_weights_and_put_equal_values_in_random_order"),
     ("a drift that the network does not see", "models/drifting.py", "x + b * y.to(x)", "x + 0 * y.to(x)", "tests/test_drifting.py"),
