@@ -7,8 +7,8 @@ x as its entropy exceeds that of the noise. The predictions are a mixture of Gau
     entropy     -sum_i w_i log sum_j w_j exp(-|A_a(x_i - x_j)|^2/(2 noise^2))
     variance    the mean variance of the entries of A_a x under the weights
 
-the first bounds that information from above (Kolchinsky and Tracey, 2017, https://arxiv.org/abs/1706.02419), and at most
-log n can show. For a Gaussian posterior both choose the same among single numbers, that of the largest variance.
+the first bounds that information from above (Kolchinsky and Tracey, 2017, https://arxiv.org/abs/1706.02419), and at
+most log n can show. For a Gaussian posterior both choose the same among single numbers, that of the largest variance.
 """
 
 from __future__ import annotations
