@@ -115,6 +115,8 @@ def test_files_of_measurements_become_samples_of_their_posteriors():
         assert row["spread"] == pytest.approx(float(std.square().mean().sqrt()) / 4, rel=0.08)
     page = Path("out/report.html").read_text()
     for told in (
+        "<h1>mine.py:load: blur:sigma=0.6</h1>",
+        "400 samples of 2 measurements in 40 steps, guided by pigdm",
         "Reconstructions",
         "measurement",
         "spread, white is",

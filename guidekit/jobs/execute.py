@@ -49,7 +49,7 @@ from .folder import (
 from .job import Job, prepare
 from .names import Component
 from .ranks import Ranks, joined
-from .specs import displayed
+from .specs import displayed, with_arrays
 from .watched import Watched, wanted
 
 
@@ -263,7 +263,8 @@ def _summarise(job: Job, result: Result, base: Result | None, best: Result | Non
         "components": names,
         "weights": {part.name: part.weight for part in job.parts},
         "constant": list(constant),
-        "guides": [displayed(text) for text in c.guides],
+        "guides": [displayed(text) for text in (*c.guides, *job.method)],
+        "measure": "" if c.measure is None else with_arrays(displayed(c.measure), lambda path: Path(path).name),
         "search": c.search,
         "strength": result.strength,
         "best_of": None if best is None or base is None else comparison.equal_cost(result, base),

@@ -59,6 +59,11 @@ class Job:
         return self.cond if self.measured is None else list(self.measured.names)
 
     @property
+    def method(self) -> list[str]:
+        """The guide that takes the measurements, as it was given or chosen."""
+        return [] if self.measured is None else [self.config.method or type(self.guides[-1]).__name__]
+
+    @property
     def row(self) -> str:
         """The name of the run in the table."""
         return "steered" if self.guides or self.search is not None else "unguided"

@@ -86,7 +86,7 @@ def _title(summary: dict[str, Any]) -> str:
     """The model and the names of the rewards that steer, without their formula."""
     weights = summary.get("weights", {})
     steering = [str(name) for name in summary.get("components", []) if weights.get(name, 1) != 0]
-    reward = _listed(steering) or summary.get("reward", "")
+    reward = summary.get("measure") or _listed(steering) or summary.get("reward", "")
     reward = reward if len(reward) <= _LONG else reward[: _LONG - 1] + "…"
     return ": ".join(v for v in (summary.get("model"), reward) if v) or "Steered samples"
 

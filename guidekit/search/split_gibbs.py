@@ -102,8 +102,6 @@ class _SplitGibbs(Rounds):
     moves: int | None
     steps: int
 
-    still = "of the split Gibbs sampler: raise the levels, or give more moves"
-
     def __post_init__(self) -> None:
         super().__post_init__()
         process = self.model.process
@@ -134,6 +132,10 @@ class _SplitGibbs(Rounds):
 
     def chain(self) -> int:
         return min(self.model.shape[0], CHAIN)
+
+    @property
+    def still(self) -> str:
+        return "of the split Gibbs sampler: raise the levels, or give more moves"
 
     def described(self, start: Tensor | int) -> dict[str, Any]:
         names = ("alpha", "levels", "anneal", "moves", "steps")
