@@ -288,7 +288,8 @@ def _deepinv(
             fidelity = deepinv.optim.data_fidelity.L2()
             sampler = deepinv.sampling.DiffPIR(net, fidelity, sigma=NOISE, max_iter=steps)
         start = time.process_time()
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
             samples = sampler(y, physics, seed=0).float()
         seconds, even = time.process_time() - start, torch.full((len(y),), 1 / n).double()
         line = {"problem": name, "method": f"deepinv {method}", **judged(each, truth, samples.clamp(0, 1), even, n)}
