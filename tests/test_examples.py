@@ -52,6 +52,20 @@ def test_an_example_runs(name: str, tmp_path, monkeypatch, capsys):
         assert line in out
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_physics_of_deepinv_fit_a_model_of_diffusers(monkeypatch, capsys):
+    pytest.importorskip("deepinv")
+    pytest.importorskip("diffusers")
+    out = ran("deepinv_physics", ["--n", "2", "--steps", "8"], monkeypatch, capsys)
+    residual = {tuple(line.split()[:2]): float(line.split()[2]) for line in out.splitlines()[1:]}
+    assert len(residual) == 9
+    for method in ("DiffPIR", "TMPD"):
+        assert residual["inpainting", method] < 1.5 < 4 < residual["inpainting", "unguided"]
+        for physics in ("deblurring", "super-resolution"):
+            assert residual[physics, method] < residual[physics, "unguided"] - 0.4
+
+
 def test_a_target_that_cannot_be_docked_is_told_before_the_sampling(monkeypatch, capsys):
     pytest.importorskip("dockstring")
     monkeypatch.setattr(gk.zoo, "load", lambda *a: pytest.fail("a model was loaded"))

@@ -198,6 +198,70 @@ def sample(
 
 
 @app.command()
+def reconstruct(
+    model: Model,
+    measure: Annotated[
+        str,
+        typer.Option(
+            help="What was measured of a sample: blur:sigma=2, mask:where=mask.png (white is measured), downsample:4, "
+            "matrix:A.npy, or your own function of a batch of samples, mine.py:operator."
+        ),
+    ],
+    y: Annotated[
+        str | None, typer.Option(help="The measurements: a folder of PNG or NPY files, or one such file.")
+    ] = None,
+    truth: Annotated[
+        str | None, typer.Option(help="Instead of --y: a folder of samples, which are measured with simulated noise.")
+    ] = None,
+    noise: Annotated[
+        str,
+        typer.Option(
+            help="Standard deviation of the noise, 0 for none, or poisson:gain=100 or quantised:step=0.1,noise=0.05."
+        ),
+    ] = "0.05",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="A guide that takes a measurement, like tmpd, ddrm, daps or tds; by default one that suits the "
+            "operator and the noise.",
+            autocompletion=completion.guides,
+        ),
+    ] = None,
+    guide: Guides = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of samples for each measurement.")] = 4,
+    steps: Steps = 50,
+    seed: Seed = 0,
+    cond: Annotated[
+        list[str] | None, typer.Option("--cond", "-c", help="A condition of all measurements, or one for each.")
+    ] = None,
+    solver: SolverName = None,
+    out: Out = None,
+    batch_size: Batch = None,
+    device: Device = None,
+    domain: Domain = None,
+    title: Title = None,
+    report: Report = True,
+    progress: Progress = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    time_limit: TimeLimit = None,
+    debug: Debug = False,
+) -> None:
+    """Draw samples of the posterior of measurements y = A(x) + noise.
+
+    guidekit reconstruct fashion --measure blur:sigma=2 --y blurred/ -o out/sharp
+    guidekit reconstruct fashion --measure mask:where=mask.png --truth pictures/ --method tds -n 64 -o out/filled
+    """
+    with answered(debug, out, time_limit):
+        config = Config(
+            model, guides=_tuple(guide), n=n, steps=steps, seed=seed, cond=_conditions(cond), solver=solver,
+            batch_size=batch_size, device=device, domain=domain, title=title, measure=measure, y=y, truth=truth,
+            noise=noise, method=method,
+        )  # fmt: skip
+        _run(config, out, overwrite, report, progress, as_json)
+
+
+@app.command()
 def search(
     model: Model,
     strategy: Annotated[

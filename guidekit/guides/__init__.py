@@ -11,6 +11,7 @@ from .adaptive_guidance import AdaptiveGuidance as AdaptiveGuidance
 from .advdiff import AdvDiff as AdvDiff
 from .apg import APG as APG
 from .apg_mix import APGMix as APGMix
+from .aps import APS as APS
 from .autoguidance import AutoGuidance as AutoGuidance
 from .beam_search import BeamSearch as BeamSearch
 from .best_of_n import BestOfN as BestOfN

@@ -83,8 +83,9 @@ def _parsed(file: Path, parse: Callable[[str], Any]) -> Any:
 
 
 _SUMMARY: dict[str, type] = {
-    "domain": str, "model": str, "reward": str, "title": str, "version": str, "bibtex": str,
+    "domain": str, "measure": str, "model": str, "reward": str, "title": str, "version": str, "bibtex": str,
     "components": list, "guides": list, "columns": list, "rows": list, "warnings": list, "constant": list,
+    "reconstructed": list,
     "better": dict, "weights": dict,
 }  # fmt: skip
 

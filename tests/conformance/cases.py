@@ -121,6 +121,12 @@ def masked(p: Problem) -> gk.Measurement:
     return gk.Measurement(gk.measurements.Mask(one(p)), target(p)[0], 0.0)
 
 
+@lru_cache
+def shown() -> gk.Measurement:
+    """How many tokens are 1 in one-hot rows, squared."""
+    return gk.Measurement(lambda hot: hot[..., 1].sum(1, keepdim=True).square(), torch.tensor([1.5]), 1.0)
+
+
 def once(m: int) -> int:
     return m
 
@@ -495,6 +501,14 @@ CASES = [
     Case("PredictorGuidance steer", lambda p: gk.PredictorGuidance(word, 0.4, steer=True), None, "base", TOKENS),
     Case("DCFG", lambda p: gk.DCFG(2.0), lambda p: gk.DCFG(1.0), "own", TOKENS, both),
     Case("DCFG steer", lambda p: gk.DCFG(1.5, steer=True), None, "base", TOKENS, both),
+    Case(
+        "APS", lambda p: gk.APS(shown(), iters=2, rate=0.5), lambda p: gk.APS(shown(), scale=0.0), "own", TOKENS,
+        calls=lambda n, m: 2 * n * m, seldom=20,
+    ),
+    Case(
+        "APS steer", lambda p: gk.APS(shown(), iters=2, rate=0.5, steer=True), None, "base", TOKENS,
+        calls=lambda n, m: 2 * n * m, seldom=20,
+    ),
     Case("TAG", lambda p: gk.TAG(hot, 1.0), lambda p: gk.TAG(hot, 0.0), "own", ("masked",)),
     Case(
         "Compose", lambda p: gk.Compose([other(p), None], [0.6, -0.4], own=1.2),
