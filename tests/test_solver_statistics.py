@@ -1,0 +1,125 @@
+"""Solvers that are measured or fitted on the model: DPM-Solver-v3 and DC-Solver."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import guidekit as gk
+from guidekit.solvers import DDIM, DCSolver, DPMpp, DPMv3, UniPC, compensated, statistics, times
+
+from .test_solvers import ASYMMETRIC, SCHEDULES, error, scales
+
+GAUSS = ([1.0], [1.3], [0.6])
+some = pytest.mark.parametrize(
+    "schedule", [pytest.param(s, marks=() if k == "flow" else pytest.mark.slow, id=k) for k, s in SCHEDULES.items()]
+)
+
+
+def mixture(schedule, law=ASYMMETRIC):
+    return gk.analytic.GaussianMixture(*(torch.tensor(v, dtype=torch.float64) for v in law), schedule=schedule)
+
+
+@some
+def test_the_statistics_of_a_gaussian_are_those_of_the_formula(schedule):
+    """d = m + k (x - alpha m), so that l = 1 - alpha k = 1/(1 + S^2 e^(2 lambda)), f = -m l, s = l'/l = -2 (1 - l)."""
+    found = statistics(mixture(schedule, GAUSS), n=4, points=128)
+    lam = np.array(found.log_snr)
+    assert len(lam) >= 127 and (np.diff(lam) > 0).all()
+    exact = 1 / (1 + 0.36 * np.exp(2 * lam))
+    np.testing.assert_allclose(found.l, exact, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(found.s[1:-1], -2 * (1 - exact[1:-1]), atol=0.015)  # s^3 h^2/6 by differences
+
+
+@some
+def test_one_step_of_first_order_is_exact_for_a_gaussian(schedule):
+    solver = DPMv3(statistics(mixture(schedule, GAUSS), n=4, points=128), 1)
+    grid = [0.9, 0.1]
+    found = {v: error(v, schedule, grid, [GAUSS]) for v in (solver, DDIM())}
+    assert found[solver] < 2e-3 < 0.1 < found[DDIM()]
+
+
+def test_the_statistics_of_a_mixture_are_averages_over_the_flow():
+    """1 - l is (alpha/sigma)^2 E[Var(x_0|x_t)], by Tweedie's formula of the second order."""
+    schedule = SCHEDULES["flow"]
+    found = statistics(mixture(schedule), n=1024)
+    w, m, s = (np.asarray(v) for v in ASYMMETRIC)
+    for i in (15, 31, 45):
+        t = times.time_of(schedule, math.exp(-found.log_snr[i]))
+        alpha, sigma = scales(schedule, t)
+        var = (alpha * s) ** 2 + sigma**2
+        u = np.random.default_rng(i).normal(size=(200_000, 2))
+        part = np.random.default_rng(i + 1).choice(3, size=len(u), p=w)
+        x = alpha * (m[part] + s[part] * u[:, 0]) + sigma * u[:, 1]
+        gap = x[:, None] - alpha * m
+        rho = w * np.exp(-(gap**2) / (2 * var)) / var**0.5
+        rho /= rho.sum(1, keepdims=True)
+        means = m + alpha * s**2 * gap / var
+        d = (rho * means).sum(1)
+        spread = (rho * (means**2 + (s * sigma) ** 2 / var)).sum(1) - d**2
+        slopes = (alpha / sigma) ** 2 * spread  # alpha dd/dx
+        deviation = slopes.std() * (1 / 1024 + 1 / len(u)) ** 0.5
+        assert found.l[i] == pytest.approx(1 - slopes.mean(), abs=5 * deviation + 0.01)  # finite probes
+        assert abs(slopes.mean() - 0.5) > 0.05  # no value that would do for any model
+
+
+def test_dpm_solver_v3_is_nearer_to_the_flow_than_the_same_order_without_statistics():
+    schedule = SCHEDULES["flow"]
+    measured = statistics(mixture(schedule))
+    for steps in (8, 12, 20):
+        grid = times.make(steps, "uniform", schedule, 1.0)
+        first, second, ddim, pp = (
+            error(v, schedule, grid, [ASYMMETRIC]) for v in (DPMv3(measured, 1), DPMv3(measured, 2), DDIM(), DPMpp(2))
+        )
+        assert first < 0.9 * ddim and second < 0.75 * pp
+
+
+def test_fitted_ratios_make_unipc_more_accurate_on_other_noises_than_those_of_the_fit():
+    base = mixture(SCHEDULES["cosine"])
+    noise = torch.randn(400, 1, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    fine = gk.sample(base, 400, steps=100, solver=UniPC(3), noise=noise).x
+    solver = compensated(base, 8, times="log_snr", n=128)
+    assert isinstance(solver.ratios, tuple) and len(solver.ratios) == 5 and set(solver.ratios) != {1.0}
+    off = {
+        v: (gk.sample(base, 400, steps=8, solver=v, noise=noise).x - fine).square().mean().sqrt()
+        for v in (solver, UniPC(2, times="log_snr"))
+    }
+    ours, theirs = off.values()
+    assert ours < 0.8 * theirs
+    moved = tuple(2 - r for r in solver.ratios)  # away from where they were put
+    other = gk.sample(base, 400, steps=8, solver=DCSolver(moved, 2, times="log_snr"), noise=noise).x
+    assert (other - fine).square().mean().sqrt() > theirs
+
+
+def test_the_cost_of_a_fit_is_what_it_says():
+    rows = []
+
+    class Counted(gk.analytic.GaussianMixture):
+        def __call__(self, x, t, cond=None):
+            rows.append(len(x))
+            return super().__call__(x, t, cond)
+
+    counted = Counted(*(torch.tensor(v, dtype=torch.float64) for v in ASYMMETRIC), schedule=SCHEDULES["flow"])
+    compensated(counted, 6, n=3)
+    assert sum(rows) == 3 * (28 * 6 - 45)
+    rows.clear()
+    statistics(counted, n=3, points=16)
+    assert sum(rows) == 3 * (2 * 16 - 1)  # pure noise has no log-SNR, and no probe
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda base: statistics(base, points=4), r"statistics\(points=4\): an int of at least 8"),
+        (lambda base: statistics(base, n=1.5), r"statistics\(n=1.5\): an int of at least 1"),
+        (lambda base: statistics(gk.analytic.TokenTable(torch.zeros(2, 2))), "DPMv3 is for Gaussian processes"),
+        (lambda base: compensated(base, 3), r"compensated\(steps=3\): the first ratio is that of the third step"),
+        (lambda base: compensated(base, 6, n=0), r"n=0\): an int of at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_the_first_call(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(mixture(SCHEDULES["flow"]))
