@@ -71,7 +71,7 @@ DETERMINISTIC = {
     "conjugate": Conjugate(-0.3),
     "dc": DCSolver(0.9),
     "v3_2": DPMv3(SMOOTH, 2),
-    "v3_3": DPMv3(SMOOTH, 3),
+    "v3_3": DPMv3(SMOOTH, 3, False),
 }
 STOCHASTIC = {
     "er1": ERSDE(1),
@@ -91,7 +91,7 @@ SOLVERS = DETERMINISTIC | STOCHASTIC
 ORDERS = {
     "deis2": 2, "deis3": 3, "deis4": 4, "rho3": 3, "log_rho3": 3, "pndm": 2, "unipc1": 2, "unipc2": 3, "unipc3": 4,
     "dpmpp3": 3, "ball": 1, "ball3": 1, "ghvb1": 1, "ghvb2": 2, "exponential": 2, "pseudo": 2, "sa0": 3,
-    "ucgm": 2, "accelerated": 2, "conjugate": 1, "dc": 1, "v3_2": 2, "v3_3": 3,
+    "ucgm": 2, "accelerated": 2, "conjugate": 1, "dc": 1, "v3_2": 3, "v3_3": 3,
 }  # fmt: skip
 OTHER = {"conjugate", "v3_2", "v3_3", "half"}  # which treat more than d, or more noise than sigma, as given
 WANDERING = [0.9, 0.7, 0.5, 0.35, 0.2, 0.6, 0.45, 0.3, 0.1, 0.05, 0.0]
@@ -346,9 +346,10 @@ def half_more(w):
         (Conjugate(0.0), DDIM()),
         (DCSolver(1.0, 2), UniPC(2)),
         (DCSolver((1.0,) * 4, 3), UniPC(3)),
-        (DPMv3(known(1.0, 0.0), 1), DDIM()),
-        (DPMv3(known(1.0, 0.0), 3), SASolver(0.0, 3, False)),
-        (DPMv3(known(0.0, -1.0), 3), DEIS(3, "log_rho")),
+        (DPMv3(known(1.0, 0.0), 1, False), DDIM()),
+        (DPMv3(known(1.0, 0.0), 3, False), SASolver(0.0, 3, False)),
+        (DPMv3(known(1.0, 0.0), 2), SASolver(0.0, 2)),
+        (DPMv3(known(0.0, -1.0), 3, False), DEIS(3, "log_rho")),
     ],
     ids=lambda solver: str(solver).split(", phi=")[0].split("statistics=")[0],  # functions have addresses
 )

@@ -9,8 +9,10 @@ by itself at the rate s(lambda), f = exp(int s) g. Then
 
     y_s = exp(-int l) [y_t - int_t^s exp(int_t^v (l + s)) g(v) dv],
 
-with g the polynomial in lambda through its last `order` values, which the solver remembers. The model's own statistics
-make g as constant as can be:
+with g the polynomial in lambda through its last `order` values, which the solver remembers. With the corrector a state
+is moved by the polynomial that also goes through f at the state itself, before the next step and without a further
+evaluation, as in `solvers/unipc.py`; it gives order p the order p + 1. The model's own statistics make g as constant as
+can be:
 
     l = E[tr d(sigma e)/dx]/dim = 1 - alpha E[tr dd/dx]/dim,      s = E[<f, f'>]/E[<f, f>]
 
@@ -19,9 +21,8 @@ measures both along the flow from n noises, with a random probe for the trace an
 independent entries of equal variance has constant g, and one step of order 1 is exact.
 
 In the paper l and s are vectors, one entry for each entry of x, and f' also has a constant part b. Rows of a table are
-numbers: here l and s are means over entries, and b is 0. The paper's corrector is that of UniPC; this is the predictor.
-(l, s) = (1, 0) is DPM-Solver++, and (0, -1) is DEIS in log(sigma/alpha). The step from pure noise (alpha = 0) and the
-last one, to sigma = 0, are DDIM's.
+numbers: here l and s are means over entries, and b is 0. (l, s) = (1, 0) is DPM-Solver++ or UniPC, and (0, -1) is DEIS
+in log(sigma/alpha). The step from pure noise (alpha = 0) and the last one, to sigma = 0, are DDIM's.
 
 Reference: Zheng et al. (2023), https://arxiv.org/abs/2310.13268.
 """
@@ -89,6 +90,7 @@ class DPMv3(Solver):
 
     statistics: Statistics
     order: int = 2
+    corrector: bool = True
     _: KW_ONLY
     times: str | Grid = "uniform"
 
@@ -101,26 +103,32 @@ class DPMv3(Solver):
     def rows(self, schedule: Schedule, s: Point, past: tuple[Point, ...]) -> list[Move]:
         t, nodes = past[0], usable(past, self.order)
         f = (0.0, 0.0) if t.alpha == 0 else ((1 - self.statistics.at(log_snr(t))[0]) / t.alpha, -1.0)
-        keep = remembered(f, min(self.order - 2, len(past) - 1))
+        keep = remembered(f, min(self.order - 2 + self.corrector, len(past) - 1))
         if t.alpha == 0 or s.sigma == 0:
             return [posterior(t, s, 0.0)._replace(keep=keep)]
-        shrink, weights = self._weights(s, t, nodes)
-        first, *rest = (-s.alpha * shrink * w for w in weights)
-        a = s.alpha / t.alpha * shrink + first * f[0]
-        return [Move(t.t, s.t, a, (first * f[1], *rest), 0.0, keep)]
+        shrink = s.alpha / t.alpha * math.exp(self._area(t, s)[0])
+        w = np.zeros(self.order + self.corrector)  # of f at t and before
+        w[: len(nodes)] = self._weights(s, t, nodes)
+        if self.corrector and (older := usable(past[1:], self.order)):
+            w[: 1 + len(older)] += shrink * np.array(self._weights(t, older[0], [t, *older]))
+            w[1 : 1 + len(older)] -= shrink * np.array(self._weights(t, older[0], older))
+        first, *rest = w[: min(len(w), len(past))].tolist()
+        return [Move(t.t, s.t, shrink + first * f[0], (first * f[1], *rest), 0.0, keep)]
 
-    def _weights(self, s: Point, t: Point, nodes: list[Point]) -> tuple[float, list[float]]:
-        """exp(-int l) of the step, and the weights of f at the points."""
-        start, area = log_snr(t), self.statistics.area
-        own = area(start)
-        found = integrals(
-            [log_snr(p) - start for p in nodes],
-            lambda v: np.exp((area(v + start) - own).sum(-1)),
-            0.0,
-            log_snr(s) - start,
-        )
-        grown = [math.exp(own[1] - area(log_snr(p))[1]) for p in nodes]  # f at t of g = 1 over f at p
-        return math.exp(own[0] - area(log_snr(s))[0]), [c * k for c, k in zip(found, grown, strict=True)]
+    def _area(self, p: Point, q: Point) -> np.ndarray:
+        """int (l, s) from q to p."""
+        return self.statistics.area(log_snr(p)) - self.statistics.area(log_snr(q))
+
+    def _weights(self, s: Point, t: Point, nodes: list[Point]) -> list[float]:
+        """The weights in x_s of f at these points, in the step from t."""
+        start, own = log_snr(t), self.statistics.area(log_snr(t))
+
+        def grown(v: np.ndarray) -> np.ndarray:
+            return np.exp((self.statistics.area(v + start) - own).sum(-1))
+
+        found = integrals([log_snr(p) - start for p in nodes], grown, 0.0, log_snr(s) - start)
+        scale = -s.alpha * math.exp(self._area(t, s)[0])
+        return [scale * c * math.exp(self._area(t, p)[1]) for c, p in zip(found, nodes, strict=True)]
 
 
 def statistics(
