@@ -1,17 +1,32 @@
-"""Solvers that are measured or fitted on the model: DPM-Solver-v3 and DC-Solver."""
+"""Solvers that are measured or fitted on the model: DPM-Solver-v3, DC-Solver and USF."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from scipy import integrate
 
 import guidekit as gk
-from guidekit.solvers import DDIM, DCSolver, DPMpp, DPMv3, UniPC, compensated, statistics, times
+from guidekit.solvers import (
+    DDIM,
+    DEIS,
+    USF,
+    DCSolver,
+    DPMpp,
+    DPMv3,
+    UniPC,
+    compensated,
+    searched,
+    statistics,
+    times,
+)
+from guidekit.solvers.usf import AMONG
 
-from .test_solvers import ASYMMETRIC, SCHEDULES, error, scales
+from .test_solvers import ASYMMETRIC, SCHEDULES, denoiser, error, follow, quantile, scales
 
 GAUSS = ([1.0], [1.3], [0.6])
 some = pytest.mark.parametrize(
@@ -95,6 +110,63 @@ def test_fitted_ratios_make_unipc_more_accurate_on_other_noises_than_those_of_th
     assert (other - fine).square().mean().sqrt() > theirs
 
 
+@some
+@pytest.mark.parametrize("solver", [DPMpp(3), DEIS(3, "rho"), DEIS(2)], ids=["dpmpp3", "rho3", "deis2"])
+def test_usf_with_the_same_solver_in_every_step_is_that_solver(schedule, solver):
+    grid = [1.0, 0.8, 0.65, 0.5, 0.3, 0.12, 0.0]
+    x = scales(schedule, 1.0)[1] * np.linspace(-2, 2, 9)
+    states = [follow(v.moves(schedule, grid), denoiser(schedule), x) for v in (solver, USF((solver,) * 5))]
+    np.testing.assert_allclose(states[1], states[0], rtol=1e-9, atol=1e-10)
+
+
+def area(weight, u, nodes, j, start, end):
+    """int weight(w) L_j(u(w)) dw."""
+
+    def value(w):
+        return weight(w) * np.prod([(u(w) - b) / (nodes[j] - b) for k, b in enumerate(nodes) if k != j])
+
+    return integrate.quad(value, start, end, epsabs=1e-11)[0]
+
+
+@some
+def test_usf_changes_between_clean_means_and_noises_as_it_is_told(schedule):
+    """Each step by quadrature of the polynomial through the last predictions of its kind, in y = x/alpha."""
+    grid = [0.9, 0.8, 0.68, 0.55, 0.4, 0.28, 0.0]
+    plan = ((DDIM(), 1), (DEIS(2, "rho"), 2), (DPMpp(3), 3), (DEIS(3, "log_rho"), 3), (DPMpp(3), 3))
+    denoise, x = denoiser(schedule), quantile(np.linspace(0.1, 0.9, 9), schedule, grid[0])
+    found = follow(USF(tuple(solver for solver, _ in plan)).moves(schedule, grid), denoise, x)
+    means, noises, levels = [], [], []
+    for i, ((solver, order), (t, s)) in enumerate(zip(plan, pairwise(grid), strict=False)):
+        (alpha, sigma), (alpha_s, sigma_s) = scales(schedule, t), scales(schedule, s)
+        d = denoise(x, t)
+        means, noises, levels = [d, *means], [(x - alpha * d) / sigma, *noises], [sigma / alpha, *levels]
+        u = (lambda w: w) if "'rho'" in repr(solver) else np.log
+        nodes, ends = [u(w) for w in levels[:order]], (sigma / alpha, sigma_s / alpha_s)
+        if isinstance(solver, DPMpp):  # d(x/sigma) = d d(1/w)
+            x = sigma_s * (
+                x / sigma + sum(area(lambda w: -1 / w**2, u, nodes, j, *ends) * means[j] for j in range(order))
+            )
+        else:  # d(x/alpha) = e dw
+            x = alpha_s * (x / alpha + sum(area(lambda w: 1.0, u, nodes, j, *ends) * noises[j] for j in range(order)))
+        np.testing.assert_allclose(found[i + 1], x, rtol=1e-7, atol=1e-8)
+
+
+def test_a_search_of_the_solver_of_each_step_beats_every_one_of_them():
+    base = mixture(SCHEDULES["cosine"])
+    noise = torch.randn(400, 1, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+
+    def sampled(solver, steps):
+        return gk.sample(base, 400, steps=steps, solver=solver, noise=noise).x
+
+    fine = sampled(UniPC(3), 100)
+    found = searched(base, 8, n=128, times="log_snr")
+    errors = [
+        float((sampled(v, 8) - fine).square().mean())
+        for v in (found, *(type(v)(**{**vars(v), "times": "log_snr"}) for v in AMONG))
+    ]
+    assert errors[0] < 0.8 * min(errors[1:])
+
+
 def test_the_cost_of_a_fit_is_what_it_says():
     rows = []
 
@@ -109,6 +181,9 @@ def test_the_cost_of_a_fit_is_what_it_says():
     rows.clear()
     statistics(counted, n=3, points=16)
     assert sum(rows) == 3 * (2 * 16 - 1)  # pure noise has no log-SNR, and no probe
+    rows.clear()
+    searched(counted, 6, n=3, beam=2)
+    assert 3 * (6 * 12 + 1 + 5) < sum(rows) <= 3 * 6 * (2 + 12)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +193,9 @@ def test_the_cost_of_a_fit_is_what_it_says():
         (lambda base: statistics(base, n=1.5), r"statistics\(n=1.5\): an int of at least 1"),
         (lambda base: statistics(gk.analytic.TokenTable(torch.zeros(2, 2))), "DPMv3 is for Gaussian processes"),
         (lambda base: compensated(base, 3), r"compensated\(steps=3\): the first ratio is that of the third step"),
+        (lambda base: searched(base, 1), r"searched\(steps=1\): the last step is no choice"),
+        (lambda base: searched(base, 6, [UniPC(2)]), r"USF\(UniPC.*a step is one of DDIM\(\), DPMpp\(\) and DEIS\(\)"),
+        (lambda base: gk.sample(base, 2, steps=8, solver=USF((DDIM(),) * 4)), r"for steps=5, and there are 8"),
         (lambda base: compensated(base, 6, n=0), r"n=0\): an int of at least 1"),
     ],
 )

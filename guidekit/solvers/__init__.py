@@ -38,6 +38,7 @@ from .table import Table
 from .tau_leaping import TauLeaping
 from .ucgm import UCGM
 from .unipc import UniPC
+from .usf import USF, searched
 
 __all__ = [
     "BELM",
@@ -51,6 +52,7 @@ __all__ = [
     "LSD",
     "PNDM",
     "UCGM",
+    "USF",
     "AcceleratedDDIM",
     "AcceleratedDDPM",
     "Ancestral",
@@ -90,6 +92,7 @@ __all__ = [
     "fit",
     "fractions",
     "schedules",
+    "searched",
     "starting_at",
     "statistics",
     "times",
