@@ -18,6 +18,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from guidekit.solvers import (
     UniPC,
     compensated,
     fit,
+    searched,
     statistics,
 )
 
@@ -72,8 +74,9 @@ OURS: dict[str, Callable[[str], Solver]] = {
     "AcceleratedDDIM": lambda grid: AcceleratedDDIM(times=grid),
 }
 MEASURED: dict[str, Callable[..., Solver]] = {  # on the model, for so many calls
-    "DPMv3(2)": lambda model, grid, calls, **options: DPMv3(statistics(model, **options), times=grid),
-    "DCSolver(2)": lambda model, grid, calls, **options: compensated(model, calls, times=grid, **options),
+    "DPMv3(2)": lambda model, grid, calls, known, **options: DPMv3(known(), times=grid),
+    "DCSolver(2)": lambda model, grid, calls, known, **options: compensated(model, calls, times=grid, **options),
+    "USF": lambda model, grid, calls, known, **options: searched(model, calls, times=grid, **options),
 }
 TWICE = ("Heun", "AcceleratedDDIM")  # calls in a step
 NOISY: dict[str, Solver] = {
@@ -127,14 +130,15 @@ def compared(
     def wanted(name: str) -> bool:
         return only is None or name in only
 
-    rows = []
+    rows, options = [], {"cond": cond, "seed": 1, "n": size["n"]}
+    known = cache(lambda: statistics(model, **options))  # once for all calls
     for name, grid in [(name, grid) for name, grids in plans.items() for grid in grids if wanted(name)]:
         for calls in budgets:
             steps = (calls + (name in TWICE)) // (1 + (name in TWICE)) - (name == "PNDM")
             if name in OURS:
                 rows.append(row(f"{name}, {grid}", calls, sampled(OURS[name](grid), steps)))
             elif calls in fits:
-                solver = MEASURED[name](model, grid, calls, cond=cond, seed=1, n=size["n"])
+                solver = MEASURED[name](model, grid, calls, known, **options)
                 rows.append(row(f"{name}, {grid}", calls, sampled(solver, calls)))
     for what, base in (("times", DPMpp(2)), ("coefficients", DPMpp(2)), ("both", DPMpp(2))):
         for calls in fits:
@@ -226,6 +230,7 @@ def main() -> None:
     few: dict[str, tuple[str, ...]] = {
         "DDIM": ("uniform",), "DPMpp(2)": ("uniform", "log_snr"), "UniPC(3)": ("log_snr",), "DEIS(3)": ("uniform",),
         "UCGM": ("uniform",), "DPMv3(2)": ("uniform", "log_snr"), "DCSolver(2)": ("uniform", "log_snr"),
+        "USF": ("log_snr",),
     }  # fmt: skip
     todo: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "2-D": lambda: compared(mixture(2), 500, None, every, everything=True, only=solvers, n=1024, points=40),

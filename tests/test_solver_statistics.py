@@ -167,6 +167,31 @@ def test_a_search_of_the_solver_of_each_step_beats_every_one_of_them():
     assert errors[0] < 0.8 * min(errors[1:])
 
 
+class Pictures(torch.nn.Module):
+    """The exact clean mean of two modes at +-c in each entry, with c by entry and by condition, of any shape."""
+
+    def forward(self, x, t, cond):
+        alpha, sigma = SCHEDULES["flow"](t)
+        c = (torch.linspace(0.5, 2.0, x[0].numel(), dtype=x.dtype) + cond[:, None]).reshape(x.shape)
+        shape = (-1, *(1,) * (x.ndim - 1))
+        alpha, sigma = (torch.as_tensor(v, dtype=x.dtype).reshape(shape) for v in (alpha, sigma))
+        return c * torch.tanh(alpha * c * x / sigma**2)
+
+
+def test_images_under_guidance_are_measured_as_their_entries_are():
+    found = []
+    for shape in ((6,), (1, 2, 3)):
+        base = gk.GaussianModel(
+            Pictures(), shape, SCHEDULES["flow"], "clean", encode_cond=torch.tensor, null=0.5, dtype=torch.float64
+        )
+        options = {"cond": [0.0, 1.0], "guidance": 2.0, "n": 8}
+        measured = statistics(base, **options, points=12)
+        found.append([measured.l, measured.s, compensated(base, 6, **options).ratios])
+        found.append(searched(base, 5, **options).solvers)
+    np.testing.assert_allclose(sum(found[0], ()), sum(found[2], ()))
+    assert found[1] == found[3] and len(set(found[1])) > 1
+
+
 def test_the_cost_of_a_fit_is_what_it_says():
     rows = []
 

@@ -167,7 +167,7 @@ class _Step:
                 nodes = usable(past, solver.order)
                 x = x + _combined(corrector(s, nodes), [d, *older]) - _combined(predictor(s, nodes), older)
                 wanted = self.reference[self.i + 1]
-            self.found[rho] = float((x.double() - wanted).square().mean())
+            self.found[rho] = float((x.flatten(1).double() - wanted).square().mean())
         return self.found[rho]
 
 

@@ -150,4 +150,4 @@ def _led(process: Any, state: _State, solver: Solver, times: Sequence[float], wa
 
 
 def _distance(x: Tensor, wanted: Tensor) -> float:
-    return float((x.double() - wanted).square().mean())
+    return float((x.flatten(1).double() - wanted).square().mean())
