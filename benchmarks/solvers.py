@@ -242,8 +242,12 @@ def main() -> None:
     }
     for name, make in todo.items():
         if not only or name in only:
-            before = found.get(name, []) if solvers else []
-            found[name] = list({(row["solver"], row["calls"]): row for row in (*before, *make())}.values())
+            rows = make()
+            made = {(row["solver"], row["calls"]) for row in rows} if solvers else set()
+            before = (
+                [row for row in found.get(name, []) if (row["solver"], row["calls"]) not in made] if solvers else []
+            )
+            found[name] = before + rows
             OUT.write_text(json.dumps(found, indent=1) + "\n")
     draw(found)
 

@@ -59,14 +59,14 @@ def test_a_fitted_table_has_at_most_half_of_the_error_of_every_solver_that_is_no
     fitted = others.pop("fitted both")
     assert fitted < min(others.values())
     others = {name: error for name, error in others.items() if not name.startswith(STEPS)}
-    assert len(others) == 12 and fitted <= min(others.values()) / 2
+    assert len(others) >= 12 and fitted <= min(others.values()) / 2
 
 
 def test_what_is_measured_or_fitted_is_ahead_of_what_is_not_on_images_at_eight_calls():
     error = {row["solver"]: row["error"] for row in FOUND["fashion"] if row["calls"] == 8}
     measured = [error.pop(f"{name}, log_snr") for name in ("USF", "DCSolver(2)", "DPMv3(2)")]
     plain = {k: v for k, v in error.items() if not k.startswith(("fitted", "USF", "DCSolver", "DPMv3"))}
-    assert len(plain) == 10 and max(measured) < min(plain.values())
+    assert len(plain) >= 10 and max(measured) < min(plain.values())
 
 
 @pytest.mark.parametrize("calls", [8, 12, 20, 35, 50])
