@@ -43,6 +43,7 @@ def test_the_statistics_of_a_gaussian_are_those_of_the_formula(schedule):
     """d = m + k (x - alpha m), so that l = 1 - alpha k = 1/(1 + S^2 e^(2 lambda)), f = -m l, s = l'/l = -2 (1 - l)."""
     found = statistics(mixture(schedule, GAUSS), n=4, points=128)
     lam = np.array(found.log_snr)
+    assert f"levels={len(lam)}, l={np.mean(found.l):.9f}" in repr(DPMv3(found)) and len(repr(found)) < 80
     assert len(lam) >= 127 and (np.diff(lam) > 0).all()
     exact = 1 / (1 + 0.36 * np.exp(2 * lam))
     np.testing.assert_allclose(found.l, exact, rtol=1e-4, atol=1e-7)

@@ -52,13 +52,17 @@ from .unipc import UniPC
 _PROBE = 0.03  # the length of a probe of the Jacobian, in units of the noise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Statistics:
     """l and s of a model at rising values of log(alpha/sigma): smooth curves in between, constant beyond the ends."""
 
     log_snr: tuple[float, ...]
     l: tuple[float, ...]
     s: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        """Their number and means, which tell them apart in a record."""
+        return f"Statistics(levels={len(self.l)}, l={float(np.mean(self.l)):.9f}, s={float(np.mean(self.s)):.9f})"
 
     @cached_property
     def _curves(self) -> tuple[Any, Any]:
