@@ -299,6 +299,27 @@ def test_a_table_that_starts_later_starts_as_if_it_had_stood_still(schedule, nam
         assert np.sqrt(np.mean((found - quantile(u, schedule, 0.0)) ** 2)) < 0.25
 
 
+@some
+@pytest.mark.parametrize("name", ["half", "cps", "er2"])
+@pytest.mark.parametrize("row", [1, 6])
+def test_noise_that_is_added_early_is_made_up_for_where_a_table_starts_later(schedule, name, row):
+    """States have the same variance as in the whole run; a start at sigma without that has less with "half"."""
+    grid = times.make(12, "log_snr", schedule, 1.0)
+    whole = SOLVERS[name].moves(schedule, grid)
+
+    def variances(table):
+        x, data = np.zeros(len(table) + 2), np.eye(1, len(table) + 2)[0]
+        x[:2] = scales(schedule, table[0].t)
+        return [(v[1:] ** 2).sum() for v in follow(table, lambda x, t: data, x, np.eye(len(table), len(x), 2))]
+
+    later = starting_at(whole, row, lambda t: scales(schedule, t))
+    assert variances(later)[1:] == pytest.approx(variances(whole)[row + 1 :], rel=1e-6, abs=1e-12)
+    if name == "half":
+        assert variances(starting_at(whole, row))[1] < 0.98 * variances(whole)[row + 1]
+    else:
+        assert later == starting_at(whole, row)
+
+
 # methods that are others -------------------------------------------------------------------------------------------
 
 
@@ -766,6 +787,7 @@ def test_steered_proposals_and_weights_are_exact_with_the_stochastic_solvers(nam
         (lambda: HeavyBall(DDIM(), 1.5), r"HeavyBall\(beta=1.5\): beta lies in \(0, 1\]"),
         (lambda: Langevin(DDIM(), 0.8), r"snr lies in \(0, 0.7\]"),
         (lambda: Langevin(DDIM(), 0.1, 0), r"count is at least 1"),
+        (lambda: Langevin(AcceleratedDDPM()), r"adds noise early, which a Langevin step would take away"),
         (lambda: Churn(low=3.0, high=2.0), r"0 <= low < high"),
         (lambda: CPS(1.2), r"CPS\(eta=1.2\): eta lies in \[0, 1\]"),
         (lambda: UCGM(1.2), r"UCGM.*kappa=1.2.*lie in \[0, 1\]"),

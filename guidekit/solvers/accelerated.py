@@ -19,11 +19,12 @@ AcceleratedDDPM adds half of a step's noise before the network is asked and half
 
 The paper's c^2 is (alpha_s/alpha_t)^2 v/2, which is larger by (a - alpha_s/alpha_t)^2 v/2, in the second order; with
 this one exact data in d come out with the right law at every step. One row goes from x_t^+ to x_s^+, so that a step
-costs one evaluation. No noise is added at the first point, before the last step and before the times go up. For data
-whose covariance given x_t is the same everywhere (a Gaussian) the error of mean and variance falls with the square of
-the steps; otherwise with their number, as for DDPM, and what the paper proves is a gain in total variation.
+costs one evaluation. No noise is added at the first point, before the last step and before the times go up; a run that
+starts later adds it in its first step (`starting_at`). For data whose covariance given x_t is the same everywhere (a
+Gaussian) the error of mean and variance falls with the square of the steps; otherwise with their number, as for DDPM,
+and what the paper proves is a gain in total variation.
 
-Reference: Li, Huang, Efimov, Wei, Chi and Chen (2024), https://arxiv.org/abs/2403.03852, equations 8 and 11.
+Reference: Li, Huang, Efimov, Wei, Chi and Chen (2024), https://arxiv.org/abs/2403.03852.
 """
 
 from __future__ import annotations
