@@ -1,12 +1,12 @@
 """Error against network calls: our solvers, tables fitted to the model, and the schedulers of diffusers.
 
-    python -m benchmarks.solvers [--only 2-D 64-D fashion law]
+    python -m benchmarks.solvers [--only 2-D 64-D fashion law parallel]
 
 On two mixtures of Gaussians with their exact denoisers, in 2 and 64 dimensions, and on the bundled image model: the
 root mean square distance of samples to the probability flow from the same noise in many steps (UniPC of order 3).
 "law" is for runs with weights: how far log E[exp(r)] of samples of stochastic solvers is from the exact log Z of the
-2-D mixture. Tables are fitted on other noises than those on which they are compared. Written to
-benchmarks/results/solvers.json, and the figure to docs/solvers.png.
+2-D mixture. "parallel" is gk.parallel beside gk.sample, for one image. Tables are fitted on other noises than those on
+which they are compared. Written to benchmarks/results/solvers.json, and the figure to docs/solvers.png.
 """
 
 from __future__ import annotations
@@ -163,6 +163,27 @@ def law() -> list[dict[str, Any]]:
     return rows
 
 
+def parallel() -> list[dict[str, Any]]:
+    """One image by gk.sample and by gk.parallel: forwards one after the other, rows, and seconds of one core."""
+    model, rows = gk.zoo.load("fashion"), []
+    for solver, steps in ((DDIM(), 100), (DDPM(), 200), (DDIM(), 400)):
+        run = {"steps": steps, "solver": solver, "cond": 3}
+        start = time.process_time()
+        plain = gk.sample(model, 1, **run)  # type: ignore[arg-type]
+        alone = time.process_time() - start
+        for tolerance in (0.001, 0.01):
+            start = time.process_time()
+            found = gk.parallel(model, 1, tolerance=tolerance, **run)  # type: ignore[arg-type]
+            rows.append({
+                "solver": f"{type(solver).__name__}()", "steps": steps, "tolerance": tolerance,
+                "rounds": found.config["parallel"]["rounds"], "rows": found.cost.network_rows,
+                "error": round(float((found.x - plain.x).square().mean().sqrt()), 5),
+                "seconds": round(time.process_time() - start, 2), "seconds of gk.sample": round(alone, 2),
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
 def draw(found: dict[str, Any]) -> None:
     """Error against calls, one panel per model."""
     import matplotlib
@@ -193,7 +214,7 @@ def draw(found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--only", nargs="+", choices=("2-D", "64-D", "fashion", "law"))
+    parser.add_argument("--only", nargs="+", choices=("2-D", "64-D", "fashion", "law", "parallel"))
     only = parser.parse_args().only
     torch.set_num_threads(1)
     found = json.loads(OUT.read_text()) if only and OUT.exists() else {}
@@ -205,6 +226,7 @@ def main() -> None:
         "2-D": lambda: compared(mixture(2), 500, None, every, everything=True, n=1024, points=40),
         "64-D": lambda: compared(mixture(64), 500, None, every, everything=True, n=256, points=40),
         "law": law,
+        "parallel": parallel,
         "fashion": lambda: compared(
             gk.zoo.load("fashion"), 20, list(range(10)), few, CALLS[:4], CALLS[:3], n=20, points=16
         ),

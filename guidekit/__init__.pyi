@@ -13,6 +13,7 @@ from .edits.invert import invert as invert
 from .engine import resampling as resampling
 from .engine.islands import Islands as Islands
 from .engine.join import join as join
+from .engine.parallel import parallel as parallel
 from .engine.population import Population as Population
 from .engine.result import Result as Result, load_result as load_result
 from .engine.run import Run as Run

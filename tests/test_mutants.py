@@ -32,6 +32,10 @@ CHECK = "tests/test_check.py"
 FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
 MUTANTS = [
+    ("times of least divergence by the loss at the end of a step", "solvers/align_your_steps.py", "m[:, None] * (g - g[:, None])", "m * (g - g[:, None])", "tests/test_solver_fit.py::test_of_one_gaussian_the_times_of_least_divergence_are_a_geometric_sequence[cosine]"),
+    ("a state counts as final that still moves", "engine/parallel.py", "<= self.tolerance *", "<= 1 + self.tolerance *", "tests/test_parallel.py::test_without_tolerance_samples_are_those_of_the_run[DDPM]"),
+    ("a stale prediction in parallel", "engine/parallel.py", "kept | self._looked(seen)", "self._looked(seen) | kept", "tests/test_parallel.py::test_without_tolerance_samples_are_those_of_the_run[DDPM]"),
+    ("in parallel all rows at the first time", "models/base.py", "torch.full((rows,), t, **like) for t, rows in self.spans", "torch.full((rows,), self.spans[0][0], **like) for t, rows in self.spans", "tests/test_parallel.py::test_rows_of_several_times_are_predicted_as_those_of_one[clean]"),
     ("weights do not telescope", "guides/fk_steering.py", "return now - total, (now, running)", "return now, (now, running)", UNBIASED + "[FK adaptive-vp-1d]"),
     ("reward times alpha", "guides/shared/twist.py", "value / guide.alpha", "value * guide.alpha", UNBIASED + "[FK adaptive-vp-1d]"),
     ("the sign of the reward", "guides/shared/twist.py", "value / guide.alpha", "-value / guide.alpha", UNBIASED + "[FK adaptive-vp-1d]"),

@@ -169,7 +169,7 @@ class Run:
     def start(self) -> Population:
         """Particles at the first time."""
         with self.world.together():
-            parts = (self._begun(self.born(rows)) for rows in self._chunks(self.share(0), 0))
+            parts = (self.begun(rows) for rows in self._chunks(self.share(0), 0))
             return Population.cat([self.look(p, 0) for p in parts])
 
     def advance(self, pop: Population, index: int) -> Population:
@@ -281,8 +281,9 @@ class Run:
             groups=self.groups,
         )
 
-    def _begun(self, pop: Population) -> Population:
-        """The particles in the states from which the run starts."""
+    def begun(self, rows: slice | Tensor = slice(None)) -> Population:
+        """The particles of these rows in the states from which the run starts."""
+        pop = self.born(rows)
         noise = self.noise(pop, 0)
         second = self.noise.second(pop) if isinstance(self.noise, Noise) else ()
         pop = replace(pop, x=self.model.process.prior(noise, self.moves[0].t), predictions=second)
@@ -357,14 +358,14 @@ class Run:
         """The population with its predictions, free of graphs."""
         predictions, proposals = pop.predictions, pop.proposals
         if view.prediction is not None:
-            self._verify(view, pop, view.prediction if proposal is None else proposal)
+            self.verify(view, pop, view.prediction if proposal is None else proposal)
             predictions = (_cut(view.prediction), *predictions[: self.order - 1])
             if proposal is not None:
                 proposals = (_cut(proposal), *proposals[: self.order - 1])
         shown = () if view.shown is None else (_cut(view.shown),)
         return replace(pop, predictions=predictions, proposals=proposals, shown=shown)
 
-    def _verify(self, view: View, pop: Population, prediction: Tensor) -> None:
+    def verify(self, view: View, pop: Population, prediction: Tensor) -> None:
         """No NaN or infinity in the prediction: at once on the host, at the end of the run on a device."""
         there = prediction.device.type == "cpu"
         if there and math.isfinite(prediction.detach().sum().item()):
