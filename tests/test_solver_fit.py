@@ -276,6 +276,60 @@ def test_a_table_serves_its_own_steps_and_schedule_alone(tmp_path):
         make_solver(str(tmp_path / "other.json"))
 
 
+class Stop(Exception):
+    pass
+
+
+def stopping(model, calls):
+    """The model, which raises after so many calls; and the rows that it is asked for."""
+    rows, call = [], type(model).__call__
+
+    class Stopping(type(model)):
+        def __call__(self, x, t, cond):
+            if len(rows) == calls:
+                raise Stop
+            rows.append(len(x))
+            return call(self, x, t, cond)
+
+    model.__class__ = Stopping
+    return rows
+
+
+@pytest.mark.parametrize("what", ["both", "kl"])
+def test_a_fit_that_was_interrupted_goes_on_to_the_same_table(what, tmp_path):
+    file, options = tmp_path / "fit", {"what": what, "n": 32, "points": 8, "inside": 2, "seed": 5}
+    whole = fit(mixture(Cosine()), DPMpp(2), 4, **options)
+    first = mixture(Cosine())
+    stopping(first, 20)
+    with pytest.raises(Stop):
+        fit(first, DPMpp(2), 4, checkpoint=file, **options)
+    with file.open("ab") as half:
+        half.write(b"of a prediction that a kill cut short")
+    model = mixture(Cosine())
+    rows = stopping(model, None)
+    assert fit(model, DPMpp(2), 4, checkpoint=file, **options) == whole
+    every = mixture(Cosine())
+    asked = stopping(every, None)
+    fit(every, DPMpp(2), 4, **options)
+    assert len(rows) == len(asked) - 20 + 1 and not file.exists()  # one to see that the network is the same
+
+
+def test_a_file_of_another_fit_or_model_is_refused(tmp_path):
+    file, options = tmp_path / "fit", {"n": 16, "points": 8, "inside": 2, "checkpoint": tmp_path / "fit"}
+    first = mixture(Cosine())
+    stopping(first, 3)
+    with pytest.raises(Stop):
+        fit(first, DPMpp(2), 4, **options)
+    with pytest.raises(gk.CheckpointError, match="is of another fit"):
+        fit(mixture(Cosine()), DPMpp(2), 5, **options)
+    other = gk.analytic.GaussianMixture([0.5, 0.5], torch.tensor([-1.0, 4.0], dtype=torch.float64), [0.2, 0.2])
+    with pytest.raises(gk.CheckpointError, match="of another model"):
+        fit(other, DPMpp(2), 4, **options)
+    with pytest.raises(gk.CheckpointError, match="cannot be written"):
+        fit(mixture(Cosine()), DPMpp(2), 4, **options | {"checkpoint": tmp_path / "absent" / "fit"})
+    assert file.exists()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

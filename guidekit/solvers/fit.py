@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +48,7 @@ from . import times as grids
 from .align_your_steps import aligned
 from .base import Move, Point, Solver
 from .ddim import posterior
+from .replay import replayed
 from .schedules import scales
 from .table import Table
 from .unipc import UniPC
@@ -198,6 +200,7 @@ def fit(
     seed: int = 0,
     batch_size: int = 256,
     progress: bool = False,
+    checkpoint: str | Path | None = None,
 ) -> Table:
     """A table of so many steps that comes nearest to this model's probability flow.
 
@@ -211,6 +214,8 @@ def fit(
     order       predictions in a fitted row
     low         of "kl": the noise sigma/alpha, in units of the data, down to which the divergence counts
     progress    shows a bar, of as many network rows as the fit takes
+    checkpoint  a file in which all predictions are kept until the fit is done (`n` states for each network call): the
+                same call goes on from there, to the same table
 
     The module says how it is done, and `network_rows` how many network rows it takes.
 
@@ -228,18 +233,20 @@ def fit(
     grid = _grid(process, solver, own, what, points)
     inside = max(1, round(inside * points / (len(grid) - 1)))
     total = network_rows(steps, what, n, len(grid) - 1, inside, guidance)
+    about = {"what": what, "solver": repr(solver), "guidance": guidance}
+    whole = {"steps": steps, "n": n, "inside": inside, "order": order, "low": low, "seed": seed, "cond": repr(cond)}
     with torch.no_grad(), _lent(model), _bar(total, progress) as bar:
-        predict = _predictor(model, cond, n, guidance, batch_size, bar)
-        keys = random.fold(random.fold(random.key(seed, model.device), "fit"), torch.arange(n, device=model.device))
-        noise = process.noise(keys, process.noise_shape(model.shape), model.dtype)
-        x = process.prior(noise, grid[0])
-        reference = _reference(process, predict, x, grid, inside)
-        about = {"what": what, "solver": repr(solver), "guidance": guidance}
-        if what == "kl":
-            losses = _losses(process, predict, reference[-1].to(x).view(x.shape), keys, grid)
-            return _aligned(process, solver, steps, grid, losses, low, about)
-        found = _Fit(predict, process, solver, order, grid, reference)
-        end = found.found([grid.index(t) for t in own], found.start(x), what)
+        asked = _predictor(model, cond, n, guidance, batch_size, bar)
+        with replayed(asked, checkpoint, about | whole | {"grid": grid}, bar) as predict:
+            keys = random.fold(random.fold(random.key(seed, model.device), "fit"), torch.arange(n, device=model.device))
+            noise = process.noise(keys, process.noise_shape(model.shape), model.dtype)
+            x = process.prior(noise, grid[0])
+            reference = _reference(process, predict, x, grid, inside)
+            if what == "kl":
+                losses = _losses(process, predict, reference[-1].to(x).view(x.shape), keys, grid)
+                return _aligned(process, solver, steps, grid, losses, low, about)
+            found = _Fit(predict, process, solver, order, grid, reference)
+            end = found.found([grid.index(t) for t in own], found.start(x), what)
     levels = tuple(scales(process.schedule, grid[i]) for i in end.path)
     return Table(end.rows, levels, about | {"error": end.error**0.5})
 
