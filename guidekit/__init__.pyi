@@ -42,13 +42,16 @@ from .jobs.config import Config as Config
 from .measurements.measurement import Measurement as Measurement
 from .models import (
     BlackoutModel as BlackoutModel,
+    Clock as Clock,
     Cond as Cond,
     DriftingModel as DriftingModel,
     GaussianModel as GaussianModel,
     MaskedModel as MaskedModel,
     Model as Model,
     Null as Null,
+    Retimed as Retimed,
     RiffleModel as RiffleModel,
+    TimeShift as TimeShift,
     UniformModel as UniformModel,
     analytic as analytic,
 )

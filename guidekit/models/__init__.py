@@ -6,17 +6,21 @@ from .drifting import DriftingModel
 from .evaluations import Cond, Null
 from .gaussian import GaussianModel
 from .permutations import RiffleModel
+from .retimed import Clock, Retimed, TimeShift
 from .tokens import BlackoutModel, MaskedModel, UniformModel
 
 __all__ = [
     "BlackoutModel",
+    "Clock",
     "Cond",
     "DriftingModel",
     "GaussianModel",
     "MaskedModel",
     "Model",
     "Null",
+    "Retimed",
     "RiffleModel",
+    "TimeShift",
     "UniformModel",
     "analytic",
 ]

@@ -94,7 +94,10 @@ class GaussianModel(Model):
         return self._clean(x, t, self._forward(x, t, cond, self.shape))
 
     def mixed(self, x: Tensor, times: Mixed, cond: Encoded) -> Tensor:
-        out = self._forward(x, times, cond, self.shape)
+        return self.read_out(x, times, self._forward(x, times, cond, self.shape))
+
+    def read_out(self, x: Tensor, times: Mixed, out: Tensor) -> Tensor:
+        """The clean means, from what the network says of rows at several times."""
         return torch.cat([self._clean(x[rows], t, out[rows]) for t, rows in times.parts()])
 
     def _clean(self, x: Tensor, t: float, out: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 A strategy proposes noise and receives the rewards of its samples; `run` drives any strategy, including your own.
 """
 
+from .align import align
 from .bank import Bank, bank
 from .budget import Budget
 from .cma import CMA, cma
@@ -49,6 +50,7 @@ __all__ = [
     "Surrogate",
     "Tree",
     "ZeroOrder",
+    "align",
     "bank",
     "cma",
     "evolution",
