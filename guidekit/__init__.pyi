@@ -49,6 +49,7 @@ from .models import (
     MaskedModel as MaskedModel,
     Model as Model,
     Null as Null,
+    ReflectedModel as ReflectedModel,
     Retimed as Retimed,
     RiffleModel as RiffleModel,
     TimeShift as TimeShift,

@@ -32,6 +32,7 @@ CHECK = "tests/test_check.py"
 FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
 MUTANTS = [
+    ("no mirror images", "process/reflected.py", "for image in (x, 2 * self.low - x)", "for image in (x, x)", "tests/test_reflected.py::test_folded_kernels_are_densities_of_their_samples[0.8]"),
     ("noise is read at the time that is told", "models/retimed.py", "self.base.read_out(x, times,", "self.base.read_out(x, told,", "tests/test_retimed.py::test_noise_is_read_at_the_time_of_the_solver_and_not_at_the_one_that_is_told"),
     ("a calibration of the wrong sign", "guides/score_calibration.py", "(x - torch.cat(told)).mean(0", "(torch.cat(told) - x).mean(0", "tests/test_corrections.py::test_a_bias_of_the_score_is_taken_away[flow]"),
     ("a start with the level of the noise alone", "guides/gaussian_start.py", "(a_t * singular) ** 2 + s_t**2", "s_t**2", "tests/test_corrections.py::test_for_gaussian_data_the_start_is_where_the_flow_would_be[edm]"),

@@ -6,6 +6,7 @@ from .drifting import DriftingModel
 from .evaluations import Cond, Null
 from .gaussian import GaussianModel
 from .permutations import RiffleModel
+from .reflected import ReflectedModel
 from .retimed import Clock, Retimed, TimeShift
 from .tokens import BlackoutModel, MaskedModel, UniformModel
 
@@ -18,6 +19,7 @@ __all__ = [
     "MaskedModel",
     "Model",
     "Null",
+    "ReflectedModel",
     "Retimed",
     "RiffleModel",
     "TimeShift",
