@@ -46,6 +46,7 @@ from .models import (
     Cond as Cond,
     DriftingModel as DriftingModel,
     GaussianModel as GaussianModel,
+    InterpolantModel as InterpolantModel,
     MaskedModel as MaskedModel,
     Model as Model,
     Null as Null,

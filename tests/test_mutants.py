@@ -32,6 +32,7 @@ CHECK = "tests/test_check.py"
 FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
 MUTANTS = [
+    ("an interpolant with noise on top of its own", "process/interpolant.py", "max(self.gamma(move.s) ** 2 - move.c**2, 0)", "self.gamma(move.s) ** 2", "tests/test_interpolant.py::test_samples_of_one_data_set_become_samples_of_the_other[2.0-clean]"),
     ("no mirror images", "process/reflected.py", "for image in (x, 2 * self.low - x)", "for image in (x, x)", "tests/test_reflected.py::test_folded_kernels_are_densities_of_their_samples[0.8]"),
     ("noise is read at the time that is told", "models/retimed.py", "self.base.read_out(x, times,", "self.base.read_out(x, told,", "tests/test_retimed.py::test_noise_is_read_at_the_time_of_the_solver_and_not_at_the_one_that_is_told"),
     ("a calibration of the wrong sign", "guides/score_calibration.py", "(x - torch.cat(told)).mean(0", "(torch.cat(told) - x).mean(0", "tests/test_corrections.py::test_a_bias_of_the_score_is_taken_away[flow]"),

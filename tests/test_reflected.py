@@ -47,9 +47,8 @@ def test_log_z_is_that_of_the_data_and_proposals_are_corrected_for():
     x = torch.linspace(LOW, HIGH, 20_001, dtype=torch.float64)
     density = torch.gradient(cdf(x), spacing=(x,))[0]
     exact = torch.trapezoid(density * x.exp(), x).log()
-    found = gk.sample(
-        model(), 4000, steps=60, solver=DDPM(times="karras"), guides=[gk.FKSteering(lambda v: v[:, 0], 1.0)]
-    )
+    run = {"steps": 60, "solver": DDPM(times="karras")}
+    found = gk.sample(model(), 4000, guides=[gk.FKSteering(lambda v: v[:, 0], 1.0)], **run)
     assert abs(float(found.log_z) - exact) < 0.05
     steered = gk.sample(model(), 4000, guides=[gk.TDS(lambda v: v[:, 0], 1.0)], **run)
     assert abs(float(steered.log_z) - exact) < 0.05

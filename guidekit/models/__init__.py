@@ -5,6 +5,7 @@ from .base import Model
 from .drifting import DriftingModel
 from .evaluations import Cond, Null
 from .gaussian import GaussianModel
+from .interpolant import InterpolantModel
 from .permutations import RiffleModel
 from .reflected import ReflectedModel
 from .retimed import Clock, Retimed, TimeShift
@@ -16,6 +17,7 @@ __all__ = [
     "Cond",
     "DriftingModel",
     "GaussianModel",
+    "InterpolantModel",
     "MaskedModel",
     "Model",
     "Null",
