@@ -15,7 +15,7 @@ from guidekit.jobs.config import ConfigError
 from guidekit.jobs.names import make_solver
 from guidekit.solvers import DDIM, DDPM, DEIS, DPMpp, Heun, Table, UniPC, fit
 from guidekit.solvers.fit import network_rows
-from guidekit.solvers.schedules import EDM, Cosine, Flow
+from guidekit.solvers.schedules import EDM, VE, Cosine, Flow
 
 ASYMMETRIC = ([0.5, 0.3, 0.2], [-2.0, 0.5, 2.5], [0.5, 0.4, 0.6])
 SMALL = {"n": 256, "points": 16, "inside": 6}
@@ -274,6 +274,17 @@ def test_a_table_serves_its_own_steps_and_schedule_alone(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"other\.json is not a table of gk\.solvers\.fit"):
         make_solver(str(tmp_path / "other.json"))
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), VE()], ids=["cosine", "ve"])
+def test_fits_of_one_step_and_two_are_finite_and_have_as_many_rows(schedule):
+    """With fewer steps than the order of the solver, and an infinite signal-to-noise ratio at an end."""
+    for what in ("times", "coefficients", "both", "kl"):
+        for steps in (1, 2):
+            fitted = fit(mixture(schedule), UniPC(3), steps, what, n=32, points=6, inside=2)
+            assert len(fitted.table) == steps
+            assert all(math.isfinite(v) for row in fitted.table for v in (row.t, row.s, row.a, *row.b, row.c))
+            assert gk.sample(mixture(schedule), 4, steps=steps, solver=fitted).x.isfinite().all()
 
 
 class Stop(Exception):
