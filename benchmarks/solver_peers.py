@@ -41,9 +41,9 @@ DIFFUSERS = ("diffusers DPM-Solver++ 2M", "diffusers UniPC")
 
 def by_azula(model: gk.Model, name: str, calls: int, noise: Tensor, cond: Any) -> Tensor:
     """Samples by a sampler of azula, which sees the model's clean prediction."""
-    from azula import sample
-    from azula.denoise import Denoiser, DiracPosterior
-    from azula.noise import CosineSchedule
+    from azula import sample  # type: ignore[import-not-found]
+    from azula.denoise import Denoiser, DiracPosterior  # type: ignore[import-not-found]
+    from azula.noise import CosineSchedule  # type: ignore[import-not-found]
 
     encoded = encoded_rows(model, cond, len(noise))
 
@@ -95,7 +95,7 @@ def compared(
     for calls in budgets:
         for name, solver in OURS.items():
             add(name, calls, ours(solver, calls, noise))
-        table = fit(model, DPMpp(2), calls, cond=cond, seed=1, **size)
+        table = fit(model, DPMpp(2), calls, cond=cond, seed=1, **size)  # type: ignore[arg-type]
         add("fit(model, DPMpp(2), steps)", calls, ours(table, calls, noise))
         for name in DIFFUSERS:
             add(name, calls, peer(model, name, calls, noise, cond))
