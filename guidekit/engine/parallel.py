@@ -143,7 +143,7 @@ class _Chain:
         pop = self.points[i]
         told, _ = tilted(view, self.run.acts[i], pop.memos, False)
         assert told.prediction is not None
-        self.run.verify(told, pop, told.prediction)
+        self.run.verify(told.prediction, i, pop.group, pop.slot, view=told)
         return told.prediction
 
 

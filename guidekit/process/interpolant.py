@@ -20,7 +20,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,8 +79,8 @@ class Interpolant:
     def decided(self, x: Tensor) -> None:
         return None
 
-    def early(self, x: Tensor, move: Move, noise: Any) -> None:
-        return None
+    def apart(self, move: Move) -> bool:
+        return False
 
     def told(self, x: Tensor) -> Tensor:
         return torch.stack([x, torch.zeros_like(x)], 1)
