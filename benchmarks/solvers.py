@@ -1,13 +1,13 @@
 """Error against network calls: our solvers, tables fitted to the model, and the schedulers of diffusers.
 
-    python -m benchmarks.solvers [--only 2-D 64-D fashion law] [--solvers UCGM "DPMv3(2)" ...]
+    python -m benchmarks.solvers [--only 2-D 64-D fashion law parallel] [--solvers UCGM "DPMv3(2)" ...]
 
 On two mixtures of Gaussians with their exact denoisers, in 2 and 64 dimensions, and on the bundled image model: the
 root mean square distance of samples to the probability flow from the same noise in many steps (UniPC of order 3).
 "law" is for runs with weights: how far log E[exp(r)] of samples of stochastic solvers is from the exact log Z of the
-2-D mixture. Tables, ratios and statistics are fitted on other noises than those on which they are compared. Written to
-benchmarks/results/solvers.json, and the figure to docs/solvers.png. With --solvers only the rows of these are made, and
-take the place of those in the file.
+2-D mixture. "parallel" is gk.parallel beside gk.sample, for one image. Tables, ratios and statistics are fitted on other
+noises than those on which they are compared. Written to benchmarks/results/solvers.json, and the figure to
+docs/solvers.png. With --solvers only the rows of these are made, and take the place of those in the file.
 """
 
 from __future__ import annotations
@@ -191,6 +191,27 @@ def law(only: Collection[str] | None = None) -> list[dict[str, Any]]:
     return rows
 
 
+def parallel() -> list[dict[str, Any]]:
+    """One image by gk.sample and by gk.parallel: forwards one after the other, rows, and seconds of one core."""
+    model, rows = gk.zoo.load("fashion"), []
+    for solver, steps in ((DDIM(), 100), (DDPM(), 200), (DDIM(), 400)):
+        run = {"steps": steps, "solver": solver, "cond": 3}
+        start = time.process_time()
+        plain = gk.sample(model, 1, **run)  # type: ignore[arg-type]
+        alone = time.process_time() - start
+        for tolerance in (0.001, 0.01):
+            start = time.process_time()
+            found = gk.parallel(model, 1, tolerance=tolerance, **run)  # type: ignore[arg-type]
+            rows.append({
+                "solver": f"{type(solver).__name__}()", "steps": steps, "tolerance": tolerance,
+                "rounds": found.config["parallel"]["rounds"], "rows": found.cost.network_rows,
+                "error": round(float((found.x - plain.x).square().mean().sqrt()), 5),
+                "seconds": round(time.process_time() - start, 2), "seconds of gk.sample": round(alone, 2),
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
 def draw(found: dict[str, Any]) -> None:
     """Error against calls, one panel per model."""
     import matplotlib
@@ -221,7 +242,7 @@ def draw(found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--only", nargs="+", choices=("2-D", "64-D", "fashion", "law"))
+    parser.add_argument("--only", nargs="+", choices=("2-D", "64-D", "fashion", "law", "parallel"))
     parser.add_argument("--solvers", nargs="+", choices=(*OURS, *MEASURED, *NOISY, *PEERS, "fit"))
     only, solvers = vars(parser.parse_args()).values()
     torch.set_num_threads(1)
@@ -236,6 +257,7 @@ def main() -> None:
         "2-D": lambda: compared(mixture(2), 500, None, every, everything=True, only=solvers, n=1024, points=40),
         "64-D": lambda: compared(mixture(64), 500, None, every, everything=True, only=solvers, n=256, points=40),
         "law": lambda: law(solvers),
+        "parallel": lambda: [] if solvers else parallel(),
         "fashion": lambda: compared(
             gk.zoo.load("fashion"), 20, list(range(10)), few, CALLS[:4], CALLS[:3], only=solvers, n=20, points=16
         ),
@@ -243,9 +265,9 @@ def main() -> None:
     for name, make in todo.items():
         if not only or name in only:
             rows = make()
-            made = {(row["solver"], row["calls"]) for row in rows} if solvers else set()
+            made = {(row["solver"], row.get("calls")) for row in rows} if solvers else set()
             before = (
-                [row for row in found.get(name, []) if (row["solver"], row["calls"]) not in made] if solvers else []
+                [row for row in found.get(name, []) if (row["solver"], row.get("calls")) not in made] if solvers else []
             )
             found[name] = before + rows
             OUT.write_text(json.dumps(found, indent=1) + "\n")

@@ -33,6 +33,15 @@ CHECK = "tests/test_check.py"
 FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
 MUTANTS = [
+    ("an interpolant with noise on top of its own", "process/interpolant.py", "max(self.gamma(move.s) ** 2 - move.c**2, 0)", "self.gamma(move.s) ** 2", "tests/test_interpolant.py::test_samples_of_one_data_set_become_samples_of_the_other[2.0-clean]"),
+    ("no mirror images", "process/reflected.py", "for image in (x, 2 * self.low - x)", "for image in (x, x)", "tests/test_reflected.py::test_folded_kernels_are_densities_of_their_samples[0.8]"),
+    ("noise is read at the time that is told", "models/retimed.py", "self.base.read_out(x, times,", "self.base.read_out(x, told,", "tests/test_retimed.py::test_noise_is_read_at_the_time_of_the_solver_and_not_at_the_one_that_is_told"),
+    ("a calibration of the wrong sign", "guides/score_calibration.py", "(x - torch.cat(told)).mean(0", "(torch.cat(told) - x).mean(0", "tests/test_corrections.py::test_a_bias_of_the_score_is_taken_away[flow]"),
+    ("a start with the level of the noise alone", "guides/gaussian_start.py", "(a_s * singular) ** 2 + s_s**2", "s_s**2", "tests/test_corrections.py::test_for_gaussian_data_the_start_is_where_the_flow_would_be[flow]"),
+    ("times of least divergence by the loss at the end of a step", "solvers/align_your_steps.py", "m[:, None] * (g - g[:, None])", "m * (g - g[:, None])", "tests/test_solver_fit.py::test_of_one_gaussian_the_times_of_least_divergence_are_a_geometric_sequence[cosine]"),
+    ("a state counts as final that still moves", "engine/parallel.py", "<= self.tolerance *", "<= 1 + self.tolerance *", "tests/test_parallel.py::test_without_tolerance_samples_are_those_of_the_run[DDPM]"),
+    ("a stale prediction in parallel", "engine/parallel.py", "kept | self._looked(seen)", "self._looked(seen) | kept", "tests/test_parallel.py::test_without_tolerance_samples_are_those_of_the_run[DDPM]"),
+    ("in parallel all rows at the first time", "models/base.py", "torch.full((rows,), t, **like) for t, rows in self.spans", "torch.full((rows,), self.spans[0][0], **like) for t, rows in self.spans", "tests/test_parallel.py::test_rows_of_several_times_are_predicted_as_those_of_one[clean]"),
     ("weights do not telescope", "guides/fk_steering.py", "return now - total, (now, running)", "return now, (now, running)", UNBIASED + "[FK adaptive-vp-1d]"),
     ("reward times alpha", "guides/shared/twist.py", "value / guide.alpha", "value * guide.alpha", UNBIASED + "[FK adaptive-vp-1d]"),
     ("the sign of the reward", "guides/shared/twist.py", "value / guide.alpha", "-value / guide.alpha", UNBIASED + "[FK adaptive-vp-1d]"),

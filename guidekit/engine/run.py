@@ -181,7 +181,7 @@ class Run:
     def start(self) -> Population:
         """Particles at the first time."""
         with self.world.together():
-            parts = (self._begun(self.born(rows)) for rows in self._chunks(self.share(0), 0))
+            parts = (self.begun(rows) for rows in self._chunks(self.share(0), 0))
             return Population.cat(list(self._looks(parts, 0)))
 
     def advance(self, pop: Population, index: int) -> Population:
@@ -323,7 +323,7 @@ class Run:
         found = evaluate_at(self.model, x, self.steps[index].t, cond, part.which, part.place, self._count)
         if not _sound(found):
             each = found.new_zeros(len(x)).index_add(0, part.which, found.sum(1))
-            self._verify(each, index, pop.group[part.rows], pop.slot[part.rows])
+            self.verify(each, index, pop.group[part.rows], pop.slot[part.rows])
         return found
 
     # parts of a move and of a look -------------------------------------------------------------------------------
@@ -348,8 +348,9 @@ class Run:
             groups=self.groups,
         )
 
-    def _begun(self, pop: Population) -> Population:
-        """The particles in the states from which the run starts."""
+    def begun(self, rows: slice | Tensor = slice(None)) -> Population:
+        """The particles of these rows in the states from which the run starts."""
+        pop = self.born(rows)
         noise = self.noise(pop, 0)
         second = self.noise.second(pop) if isinstance(self.noise, Noise) else ()
         pop = replace(pop, x=self.model.process.prior(noise, self.moves[0].t), predictions=second)
@@ -440,14 +441,14 @@ class Run:
         predictions, proposals = pop.predictions, pop.proposals
         if view.prediction is not None:
             of = view.step.index, pop.group, pop.slot, pop.branch, view
-            self._verify(view.prediction if proposal is None else proposal, *of)
+            self.verify(view.prediction if proposal is None else proposal, *of)
             predictions = (_cut(view.prediction), *predictions[: self.order - 1])
             if proposal is not None:
                 proposals = (_cut(proposal), *proposals[: self.order - 1])
         shown = () if view.shown is None else (_cut(view.shown),)
         return replace(pop, predictions=predictions, proposals=proposals, shown=shown)
 
-    def _verify(
+    def verify(
         self, prediction: Tensor, index: int, group: Tensor, slot: Tensor, branch: int = 1, view: View | None = None
     ) -> None:
         """No NaN or infinity in the prediction: at once on the host, at the end of the run on a device."""

@@ -36,6 +36,7 @@ from .dds import DDS as DDS
 from .diffpir import DiffPIR as DiffPIR
 from .distillation import Distillation as Distillation
 from .dsearch import DSearch as DSearch
+from .dynamic_thresholding import DynamicThresholding as DynamicThresholding
 from .edlm import EDLM as EDLM
 from .entropic_annealing import EntropicAnnealing as EntropicAnnealing
 from .epsilon_scaling import EpsilonScaling as EpsilonScaling
@@ -46,6 +47,7 @@ from .fkc import FKC as FKC
 from .frequency_decoupled import FrequencyDecoupled as FrequencyDecoupled
 from .fresca import FreSca as FreSca
 from .funnel import Funnel as Funnel
+from .gaussian_start import GaussianStart as GaussianStart
 from .gfcg import GFCG as GFCG
 from .hallucination import Hallucination as Hallucination
 from .hard_consistency import ReSample as ReSample
@@ -69,6 +71,7 @@ from .resample import Resample as Resample
 from .s2_guidance import S2Guidance as S2Guidance
 from .sag import SAG as SAG
 from .score_sde import ScoreSDE as ScoreSDE
+from .score_calibration import ScoreCalibration as ScoreCalibration
 from .seg import SEG as SEG
 from .self_guided_minority import SelfGuidedMinority as SelfGuidedMinority
 from .sites import Sites as Sites

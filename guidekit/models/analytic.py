@@ -28,7 +28,7 @@ from .. import random
 from ..process import Gaussian, Masked, Uniform
 from ..solvers import Move
 from ..solvers.schedules import Cosine, Schedule
-from .base import Encoded, Model
+from .base import Encoded, Mixed, Model
 from .tokens import LOG_ZERO
 
 
@@ -87,6 +87,10 @@ class GaussianMixture(Model):
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         return _denoise(self, x, t, cond)
+
+    def mixed(self, x: Tensor, times: Mixed, cond: Encoded) -> Tensor:
+        own = ((x[rows], t, None if cond is None else cond[rows]) for t, rows in times.parts())
+        return torch.cat([_denoise(self, *each) for each in own])
 
     def encode(self, cond: Any) -> Encoded:
         known = [] if self.labels is None else self.labels.tolist()

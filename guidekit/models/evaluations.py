@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .. import random
 from ..process import Masked
-from .base import Condition, Encoded, Model
+from .base import Condition, Encoded, Mixed, Model
 from .hooked import held_again, made
 
 _encodings: WeakKeyDictionary[Model, dict[Hashable, tuple[Condition, Encoded]]] = WeakKeyDictionary()
@@ -202,7 +202,7 @@ def evaluate(
     model: Model,
     needs: Sequence[Cond],
     x: Tensor,
-    t: float,
+    t: float | Mixed,
     cond: Encoded,
     count: Callable[[int], None],
     limit: int | None = None,
@@ -213,7 +213,11 @@ def evaluate(
     Tokens are evaluated no more than is needed: no rows in which nothing is left to draw, whose prediction is what they
     hold, equal rows with equal conditions once, and with a memory none that it knows from the step before. `count` is
     called with the number of rows of each forward pass.
+
+    Rows of Gaussian processes may stand at several times, which t then says.
     """
+    if isinstance(t, Mixed):
+        return _evaluated(model, needs, x, t, cond, count, limit)
     decided = model.process.decided(x)
     if decided is not None and bool(decided.any()):
         told, rest = model.process.told(x).to(model.dtype), (~decided).nonzero()[:, 0]
@@ -340,7 +344,7 @@ def _evaluated(
     model: Model,
     needs: Sequence[Cond],
     x: Tensor,
-    t: float,
+    t: float | Mixed,
     cond: Encoded,
     count: Callable[[int], None],
     limit: int | None,
@@ -348,7 +352,7 @@ def _evaluated(
     """The evaluations of all rows."""
     rows, found = len(x), dict[Cond, Tensor]()
     if len(needs) == 1 and type(needs[0]) is Cond:  # nothing to join, to hold or to split
-        found[needs[0]] = model(x, t, cond)
+        found[needs[0]] = _said(model, x, t, cond)
         count(rows)
         return found
     most = len(needs) if limit is None else max(1, limit // rows)
@@ -361,7 +365,8 @@ def _evaluated(
             with ExitStack() as stack:
                 spans = (slice(i * rows, (i + 1) * rows) for i in range(len(part)))
                 held = [stack.enter_context(need.during(net, s)) for need, s in zip(part, spans, strict=True)]
-                out = net(_repeat(x, len(part)), t, joined([need.cond(net, cond) for need in part]))
+                conds = joined([need.cond(net, cond) for need in part])
+                out = _said(net, x, t, conds, len(part))
             for again in (context.again for context in held if hasattr(context, "again")):
                 held_again(out, since, again)
             count(rows * len(part))
@@ -376,8 +381,10 @@ def rows_of(encoded: Encoded, group: Tensor) -> Encoded:
     return None if encoded is None else encoded[group]
 
 
-def _repeat(x: Tensor, times: int) -> Tensor:
-    return x if times == 1 else torch.cat([x] * times)
+def _said(net: Model, x: Tensor, t: float | Mixed, cond: Encoded, parts: int = 1) -> Tensor:
+    """The predictions of the rows, so many times over."""
+    x = x if parts == 1 else torch.cat([x] * parts)
+    return net.mixed(x, t * parts, cond) if isinstance(t, Mixed) else net(x, t, cond)
 
 
 def joined(conds: list[Encoded]) -> Encoded:

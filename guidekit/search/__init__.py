@@ -4,6 +4,7 @@ A strategy proposes noise and receives the rewards of its samples; `run` drives 
 """
 
 from .active import Active, active, information
+from .align import align
 from .bank import Bank, bank
 from .budget import Budget
 from .cma import CMA, cma
@@ -54,6 +55,7 @@ __all__ = [
     "Tree",
     "ZeroOrder",
     "active",
+    "align",
     "bank",
     "cma",
     "evolution",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.describe import describe
-from ...models.base import Condition, Encoded, Model
+from ...models.base import Condition, Encoded, Mixed, Model
 from .decoding import Decoder
 from .families import Family, Plain
 from .grids import Grids
@@ -39,6 +39,13 @@ class DiffusersModel(Model):
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         seen, timestep = self.process.grids.seen(x, t)
         return self.process.clean_of(self._forward(seen, timestep, cond, self.shape), x, t)
+
+    def mixed(self, x: Tensor, times: Mixed, cond: Encoded) -> Tensor:
+        parts = list(times.parts())
+        seen, steps = zip(*(self.process.grids.seen(x[rows], t) for t, rows in parts), strict=True)
+        told = Mixed(tuple((step, len(own)) for step, own in zip(steps, seen, strict=True)))
+        out = self._forward(torch.cat(seen), told, cond, self.shape)
+        return torch.cat([self.process.clean_of(out[rows], x[rows], t) for t, rows in parts])
 
     def guided(self, x: Tensor, t: float, cond: Tensor, null: Tensor, scale: float | Tensor) -> Tensor:
         """The tilt of classifier-free guidance by the pipeline's formula, u + w (c - u) of its network's outputs."""
