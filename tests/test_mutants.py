@@ -29,9 +29,31 @@ KEEP = "tests/test_keep.py"
 TABLES = "tests/test_solver_tables.py"
 MEASURED = "tests/test_measurement_guides.py"
 CHECK = "tests/test_check.py"
+NEWER = "tests/test_diffusers_newer.py"
 FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
 MUTANTS = [
+    (
+        "a scale of Z-Image that is one too large",
+        "integrations/diffusers/newer.py",
+        "cond + (scale - 1) *",
+        "cond + scale *",
+        NEWER + "::test_a_family_equals_its_pipeline[z_image]",
+    ),
+    (
+        "padding that is read as text",
+        "integrations/diffusers/newer.py",
+        "None if bool(mask.all()) else mask",
+        "None",
+        NEWER + "::test_evaluations_share_a_forward_pass[qwen]",
+    ),
+    (
+        "the shift of Flux 2 without its steps",
+        "integrations/diffusers/newer.py",
+        " * (steps - 200)",
+        "",
+        NEWER + "::test_a_family_equals_its_pipeline[flux2]",
+    ),
     ("weights do not telescope", "guides/fk_steering.py", "return now - total, (now, running)", "return now, (now, running)", UNBIASED + "[FK adaptive-vp-1d]"),
     ("reward times alpha", "guides/shared/twist.py", "value / guide.alpha", "value * guide.alpha", UNBIASED + "[FK adaptive-vp-1d]"),
     ("the sign of the reward", "guides/shared/twist.py", "value / guide.alpha", "-value / guide.alpha", UNBIASED + "[FK adaptive-vp-1d]"),

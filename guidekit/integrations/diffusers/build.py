@@ -14,9 +14,10 @@ from rewards.base import needs
 
 from ...models.base import as_encoded
 from .decoding import Decoder, Encoder
-from .families import Family, Plain, family_of
+from .families import Family, Plain
 from .given import with_pictures
 from .grids import Grids
+from .known import family_of
 from .model import DiffusersModel
 
 _OUTPUTS = ("image", "latent")
@@ -129,7 +130,7 @@ def _parts(pipe: Any) -> tuple[Any, Any, Any]:
 
 def _scale(pipe: Any, kind: type[Family]) -> int:
     """Pixels per latent."""
-    names = ("vae_scale_factor", "vae_scale_factor_spatial")
+    names = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
     found = [v for name in names if (v := getattr(pipe, name, None))]
     vae = getattr(getattr(pipe, "vae", None), "config", {})
     found += [2 ** (len(vae["block_out_channels"]) - 1)] if "block_out_channels" in vae else []
@@ -142,7 +143,9 @@ def _frames(pipe: Any, kind: type[Family], count: int | None) -> tuple[int, ...]
         if count is not None:
             raise ValueError(f"num_frames={count}: {kind.__name__} makes pictures; leave it out")
         return ()
-    every, count = int(getattr(pipe, "vae_scale_factor_temporal", 4)), kind.frames if count is None else count
+    names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+    every = next((int(v) for name in names if (v := getattr(pipe, name, None))), 4)
+    count = kind.frames if count is None else count
     if isinstance(count, bool) or not isinstance(count, int) or count < 1 or count % every != 1 % every:
         raise ValueError(f"num_frames={count!r}: one more than a multiple of {every} is needed, like {10 * every + 1}")
     return ((count - 1) // every + 1,)
@@ -185,12 +188,17 @@ def _check(pipe: Any, net: Any, family: Family, vae: Any, output: Any, guidance:
             f"{type(pipe).__name__} has no encode_prompt: of a modular pipeline give from_diffusers the classic one "
             "of the same components; guides that need predictions alone can be its guider, by guider([...])"
         )
+    if "image" in inspect.signature(getattr(pipe, "encode_prompt", len)).parameters:
+        raise ValueError(
+            f"{type(pipe).__name__} encodes a picture with each prompt, which is not supported: take the pipeline of "
+            "the same components that makes pictures of text alone"
+        )
     if pipe is not None and hasattr(pipe, "vae") and vae is None and output == "image":
         raise ValueError("the pipeline's vae is not loaded, so there are no pictures: load it, or say output='latent'")
     channels = None if vae is None else vae.config.get("latent_channels") or vae.config.get("z_dim")
-    if channels is not None and family.drawn[0] != channels:
+    if channels is not None and family.channels != channels:
         raise ValueError(
-            f"the denoiser takes {family.drawn[0]} channels and the VAE has {channels}: of pipelines that are given "
+            f"the denoiser takes {family.channels} channels and the VAE has {channels}: of pipelines that are given "
             "pictures, those that paint into one and those with a ControlNet are supported; else take the "
             "text-to-image one"
         )

@@ -32,8 +32,8 @@ class DiffusersModel(Model):
         process = Scheduled(grids.table, grids=grids)
         super().__init__(family, process, family.shape, decode, device=device)
         self.net_dtype = getattr(family.net, "dtype", None) or self.net_dtype  # that of most, where some are kept finer
-        grids.out = self.net_dtype or torch.float32
-        grids.dtype = family.states or grids.out
+        grids.out = family.out or self.net_dtype or torch.float32
+        grids.dtype = family.states or self.net_dtype or torch.float32
         self.solver, self._null = Scheduler(grids.name, grids.noisy), null
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
@@ -41,11 +41,11 @@ class DiffusersModel(Model):
         return self.process.clean_of(self._forward(seen, timestep, cond, self.shape), x, t)
 
     def guided(self, x: Tensor, t: float, cond: Tensor, null: Tensor, scale: float | Tensor) -> Tensor:
-        """The tilt of classifier-free guidance by the pipeline's formula, u + w (c - u) of its network's outputs."""
+        """The tilt of classifier-free guidance by the pipeline's formula of its network's outputs."""
         if isinstance(scale, float) and scale == 1:
             return super().guided(x, t, cond, null, scale)
         c, u = (self.process.output(d, x, t).to(self.process.grids.out) for d in (cond, null))
-        return self.process.clean_of(u + scale * (c - u), x, t) - cond
+        return self.process.clean_of(self.family.guided(c, u, scale), x, t) - cond
 
     def noise(self, n: int, generator: Any = None, steps: int = 50, groups: int = 1) -> Tensor:
         """The noise of a whole run as the pipeline would draw it from this generator, for `gk.sample(noise=...)`.
