@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rewards.base import needs
 
 from ...models.base import as_encoded
+from .attending import attending, scaled
 from .decoding import Decoder, Encoder
 from .families import Family, Plain
 from .given import with_pictures
@@ -40,6 +41,7 @@ def from_diffusers(
     image: Any = None,
     mask_image: Any = None,
     controlnet_conditioning_scale: float | list[float] = 1.0,
+    attention_kwargs: dict[str, Any] | None = None,
 ) -> DiffusersModel:
     """A diffusers pipeline as a base model; the pipeline stays as it is and is used where it stands.
 
@@ -58,6 +60,8 @@ def from_diffusers(
                         model, and is the same for all samples
     mask_image          where a pipeline paints: white. To keep a part of a picture with other pipelines, see gk.Keep
     controlnet_conditioning_scale   of what a ControlNet adds, or a list with one for each
+    attention_kwargs   what calls of the pipeline have as cross_, joint_ or attention_kwargs: {"scale": 0.5} of a LoRA,
+                       {"ip_adapter_masks": [...]}
 
     `model.read(pictures)` makes states of pictures by the VAE, as image-to-image pipelines do, so that runs can start
     from pictures of one's own. With output="latent" samples are states, and nothing is read.
@@ -80,12 +84,13 @@ def from_diffusers(
     size = (*_frames(whole, kind, num_frames), *_size(whole, net, kind, height, width, scale))
     pixels = size[-2] * scale, size[-1] * scale
     net = with_pictures(whole, net, pixels, image, mask_image, controlnet_conditioning_scale, kind.packed)
+    net, encoding = attending(whole, net, attention_kwargs), scaled(whole, attention_kwargs) | (encode or {})
     family = kind(net, size, embedded_guidance)
     family.read(whole, scale)
     grids = Grids(scheduler, family.prepare, _options(scheduler, eta))
     vae = getattr(whole, "vae", None)
     _check(whole, net, family, vae, output, embedded_guidance)
-    model = DiffusersModel(family, grids, whole, None, negative_prompt, dict(encode or {}), None)
+    model = DiffusersModel(family, grids, whole, None, negative_prompt, encoding, None)
     decoder = Decoder(vae, family, grids.dtype, decode_batch) if output == "image" and whole is not None else None
     model._decode = output if callable(output) else decoder
     if whole is not None and output != "latent":

@@ -23,8 +23,8 @@ from . import tiny_newer
 from .tiny_parts import clip, t5, tokenizer, vae
 
 NAMES = (
-    *tiny_newer.MAKERS,
     *("sd", "sdxl", "sd3", "flux", "chroma", "pixart", "sana", "dit", "ddpm", "wan"),
+    *tiny_newer.MAKERS,
     *("inpaint", "inpaint_xl", "inpaint_sd3", "fill"),
     *("controlnet", "controlnet_xl", "controlnet_sd3", "controlnet_flux"),
 )
