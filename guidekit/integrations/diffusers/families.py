@@ -68,6 +68,10 @@ class Family:
     def prepare(self, scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(steps)
 
+    def skipped(self, strength: float, steps: int) -> int:
+        """The steps that pipelines of image to image leave out."""
+        return int(steps - steps * strength)
+
     def guided(self, cond: Tensor, null: Tensor, scale: Any) -> Tensor:
         """Classifier-free guidance, as the pipeline computes it."""
         return null + scale * (cond - null)
@@ -138,6 +142,9 @@ class StableDiffusion(Family):
         rate = torch.exp(torch.arange(dim // 2) * -(torch.log(torch.tensor(10000.0)) / (dim // 2 - 1)))
         wave = w * rate
         return torch.cat([wave.sin(), wave.cos()])[None].expand(rows, dim).to(like)
+
+    def skipped(self, strength: float, steps: int) -> int:
+        return steps - int(steps * strength)
 
     def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
         seen, unseen, options = looked(self.net, pipe, len(negatives), options)

@@ -64,6 +64,16 @@ class DiffusersModel(Model):
             chain.append((none if dtype is None else randn_tensor(none.shape, generator, self.device, kind)).to(first))
         return torch.stack([c.to(self.dtype) for c in chain]) if len(chain) > 1 else chain[0]
 
+    def level(self, strength: float, steps: int) -> float:
+        """The time at which a pipeline of image to image begins:
+
+        gk.sample(base, 4, steps=30, cond="a cat", guides=[gk.CFG(7.5), gk.StartFrom(picture, base.level(0.6, 30))])
+        """
+        if not 0 < strength <= 1 or (left := self.family.skipped(strength, steps)) >= steps:
+            raise ValueError(f"strength={strength}: a share of {steps} steps, in (0, 1], of which one at least is left")
+        grids = self.process.grids
+        return grids.times(steps)[left * getattr(grids.scheduler, "order", 1)]
+
     def decoder(self, vae: Any, most: int | None = None) -> Decoder:
         """States -> pictures by another VAE of the same latents, like AutoencoderTiny; `most` at a time."""
         return Decoder(vae, self.family, self.process.grids.dtype, most)
