@@ -41,6 +41,20 @@ MUTANTS = [
         NEWER + "::test_a_family_equals_its_pipeline[z_image]",
     ),
     (
+        "a density without its volume",
+        "integrations/diffusers/process.py",
+        " - c.log().expand_as(z).sum(1)",
+        "",
+        "tests/test_learned_variance.py::test_kernels_have_the_variance_of_the_paper_and_its_density[learned_range]",
+    ),
+    (
+        "the variance of the null row",
+        "models/evaluations.py",
+        "[needs.index(Cond())]",
+        "[-1]",
+        "tests/test_learned_variance.py::test_guidance_leaves_the_variance_at_the_condition",
+    ),
+    (
         "padding that is read as text",
         "integrations/diffusers/newer.py",
         "None if bool(mask.all()) else mask",

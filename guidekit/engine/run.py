@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .. import random
 from ..models.base import Model
-from ..models.evaluations import Cond, Memory, evaluate, rows_of
+from ..models.evaluations import Cond, Memory, Spread, evaluate, rows_of
 from ..models.networks import lent, networks_in
 from ..process import Masking
 from ..solvers import Solver
@@ -253,8 +253,9 @@ class Run:
         early, self._early = self._early, None
         if early is not None and early.x is pop.x:  # where it is of another micro-batch, positions are drawn again
             return (p := early.told(pop.predictions[0])), p
-        p = process.kernel(pop.x, pop.predictions, move)
-        q = process.kernel(pop.x, pop.proposals, move) if pop.proposals and p.random else p
+        more = () if pop.spread is None else (pop.spread,)
+        p = process.kernel(pop.x, pop.predictions, move, *more)
+        q = process.kernel(pop.x, pop.proposals, move, *more) if pop.proposals and p.random else p
         for seat in self.acts[index].propose:
             q = seat.guide.propose(self.model, pop, q, self.steps[index].own(seat.name, seat.place))
         return p, q
@@ -362,7 +363,8 @@ class Run:
             if proposal is not None:
                 proposals = (_cut(proposal), *proposals[: self.order - 1])
         shown = () if view.shown is None else (_cut(view.shown),)
-        return replace(pop, predictions=predictions, proposals=proposals, shown=shown)
+        spread = None if (found := view.evals.get(Spread())) is None else _cut(found)
+        return replace(pop, predictions=predictions, proposals=proposals, shown=shown, spread=spread)
 
     def _verify(self, view: View, pop: Population, prediction: Tensor) -> None:
         """No NaN or infinity in the prediction: at once on the host, at the end of the run on a device."""

@@ -35,6 +35,7 @@ class Model:
     net: Callable
     null: Encoded
     timed: bool = True  # whether the network reads t; a network says that it does not by `timed = False`
+    spread: Tensor | None = None  # what the last forward pass said of the variance of its step, where networks do
     solver: Solver | None = None  # of its runs, where none is given; None is the process's own
 
     def __init__(

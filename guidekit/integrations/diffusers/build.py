@@ -89,7 +89,7 @@ def from_diffusers(
     family.read(whole, scale)
     grids = Grids(scheduler, family.prepare, _options(scheduler, eta))
     vae = getattr(whole, "vae", None)
-    _check(whole, net, family, vae, output, embedded_guidance)
+    _check(whole, net, family, vae, output, embedded_guidance, grids.spreads)
     model = DiffusersModel(family, grids, whole, None, negative_prompt, encoding, None)
     decoder = Decoder(vae, family, grids.dtype, decode_batch) if output == "image" and whole is not None else None
     model._decode = output if callable(output) else decoder
@@ -182,11 +182,16 @@ def _options(scheduler: Any, eta: float) -> dict[str, Any]:
     return {"eta": float(eta)} if takes else {}
 
 
-def _check(pipe: Any, net: Any, family: Family, vae: Any, output: Any, guidance: float | None) -> None:
+def _check(pipe: Any, net: Any, family: Family, vae: Any, output: Any, guidance: float | None, spreads: bool) -> None:
     if guidance is not None and family.guidance is None:
         raise ValueError(
             f"embedded_guidance={guidance}: {type(net).__name__} takes no guidance scale as an input; "
             f"use gk.CFG({guidance})"
+        )
+    if spreads and (not isinstance(family, Plain) or net.config.get("out_channels") != 2 * family.channels):
+        raise ValueError(
+            "a scheduler with a learned variance takes a UNet2DModel with twice as many channels out as in, which says "
+            "it; take variance_type='fixed_small'"
         )
     if pipe is not None and not (isinstance(family, Plain) or family.labels or hasattr(pipe, "encode_prompt")):
         raise ValueError(

@@ -34,11 +34,15 @@ class DiffusersModel(Model):
         self.net_dtype = getattr(family.net, "dtype", None) or self.net_dtype  # that of most, where some are kept finer
         grids.out = family.out or self.net_dtype or torch.float32
         grids.dtype = family.states or self.net_dtype or torch.float32
-        self.solver, self._null = Scheduler(grids.name, grids.noisy), null
+        self.solver, self._null = Scheduler(grids.name, grids.noisy, grids.spreads), null
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         seen, timestep = self.process.grids.seen(x, t)
-        return self.process.clean_of(self._forward(seen, timestep, cond, self.shape), x, t)
+        if not self.process.grids.spreads:
+            return self.process.clean_of(self._forward(seen, timestep, cond, self.shape), x, t)
+        channels, *rest = self.shape
+        out, self.spread = self._forward(seen, timestep, cond, (2 * channels, *rest)).chunk(2, 1)
+        return self.process.clean_of(out, x, t)
 
     def guided(self, x: Tensor, t: float, cond: Tensor, null: Tensor, scale: float | Tensor) -> Tensor:
         """The tilt of classifier-free guidance by the pipeline's formula of its network's outputs."""
