@@ -67,7 +67,7 @@ def own(name: str, pipe: Any, n: int, prompts: list[str], scale: float, kind: st
 def steered(name: str, base: gk.Model, n: int, prompts: list[Any], scale: float, **options: Any) -> gk.Result:
     noise = base.noise(n, generator(), steps=3, groups=len(prompts))  # type: ignore[attr-defined]
     guides = [gk.CFG(scale)] if scale > 1 else []
-    apart = {"batch_size": 1} if scale > 1 and SCALES[name][1] else {}
+    apart: dict[str, Any] = {"batch_size": 1} if scale > 1 and SCALES[name][1] else {}
     return gk.sample(base, n, steps=3, cond=list(prompts), noise=noise, guides=guides, **apart | options)
 
 

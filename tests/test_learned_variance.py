@@ -70,15 +70,15 @@ def test_guidance_leaves_the_variance_at_the_condition():
 def test_kernels_have_the_variance_of_the_paper_and_its_density(kind: str):
     """Nichol and Dhariwal's (15): exp(v log beta + (1 - v) log beta~), v = (1 + network)/2. The weights of a proposal
     with another mean have mean one, and bring back the mean of the target."""
-    base = gk.from_diffusers(pipeline(kind))
-    move, grids, rows = base.moves(4, base.solver)[1], base.process.grids, 40_000  # type: ignore[attr-defined]
+    base: Any = gk.from_diffusers(pipeline(kind))
+    move, grids, rows = base.moves(4, base.solver)[1], base.process.grids, 40_000
     draws = generator()
     x = torch.randn(1, 3, 1, 1, generator=draws).expand(rows, -1, -1, -1)
     said = torch.tensor([-0.6, 0.1, 0.9]) if kind == "learned_range" else torch.tensor([0.2, 0.5, 0.9])
     spread = said.view(1, 3, 1, 1).expand(rows, -1, -1, -1)
     d = 0.3 * torch.ones(rows, 3, 1, 1)
-    p = base.process.kernel(x, (d,), move, spread)  # type: ignore[call-arg]
-    q = base.process.kernel(x, (d + 0.2,), move, spread)  # type: ignore[call-arg]
+    p = base.process.kernel(x, (d,), move, spread)
+    q = base.process.kernel(x, (d + 0.2,), move, spread)
     stepper, index = grids.place(move)
     t = int(stepper.timesteps[index])
     a_t, a_s = (float(grids.scheduler.alphas_cumprod[k]) for k in (t, int(stepper.timesteps[index + 1])))

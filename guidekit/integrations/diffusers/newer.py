@@ -227,7 +227,7 @@ class HunyuanVideo(Family):
 
     def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
         given = {"device": pipe._execution_device} | options
-        names = (_TEXT, _POOLED, _MASK)
+        names: tuple[str, ...] = (_TEXT, _POOLED, _MASK)
         both = twice(pipe.encode_prompt, prompts, negatives, given, names)
         cond, null = (dict(zip(names, (v.to(self.net.dtype) for v in found), strict=True)) for found in both)
         return cond, null

@@ -87,11 +87,11 @@ class Kernel:
         """log N(x; mean, c^2), one float64 per row."""
         if not self.random:
             raise ValueError(f"a deterministic step has no log-probability; {WEIGHTED}")
-        z, c = (x - self.mean).double(), torch.full_like(x, self.move.c, dtype=torch.float64)
+        c = torch.full((len(x), 1), self.move.c, dtype=torch.float64, device=x.device)
         if self.spread is not None:
-            c = self.place[0].deviation(self.place[1], self.spread)
-        terms = -0.5 * (z / c).square() - c.log() - 0.5 * math.log(2 * math.pi)
-        return terms.flatten(1).sum(1)
+            c = self.place[0].deviation(self.place[1], self.spread).flatten(1)
+        z = (x - self.mean).double().flatten(1) / c
+        return -0.5 * z.square().sum(1) - c.log().expand_as(z).sum(1) - 0.5 * z.shape[1] * math.log(2 * math.pi)
 
     def correction(self, p: Kernel, x: Tensor) -> Tensor:
         """log p(x)/q(x), one float64 per row."""
