@@ -11,7 +11,9 @@ from torch.nn.functional import pad
 
 from .families import Encoded, Family, Flux, linear_shift, twice
 
-_TEXT, _MASK, _POOLED = "prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds"
+_TEXT: str = "prompt_embeds"
+_MASK: str = "prompt_attention_mask"
+_POOLED: str = "pooled_prompt_embeds"
 
 
 class QwenImage(Flux):
@@ -35,8 +37,9 @@ class QwenImage(Flux):
     def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
         given = {"device": pipe._execution_device, "max_sequence_length": 512} | options
         names = (_TEXT, f"{_TEXT}_mask")
-        cond, null = twice(pipe.encode_prompt, prompts, negatives, given, names)
-        return lengthened(*cond, given["max_sequence_length"]), lengthened(*null, given["max_sequence_length"])
+        both = twice(pipe.encode_prompt, prompts, negatives, given, names)
+        cond, null = (lengthened(text, mask, given["max_sequence_length"]) for text, mask in both)
+        return cond, null
 
     def guided(self, cond: Tensor, null: Tensor, scale: Any) -> Tensor:
         """Each token keeps the norm that it has at the prompt."""
@@ -227,7 +230,7 @@ class HunyuanVideo(Family):
 
     def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
         given = {"device": pipe._execution_device} | options
-        names: tuple[str, ...] = (_TEXT, _POOLED, _MASK)
+        names = (_TEXT, _POOLED, _MASK)
         both = twice(pipe.encode_prompt, prompts, negatives, given, names)
         cond, null = (dict(zip(names, (v.to(self.net.dtype) for v in found), strict=True)) for found in both)
         return cond, null
