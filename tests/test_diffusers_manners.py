@@ -337,7 +337,7 @@ def test_the_scale_of_a_lora_comes_by_the_call_to_network_and_text_encoder():
     )
     whole, half = own(pipe), own(pipe, cross_attention_kwargs={"scale": 0.5})
     assert (half - whole).abs().max() > 1e-3
-    given = {"attention_kwargs": {"scale": 0.5}}
+    given: dict = {"attention_kwargs": {"scale": 0.5}}
     assert torch.equal(ours(pipe, **given), half) and torch.equal(own(pipe), whole)
     assert (ours(pipe, gk.PAG(3.0), **given) - half).abs().max() > 1e-3
     other = gk.from_diffusers(pipe, attention_kwargs={"scale": 0.6}).identity()
@@ -585,8 +585,9 @@ def test_a_decoder_that_runs_out_of_memory_takes_fewer_pictures_at_a_time_and_ke
 def test_a_release_of_diffusers_that_was_not_tested_warns():
     from guidekit.integrations.diffusers.build import warn_of
 
-    with pytest.warns(UserWarning, match=r"diffusers 0.99.1 is installed.*0.42 only"):
+    with pytest.warns(UserWarning, match=r"diffusers 0.99.1 is installed.*0.41, 0.42 only"):
         warn_of("0.99.1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of("0.42.7")
+        warn_of("0.41.0")

@@ -22,7 +22,7 @@ from .known import family_of
 from .model import DiffusersModel
 
 _OUTPUTS = ("image", "latent")
-TESTED = ("0.42",)  # releases of diffusers
+TESTED = ("0.41", "0.42")  # releases of diffusers
 
 
 def from_diffusers(
