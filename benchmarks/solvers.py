@@ -5,8 +5,8 @@
 On two mixtures of Gaussians with their exact denoisers, in 2 and 64 dimensions, and on the bundled image model: the
 root mean square distance of samples to the probability flow from the same noise in many steps (UniPC of order 3).
 "law" is for runs with weights: how far log E[exp(r)] of samples of stochastic solvers is from the exact log Z of the
-2-D mixture. "parallel" is gk.parallel beside gk.sample, for one image. Tables, ratios and statistics are fitted on other
-noises than those on which they are compared. Written to benchmarks/results/solvers.json, and the figure to
+2-D mixture. "parallel" is gk.parallel beside gk.sample, for one image. Tables, ratios and statistics are fitted on
+other noises than those on which they are compared. Written to benchmarks/results/solvers.json, and the figure to
 docs/solvers.png. With --solvers only the rows of these are made, and take the place of those in the file.
 """
 

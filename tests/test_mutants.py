@@ -30,6 +30,7 @@ TABLES = "tests/test_solver_tables.py"
 MEASURED = "tests/test_measurement_guides.py"
 METHODS = "tests/test_measurement_methods.py"
 CHECK = "tests/test_check.py"
+NEWER = "tests/test_diffusers_newer.py"
 FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
 MUTANTS = [
@@ -42,6 +43,41 @@ MUTANTS = [
     ("a state counts as final that still moves", "engine/parallel.py", "<= self.tolerance *", "<= 1 + self.tolerance *", "tests/test_parallel.py::test_without_tolerance_samples_are_those_of_the_run[DDPM]"),
     ("a stale prediction in parallel", "engine/parallel.py", "kept | self._looked(seen)", "self._looked(seen) | kept", "tests/test_parallel.py::test_without_tolerance_samples_are_those_of_the_run[DDPM]"),
     ("in parallel all rows at the first time", "models/base.py", "torch.full((rows,), t, **like) for t, rows in self.spans", "torch.full((rows,), self.spans[0][0], **like) for t, rows in self.spans", "tests/test_parallel.py::test_rows_of_several_times_are_predicted_as_those_of_one[clean]"),
+    (
+        "a scale of Z-Image that is one too large",
+        "integrations/diffusers/newer.py",
+        "cond + (scale - 1) *",
+        "cond + scale *",
+        NEWER + "::test_a_family_equals_its_pipeline[z_image]",
+    ),
+    (
+        "a density without its volume",
+        "integrations/diffusers/process.py",
+        " - c.log().expand_as(z).sum(1)",
+        "",
+        "tests/test_learned_variance.py::test_kernels_have_the_variance_of_the_paper_and_its_density[learned_range]",
+    ),
+    (
+        "the variance of the null row",
+        "models/evaluations.py",
+        "[needs.index(Cond())]",
+        "[-1]",
+        "tests/test_learned_variance.py::test_guidance_leaves_the_variance_at_the_condition",
+    ),
+    (
+        "padding that is read as text",
+        "integrations/diffusers/newer.py",
+        "None if bool(mask.all()) else mask",
+        "None",
+        NEWER + "::test_evaluations_share_a_forward_pass[qwen]",
+    ),
+    (
+        "the shift of Flux 2 without its steps",
+        "integrations/diffusers/newer.py",
+        " * (steps - 200)",
+        "",
+        NEWER + "::test_a_family_equals_its_pipeline[flux2]",
+    ),
     ("weights do not telescope", "guides/fk_steering.py", "return now - total, (now, running)", "return now, (now, running)", UNBIASED + "[FK adaptive-vp-1d]"),
     ("reward times alpha", "guides/shared/twist.py", "value / guide.alpha", "value * guide.alpha", UNBIASED + "[FK adaptive-vp-1d]"),
     ("the sign of the reward", "guides/shared/twist.py", "value / guide.alpha", "-value / guide.alpha", UNBIASED + "[FK adaptive-vp-1d]"),

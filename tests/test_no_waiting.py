@@ -153,7 +153,13 @@ class Asked(TorchFunctionMode):
 ROWS = {  # the number of rows or places that a forward or a draw is made for, which the host has to know
     "evaluations.evaluate", "evaluations.distinct", "independent.revealed", "independent.hidden",
 }  # fmt: skip
-ON_THE_HOST = {"run._sound", "run.verify", "resampling.resample", "scoring._distinct", "scoring._names"}  # on the CPU alone
+ON_THE_HOST = {
+    "run._sound",
+    "run.verify",
+    "resampling.resample",
+    "scoring._distinct",
+    "scoring._names",
+}  # on the CPU alone
 
 
 def test_of_tokens_only_the_rows_to_evaluate_and_to_draw_are_counted():

@@ -107,6 +107,11 @@ def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, s
                 f"{name}(steer=True) corrects for its proposal by log p/q, and {solver!r} has none: "
                 f"{solver.unsteerable}. Take Ancestral() or FirstHitting(), or steer=False"
             )
+        if guide.isotropic and solver is not None and solver.spreads:
+            raise ValueError(
+                f"{name} takes the noise of a move to have one variance, and the network says one for each number to "
+                f"{solver!r}: take solver=gk.solvers.DDPM()"
+            )
         for need in (Cond(), *guide.needs):
             need.check(model)
         if guide.judge is not None:

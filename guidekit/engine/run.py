@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .. import random
 from ..models.base import Model
 from ..models.compiled import Compiler, compiling
-from ..models.evaluations import Cond, Memory, evaluate, evaluate_at, rows_of
+from ..models.evaluations import Cond, Memory, Spread, evaluate, evaluate_at, rows_of
 from ..models.networks import lent, networks_in
 from ..solvers import Solver
 from . import checks, tree
@@ -271,8 +271,9 @@ class Run:
     def kernels(self, pop: Population, index: int) -> tuple[Any, Any]:
         """The kernel p of the target in move number `index`, and q, by which particles move."""
         move, process = self.moves[index], self.model.process
-        p = process.kernel(pop.x, pop.predictions, move)
-        q = process.kernel(pop.x, pop.proposals, move) if pop.proposals and p.random else p
+        more = () if pop.spread is None else (pop.spread,)
+        p = process.kernel(pop.x, pop.predictions, move, *more)
+        q = process.kernel(pop.x, pop.proposals, move, *more) if pop.proposals and p.random else p
         for seat in self.acts[index].propose:
             q = seat.guide.propose(self.model, pop, q, self.steps[index].own(seat.name, seat.place))
         return p, q
@@ -446,7 +447,8 @@ class Run:
             if proposal is not None:
                 proposals = (_cut(proposal), *proposals[: self.order - 1])
         shown = () if view.shown is None else (_cut(view.shown),)
-        return replace(pop, predictions=predictions, proposals=proposals, shown=shown)
+        spread = None if (found := view.evals.get(Spread())) is None else _cut(found)
+        return replace(pop, predictions=predictions, proposals=proposals, shown=shown, spread=spread)
 
     def verify(
         self, prediction: Tensor, index: int, group: Tensor, slot: Tensor, branch: int = 1, view: View | None = None

@@ -70,8 +70,8 @@ from .repaint import RePaint as RePaint
 from .resample import Resample as Resample
 from .s2_guidance import S2Guidance as S2Guidance
 from .sag import SAG as SAG
-from .score_sde import ScoreSDE as ScoreSDE
 from .score_calibration import ScoreCalibration as ScoreCalibration
+from .score_sde import ScoreSDE as ScoreSDE
 from .seg import SEG as SEG
 from .self_guided_minority import SelfGuidedMinority as SelfGuidedMinority
 from .sites import Sites as Sites

@@ -125,6 +125,7 @@ class Corrector(Guide):
     ess: float = 0.5
     resampler: str | resampling.Resampler = "systematic"
 
+    isotropic = True
     card = FKC.card
 
     def __post_init__(self) -> None:

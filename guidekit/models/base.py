@@ -59,6 +59,7 @@ class Model:
     null: Encoded
     timed: bool = True  # whether the network reads t; a network says that it does not by `timed = False`
     compiles: bool = True  # whether it has a network of its own that torch.compile can make fast
+    spread: Tensor | None = None  # what the last forward pass said of the variance of its step, where networks do
     solver: Solver | None = None  # of its runs, where none is given; None is the process's own
 
     def __init__(

@@ -61,6 +61,7 @@ class Solver:
     times: str | Grid = "uniform"
 
     stochastic = False
+    spreads = False  # whether the network tells the variance of its steps
     unsteerable = ""  # why log-weights cannot correct for a proposal, where they cannot
     advice = "Take DDPM(), DDIM(eta=1.) or SDEDPMpp()"  # to a guide that needs noise and finds none
 
