@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .packages import weights
 
 WRAPS = ("state_dict", "model_state_dict", "model")  # under which trainers keep the weights
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.backbone.")  # that they put before names
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.backbone.", "score_model.")  # that they put before names
 SHOWN = 6  # names that an error gives
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = "model.safetensors.index.json"
