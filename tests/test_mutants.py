@@ -310,6 +310,8 @@ MUTANTS = [
     ("noise without the drift's forgetting", "solvers/drifts.py", "- (-2 * self.gamma * t).expm1()", "- (-1 * self.gamma * t).expm1()", "tests/test_drifting.py"),
     ("a rival that is worse", "search/denoising.py", "gain = own - rival", "gain = rival - own", CHECK + "::test_a_prediction_that_is_not_what_it_is_said_to_be_fails_the_denoising_test"),
     ("draws from the state of another row", "search/denoising.py", "Begin(probe.noised(t))", "Begin(probe.noised(t).roll(1, 0))", CHECK + "::test_the_data_of_a_model_pass_and_those_of_another_do_not"),
+    ("a flow told as exploding noise", "integrations/comfyui.py", "1 - sigma if self.flow", "1 + 0 * sigma if self.flow", "tests/test_comfyui.py::test_fk_steering_is_that_of_guidekit_for_each_image_and_sees_decoded_ones"),
+    ("latents decoded in the scale of the model", "integrations/comfyui.py", "self.vae.decode(out(part))", "self.vae.decode(part)", "tests/test_comfyui.py::test_fk_steering_is_that_of_guidekit_for_each_image_and_sees_decoded_ones"),
     ("balls that nobody looks at", "search/denoising.py", 'values["TARP"] = ', "_ = ", CHECK + "::test_balls_find_samples_that_are_right_along_every_direction"),
     ("a derivative on one side", "search/laws.py", "function(x - h * u)", "function(x)", CHECK + "::test_a_right_model_keeps_all_laws_and_every_one_is_tested"),
     ("states made in the other order", "external/proteinmpnn.py", "self.rank[near] < self.rank[:, None]", "self.rank[near] > self.rank[:, None]", "tests/test_external.py::test_the_network_is_the_sequential_decoder_on_random_weights"),
