@@ -115,10 +115,12 @@ def test_one_particle_without_noise_is_eulers_method_from_comfyuis_noise(kind: s
 
 @pytest.mark.parametrize("kind", ["eps", "flow"])
 def test_fk_steering_is_that_of_guidekit_for_each_image_and_sees_decoded_ones(kind: str):
-    """The second image of a batch, against gk.sample on the same denoiser with the same noise."""
+    """The second image of a batch, against gk.sample on the same denoiser with the same noise; ComfyUI samples in
+    inference mode."""
     law, sigmas, noise = LAWS[kind](), SIGMAS[kind], normal(1, 2)
     wrap, guide = Wrap(law), gk.FKSteering(first, alpha=0.2, every=2)
-    out = Sampler(steered(6, [guide], gk.solvers.DDIM(1.0)), VAE(), 4).sample(wrap, sigmas, EXTRA, None, noise)
+    with torch.inference_mode():
+        out = Sampler(steered(6, [guide], gk.solvers.DDIM(1.0)), VAE(), 4).sample(wrap, sigmas, EXTRA, None, noise + 0)
     assert wrap.rows == 2 * 6 * (len(sigmas) - 1)
     most = float(sigmas[0])
     levels = gk.schedules.Flow() if kind == "flow" else lambda t: (torch.ones_like(t), most * t)

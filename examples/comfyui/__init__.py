@@ -11,6 +11,7 @@ from guidekit.integrations.comfyui import Sampler, searched, steered
 from guidekit.jobs import names
 
 SEARCHES = {"zero_order": gk.search.zero_order, "random": gk.search.random}
+JUDGED = {"reward": ("GUIDEKIT_REWARD",), "vae": ("VAE",)}
 ROWS = ("INT", {"default": 4, "min": 1, "max": 4096, "tooltip": "Images in one call of the network and of the VAE."})
 
 
@@ -42,8 +43,7 @@ class FKSteering:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "reward": ("GUIDEKIT_REWARD",),
-                "vae": ("VAE",),
+                **JUDGED,
                 "particles": ("INT", {"default": 8, "min": 2, "max": 4096}),
                 "alpha": ("FLOAT", {"default": 0.1, "min": 1e-6, "step": 0.01, "tooltip": "Small is strong."}),
                 "every": ("INT", {"default": 5, "min": 1, "tooltip": "Steps from one scoring to the next."}),
@@ -66,8 +66,7 @@ class RewardSearch:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "reward": ("GUIDEKIT_REWARD",),
-                "vae": ("VAE",),
+                **JUDGED,
                 "strategy": (list(SEARCHES),),
                 "rounds": ("INT", {"default": 4, "min": 1, "max": 4096}),
                 "candidates": ("INT", {"default": 4, "min": 1, "max": 4096, "tooltip": "Images of a round."}),
