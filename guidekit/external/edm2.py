@@ -100,6 +100,13 @@ class Block(nn.Module):
     change    0.5, 2 or 1: the size of what comes out
     """
 
+    conv_res0: Linear
+    emb_linear: Linear
+    conv_res1: Linear
+    conv_skip: Linear
+    attn_qkv: Linear
+    attn_proj: Linear
+
     def __init__(self, given: Weights, name: str, head: int, change: float):
         super().__init__()
         layout.needed(given, [f"{name}.{part}" for part in BLOCK], "edm2")

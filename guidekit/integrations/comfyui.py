@@ -161,7 +161,8 @@ def steered(n: int, guides: list[Guide], solver: Any = None) -> Run:
         keys = random.fold(random.fold(random.key(given["seed"], noise.device), "comfyui"), torch.arange(1, n))
         others = random.normal(keys, tuple(noise.shape[1:]), noise.dtype)
         whole = torch.cat([noise, others]) if n > 1 else noise
-        return sample(model, n, noise=whole, solver=solver, **given | {"guides": [*given["guides"], *guides]})
+        own = [*given.pop("guides"), *guides]
+        return sample(model, n, guides=own, noise=whole, solver=solver, **given)
 
     return run
 
