@@ -163,11 +163,15 @@ def test_d3s_transformer_adds_the_signal_to_every_letter_or_to_each_its_own(each
 
 
 def test_d3s_convolutions_see_the_signal_beside_the_letters(tmp_path: Path):
-    """In the file of the authors' trainer, with the weights that only an older network read."""
+    """In the file of the authors' trainer, which has the average among the weights, and some that nothing reads."""
     w = random_state(d3.CNN(4, 3, 5, 6))
     unread = {"scale": torch.ones(1), "embed.0.W": torch.ones(2), "embed.1.weight": torch.ones(5, 4)}
-    torch.save({"state_dict": {f"score_model.{k}": v for k, v in (unread | w).items()}}, tmp_path / "a.ckpt")
+    last = {f"score_model.{k}": v.clone() if k in unread else 0 * v for k, v in (unread | w).items()}
+    average = [v for k, v in (unread | w).items() if k != "embed.0.W"]
+    torch.save({"state_dict": last | {"ema.decay": 0.9, "ema.shadow_params": average}}, tmp_path / "a.ckpt")
     model = gk.from_checkpoint(tmp_path / "a.ckpt", "d3", length=11)
+    flat = gk.from_checkpoint(tmp_path / "a.ckpt", "d3", length=11, ema=False)
+    assert torch.allclose(flat(torch.zeros(1, 11).long(), 0.999, None).exp(), torch.tensor(0.25), atol=1e-3)
     x, kept, silu = torch.tensor([[(5 * i + i // 3) % 4 for i in range(11)]]), 0.7, nn.functional.silu
     for y in (0.8, None):
         told = torch.full((11, 1), y or 0.0)
