@@ -388,9 +388,15 @@ MUTANTS = [
     ("noise without the drift's forgetting", "solvers/drifts.py", "- (-2 * self.gamma * t).expm1()", "- (-1 * self.gamma * t).expm1()", "tests/test_drifting.py"),
     ("a rival that is worse", "search/denoising.py", "gain = own - rival", "gain = rival - own", CHECK + "::test_a_prediction_that_is_not_what_it_is_said_to_be_fails_the_denoising_test"),
     ("draws from the state of another row", "search/denoising.py", "Begin(probe.noised(t))", "Begin(probe.noised(t).roll(1, 0))", CHECK + "::test_the_data_of_a_model_pass_and_those_of_another_do_not"),
+    ("a flow told as exploding noise", "integrations/comfyui.py", "1 - sigma if self.flow", "1 + 0 * sigma if self.flow", "tests/test_comfyui.py::test_fk_steering_is_that_of_guidekit_for_each_image_and_sees_decoded_ones"),
+    ("latents decoded in the scale of the model", "integrations/comfyui.py", "self.vae.decode(out(part))", "self.vae.decode(part)", "tests/test_comfyui.py::test_fk_steering_is_that_of_guidekit_for_each_image_and_sees_decoded_ones"),
+    ("balls that nobody looks at", "search/denoising.py", 'values["TARP"] = ', "_ = ", CHECK + "::test_balls_find_samples_that_are_right_along_every_direction"),
     ("a derivative on one side", "search/laws.py", "function(x - h * u)", "function(x)", CHECK + "::test_a_right_model_keeps_all_laws_and_every_one_is_tested"),
     ("states made in the other order", "external/proteinmpnn.py", "self.rank[near] < self.rank[:, None]", "self.rank[near] > self.rank[:, None]", "tests/test_external.py::test_the_network_is_the_sequential_decoder_on_random_weights"),
     ("positions turned the wrong way", "external/dit.py", "b * angle.cos() + a * angle.sin()", "b * angle.cos() - a * angle.sin()", "tests/test_from_checkpoint.py::test_mdlm_is_the_transformer_at_no_noise_with_the_mask_last"),
+    ("a residual branch of another share", "external/edm2.py", "MIX = 0.3", "MIX = 0.5", "tests/test_from_checkpoint.py::test_edm2_keeps_magnitudes_and_is_built_from_the_names_of_its_weights"),
+    ("queries that are keys", "external/edm2.py", "q, k, v = unit", "k, q, v = unit", "tests/test_from_checkpoint.py::test_edm2_keeps_magnitudes_and_is_built_from_the_names_of_its_weights"),
+    ("a signal of one letter for all", "external/dit.py", "signal if signal.ndim == 3 else", "signal[:, :1] if signal.ndim == 3 else", "tests/test_from_checkpoint.py::test_d3s_transformer_adds_the_signal_to_every_letter_or_to_each_its_own"),
     ("logits one after their position", "external/bidirectional.py", "out.roll(1, 1)", "out.roll(-1, 1)", "tests/test_from_checkpoint.py::test_dream_shares_keys_and_reads_a_position_one_before_it"),
 ]  # fmt: skip
 

@@ -380,6 +380,42 @@ def design(
 
 
 @app.command()
+def check(
+    model: Model,
+    guide: Guides = None,
+    reward: Rewards = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Samples like those it was trained on: SMILES, SDF, FASTA, CSV, PNG; hundreds.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=0, help="Draws for each sample, for the test of coverage.")] = 0,
+    cond: Conds = None,
+    n: Number = 8,
+    steps: Steps = 10,
+    seed: Seed = 0,
+    out: Out = None,
+    device: Device = None,
+    domain: Domain = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Test the laws that samplers rely on, on a model and with guides; exit code 1 if one of them fails.
+
+    guidekit check my_model.py:load --domain dna --data enhancers.fasta -g cfg:2 -c HepG2
+    """
+    with answered(debug, out):
+        from .checking import checked
+
+        config = Config(model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), device=device,
+                        domain=domain)  # fmt: skip
+        found = checked(config, data, draws, out)
+        put({"passed": found.passed, "laws": found.table}) if as_json else typer.echo(str(found))
+        if out is not None:
+            written(out)
+        if not found.passed:
+            raise typer.Exit(1)
+
+
+@app.command()
 def run(
     file: Annotated[Path, typer.Argument(help="A run.toml, like the one in each output folder.")],
     out: Out = None,

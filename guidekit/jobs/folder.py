@@ -23,7 +23,7 @@ FOLDERS = ("result", "base", "best_of_n", "search")
 LOCK = ".lock"
 _OF_RESULT = (
     "samples.csv", "samples.smi", "samples.sdf", "samples.fasta", "grid.png", "summary.json", "lineage.json",
-    "report.html", "run.log", "checkpoint", reconstructed.TABLE,
+    "report.html", "run.log", "checkpoint", "check.json", reconstructed.TABLE,
 )  # fmt: skip
 _FILES = ("run.toml", *_OF_RESULT)
 

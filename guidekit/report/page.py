@@ -27,7 +27,7 @@ _LONG = 60  # most characters of a reward in a title
 
 def write(folder: str | Path, title: str | None = None) -> Path:
     """Write report.html into an output directory, from its result/ and, if they exist, base/, best_of_n/, summary.json,
-    samples.csv, lineage.json and run.toml. Returns the file.
+    samples.csv, lineage.json, check.json and run.toml. Returns the file.
 
     title   of this page; None is that of summary.json, or, if it has none, the model and the reward
     """
@@ -64,7 +64,8 @@ def _context(out: Output, title: str | None) -> dict[str, Any]:
         "comparison": rows,
         "own": len(rows) - 1,
         "constant": summary.get("constant", []),
-        "warnings": [str(w) for w in summary.get("warnings", [])],
+        "warnings": [str(w) for w in summary.get("warnings", [])] + _broken(out),
+        "laws": out.laws,
         "groups": _groups(result, names) if result.groups > 1 else [],
         "searched": bool(rounds(result)),
         "designed": bool(designed.rounds(result)),
@@ -80,6 +81,10 @@ def _context(out: Output, title: str | None) -> dict[str, Any]:
         "arguments": "" if out.config else json.dumps(result.config, indent=1, ensure_ascii=False)[:20000],
         "bibtex": summary.get("bibtex", ""),
     }
+
+
+def _broken(out: Output) -> list[str]:
+    return [f"The law {row['law']!r} fails: {row['found']}" for row in out.laws if row["verdict"] == "fails"]
 
 
 def _title(summary: dict[str, Any]) -> str:
