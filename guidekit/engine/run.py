@@ -26,6 +26,7 @@ from ..models.base import Model
 from ..models.compiled import Compiler, compiling
 from ..models.evaluations import Cond, Memory, Spread, evaluate, evaluate_at, rows_of
 from ..models.networks import lent, networks_in
+from ..process import Masked
 from ..solvers import Solver
 from . import checks, tree
 from .ahead import MOVES, POSITIONS, Ahead, Part, ahead
@@ -311,6 +312,7 @@ class Run:
 
     def _glided_part(self, pop: Population, index: int, rows: slice) -> Tensor:
         """The states of these rows after such a move."""
+        assert isinstance(self.noise, Noise) and isinstance(self.model.process, Masked)
         pop, known = pop.take(rows), self._ahead.get(rows.start)
         if known is None or not known.has(index):
             apart = takewhile(lambda i: self._apart[i], range(index, min(index + MOVES, len(self.moves))))
