@@ -199,7 +199,7 @@ def tallied(x: torch.Tensor) -> torch.Tensor:
 
 def design(calls: int, **options: Any) -> gk.Result:
     """A design loop of so many calls, of which the last round is cut short."""
-    given = {"population": 12, "batch": 5, "steps": 4, "seed": 3} | options
+    given: dict[str, Any] = {"population": 12, "batch": 5, "steps": 4, "seed": 3} | options
     return gk.evolve(LETTERS, 4, tallied, budget=gk.search.Budget(calls=calls), **given)
 
 
