@@ -113,7 +113,7 @@ def test_the_network_is_asked_for_the_next_rows_before_rewards_of_these(guide):
     for ahead in (False, True):
         calls = ""
         run = gk.Run(base, 6, steps=3, guides=[guide(scored, 0.5)], cond=1, batch_size=2)
-        run.ahead = ahead
+        run.overlaps = ahead
         found.append((stepped(run), calls))
     (one, after), (two, before) = found
     assert torch.equal(one.x, two.x) and torch.equal(one.log_w, two.log_w)
@@ -153,7 +153,7 @@ class Asked(TorchFunctionMode):
 ROWS = {  # the number of rows or places that a forward or a draw is made for, which the host has to know
     "evaluations.evaluate", "evaluations.distinct", "independent.revealed", "independent.hidden",
 }  # fmt: skip
-ON_THE_HOST = {"run._verify", "resampling.resample", "scoring._distinct", "scoring._names"}  # on the CPU alone
+ON_THE_HOST = {"run._sound", "resampling.resample", "scoring._distinct", "scoring._names"}  # on the CPU alone
 
 
 def test_of_tokens_only_the_rows_to_evaluate_and_to_draw_are_counted():

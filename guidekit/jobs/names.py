@@ -289,7 +289,7 @@ def _convert(name: str, kind: Any, text: str) -> Any:
         return good(make_components([text])[0])
     if name in ("conditions", "label", "own"):
         return literal(text)
-    if str not in members and is_reference(text):
+    if (str not in members or name == "value") and is_reference(text):
         return import_object(text)
     return text
 

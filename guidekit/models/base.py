@@ -67,6 +67,10 @@ class Model:
         """The prediction at x_t, by one forward pass of the network. cond has one entry per row, or is None."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its network predicts")
 
+    def at(self, x: Tensor, t: float, cond: Encoded, rows: Tensor, places: Tensor) -> Tensor:
+        """The same of tokens at some places of some of the rows alone, (places, V)."""
+        return self(x, t, cond)[rows, places]
+
     def encode(self, cond: Condition) -> Encoded:
         """One condition as the network takes it, without a row axis; None is the null condition."""
         if cond is None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import random
+from ..process import Masked
 from .base import Condition, Encoded, Model
 from .hooked import held_again, made
 
@@ -206,19 +207,13 @@ def evaluate(
     count: Callable[[int], None],
     limit: int | None = None,
     memory: Memory | None = None,
-    idle: Tensor | None = None,
 ) -> dict[Cond, Tensor]:
     """All evaluations at (x, t), in one forward pass per network (in more if there are over `limit` rows).
 
     Tokens are evaluated no more than is needed: no rows in which nothing is left to draw, whose prediction is what they
-    hold, equal rows with equal conditions once, and with a memory none that it knows from the step before; nor the rows
-    that are `idle`, bool (rows,), whose prediction nobody reads and may be anything. `count` is called with the number
-    of rows of each forward pass.
+    hold, equal rows with equal conditions once, and with a memory none that it knows from the step before. `count` is
+    called with the number of rows of each forward pass.
     """
-    if idle is not None and bool(idle.any()):
-        rest = (~idle).nonzero()[:, 0]
-        found = evaluate(model, needs, x[rest], t, rows_of(cond, rest), count, limit, memory) if len(rest) else {}
-        return {need: _spread(found.get(need), rest, x, model) for need in needs}
     decided = model.process.decided(x)
     if decided is not None and bool(decided.any()):
         told, rest = model.process.told(x).to(model.dtype), (~decided).nonzero()[:, 0]
@@ -236,11 +231,17 @@ def evaluate(
     return {need: out[place] for need, out in found.items()}
 
 
-def _spread(found: Tensor | None, rest: Tensor, x: Tensor, model: Model) -> Tensor:
-    """What was said of some of the rows, and whatever else of the others."""
-    if found is None:
-        return model.process.told(x[:1]).to(model.dtype).expand(len(x), *x.shape[1:], -1)
-    return found.new_zeros(len(x), *found.shape[1:]).index_put_((rest,), found)
+def evaluate_at(
+    model: Model, x: Tensor, t: float, cond: Encoded, rows: Tensor, places: Tensor, count: Callable[[int], None]
+) -> Tensor:
+    """The predictions of tokens at masks of these rows alone, (masks, V). Rows are evaluated as `evaluate` does it."""
+    if isinstance(model.process, Masked) and model.process.ends(x):
+        return evaluate(model, (Cond(),), x, t, cond, count)[Cond()][rows, places]
+    if (same := distinct(x, cond)) is not None:
+        first, kind = same
+        x, cond, rows = x[first], rows_of(cond, first), kind[rows]
+    count(len(x))
+    return model.at(x, t, cond, rows, places)
 
 
 class Memory:
@@ -301,9 +302,9 @@ def distinct(x: Tensor, cond: Encoded) -> tuple[Tensor, Tensor] | None:
     Rows are told apart by a sum of their bits times odd numbers, and then compared.
     """
     key = _key(parts := _parts(x, cond))
-    kinds, place = key.unique(return_inverse=True)
-    if len(kinds) == len(x):
+    if len(set(key.tolist())) == len(x):
         return None
+    kinds, place = key.unique(return_inverse=True)
     row = torch.arange(len(x), device=x.device)
     first = torch.full_like(kinds, len(x)).scatter_reduce(0, place, row, "amin")
     fine = all(bool((v[first][place] == v).all()) for v in parts)
@@ -317,7 +318,7 @@ def _parts(x: Tensor, cond: Encoded) -> list[Tensor]:
 
 def _key(parts: list[Tensor]) -> Tensor:
     """A sum of the bits of each row times odd numbers."""
-    return torch.stack([(v * _odd(i, v.shape[1], v.device)).sum(1) for i, v in enumerate(parts)]).sum(0)
+    return reduce(torch.add, [(v * _odd(i, v.shape[1], v.device)).sum(1) for i, v in enumerate(parts)])
 
 
 @lru_cache(maxsize=32)
@@ -328,6 +329,8 @@ def _odd(part: int, count: int, device: torch.device) -> Tensor:
 
 def bits(v: Tensor) -> Tensor:
     """The bits of every number, as whole numbers (rows, numbers)."""
+    if v.dtype == torch.int64:
+        return v.reshape(len(v), -1)
     kinds = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
     v = v.detach().reshape(len(v), -1).contiguous()
     return (v if v.dtype == torch.bool else v.view(kinds[v.element_size()])).long()
