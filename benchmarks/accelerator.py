@@ -5,9 +5,10 @@
 The U-Net of Stable Diffusion with random weights (its text width apart) in half precision, and one of a tenth of its
 width in float32, from 16 to 4,096 particles: CFG with PAG, and Feynman-Kac steering with CFG; at last the latter with
 compile=True, at 64 particles. Each case is one run of two steps after a run that warms up; `waiting` is the share of a
-run by which the host is ahead when all has been asked for (0 where every step waits for the device). A case that would not fit into the time that is left is left out, and
-said so. Results are written after every case, so that nothing is lost if the machine goes. With --device cpu --small
---most 16 the whole script, its tests included, runs on any host in a few minutes, to see that it can run.
+run by which the host is ahead when all has been asked for (0 where every step waits for the device). A case that would
+not fit into the time that is left is left out, and said so. Results are written after every case, so that nothing is
+lost if the machine goes. With --device cpu --small --most 16 the whole script, its tests included, runs on any host in
+a few minutes, to see that it can run.
 """
 
 from __future__ import annotations

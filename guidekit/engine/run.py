@@ -101,12 +101,10 @@ class Run:
         self._ids = torch.arange(self.groups * self.rows, device=model.device)
         self.memory = Memory()
         self.watched = True  # whether somebody reads the predictions of populations, who steps by hand or calls back
+        self.overlaps = model.device.type != "cpu"  # whether the next rows are asked for before these are scored
         self._apart = [self._is_apart(step) for step in self.steps]
         self._ahead: dict[int, Ahead] = {}  # what is known of the next moves, by the first row of a part
         self._left: Tensor | None = None  # the states from which that is
-        self.overlaps = (
-            model.device.type != "cpu"
-        )  # whether networks are asked for the next rows before these are scored
         self.cost = Cost()
         self.score = Scorer(self.cost, model.device, stepwise=True)
         self.records: list[Record] = []
@@ -393,7 +391,7 @@ class Run:
     def _looks(self, parts: Iterable[Population], index: int) -> Iterator[Population]:
         """Looks at micro-batches. On a device the next one is asked for before this one is scored, so that rewards on
         the host are computed meanwhile; not where two graphs would be held for gradients."""
-        if not self.overlaps or self.acts[index].grad:
+        if not self.overlaps or self.acts[index].grad or self._alone(index):
             yield from (self.look(pop, index) for pop in parts)
             return
         before = None
