@@ -37,6 +37,11 @@ SCALES: dict[str, tuple[Any, bool]] = {
 }
 
 
+def seldom(*often: str) -> list[Any]:
+    """All families, of which these are tested by default."""
+    return [name if name in often else pytest.param(name, marks=pytest.mark.slow) for name in SCALES]
+
+
 def generator():
     return torch.Generator().manual_seed(3)
 
@@ -103,7 +108,7 @@ def test_a_family_reads_what_it_shows(name: str):
     assert base.read(shown).shape == x.shape
 
 
-@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("name", seldom("qwen", "z_image"))
 def test_evaluations_share_a_forward_pass(name: str):
     """Guidance and perturbed attention, of texts of several lengths, are in one pass what each is in its own."""
     base = base_of(name, tiny(name))
@@ -132,7 +137,7 @@ def test_texts_may_come_encoded(name: str):
     assert torch.equal(steered(name, base, 1, [ready], 3.0).x, expected)
 
 
-@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("name", seldom("hunyuan"))
 def test_in_half_precision_a_family_equals_its_pipeline(name: str):
     pipe, scale = tiny(name).to(torch.bfloat16), 1.0 if name == "flux2" else 3.0
     base = base_of(name, pipe, negative_prompt=None if name in ("flux2", "klein") else "ugly")

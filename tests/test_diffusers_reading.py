@@ -77,7 +77,9 @@ TO_IMAGE: dict[str, tuple[str, dict[str, Any]]] = {
 SHORT: dict[str, Any] = {"max_sequence_length": 20}
 
 
-@pytest.mark.parametrize("name", TO_IMAGE)
+@pytest.mark.parametrize(
+    "name", [name if name in ("sd", "flux") else pytest.param(name, marks=pytest.mark.slow) for name in TO_IMAGE]
+)
 def test_image_to_image_is_a_run_that_starts_from_the_picture(name: str, monkeypatch: pytest.MonkeyPatch):
     """The pipeline's own call at strength .7 of five steps: the last three of Stable Diffusion, and four of others."""
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as Encoding
