@@ -94,7 +94,7 @@ class Model:
         """The predictions of rows that stand at several times, by one forward pass of the network."""
         raise ValueError(f"{type(self).__name__} evaluates its network at one time in each forward")
 
-    def at(self, x: Tensor, t: float, cond: Encoded, rows: Tensor, places: Tensor) -> Tensor:
+    def at_places(self, x: Tensor, t: float, cond: Encoded, rows: Tensor, places: Tensor) -> Tensor:
         """The same of tokens at some places of some of the rows alone, (places, V)."""
         return self(x, t, cond)[rows, places]
 

@@ -250,7 +250,7 @@ def evaluate_at(
         first, kind = same
         x, cond, rows = x[first], rows_of(cond, first), kind[rows]
     count(len(x))
-    return model.at(x, t, cond, rows, places)
+    return model.at_places(x, t, cond, rows, places)
 
 
 class Memory:
