@@ -375,7 +375,6 @@ MUTANTS = [
     ("ranks without a place for the truth", "search/coverage.py", "v * (1 + equal)", "v * equal", "tests/test_measurement_coverage.py::test_ranks_count_weights_and_put_equal_values_in_random_order"),
     ("a drift that the network does not see", "models/drifting.py", "self._share(s) * y[rows]", "0 * y[rows]", "tests/test_drifting.py"),
     ("a stationary variance of twice the size", "solvers/drifts.py", "torch.expm1(-2 * theta)", "torch.expm1(-theta)", "tests/test_drifting.py"),
-    ("particles that move arrive in another's place", "engine/world.py", "(source[leaves] - first)", "(source[leaves] - first).flip(0)", "tests/test_world.py::test_guides_make_the_samples_of_one_process[two]"),
     ("every rank asks the whole batch", "search/design/loop.py", "Scorer(self.own, self.model.device, world=self.world)", "Scorer(self.own, self.model.device)", "tests/test_world.py::test_bits_callbacks_checkpoints_and_errors"),
     ("compiled for each number of tokens", "models/compiled.py", "torch._dynamo.maybe_mark_dynamic(v, 0)", "pass", "tests/test_compile.py::test_a_network_is_compiled_once_for_the_whole_grid_and_for_later_runs[masked-CFG and FK]"),
     ("the compiler stays after the run", "models/compiled.py", "_compiler.reset(before)", "pass", "tests/test_compile.py::test_nothing_else_is_compiled_after_a_run_that_is_however_it_ends"),

@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import guidekit as gk
+from guidekit import random
 
 from .conformance.cases import CASES
 from .problems import PROBLEMS, STEPS
@@ -254,6 +255,19 @@ def refused() -> list[str]:
     return texts
 
 
+class Shuffle(gk.Guide):
+    """Puts particles into another order, so that half of them change their rank."""
+
+    def select(self, population: gk.Population, step: gk.Step) -> gk.Population:
+        order = random.uniform(step.key, (step.n,)).argsort(-1)
+        return population.select(order, population.by_group(population.log_w))
+
+
+def shuffled() -> list[str]:
+    given = {"steps": 5, "guides": [Shuffle()]}
+    return differences(gk.sample(PLANE, 21, **given), gk.sample(PLANE, 21, **given, world="auto"))
+
+
 class Nosy(gk.Guide):
     """Selects by the states of all."""
 
@@ -288,6 +302,7 @@ def several(file: str) -> dict[str, Any]:
     """Many small questions, to processes that are there once."""
     all_rows()
     found = {"bits": same_batches(), "refused": refused(), "searched": searched(f"{file}.search")}
+    found["searched"]["shuffled"] = shuffled()
     return found | seen_and_interrupted(file)
 
 
