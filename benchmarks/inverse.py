@@ -1,6 +1,7 @@
 """Posterior samplers side by side: against a posterior in closed form, and on pictures of the bundled model of clothes.
 
     python -m benchmarks.inverse
+    python -m benchmarks.inverse --methods DDRM TMPD   # these alone; the other rows are kept
 
 Mixture: three Gaussians in eight dimensions, two operators, and measurements that are simulated. Every method gets
 the same network rows, which is 64 samples (or particles) for each measurement at 48 steps, or a third of the steps
@@ -17,8 +18,11 @@ square of y - A x of single samples over the noise; PSNR is that of the mean of 
 square standard deviation of the samples over the root mean square error of their mean, ((n - 1)/(n + 1))^1/2
 if they are n draws of the posterior.
 
-With --peers the samplers of deepinv run on the same network and the same measurements, through a wrapper (needs
-deepinv). Written to benchmarks/results/inverse.json.
+Populations: the same of weighted particles, of which 4 draws are taken in three ways. DDRM: beside that of deepinv on
+more images, by the PSNR of single images, so that the difference has a standard error.
+
+With --peers the samplers of deepinv and of azula, where they are installed, run on the same network and the same
+measurements, through wrappers; `--parts --peers` runs them alone. Written to benchmarks/results/inverse.json.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +41,7 @@ from torch import Tensor
 
 import guidekit as gk
 from guidekit.measurements import Blur, Downsample, Linear, Mask, Matrix
+from guidekit.measurements.measurement import problem
 from guidekit.zoo import card, data
 from rewards import ByGroup
 
@@ -62,6 +68,7 @@ METHODS: Methods = {
     "unguided": (lambda m: [], 1),
     "DPS": (lambda m: [gk.DPS(m, 1.0)], 1),
     "DPS, normalised": (lambda m: [gk.DPS(squares(m), 1.0, schedule="constant", normalise=True)], 1),
+    "ScoreSDE": (lambda m: [gk.ScoreSDE(m)], 1),
     "DDNM": (lambda m: [gk.DDNM(m)], 1),
     "DDRM": (lambda m: [gk.DDRM(m)], 1),
     "DDS": (lambda m: [gk.DDS(m)], 1),
@@ -70,6 +77,10 @@ METHODS: Methods = {
     "PiGDM": (lambda m: [gk.PiGDM(m)], 1),
     "TMPD": (lambda m: [gk.TMPD(m)], 1),
     "DAPS": (lambda m: [gk.DAPS(m, inner=3, iters=20)], 3),
+    "ReSample": (lambda m: [gk.ReSample(m)], 1),
+    "STSL": (lambda m: [gk.STSL(m)], 2),
+    "TReg": (lambda m: [gk.TReg(m)], 1),
+    "CDDB": (lambda m: [gk.CDDB(m)], 1),
     "FKSteering": (lambda m: [gk.FKSteering(m, 1.0)], 1),
     "TDS": (lambda m: [gk.TDS(m, 1.0)], 1),
     "DAS": (lambda m: [gk.DAS(m, 1.0)], 1),
@@ -134,7 +145,9 @@ def quantiles(v: Tensor, w: Tensor, level: Tensor) -> Tensor:
     return v[order][place]
 
 
-def mixture(name: str, A: Linear, noise: float, count: int, n: int, steps: int) -> list[dict[str, Any]]:
+def mixture(
+    methods: Methods, name: str, A: Linear, noise: float, count: int, n: int, steps: int
+) -> list[dict[str, Any]]:
     model = base()
     truth = model.exact_sample(count, seed=3)
     m = gk.Measurement(A, A.A(truth[:1])[0] * 0, noise)
@@ -143,7 +156,7 @@ def mixture(name: str, A: Linear, noise: float, count: int, n: int, steps: int) 
     laws = [posterior(model, _kept(A), v if where is None else v[where], noise) for v in y]
     each = ByGroup([m.of(v) for v in y])
     rows = []
-    for method, (make, cost) in METHODS.items():
+    for method, (make, cost) in methods.items():
         start = time.process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", gk.CollapseWarning)
@@ -171,12 +184,12 @@ def _line(problem: str, method: str, found: list[Tensor], seconds: float = 0.0) 
             "seconds": seconds}  # fmt: skip
 
 
-def covered(count: int, draws: int, steps: int, noise: float) -> list[dict[str, Any]]:
+def covered(methods: Methods, count: int, draws: int, steps: int, noise: float) -> list[dict[str, Any]]:
     """gk.coverage of every method, for the deblurring of the mixture."""
     model, A, rows = base(), operators()["deblurring"], []
     m = gk.Measurement(A, torch.zeros(D), noise)
     truth = model.exact_sample(count, seed=7)
-    for method, (make, cost) in METHODS.items():
+    for method, (make, cost) in methods.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", gk.CollapseWarning)
             found = gk.coverage(model, m, make, count, draws=draws, steps=steps // cost, truth=truth)
@@ -200,13 +213,10 @@ def measured(count: int) -> tuple[Tensor, dict[str, Linear]]:
     return images[:count], {"blur": Blur(sigma=1.5), "down-sampling": Downsample(4), "inpainting": Mask(hole)}
 
 
-def pictures(count: int, n: int, steps: int, peers: bool) -> list[dict[str, Any]]:
-    model, (truth, found) = gk.zoo.load("fashion"), measured(count)
-    rows = []
-    for name, A in found.items():
-        m = gk.Measurement(A, A.A(truth[:1])[0] * 0, NOISE)
-        each = ByGroup([m.of(y) for y in m.simulate(truth, 1)])
-        for method, (make, cost) in METHODS.items():
+def pictures(methods: Methods, count: int, n: int, steps: int) -> list[dict[str, Any]]:
+    model, rows = gk.zoo.load("fashion"), []
+    for name, _, each, truth in simulated(count):
+        for method, (make, cost) in methods.items():
             start = time.process_time()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", gk.CollapseWarning)
@@ -215,9 +225,90 @@ def pictures(count: int, n: int, steps: int, peers: bool) -> list[dict[str, Any]
             line = {"problem": name, "method": method, **judged(each, truth, result.samples, result.weights, n)}
             rows.append(line | {"rows": result.cost.network_rows, "seconds": seconds})
             print(_text(rows[-1]), flush=True)
-        if peers:
-            rows += _peers(model, name, A, each, truth, n, steps)
     return rows
+
+
+def simulated(count: int) -> list[tuple[str, Linear, ByGroup, Tensor]]:
+    """Name, operator, measurements and truth of every problem."""
+    truth, found = measured(count)
+    listed = []
+    for name, A in found.items():
+        m = gk.Measurement(A, A.A(truth[:1])[0] * 0, NOISE)
+        listed.append((name, A, ByGroup([m.of(y) for y in m.simulate(truth, 1)]), truth))
+    return listed
+
+
+def peers(count: int, n: int, steps: int) -> list[dict[str, Any]]:
+    """The samplers of the packages that are installed."""
+    model, rows = gk.zoo.load("fashion"), []
+    for package, run in (("deepinv", _deepinv), ("azula", _azula)):
+        if find_spec(package) is None:
+            print(f"{package} is not installed, and left out")
+            continue
+        for given in simulated(count):
+            rows += run(model, *given, n, steps)
+    return rows
+
+
+def populations(steps: int, count: int = 3) -> list[dict[str, Any]]:
+    """Four draws of weighted particles: one population of 4 or 16, or one draw of each of four populations of 4."""
+    model, (truth, found) = gk.zoo.load("fashion"), measured(count)
+    rows = []
+    for name in ("blur", "inpainting"):
+        m = gk.Measurement(found[name], found[name].A(truth[:1])[0] * 0, NOISE)
+        each = [m.of(y) for y in m.simulate(truth, 1)]
+        for method, many, n in (("4 particles", 1, 4), ("16 particles", 1, 16), ("4 times 4, one of each", 4, 4)):
+            groups = ByGroup([m for m in each for _ in range(many)])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", gk.CollapseWarning)
+                result = gk.sample(model, n, steps=steps, cond=[None] * count * many, seed=list(range(count * many)),
+                                   guides=[gk.TDS(groups, 1.0, value=likelihood(groups, "unit"))])  # fmt: skip
+            samples, weights = result.samples, result.weights
+            if many > 1:
+                drawn = torch.multinomial(weights.view(-1, n), 1, generator=torch.Generator().manual_seed(0))
+                samples = samples.view(-1, n, *samples.shape[1:])[torch.arange(len(drawn)), drawn[:, 0]]
+                weights = torch.full((len(drawn),), 1 / many).double()
+            line = judged(ByGroup(each), truth, samples, weights, len(samples) // count)
+            rows.append({"problem": name, "method": method, **line, "rows": result.cost.network_rows})
+            print(_text(rows[-1]), flush=True)
+    return rows
+
+
+def restored(n: int, steps: int, count: int = 12) -> list[dict[str, Any]]:
+    """DDRM, with even times and with times even in the noise level, and deepinv's, which has the latter."""
+    import deepinv
+
+    model, (truth, found) = gk.zoo.load("fashion"), measured(count)
+    rows = []
+    for name in ("blur", "inpainting"):
+        m = gk.Measurement(found[name], found[name].A(truth[:1])[0] * 0, NOISE)
+        each = ByGroup([m.of(y) for y in m.simulate(truth, 1)])
+        y = torch.stack([m.y for m in each.rewards]).repeat_interleave(n, 0)  # type: ignore[attr-defined]
+        peer = deepinv.sampling.DDRM(Denoiser(model), sigmas=torch.linspace(1, 0, steps).numpy())
+        with torch.no_grad():
+            other = _psnr(peer(y, _physics(name, found[name]), seed=0).float().clamp(0, 1), truth, n)
+        runs: dict[str, Any] = {"DDRM": steps, "DDRM, even in the noise level": even(steps)}
+        for method, times in runs.items():
+            result = gk.sample(model, n, steps=times, cond=[None] * count, guides=[gk.DDRM(each)])
+            gain = _psnr(result.samples, truth, n) - other
+            line = {"problem": name, "method": method, "psnr": float((gain + other).mean()),
+                    "gain": float(gain.mean()), "error": float(gain.std() / count**0.5)}  # fmt: skip
+            rows.append(line)
+            print(_text(line), flush=True)
+        rows.append({"problem": name, "method": "deepinv DDRM", "psnr": float(other.mean())})
+    return rows
+
+
+def even(steps: int) -> list[float]:
+    """Times whose noise levels, in units of pictures, are even from 1 to 0; the first is pure noise."""
+    levels = torch.linspace(1, 0, steps + 1)[1:] / card("fashion")["std"]
+    return [1.0, *(2 / torch.pi * levels.double().atan()).tolist()]
+
+
+def _psnr(samples: Tensor, truth: Tensor, n: int) -> Tensor:
+    """Of the mean of the samples of every image."""
+    mean = samples.view(len(truth), n, *truth.shape[1:]).mean(1)
+    return -10 * (mean - truth).square().flatten(1).mean(1).log10()
 
 
 def judged(each: ByGroup, truth: Tensor, samples: Tensor, weights: Tensor, n: int) -> dict[str, float]:
@@ -252,7 +343,7 @@ class Denoiser(torch.nn.Module):
         return (self.model(state, t, null) * self.std + self.mean).to(x)
 
 
-def _peers(
+def _deepinv(
     model: gk.Model, name: str, A: Linear, each: ByGroup, truth: Tensor, n: int, steps: int
 ) -> list[dict[str, Any]]:
     """deepinv's DDRM and DiffPIR, with as many steps."""
@@ -269,10 +360,56 @@ def _peers(
             fidelity = deepinv.optim.data_fidelity.L2()
             sampler = deepinv.sampling.DiffPIR(net, fidelity, sigma=NOISE, max_iter=steps)
         start = time.process_time()
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
             samples = sampler(y, physics, seed=0).float()
         seconds, even = time.process_time() - start, torch.full((len(y),), 1 / n).double()
         line = {"problem": name, "method": f"deepinv {method}", **judged(each, truth, samples.clamp(0, 1), even, n)}
+        rows.append(line | {"rows": net.rows, "seconds": seconds})
+        print(_text(rows[-1]), flush=True)
+    return rows
+
+
+def _azula(
+    model: gk.Model, name: str, A: Linear, each: ByGroup, truth: Tensor, n: int, steps: int
+) -> list[dict[str, Any]]:
+    """azula's MMPS, TMPD and DiffPIR, in states, with as many steps of its DDPM."""
+    from azula import denoise, guidance, linalg, noise, sample  # type: ignore[import-not-found]
+
+    own, size = problem("azula", each, model), model.shape
+
+    class Clean(denoise.Denoiser):
+        """The bundled network: the time is that at which it sees this ratio of noise to signal."""
+
+        rows, schedule = 0, noise.CosineSchedule()
+
+        def forward(self, x: Tensor, t: Tensor, **_: Any) -> Any:
+            alpha, sigma = self.schedule(t)
+            seen = min(float(2 / torch.pi * torch.atan(sigma / alpha)), 0.999)
+            null = torch.as_tensor(model.null).expand(len(x))
+            self.rows += len(x)
+            states = (x / (alpha**2 + sigma**2).sqrt()).view(len(x), *size)
+            return denoise.DiracPosterior(model(states, seen, null).flatten(1).to(x))
+
+    y = own.y.repeat_interleave(n, 0).flatten(1)
+    apply = lambda x: A.A(x.view(len(x), *size)).flatten(1)  # noqa: E731
+    variance, rows = own.noise**2, []
+    for method in ("MMPS", "TMPD", "DiffPIR"):
+        net = Clean()
+        if method == "MMPS":
+            cov = linalg.covariance.IsotropicCovariance(variance)
+            guided = guidance.mmps.MMPSDenoiser(net, y, apply, cov, iterations=3)
+        else:
+            make = guidance.tmpd.TMPDenoiser if method == "TMPD" else guidance.diffpir.DiffPIRDenoiser
+            guided = make(net, y, apply, variance)
+        sampler = sample.DDPMSampler(guided, steps=steps, silent=True)
+        start = time.process_time()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            x = sampler(sampler.init((len(y), y.new_zeros(size).numel())))
+        samples = model.decode(x.view(len(y), *size).float())
+        seconds, even = time.process_time() - start, torch.full((len(y),), 1 / n).double()
+        line = {"problem": name, "method": f"azula {method}", **judged(each, truth, samples.clamp(0, 1), even, n)}
         rows.append(line | {"rows": net.rows, "seconds": seconds})
         print(_text(rows[-1]), flush=True)
     return rows
@@ -300,6 +437,8 @@ COLUMNS = {
     "mixture": {"mean": "mean", "covariance": "covariance", "sliced": "sliced Wasserstein", "seconds": "seconds"},
     "coverage": {"p": "p", "fit": "bias of the fit", "half": "within 50 %", "most": "within 90 %", "tarp": "p of TARP"},
     "pictures": {"residual": "residual", "psnr": "PSNR", "spread": "spread", "rows": "rows", "seconds": "seconds"},
+    "populations": {"residual": "residual", "psnr": "PSNR", "spread": "spread", "rows": "rows"},
+    "DDRM": {"psnr": "PSNR", "gain": "more than deepinv's", "error": "standard error"},
 }  # fmt: skip
 
 
@@ -322,6 +461,30 @@ def table(found: dict[str, Any], part: str) -> str:
     return "\n".join([head, "|---" * (len(COLUMNS[part]) + 1) + "|", *lines])
 
 
+def merged(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows, the new ones in the place of those that they make again, methods in their order."""
+    rows = {(row["problem"], row["method"]): row for row in [*known, *new]}
+    problems, place = list(dict.fromkeys(problem for problem, _ in rows)), {name: i for i, name in enumerate(METHODS)}
+    return sorted(rows.values(), key=lambda row: (problems.index(row["problem"]), place.get(row["method"], len(place))))
+
+
+def run(part: str, methods: Methods, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one part."""
+    if part == "coverage":
+        return covered(methods, args.simulations, args.n, args.steps, args.noise)
+    if part == "pictures":
+        return pictures(methods, args.images, args.samples, args.image_steps)
+    if part == "populations":
+        return populations(args.image_steps)
+    if part == "DDRM":
+        return restored(args.samples, args.image_steps)
+    rows = []
+    for name, A in operators().items():
+        rows += mixture(methods, name, A, args.noise, args.measurements, args.n, args.steps)
+    print(*map(_text, rows), sep="\n", flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measurements", type=int, default=20)
@@ -332,7 +495,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--image-steps", type=int, default=24)
-    parser.add_argument("--parts", nargs="+", choices=list(COLUMNS), default=list(COLUMNS), help="the others are kept")
+    parser.add_argument("--parts", nargs="*", choices=list(COLUMNS), default=list(COLUMNS), help="the others are kept")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", action="store_true", help="print the tables of docs/inverse.md, and run nothing")
@@ -342,16 +506,12 @@ def main() -> None:
         print(*(table(known, part) for part in COLUMNS), sep="\n\n")
         return
     found = json.loads(args.out.read_text()) if args.out.exists() else {}
-    if "mixture" in args.parts:
-        found["mixture"] = []
-        for name, A in operators().items():
-            found["mixture"] += mixture(name, A, args.noise, args.measurements, args.n, args.steps)
-        print(*map(_text, found["mixture"]), sep="\n", flush=True)
-    if "coverage" in args.parts:
-        found["coverage"] = covered(args.simulations, args.n, args.steps, args.noise)
-    if "pictures" in args.parts:
-        found["pictures"] = pictures(args.images, args.samples, args.image_steps, args.peers)
-    found["settings"] = {k: v for k, v in vars(args).items() if k not in ("out", "peers", "table", "parts")}
+    for part in args.parts:
+        new = run(part, {name: METHODS[name] for name in args.methods}, args)
+        found[part] = merged(found.get(part, []), new)
+    if args.peers:
+        found["pictures"] = merged(found.get("pictures", []), peers(args.images, args.samples, args.image_steps))
+    found["settings"] = {k: v for k, v in vars(args).items() if k not in ("out", "peers", "table", "parts", "methods")}
     args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 

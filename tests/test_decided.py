@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 import guidekit as gk
-from guidekit.engine import ahead
-from guidekit.engine import run as run_module
+from guidekit.engine import ahead, run as run_module
 from guidekit.models import evaluations
 from guidekit.models.analytic import TokenTable
 from guidekit.process import Masked

@@ -1,4 +1,4 @@
-"""The weights of a steered guide are Girsanov's: minus the work of the noise along the drift, and half of its square."""
+"""The weights of a steered guide are Girsanov's: the noise along the drift, and half of the drift's square."""
 
 from __future__ import annotations
 

@@ -166,6 +166,7 @@ def test_of_one_gaussian_the_times_of_least_divergence_are_a_geometric_sequence(
     assert fitted.stochastic and fitted.table == tuple(DDPM().moves(schedule, [*(m.t for m in fitted.table), 0.0]))
 
 
+@pytest.mark.slow
 def test_the_times_of_least_divergence_are_the_best_by_quadrature_too():
     """The bound as the paper has it: of each step, the integral of E|D_rho - D_i|^2 rho^-3, in one dimension."""
     model, low = mixture(Flow()), 0.03

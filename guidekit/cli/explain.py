@@ -13,7 +13,7 @@ from .. import zoo
 from ..engine.card import Paper
 from ..guides import catalog
 from ..jobs import names
-from ..jobs.specs import ConfigError, nearest, parameters, plain
+from ..jobs.specs import ConfigError, among, nearest, parameters
 from ..solvers.token_solver import TokenSolver
 from .answers import lines
 from .listing import option, sections
@@ -51,9 +51,10 @@ _REWARDS = {"molecules": "qed", "dna": "dna-oracle:HepG2", "images": "fashion-cl
 def explained(name: str) -> dict[str, Any]:
     """Everything about a name: its description, options, paper, and an example command."""
     found = sections()
+    meant = among(name, [entry["name"] for entries in found.values() for entry in entries])
     for kind, entries in found.items():
         for entry in entries:
-            if plain(entry["name"]) == plain(name):
+            if entry["name"] == meant:
                 return {"name": entry["name"], "kind": kind.removesuffix("es" if kind == "searches" else "s")} | (
                     _EXPLAIN[kind](entry["name"])
                 )

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from .. import random
 from ..models.base import Model
-from ..models.evaluations import Cond, Memory, evaluate, evaluate_at, rows_of
+from ..models.compiled import Compiler, compiling
+from ..models.evaluations import Cond, Memory, Spread, evaluate, evaluate_at, rows_of
 from ..models.networks import lent, networks_in
+from ..process import Masked
 from ..solvers import Solver
 from . import checks, tree
 from .ahead import MOVES, POSITIONS, Ahead, Part, ahead
@@ -63,8 +65,11 @@ class Run:
         holdout: Any = None,
         islands: Islands | None = None,
         world: Any = None,
+        compile: bool | str | Callable = False,
     ):
         checks.check_call(model, n, solver, batch_size, guides, reward, holdout)
+        checks.check_compile(compile, model)
+        self.compiler = Compiler("inductor" if compile is True else compile) if compile else None
         self.islands = Islands(1) if islands is None else islands
         solver = model.solver if solver is None else solver
         self.model, self.n, self.guides, self.solver = model, n, checks.bound(guides, model), solver
@@ -96,6 +101,7 @@ class Run:
         self._ids = torch.arange(self.groups * self.rows, device=model.device)
         self.memory = Memory()
         self.watched = True  # whether somebody reads the predictions of populations, who steps by hand or calls back
+        self.overlaps = model.device.type != "cpu"  # whether the next rows are asked for before these are scored
         self._apart = [self._is_apart(step) for step in self.steps]
         self._ahead: dict[int, Ahead] = {}  # what is known of the next moves, by the first row of a part
         self._left: Tensor | None = None  # the states from which that is
@@ -147,11 +153,13 @@ class Run:
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
-        """Context in which the networks are in evaluation mode; afterwards they are as they were."""
+        """Context in which the networks are in evaluation mode, and compiled if the run says so; afterwards they are as
+        they were."""
         with ExitStack() as stack:
             for model in self.models:
                 stack.enter_context(model.lent())
             stack.enter_context(lent(self.modules()))
+            stack.enter_context(compiling(self.compiler))
             yield
 
     @property
@@ -173,7 +181,7 @@ class Run:
         """Particles at the first time."""
         with self.world.together():
             parts = (self.begun(rows) for rows in self._chunks(self.share(0), 0))
-            return Population.cat([self.look(p, 0) for p in parts])
+            return Population.cat(list(self._looks(parts, 0)))
 
     def advance(self, pop: Population, index: int) -> Population:
         """The whole step: move number `index`, in micro-batches, then the selection.
@@ -185,11 +193,14 @@ class Run:
         pop = pop if pop.predictions else self.look(pop, index)  # which another sitting may have left out
         width, after = self.widths[index], index + 1
         late = width > 1 and self.blind
-        look = self._look_blind if late else self.look
         with self.world.together():
-            parts = (self.branch(pop, index, rows) for rows in self._chunks(slice(0, len(pop) * width), after))
-            pop = Population.cat([look(self.move(p, index), after) for p in parts])
-        pop = self.select(pop, after)
+            chunks = self._chunks(slice(0, len(pop) * width), after)
+            parts = (self.move(self.branch(pop, index, rows), index) for rows in chunks)
+            pop = Population.cat(
+                [self._look_blind(p, after) for p in parts] if late else list(self._looks(parts, after))
+            )
+            self.score.forget()
+        pop = self._survivors(pop, after)
         if not late:
             return pop
         with self.world.together():
@@ -220,21 +231,22 @@ class Run:
         """Evaluate the network, apply the tilts, update the weights and memos."""
         if self._alone(index):
             return replace(pop, predictions=(), proposals=(), shown=())
-        view = self.view(pop, index)
-        with torch.set_grad_enabled(view.x.requires_grad):
-            view, proposal = tilted(view, self.acts[index], pop.memos, self.steered)
-            return self._predicted(self._weighed(pop, view), view, proposal)
+        return self._judged(pop, *self._told(pop, index))
 
     def select(self, pop: Population, index: int) -> Population:
         """The guides' selections, in the order of the list, and a line of the trace."""
-        pop = self.world.selected(lambda whole: self._selected(whole, index), pop, self.acts[index].read)
         with self.world.together():
             self.score.forget()
-        return pop
+        return self._survivors(pop, index)
 
     def share(self, index: int) -> slice:
         """The particles of this process at a step, among all of them."""
         return self.world.share(self.groups * self.steps[index].n)
+
+    def _survivors(self, pop: Population, index: int) -> Population:
+        """The particles that are here after the selections of all."""
+        parents = self.groups * self.steps[index].parents
+        return self.world.selected(lambda whole: self._selected(whole, index), pop, self.acts[index].read, parents)
 
     def _selected(self, pop: Population, index: int) -> Population:
         """The same for the whole population."""
@@ -258,8 +270,9 @@ class Run:
     def kernels(self, pop: Population, index: int) -> tuple[Any, Any]:
         """The kernel p of the target in move number `index`, and q, by which particles move."""
         move, process = self.moves[index], self.model.process
-        p = process.kernel(pop.x, pop.predictions, move)
-        q = process.kernel(pop.x, pop.proposals, move) if pop.proposals and p.random else p
+        more = () if pop.spread is None else (pop.spread,)
+        p = process.kernel(pop.x, pop.predictions, move, *more)
+        q = process.kernel(pop.x, pop.proposals, move, *more) if pop.proposals and p.random else p
         for seat in self.acts[index].propose:
             q = seat.guide.propose(self.model, pop, q, self.steps[index].own(seat.name, seat.place))
         return p, q
@@ -297,6 +310,7 @@ class Run:
 
     def _glided_part(self, pop: Population, index: int, rows: slice) -> Tensor:
         """The states of these rows after such a move."""
+        assert isinstance(self.noise, Noise) and isinstance(self.model.process, Masked)
         pop, known = pop.take(rows), self._ahead.get(rows.start)
         if known is None or not known.has(index):
             apart = takewhile(lambda i: self._apart[i], range(index, min(index + MOVES, len(self.moves))))
@@ -374,15 +388,39 @@ class Run:
             evals = evaluate(self.model, acts.needs, *of)
         return replace(view, evals=evals, prediction=evals[Cond()])
 
+    def _looks(self, parts: Iterable[Population], index: int) -> Iterator[Population]:
+        """Looks at micro-batches. On a device the next one is asked for before this one is scored, so that rewards on
+        the host are computed meanwhile; not where two graphs would be held for gradients."""
+        if not self.overlaps or self.acts[index].grad or self._alone(index):
+            yield from (self.look(pop, index) for pop in parts)
+            return
+        before = None
+        for pop in parts:
+            told = pop, *self._told(pop, index)
+            if before is not None:
+                yield self._judged(*before)
+            before = told
+        if before is not None:
+            yield self._judged(*before)
+
+    def _told(self, pop: Population, index: int) -> tuple[View, Tensor | None]:
+        """What the networks and the tilts say of these rows: with the target's prediction, and the proposal's."""
+        view = self.view(pop, index)
+        with torch.set_grad_enabled(view.x.requires_grad):
+            return tilted(view, self.acts[index], pop.memos, self.steered)
+
+    def _judged(self, pop: Population, view: View, proposal: Tensor | None) -> Population:
+        """The population with what has been told, and with weights."""
+        with torch.set_grad_enabled(view.x.requires_grad):
+            return self._predicted(self._weighed(pop, view), view, proposal)
+
     def _look_blind(self, pop: Population, index: int) -> Population:
         """The weights of a look, where they need no network."""
         return self._weighed(pop, self.view(pop, index, seen=False))
 
     def _look_again(self, pop: Population, index: int) -> Population:
         """The predictions of that look, for those who live."""
-        view = self.view(pop, index)
-        with torch.set_grad_enabled(view.x.requires_grad):
-            return self._predicted(pop, *tilted(view, self.acts[index], pop.memos, self.steered))
+        return self._predicted(pop, *self._told(pop, index))
 
     def _weighed(self, pop: Population, view: View) -> Population:
         """The population with the guides' weights and memos, and what is known of rewards."""
@@ -409,7 +447,8 @@ class Run:
             if proposal is not None:
                 proposals = (_cut(proposal), *proposals[: self.order - 1])
         shown = () if view.shown is None else (_cut(view.shown),)
-        return replace(pop, predictions=predictions, proposals=proposals, shown=shown)
+        spread = None if (found := view.evals.get(Spread())) is None else _cut(found)
+        return replace(pop, predictions=predictions, proposals=proposals, shown=shown, spread=spread)
 
     def verify(
         self, prediction: Tensor, index: int, group: Tensor, slot: Tensor, branch: int = 1, view: View | None = None
@@ -474,6 +513,7 @@ class Run:
             apart = Scorer(Cost(), pop.x.device)
             holdout = None if self.holdout is None else apart(self.holdout, samples, pop.group)
             self.cost.seconds = self.seconds
+        noise = self.world.rows(self.start_noise(pop.root))
         pop, samples = self.world.whole(pop), self.world.samples(samples)
         rewards, holdout = self.world.rows(rewards), self.world.rows(holdout)
         samples = self.decode(pop.x, pop.group) if samples is None else samples
@@ -487,7 +527,7 @@ class Run:
             trace=trace(self.records, self.groups, self.steps[0].n),
             cost=self.world.cost(self.cost),
             row=torch.arange(len(pop), device=pop.x.device),
-            noise=self.start_noise(pop.root),
+            noise=noise,
             holdout=holdout,
             memos=pop.memos,
             config=self.describe(),

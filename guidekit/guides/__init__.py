@@ -11,11 +11,13 @@ from .adaptive_guidance import AdaptiveGuidance as AdaptiveGuidance
 from .advdiff import AdvDiff as AdvDiff
 from .apg import APG as APG
 from .apg_mix import APGMix as APGMix
+from .aps import APS as APS
 from .autoguidance import AutoGuidance as AutoGuidance
 from .beam_search import BeamSearch as BeamSearch
 from .best_of_n import BestOfN as BestOfN
 from .boost_and_skip import BoostAndSkip as BoostAndSkip
 from .cads import CADS as CADS
+from .cddb import CDDB as CDDB
 from .cfg import CFG as CFG
 from .cfg_zero import CFGZero as CFGZero
 from .cfgpp import CFGpp as CFGpp
@@ -48,6 +50,7 @@ from .funnel import Funnel as Funnel
 from .gaussian_start import GaussianStart as GaussianStart
 from .gfcg import GFCG as GFCG
 from .hallucination import Hallucination as Hallucination
+from .hard_consistency import ReSample as ReSample
 from .higs import HiGS as HiGS
 from .icg import ICG as ICG
 from .intersection import Intersection as Intersection
@@ -68,11 +71,13 @@ from .resample import Resample as Resample
 from .s2_guidance import S2Guidance as S2Guidance
 from .sag import SAG as SAG
 from .score_calibration import ScoreCalibration as ScoreCalibration
+from .score_sde import ScoreSDE as ScoreSDE
 from .seg import SEG as SEG
 from .self_guided_minority import SelfGuidedMinority as SelfGuidedMinority
 from .sites import Sites as Sites
 from .slg import SLG as SLG
 from .start_from import StartFrom as StartFrom
+from .stsl import STSL as STSL
 from .svdd import SVDD as SVDD
 from .switch import Switch as Switch
 from .tag import TAG as TAG
@@ -84,6 +89,7 @@ from .tfg import DPS as DPS, LGD as LGD, MPGD as MPGD, TFG as TFG, UGD as UGD, F
 from .tmpd import TMPD as TMPD
 from .top_p import TopP as TopP
 from .tpg import TPG as TPG
+from .treg import TReg as TReg
 from .tsg import TSG as TSG
 from .typical import Typical as Typical
 from .views import Views as Views

@@ -260,6 +260,17 @@ def relative(text: str, folder: Path) -> str:
     return (seen_from(folder, head) if os.path.isabs(head) else head) + rest
 
 
+def with_arrays(text: str, move: Callable[[str], str]) -> str:
+    """A spec with other paths of its PNG and NPY files.
+
+    >>> with_arrays("mask:where=a b/mask.png", lambda path: f"/home/{path}")
+    'mask:where=/home/a b/mask.png'
+    """
+    return re.sub(
+        r"(?<=[=:(,'\"])([^=:(),'\"]+\.(?:png|npy))(?=$|[,)'\"])", lambda m: move(m[1].strip()), text, flags=re.I
+    )
+
+
 def _split_head(text: str) -> tuple[str, str]:
     """The Python file at the front of a spec, or "", and the rest."""
     head = _HEAD.match(text)
@@ -285,10 +296,24 @@ def displayed(text: str) -> str:
 
 def find(name: str, known: Sequence[str], what: str) -> str:
     """The known name that is meant; otherwise an error that suggests the nearest."""
-    by = {plain(v): v for v in known}
-    if plain(name) in by:
-        return by[plain(name)]
+    meant = among(name, known)
+    if meant is not None:
+        return meant
     raise ConfigError(f"there is no {what} {name!r}{nearest(name, known)}")
+
+
+def among(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is meant, or None. Of names that differ in capitals alone it is the one that is spelled so,
+    or that has its words apart where this one has.
+
+    >>> both = ["ReSample", "Resample"]
+    >>> among("Resample", both), among("resample", both), among("re_sample", both)
+    ('Resample', 'Resample', 'ReSample')
+    """
+    same = [v for v in known if plain(v) == plain(name)]
+    words = re.sub(r"[-\s]", "_", name).lower()
+    apart = [v for v in same if re.sub(r"(?<=[a-z])(?=[A-Z])", "_", v).lower() == words]
+    return name if name in same else next(iter(apart or same), None)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -25,8 +25,8 @@ from .. import random
 from ..models.base import Model
 from ..models.networks import lent
 from ..process import Gaussian as GaussianProcess
-from .noise import Gaussian, Noise
-from .operators import Linear, as_operator
+from .noise import Correlated, Gaussian, Noise
+from .operators import Linear, Matrix, Whitened, as_operator
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,8 +39,9 @@ class Measurement(Reward):
               with `A` and `adjoint` (and `pinv`, where it has one), a physics of deepinv, or any function of a batch of
               samples that returns a tensor
     y         what was measured of one sample, with the shape of operator(x) without its row axis
-    noise     the standard deviation of Gaussian noise, or `gk.measurements.Poisson(gain)` or `Quantised(step, noise)`.
-              0 is allowed for methods that take exact measurements
+    noise     the standard deviation of Gaussian noise, or `gk.measurements.Correlated(covariance)`, `Poisson(gain)` or
+              `Quantised(step, noise)`. 0 is allowed for methods that take exact measurements. Noise that has a model
+              of its own is `gk.measurements.Structured`
 
     The operator takes samples, as rewards do: pictures between 0 and 1 for the bundled model of images. For a batch of
     measurements made with one operator, `of` makes the measurement of each, and `rewards.ByGroup` holds them.
@@ -59,6 +60,11 @@ class Measurement(Reward):
     def __init__(self, operator: Any, y: Any, noise: float | Noise = 0.05):
         self.operator = as_operator(operator)
         self.y = torch.as_tensor(y)
+        if isinstance(noise, Model):
+            raise TypeError(
+                "Measurement(noise=a model): noise with a model of its own is drawn beside the signal, by "
+                "gk.measurements.Structured(signal, noise) and its `measurement(operator, y)`"
+            )
         likelihood = Gaussian(float(noise)) if isinstance(noise, Real) else noise
         if not isinstance(likelihood, Noise):
             raise TypeError(
@@ -66,6 +72,11 @@ class Measurement(Reward):
                 "gk.measurements.Poisson(gain)"
             )
         self.noise: Noise = likelihood
+        if isinstance(likelihood, Correlated) and getattr(self.operator, "measured", None) is not None:
+            raise ValueError(
+                "Correlated noise is that of all entries of y, and a mask leaves some out: give the rows that it "
+                "measures as a matrix"
+            )
         self.differentiable = True if self.linear else None
 
     @property
@@ -84,11 +95,18 @@ class Measurement(Reward):
             raise ValueError(self.misfit(u))
         return self._summed(self.noise.log_prob(self.y.to(u), u))
 
-    def residual(self, samples: Any) -> Tensor:
-        """The root mean square of y - A(x) of each sample: the standard deviation of the noise, if A(x) is right."""
+    def rest(self, samples: Any) -> Tensor:
+        """y - A(x) of each sample, 0 where nothing is measured."""
         u = self.operator(samples)
         where = self._measured(u)
-        return (self._summed((self.y.to(u) - u).square()) / (u[0].numel() if where is None else where.sum())).sqrt()
+        e = self.y.to(u) - u
+        return e if where is None else torch.where(where, e, 0.0)
+
+    def residual(self, samples: Any) -> Tensor:
+        """The root mean square of y - A(x) of each sample: the standard deviation of the noise, if A(x) is right."""
+        e = self.rest(samples)
+        where = self._measured(e)
+        return (self._summed(e.square()) / (e[0].numel() if where is None else where.sum())).sqrt()
 
     def of(self, y: Any) -> Self:
         """The same measurement with another outcome y."""
@@ -115,35 +133,21 @@ class Measurement(Reward):
             raise ValueError(
                 "Measurement(noise=0) has no density p(y | x) to weigh or steer by; give its noise a value"
             )
-        if not isinstance(model.process, GaussianProcess):
-            return
-        with torch.set_grad_enabled(gradient):
-            u = self.probe(model, gradient)
+        if isinstance(model.process, GaussianProcess):
+            with torch.set_grad_enabled(gradient):
+                self.probe(model, gradient)
+
+    def probe(self, model: Model, gradient: bool = False) -> Tensor:
+        """The measurement of one made-up sample; ValueError where y has another shape, or where a gradient is
+        needed and does not exist."""
+        u = tried(self.operator, model, gradient)
+        if u.shape[1:] != self.y.shape:
+            raise ValueError(self.misfit(u))
         if gradient and not u.requires_grad:
             raise ValueError(
                 "the guide takes gradients, and none passes through the operator of Measurement (numpy, .item(), "
                 "detach(), rounding): use FKSteering or SVDD, which need none"
             )
-
-    def probe(self, model: Model, gradient: bool = False) -> Tensor:
-        """The measurement of one made-up sample; ValueError where y has another shape."""
-        x = torch.zeros(1, *model.shape, dtype=model.dtype, device=model.device, requires_grad=gradient)
-        with lent(model.modules()), model.lent():
-            samples = model.decode(x)
-        try:
-            u = self.operator(samples)
-        except (ValueError, RuntimeError, TypeError, IndexError) as error:
-            shape = tuple(samples.shape[1:]) if isinstance(samples, Tensor) else type(samples).__name__
-            raise ValueError(
-                f"Measurement: the operator does not take samples of this model, {shape}: {error}"
-            ) from error
-        if not isinstance(u, Tensor) or u.dim() < 1 or len(u) != 1:
-            what = f"shape {tuple(u.shape)}" if isinstance(u, Tensor) else type(u).__name__
-            raise ValueError(
-                f"Measurement: the operator returned {what} for one sample; a tensor with a row axis is needed"
-            )
-        if u.shape[1:] != self.y.shape:
-            raise ValueError(self.misfit(u))
         return u
 
     def misfit(self, u: Tensor) -> str:
@@ -165,6 +169,35 @@ class Measurement(Reward):
         return v.flatten(1).sum(1, dtype=torch.float64)
 
 
+def of_groups(y: Tensor, group: Tensor) -> Tensor:
+    """y of each row, (1 or groups, ...), given the rows' groups."""
+    return y.expand(len(group), *y.shape[1:]) if len(y) == 1 else y[group]
+
+
+def numbers(operator: Any, y: Tensor) -> int:
+    """How many numbers are measured, given measurements y (groups, ...)."""
+    where = getattr(operator, "measured", None)
+    return y[0].numel() if where is None else int(where.expand(y.shape[1:]).sum())
+
+
+def tried(operator: Any, model: Model, gradient: bool = False) -> Tensor:
+    """What the operator makes of one made-up sample of the model; ValueError where it does not take it."""
+    x = torch.zeros(1, *model.shape, dtype=model.dtype, device=model.device, requires_grad=gradient)
+    with lent(model.modules()), model.lent():
+        samples = model.decode(x)
+    try:
+        u = operator(samples)
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        shape = tuple(samples.shape[1:]) if isinstance(samples, Tensor) else type(samples).__name__
+        raise ValueError(f"Measurement: the operator does not take samples of this model, {shape}: {error}") from error
+    if not isinstance(u, Tensor) or u.dim() < 1 or len(u) != 1:
+        what = f"shape {tuple(u.shape)}" if isinstance(u, Tensor) else type(u).__name__
+        raise ValueError(
+            f"Measurement: the operator returned {what} for one sample; a tensor with a row axis is needed"
+        )
+    return u
+
+
 @dataclass(frozen=True)
 class Problem:
     """A linear measurement with Gaussian noise, in the coordinates of states: y = A x + noise z.
@@ -179,7 +212,7 @@ class Problem:
 
     def of(self, group: Tensor) -> Tensor:
         """y of each row, given the rows' groups."""
-        return self.y.expand(len(group), *self.y.shape[1:]) if len(self.y) == 1 else self.y[group]
+        return of_groups(self.y, group)
 
     def rest(self, x: Tensor, group: Tensor) -> Tensor:
         """y - A x."""
@@ -194,18 +227,86 @@ class Problem:
         return self.operator.solve(self.operator.adjoint(e), max(self.noise**2 / variance, 1e-6))
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """Any differentiable measurement with Gaussian noise, in the coordinates of states: y = A(decode(x)) + noise z.
+
+    y        (1 or groups, ...)
+    noise    standard deviation
+    """
+
+    operator: Any
+    y: Tensor
+    noise: float
+    model: Model
+
+    def rest(self, x: Tensor, group: Tensor) -> Tensor:
+        """y - A(decode(x)), 0 where nothing is measured."""
+        u = self.operator(self.model.decode(x))
+        y = of_groups(self.y, group)
+        where = getattr(self.operator, "measured", None)
+        return y.to(u) - u if where is None else torch.where(where.to(u.device), y.to(u) - u, 0.0)
+
+
 def problem(name: str, measurement: Any, model: Model) -> Problem:
     """The linear measurements of all groups in the coordinates of this model's states, after all checks; `name` is that
     of the method which needs them."""
     each = listed(measurement)
-    first = each[0]
-    if not first.linear:
+    if not each[0].linear:
         raise ValueError(
             f"{name} needs a linear operator with an adjoint, and Measurement holds a function: give an object with "
             "A and "
             "adjoint, or take TDS, DPS or DAPS, which differentiate through any function"
         )
-    if not isinstance(first.noise, Gaussian):
+    with torch.no_grad():
+        _fitting(each, model)
+        each = _alike(name, each)
+        found = affine(model)
+        if found is None:
+            raise ValueError(
+                f"{name} measures states, and this model decodes them by more than one factor and one offset, as "
+                "latent models do: take ReSample, TDS, DPS or DAPS, which differentiate through the decoder"
+            )
+        return _in_states(name, each, model, *found)
+
+
+def of_samples(name: str, measurement: Any, model: Model) -> tuple[Problem, bool]:
+    """The linear measurements of all groups, and whether they are of states; else they are of decoded samples, for a
+    method that reads samples back."""
+    each = listed(measurement)
+    with torch.no_grad():
+        if not each[0].linear or affine(model) is not None:
+            return problem(name, measurement, model), True
+        _fitting(each, model)
+        each = _alike(name, each)
+        samples = model.decode(torch.zeros(1, *model.shape, dtype=model.dtype, device=model.device))
+        try:
+            model.read(samples)
+        except ValueError as error:
+            raise ValueError(f"{name} changes samples and reads them back, and cannot: {error}") from error
+        return _with_y(name, each, torch.zeros_like(samples), 1.0), False
+
+
+def decoded(name: str, measurement: Any, model: Model) -> Problem | Decoded:
+    """The measurements of all groups, for a method that differentiates through operator and decoder: linear in the
+    states where they are, so that no clamp of the decoder cuts the gradient."""
+    each = listed(measurement)
+    _fitting(each, model, gradient=True)
+    with torch.no_grad():
+        each = _alike(name, each)
+        found = affine(model) if each[0].linear else None
+    if found is not None:
+        with torch.no_grad():
+            return _in_states(name, each, model, *found)
+    assert isinstance(each[0].noise, Gaussian)
+    return Decoded(each[0].operator, torch.stack([m.y for m in each]).to(model.device), each[0].noise.std, model)
+
+
+def _alike(name: str, each: Sequence[Measurement]) -> Sequence[Measurement]:
+    """The measurements with independent noise, by one operator; raise unless all groups have one operator and one
+    Gaussian noise."""
+    first = each[0]
+    if not isinstance(first.noise, (Gaussian, Correlated)):
         raise ValueError(
             f"{name} is made for Gaussian noise, and this is {type(first.noise).__name__}: TDS, DPS, DAPS and "
             "FKSteering "
@@ -213,22 +314,40 @@ def problem(name: str, measurement: Any, model: Model) -> Problem:
         )
     if any(m.operator is not first.operator or m.noise != first.noise for m in each):
         raise ValueError(f"{name}(ByGroup([...])): all measurements have one operator and one noise; make them by `of`")
-    with torch.no_grad():
-        u = first.probe(model)
-        for m in each:
-            if m.y.shape != u.shape[1:]:
-                raise ValueError(m.misfit(u))
-        return _in_states(name, each, model)
+    return each if isinstance(first.noise, Gaussian) else _white(each, first.operator, first.noise)
 
 
-def _in_states(name: str, each: Sequence[Measurement], model: Model) -> Problem:
+def _white(each: Sequence[Measurement], A: Any, noise: Correlated) -> Sequence[Measurement]:
+    """L^-1 y = L^-1 A(x) + z."""
+    if isinstance(A, Matrix):
+        white: Any = Matrix(noise.white(A.matrix.double().mT).mT, A.shape)
+    elif isinstance(A, Linear):
+        white = Whitened(A, noise.root)
+    else:
+        white = lambda samples: noise.white(A(samples))  # noqa: E731
+    first = Measurement(white, noise.white(each[0].y.double()[None])[0], 1.0)
+    return [first, *(first.of(noise.white(m.y.double()[None])[0]) for m in each[1:])]
+
+
+def _fitting(each: Sequence[Measurement], model: Model, gradient: bool = False) -> None:
+    """Raise unless every y has the shape of what is measured of the model's samples."""
+    u = each[0].probe(model, gradient)
+    for m in each:
+        if m.y.shape != u.shape[1:]:
+            raise ValueError(m.misfit(u))
+
+
+def _in_states(name: str, each: Sequence[Measurement], model: Model, scale: float, offset: float) -> Problem:
     """With sample = scale x + offset, (y - A offset)/scale = A x + noise/scale z."""
-    scale, offset = _affine(name, model)
-    A, noise = each[0].operator, each[0].noise
+    return _with_y(name, each, torch.full((1, *model.shape), offset, dtype=model.dtype, device=model.device), scale)
+
+
+def _with_y(name: str, each: Sequence[Measurement], zero: Tensor, scale: float) -> Problem:
+    """The problem whose samples are zero + scale x."""
+    A, noise = each[0].operator.at(zero.dtype), each[0].noise
     assert isinstance(noise, Gaussian)
-    zero = torch.full((1, *model.shape), offset, dtype=model.dtype, device=model.device)
     y = torch.stack([m.y for m in each]).to(zero)
-    y = (y - A.A(zero)) / scale if (scale, offset) != (1.0, 0.0) else y
+    y = (y - A.A(zero)) / scale if scale != 1 or bool(zero.any()) else y
     _check_adjoint(name, A, zero, y)
     y = y if A.measured is None else torch.where(A.measured.to(y.device), y, 0.0)
     return Problem(A, y, noise.std / scale)
@@ -243,8 +362,8 @@ def listed(measurement: Any) -> Sequence[Measurement]:
     return each
 
 
-def _affine(name: str, model: Model) -> tuple[float, float]:
-    """(scale, offset) with sample = scale state + offset, where no clamp acts."""
+def affine(model: Model) -> tuple[float, float] | None:
+    """(scale, offset) with sample = scale state + offset, where no clamp acts; None where samples are anything else."""
     if not model.decodes:
         return 1.0, 0.0
     z = random.normal(random.key([1], model.device), model.shape, model.dtype) * 1e-2
@@ -256,10 +375,7 @@ def _affine(name: str, model: Model) -> tuple[float, float]:
         scale, offset = float(((high - low) * z).sum() / z.square().sum()), float(low.mean())
         if scale > 0 and bool((scale * z + offset - high).abs().max() < 1e-2 * scale * z.std()):
             return scale, offset - scale * centre
-    raise ValueError(
-        f"{name} measures states, and this model decodes them by more than one factor and one offset, as latent models "
-        "do: take TDS, DPS or DAPS, which differentiate through the decoder"
-    )
+    return None
 
 
 def _check_adjoint(name: str, A: Linear, x: Tensor, y: Tensor) -> None:

@@ -2,6 +2,7 @@ r"""Likelihoods of measurements: the density of y given the noiseless measuremen
 
     Gaussian    y = u + noise z                          log N(y; u, noise^2)
     Poisson     gain y ~ Poisson(gain u)                 gain y log(gain u) - gain u - log (gain y)!
+    Correlated  y = u + L z, L L^T the covariance          log N(y; u, L L^T), as that of L^-1 y, entry by entry
     Quantised   y = step round((u + noise z)/step)       log [Phi((y + step/2 - u)/noise) - Phi((y - step/2 - u)/noise)]
 
 They are normalised: a posterior's log Z is the log of the evidence p(y) itself, a density for Gaussian noise and a
@@ -11,7 +12,7 @@ probability for the others.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,6 +35,35 @@ class Gaussian:
 
     def draw(self, u: Tensor, key: Tensor) -> Tensor:
         return u + self.std * random.normal(key, u.shape[1:], u.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Correlated:
+    """Gaussian noise with this covariance (m, m) of the m numbers that are measured, flattened."""
+
+    covariance: Tensor
+    root: Tensor = field(init=False, repr=False)  # L, lower triangular
+
+    def __post_init__(self) -> None:
+        C = torch.as_tensor(self.covariance).double()
+        if C.dim() != 2 or C.shape[0] != C.shape[1] or not torch.allclose(C, C.mT):
+            raise ValueError(f"Correlated(covariance of shape {tuple(C.shape)}): a symmetric matrix (m, m) is needed")
+        root, failed = torch.linalg.cholesky_ex(C)
+        if failed:
+            raise ValueError("Correlated(covariance): it has an eigenvalue that is not positive, and so no density")
+        object.__setattr__(self, "root", root)
+
+    def white(self, v: Tensor) -> Tensor:
+        """L^-1 v of every row, (rows, m)."""
+        return torch.linalg.solve_triangular(self.root.to(v), v.flatten(1).mT, upper=False).mT
+
+    def log_prob(self, y: Tensor, u: Tensor) -> Tensor:
+        scales = self.root.to(u).diagonal()
+        return -0.5 * self.white(y - u).square() - (scales * math.sqrt(2 * math.pi)).log()
+
+    def draw(self, u: Tensor, key: Tensor) -> Tensor:
+        z = random.normal(key, u.shape[1:], u.dtype)
+        return u + (z.flatten(1) @ self.root.to(u).mT).view_as(u)
 
 
 @dataclass(frozen=True)
@@ -88,4 +118,4 @@ class Quantised:
         return (noisy / self.step).round() * self.step
 
 
-Noise = Gaussian | Poisson | Quantised
+Noise = Gaussian | Correlated | Poisson | Quantised

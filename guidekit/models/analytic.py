@@ -48,6 +48,8 @@ class GaussianMixture(Model):
     3.1755
     """
 
+    compiles = False
+
     def __init__(
         self,
         weights: Sequence[float] | Tensor,
@@ -263,6 +265,8 @@ class TokenTable(Model):
     >>> x.shape, table.log_probs(x).shape
     (torch.Size([4, 3]), torch.Size([4]))
     """
+
+    compiles = False
 
     def __init__(self, log_probs: Any, noising: str = "masked", classes: Any = None):
         table = torch.as_tensor(log_probs)

@@ -20,6 +20,7 @@ from ..process import Gaussian, Process
 from ..solvers import Move, Solver
 from ..solvers.token_solver import sized
 from . import likelihood, reading
+from .compiled import called
 from .networks import kind_of, lent, networks_in
 
 Condition = Any  # what the user gives for one group: "HepG2", a prompt, 3, a tensor
@@ -57,6 +58,8 @@ class Model:
     net: Callable
     null: Encoded
     timed: bool = True  # whether the network reads t; a network says that it does not by `timed = False`
+    compiles: bool = True  # whether it has a network of its own that torch.compile can make fast
+    spread: Tensor | None = None  # what the last forward pass said of the variance of its step, where networks do
     solver: Solver | None = None  # of its runs, where none is given; None is the process's own
 
     def __init__(
@@ -91,7 +94,7 @@ class Model:
         """The predictions of rows that stand at several times, by one forward pass of the network."""
         raise ValueError(f"{type(self).__name__} evaluates its network at one time in each forward")
 
-    def at(self, x: Tensor, t: float, cond: Encoded, rows: Tensor, places: Tensor) -> Tensor:
+    def at_places(self, x: Tensor, t: float, cond: Encoded, rows: Tensor, places: Tensor) -> Tensor:
         """The same of tokens at some places of some of the rows alone, (places, V)."""
         return self(x, t, cond)[rows, places]
 
@@ -262,7 +265,7 @@ class Model:
         if x.is_floating_point():
             x = x.to(self.net_dtype or x.dtype)
         version = None if x.is_inference() else x._version
-        out = self.net(x, times, cond)
+        out = called(self.net, x, times, cond)
         if version is not None and x._version != version:
             raise NetworkError(
                 "the network works on its input x in place; it must leave x as it is (x = x + ..., not +=)"

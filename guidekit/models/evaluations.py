@@ -56,6 +56,11 @@ class Cond:
 
 
 @dataclass(frozen=True)
+class Spread(Cond):
+    """What the network says of the variance of its step, at the user's condition; it comes with Cond()."""
+
+
+@dataclass(frozen=True)
 class Null(Cond):
     """The model at its null condition."""
 
@@ -245,7 +250,7 @@ def evaluate_at(
         first, kind = same
         x, cond, rows = x[first], rows_of(cond, first), kind[rows]
     count(len(x))
-    return model.at(x, t, cond, rows, places)
+    return model.at_places(x, t, cond, rows, places)
 
 
 class Memory:
@@ -354,7 +359,7 @@ def _evaluated(
     if len(needs) == 1 and type(needs[0]) is Cond:  # nothing to join, to hold or to split
         found[needs[0]] = _said(model, x, t, cond)
         count(rows)
-        return found
+        return found | _spread_of(model, needs, rows)
     most = len(needs) if limit is None else max(1, limit // rows)
     networks: dict[Model, list[Cond]] = {}
     for need in needs:
@@ -370,8 +375,17 @@ def _evaluated(
             for again in (context.again for context in held if hasattr(context, "again")):
                 held_again(out, since, again)
             count(rows * len(part))
-            found |= dict(zip(part, out.split(rows), strict=True))
+            found |= dict(zip(part, out.split(rows), strict=True)) | (
+                _spread_of(net, part, rows) if net is model else {}
+            )
     return found
+
+
+def _spread_of(model: Model, needs: Sequence[Cond], rows: int) -> dict[Cond, Tensor]:
+    """What the network has just said of the variance of its step, of the rows at the user's condition."""
+    if model.spread is None or Cond() not in needs:
+        return {}
+    return {Spread(): model.spread.split(rows)[needs.index(Cond())]}
 
 
 def rows_of(encoded: Encoded, group: Tensor) -> Encoded:

@@ -48,9 +48,9 @@ class _TokenModel(Model):
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         return normalised(self.logits(x, t, cond))
 
-    def at(self, x: Tensor, t: float, cond: Encoded, rows: Tensor, places: Tensor) -> Tensor:
+    def at_places(self, x: Tensor, t: float, cond: Encoded, rows: Tensor, places: Tensor) -> Tensor:
         if type(self).__call__ is not _TokenModel.__call__:
-            return super().at(x, t, cond, rows, places)
+            return super().at_places(x, t, cond, rows, places)
         return normalised(self.logits(x, t, cond)[rows, places])
 
     def logits(self, x: Tensor, t: float, cond: Encoded) -> Tensor:

@@ -3,6 +3,7 @@
 A strategy proposes noise and receives the rewards of its samples; `run` drives any strategy, including your own.
 """
 
+from .active import Active, active, information
 from .align import align
 from .bank import Bank, bank
 from .budget import Budget
@@ -19,8 +20,10 @@ from .particle_gibbs import particle_gibbs
 from .paths import paths
 from .random_search import Random, random
 from .replica_exchange import replica_exchange
+from .sequential import sequential
 from .share import share
 from .space import Space
+from .split_gibbs import split_gibbs
 from .strength import Strength, strength
 from .subspace import Subspace, subspace
 from .tree import Tree, tree
@@ -28,6 +31,7 @@ from .zero_order import ZeroOrder, zero_order
 
 __all__ = [
     "CMA",
+    "Active",
     "Bank",
     "Budget",
     "Candidates",
@@ -50,6 +54,7 @@ __all__ = [
     "Surrogate",
     "Tree",
     "ZeroOrder",
+    "active",
     "align",
     "bank",
     "cma",
@@ -57,6 +62,7 @@ __all__ = [
     "flowopt",
     "gradient",
     "gradients",
+    "information",
     "informed",
     "joint",
     "lsd",
@@ -65,7 +71,9 @@ __all__ = [
     "random",
     "replica_exchange",
     "run",
+    "sequential",
     "share",
+    "split_gibbs",
     "strength",
     "subspace",
     "tree",

@@ -121,6 +121,12 @@ def masked(p: Problem) -> gk.Measurement:
     return gk.Measurement(gk.measurements.Mask(one(p)), target(p)[0], 0.0)
 
 
+@lru_cache
+def shown() -> gk.Measurement:
+    """How many tokens are 1 in one-hot rows, squared."""
+    return gk.Measurement(lambda hot: hot[..., 1].sum(1, keepdim=True).square(), torch.tensor([1.5]), 1.0)
+
+
 def shifted(p: Problem, by: float) -> gk.Guide:
     """A calibration by a line in t."""
     shifts = torch.tensor([0.0, by], dtype=torch.float64).view(2, *[1] * len(p.model.shape)).expand(2, *p.model.shape)
@@ -521,6 +527,14 @@ CASES = [
     Case("PredictorGuidance steer", lambda p: gk.PredictorGuidance(word, 0.4, steer=True), None, "base", TOKENS),
     Case("DCFG", lambda p: gk.DCFG(2.0), lambda p: gk.DCFG(1.0), "own", TOKENS, both),
     Case("DCFG steer", lambda p: gk.DCFG(1.5, steer=True), None, "base", TOKENS, both),
+    Case(
+        "APS", lambda p: gk.APS(shown(), iters=2, rate=0.5), lambda p: gk.APS(shown(), scale=0.0), "own", TOKENS,
+        calls=lambda n, m: 2 * n * m, seldom=20,
+    ),
+    Case(
+        "APS steer", lambda p: gk.APS(shown(), iters=2, rate=0.5, steer=True), None, "base", TOKENS,
+        calls=lambda n, m: 2 * n * m, seldom=20,
+    ),
     Case("TAG", lambda p: gk.TAG(hot, 1.0), lambda p: gk.TAG(hot, 0.0), "own", ("masked",)),
     Case(
         "Compose", lambda p: gk.Compose([other(p), None], [0.6, -0.4], own=1.2),
@@ -558,6 +572,14 @@ CASES = [
         "DAPS", lambda p: gk.DAPS(measured(p), inner=3, iters=2), None, "own", HALF, lambda n, m: 3 * n * m,
         lambda n, m: 2 * n * m, lambda m: 3 * m, seldom=8,
     ),
+    Case("ReSample", lambda p: gk.ReSample(measured(p), iters=2), None, "own", GAUSSIAN, seldom=30),
+    Case(  # the start, in pure noise, has no gradient
+        "STSL", lambda p: gk.STSL(measured(p)), lambda p: gk.STSL(measured(p), 0.0), "own", HALF,
+        lambda n, m: n * (2 * m - 1), forwards=lambda m: 2 * m - 1, seldom=30,
+    ),
+    Case("TReg", lambda p: gk.TReg(measured(p), 2.0), None, "own", HALF, both, seldom=30),
+    Case("CDDB", lambda p: gk.CDDB(measured(p), 0.6), None, "own", HALF, seldom=30),
+    Case("ScoreSDE", lambda p: gk.ScoreSDE(measured(p, 0.0)), None, "own", HALF, seldom=30),
     Case(  # of three stretches of two steps the second is made again, after a move up; the first starts in pure noise
         "RePaint", lambda p: gk.RePaint(masked(p), recur=2, jump=2), None, "own", HALF, lambda n, m: n * (m + 3),
         forwards=lambda m: m + 3, seldom=8,
