@@ -84,7 +84,7 @@ def biased(schedule):
 @pytest.mark.parametrize("schedule", [Flow(), EDM()], ids=["flow", "edm"])
 def test_a_bias_of_the_score_is_taken_away(schedule):
     base, wrong = biased(schedule)
-    own = gk.ScoreCalibration.measured(wrong, base.exact_sample(20_000), count=60, batch_size=20_000)
+    own = gk.ScoreCalibration.measured(wrong, base.exact_sample(8_000), count=60, batch_size=8_000)
     run = {"steps": 15, "solver": DDPM(), "seed": 2}
     right, found = gk.sample(base, 400, **run).x, gk.sample(wrong, 400, guides=[own], **run).x
     before = (gk.sample(wrong, 400, **run).x - right).abs().mean()
@@ -126,7 +126,11 @@ def gaussian(schedule):
     return model, mean + z @ factor.T
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Flow(), EDM()], ids=["cosine", "flow", "edm"])
+@pytest.mark.parametrize(
+    "schedule",
+    [pytest.param(Cosine(), marks=pytest.mark.slow), Flow(), pytest.param(EDM(), marks=pytest.mark.slow)],
+    ids=["cosine", "flow", "edm"],
+)
 def test_for_gaussian_data_the_start_is_where_the_flow_would_be(schedule):
     model, data = gaussian(schedule)
     run = {"solver": UniPC(3), "seed": 4}

@@ -47,24 +47,32 @@ def cdf(x):
     return (MADE.weights * torch.special.ndtr(z)).sum(1)
 
 
-@pytest.mark.parametrize("predicts", ["clean", "velocity"])
-@pytest.mark.parametrize("epsilon", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize(
+    ("epsilon", "predicts"),
+    [
+        (0.0, "clean"),
+        (2.0, "clean"),
+        pytest.param(0.3, "clean", marks=pytest.mark.slow),
+        pytest.param(0.0, "velocity", marks=pytest.mark.slow),
+        pytest.param(2.0, "velocity", marks=pytest.mark.slow),
+    ],
+)
 def test_samples_of_one_data_set_become_samples_of_the_other(epsilon, predicts):
-    n = 6000
+    n = 3000
     start = gk.StartFrom(GIVEN.exact_sample(n, seed=5), level=1.0)
-    x = gk.sample(model(epsilon, predicts), n, steps=200, guides=[start]).x[:, 0].sort().values
+    x = gk.sample(model(epsilon, predicts), n, steps=120, guides=[start]).x[:, 0].sort().values
     distance = (cdf(x) - (torch.arange(n, dtype=F) + 0.5) / n).abs().max()
     assert distance < 1.63 / n**0.5 + 0.01  # the 1 % point of Kolmogorov and Smirnov, and the steps
 
 
 def test_weights_are_exact_on_the_way():
     exact = float(MADE.log_z(linear=1.0, alpha=0.8))
-    start = gk.StartFrom(GIVEN.exact_sample(6000, seed=6), level=1.0)
+    start = gk.StartFrom(GIVEN.exact_sample(3000, seed=6), level=1.0)
     guides = [start, gk.FKSteering(lambda x: x[:, 0], alpha=0.8)]
-    found = gk.sample(model(1.0), 6000, steps=100, guides=guides)
+    found = gk.sample(model(1.0), 3000, steps=60, guides=guides)
     mean = float(MADE.tilted(linear=1.0, alpha=0.8).exact_sample(100_000).mean())
-    assert abs(float(found.log_z) - exact) < 0.08
-    assert abs(float((found.weights * found.x[:, 0]).sum()) - mean) < 0.1
+    assert abs(float(found.log_z) - exact) < 0.1
+    assert abs(float((found.weights * found.x[:, 0]).sum()) - mean) < 0.15
 
 
 def test_both_kinds_of_fields_make_the_same_moves_and_the_clean_estimate_is_that_of_x_0():

@@ -39,7 +39,10 @@ def counted(model: Any) -> list[int]:
     return rows
 
 
-@pytest.mark.parametrize("solver", [DDPM(), DDIM(), UniPC(3), GHVB(2), Heun(), Churn()], ids=lambda s: type(s).__name__)
+SOLVERS = [DDPM(), UniPC(3), Heun(), *(pytest.param(s, marks=pytest.mark.slow) for s in (DDIM(), GHVB(2), Churn()))]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
 def test_without_tolerance_samples_are_those_of_the_run(solver):
     """Also of solvers that remember predictions or more, and with noise on the way."""
     run = {"steps": 14, "solver": solver, "seed": 3, **GUIDED}

@@ -33,9 +33,16 @@ def model():
     return gk.ReflectedModel(score, (1,), LOW, HIGH, gk.schedules.EDM(sigma_max=9.0), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("solver", [DDPM(times="karras"), SDEDPMpp(2, times="karras"), DDIM(times="karras")], ids=repr)
+LAWS = [
+    DDPM(times="karras"),
+    pytest.param(SDEDPMpp(2, times="karras"), marks=pytest.mark.slow),
+    pytest.param(DDIM(times="karras"), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("solver", LAWS, ids=repr)
 def test_samples_have_the_law_of_the_data(solver):
-    n = 8000
+    n = 5000
     x = gk.sample(model(), n, steps=80, solver=solver, seed=3).x[:, 0].sort().values
     assert x[0] >= LOW and x[-1] <= HIGH
     distance = (cdf(x) - (torch.arange(n, dtype=torch.float64) + 0.5) / n).abs().max()
@@ -48,10 +55,10 @@ def test_log_z_is_that_of_the_data_and_proposals_are_corrected_for():
     density = torch.gradient(cdf(x), spacing=(x,))[0]
     exact = torch.trapezoid(density * x.exp(), x).log()
     run = {"steps": 60, "solver": DDPM(times="karras")}
-    found = gk.sample(model(), 4000, guides=[gk.FKSteering(lambda v: v[:, 0], 1.0)], **run)
-    assert abs(float(found.log_z) - exact) < 0.05
-    steered = gk.sample(model(), 4000, guides=[gk.TDS(lambda v: v[:, 0], 1.0)], **run)
-    assert abs(float(steered.log_z) - exact) < 0.05
+    found = gk.sample(model(), 2000, guides=[gk.FKSteering(lambda v: v[:, 0], 1.0)], **run)
+    assert abs(float(found.log_z) - exact) < 0.07
+    steered = gk.sample(model(), 2000, guides=[gk.TDS(lambda v: v[:, 0], 1.0)], **run)
+    assert abs(float(steered.log_z) - exact) < 0.07
     assert float(steered.x.min()) >= LOW and float(steered.x.max()) <= HIGH
 
 
