@@ -141,6 +141,8 @@ def panels(train: int) -> dict[str, tuple[gk.Model, list[gk.Guide]]]:
         "gk": gk, "torch": torch, "reward": reward, "component": component, "label": label, "right": right,
         "quantile": quantile, "point": torch.tensor([1.2, 1.2]), "other": OTHER, **found,
         "measured": gk.Measurement(torch.tensor([[1.0, 0.4]]), torch.tensor([1.5]), 0.2),
+        "seen": gk.Measurement(lambda e: e[..., 0] @ torch.tensor([[1.0], [0.4]]), torch.tensor([1.5]), 0.2),
+        "places": torch.linspace(-3.5, 3.5, GRID)[:, None],
         "exact": gk.Measurement(gk.measurements.Mask([True, False]), torch.tensor([1.2, 0.0]), 0.0),
     }  # fmt: skip
     plain = {"none" if name == "mixture" else f"none ({name})": (found[name], []) for name in list(found)[:4]}

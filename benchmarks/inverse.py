@@ -21,8 +21,8 @@ if they are n draws of the posterior.
 Populations: the same of weighted particles, of which 4 draws are taken in three ways. DDRM: beside that of deepinv on
 more images, by the PSNR of single images, so that the difference has a standard error.
 
-With --peers the samplers of deepinv run on the same network and the same measurements, through a wrapper (needs
-deepinv). Written to benchmarks/results/inverse.json.
+With --peers the samplers of deepinv and of azula, where they are installed, run on the same network and the same
+measurements, through wrappers; `--parts --peers` runs them alone. Written to benchmarks/results/inverse.json.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from torch import Tensor
 
 import guidekit as gk
 from guidekit.measurements import Blur, Downsample, Linear, Mask, Matrix
+from guidekit.measurements.measurement import problem
 from guidekit.zoo import card, data
 from rewards import ByGroup
 
@@ -211,12 +213,9 @@ def measured(count: int) -> tuple[Tensor, dict[str, Linear]]:
     return images[:count], {"blur": Blur(sigma=1.5), "down-sampling": Downsample(4), "inpainting": Mask(hole)}
 
 
-def pictures(methods: Methods, count: int, n: int, steps: int, peers: bool) -> list[dict[str, Any]]:
-    model, (truth, found) = gk.zoo.load("fashion"), measured(count)
-    rows = []
-    for name, A in found.items():
-        m = gk.Measurement(A, A.A(truth[:1])[0] * 0, NOISE)
-        each = ByGroup([m.of(y) for y in m.simulate(truth, 1)])
+def pictures(methods: Methods, count: int, n: int, steps: int) -> list[dict[str, Any]]:
+    model, rows = gk.zoo.load("fashion"), []
+    for name, _, each, truth in simulated(count):
         for method, (make, cost) in methods.items():
             start = time.process_time()
             with warnings.catch_warnings():
@@ -226,8 +225,28 @@ def pictures(methods: Methods, count: int, n: int, steps: int, peers: bool) -> l
             line = {"problem": name, "method": method, **judged(each, truth, result.samples, result.weights, n)}
             rows.append(line | {"rows": result.cost.network_rows, "seconds": seconds})
             print(_text(rows[-1]), flush=True)
-        if peers:
-            rows += _peers(model, name, A, each, truth, n, steps)
+    return rows
+
+
+def simulated(count: int) -> list[tuple[str, Linear, ByGroup, Tensor]]:
+    """Name, operator, measurements and truth of every problem."""
+    truth, found = measured(count)
+    listed = []
+    for name, A in found.items():
+        m = gk.Measurement(A, A.A(truth[:1])[0] * 0, NOISE)
+        listed.append((name, A, ByGroup([m.of(y) for y in m.simulate(truth, 1)]), truth))
+    return listed
+
+
+def peers(count: int, n: int, steps: int) -> list[dict[str, Any]]:
+    """The samplers of the packages that are installed."""
+    model, rows = gk.zoo.load("fashion"), []
+    for package, run in (("deepinv", _deepinv), ("azula", _azula)):
+        if find_spec(package) is None:
+            print(f"{package} is not installed, and left out")
+            continue
+        for given in simulated(count):
+            rows += run(model, *given, n, steps)
     return rows
 
 
@@ -325,7 +344,7 @@ class Denoiser(torch.nn.Module):
         return (self.model(state, t, null) * self.std + self.mean).to(x)
 
 
-def _peers(
+def _deepinv(
     model: gk.Model, name: str, A: Linear, each: ByGroup, truth: Tensor, n: int, steps: int
 ) -> list[dict[str, Any]]:
     """deepinv's DDRM and DiffPIR, with as many steps."""
@@ -342,11 +361,56 @@ def _peers(
             fidelity = deepinv.optim.data_fidelity.L2()
             sampler = deepinv.sampling.DiffPIR(net, fidelity, sigma=NOISE, max_iter=steps)
         start = time.process_time()
-        torch.manual_seed(0)  # its noise comes from the global generator
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
             samples = sampler(y, physics, seed=0).float()
         seconds, even = time.process_time() - start, torch.full((len(y),), 1 / n).double()
         line = {"problem": name, "method": f"deepinv {method}", **judged(each, truth, samples.clamp(0, 1), even, n)}
+        rows.append(line | {"rows": net.rows, "seconds": seconds})
+        print(_text(rows[-1]), flush=True)
+    return rows
+
+
+def _azula(
+    model: gk.Model, name: str, A: Linear, each: ByGroup, truth: Tensor, n: int, steps: int
+) -> list[dict[str, Any]]:
+    """azula's MMPS, TMPD and DiffPIR, in states, with as many steps of its DDPM."""
+    from azula import denoise, guidance, linalg, noise, sample  # type: ignore[import-not-found]
+
+    own, size = problem("azula", each, model), model.shape
+
+    class Clean(denoise.Denoiser):
+        """The bundled network: the time is that at which it sees this ratio of noise to signal."""
+
+        rows, schedule = 0, noise.CosineSchedule()
+
+        def forward(self, x: Tensor, t: Tensor, **_: Any) -> Any:
+            alpha, sigma = self.schedule(t)
+            seen = min(float(2 / torch.pi * torch.atan(sigma / alpha)), 0.999)
+            null = torch.as_tensor(model.null).expand(len(x))
+            self.rows += len(x)
+            states = (x / (alpha**2 + sigma**2).sqrt()).view(len(x), *size)
+            return denoise.DiracPosterior(model(states, seen, null).flatten(1).to(x))
+
+    y = own.y.repeat_interleave(n, 0).flatten(1)
+    apply = lambda x: A.A(x.view(len(x), *size)).flatten(1)  # noqa: E731
+    variance, rows = own.noise**2, []
+    for method in ("MMPS", "TMPD", "DiffPIR"):
+        net = Clean()
+        if method == "MMPS":
+            cov = linalg.covariance.IsotropicCovariance(variance)
+            guided = guidance.mmps.MMPSDenoiser(net, y, apply, cov, iterations=3)
+        else:
+            make = guidance.tmpd.TMPDenoiser if method == "TMPD" else guidance.diffpir.DiffPIRDenoiser
+            guided = make(net, y, apply, variance)
+        sampler = sample.DDPMSampler(guided, steps=steps, silent=True)
+        start = time.process_time()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            x = sampler(sampler.init((len(y), y.new_zeros(size).numel())))
+        samples = model.decode(x.view(len(y), *size).float())
+        seconds, even = time.process_time() - start, torch.full((len(y),), 1 / n).double()
+        line = {"problem": name, "method": f"azula {method}", **judged(each, truth, samples.clamp(0, 1), even, n)}
         rows.append(line | {"rows": net.rows, "seconds": seconds})
         print(_text(rows[-1]), flush=True)
     return rows
@@ -410,7 +474,7 @@ def run(part: str, methods: Methods, args: argparse.Namespace) -> list[dict[str,
     if part == "coverage":
         return covered(methods, args.simulations, args.n, args.steps, args.noise)
     if part == "pictures":
-        return pictures(methods, args.images, args.samples, args.image_steps, args.peers)
+        return pictures(methods, args.images, args.samples, args.image_steps)
     if part == "populations":
         return populations(args.image_steps)
     if part == "DDRM":
@@ -432,7 +496,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--image-steps", type=int, default=24)
-    parser.add_argument("--parts", nargs="+", choices=list(COLUMNS), default=list(COLUMNS), help="the others are kept")
+    parser.add_argument("--parts", nargs="*", choices=list(COLUMNS), default=list(COLUMNS), help="the others are kept")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
@@ -446,6 +510,8 @@ def main() -> None:
     for part in args.parts:
         new = run(part, {name: METHODS[name] for name in args.methods}, args)
         found[part] = merged(found.get(part, []), new)
+    if args.peers:
+        found["pictures"] = merged(found.get("pictures", []), peers(args.images, args.samples, args.image_steps))
     found["settings"] = {k: v for k, v in vars(args).items() if k not in ("out", "peers", "table", "parts", "methods")}
     args.out.write_text(json.dumps(found, indent=1) + "\n")
 

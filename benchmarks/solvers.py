@@ -1,12 +1,13 @@
 """Error against network calls: our solvers, tables fitted to the model, and the schedulers of diffusers.
 
-    python -m benchmarks.solvers [--only 2-D 64-D fashion law]
+    python -m benchmarks.solvers [--only 2-D 64-D fashion law parallel] [--solvers UCGM "DPMv3(2)" ...]
 
 On two mixtures of Gaussians with their exact denoisers, in 2 and 64 dimensions, and on the bundled image model: the
 root mean square distance of samples to the probability flow from the same noise in many steps (UniPC of order 3).
 "law" is for runs with weights: how far log E[exp(r)] of samples of stochastic solvers is from the exact log Z of the
-2-D mixture. Tables are fitted on other noises than those on which they are compared. Written to
-benchmarks/results/solvers.json, and the figure to docs/solvers.png.
+2-D mixture. "parallel" is gk.parallel beside gk.sample, for one image. Tables, ratios and statistics are fitted on
+other noises than those on which they are compared. Written to benchmarks/results/solvers.json, and the figure to
+docs/solvers.png. With --solvers only the rows of these are made, and take the place of those in the file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,21 @@ from guidekit.solvers import (
     DEIS,
     ERSDE,
     PNDM,
+    UCGM,
+    AcceleratedDDIM,
+    AcceleratedDDPM,
     DPMpp,
+    DPMv3,
     Heun,
     PseudoHeun,
     SASolver,
     SDEDPMpp,
     Solver,
     UniPC,
+    compensated,
     fit,
+    searched,
+    statistics,
 )
 
 OUT = Path(__file__).parent / "results" / "solvers.json"
@@ -61,7 +70,15 @@ OURS: dict[str, Callable[[str], Solver]] = {
     "PNDM": lambda grid: PNDM(times=grid),
     "PseudoHeun": lambda grid: PseudoHeun(times=grid),
     "Heun": lambda grid: Heun(times=grid),
+    "UCGM": lambda grid: UCGM(times=grid),
+    "AcceleratedDDIM": lambda grid: AcceleratedDDIM(times=grid),
 }
+MEASURED: dict[str, Callable[..., Solver]] = {  # on the model, for so many calls
+    "DPMv3(2)": lambda model, grid, calls, known, **options: DPMv3(known(), times=grid),
+    "DCSolver(2)": lambda model, grid, calls, known, **options: compensated(model, calls, times=grid, **options),
+    "USF": lambda model, grid, calls, known, **options: searched(model, calls, times=grid, **options),
+}
+TWICE = ("Heun", "AcceleratedDDIM")  # calls in a step
 NOISY: dict[str, Solver] = {
     "DDPM": DDPM(),
     "DDIM(0.5)": DDIM(0.5),
@@ -70,6 +87,8 @@ NOISY: dict[str, Solver] = {
     "ERSDE(3)": ERSDE(3),
     "SASolver(1)": SASolver(1.0),
     "CPS(0.5)": CPS(0.5),
+    "AcceleratedDDPM": AcceleratedDDPM(),
+    "UCGM(0.1, 0.3)": UCGM(0.1, 0.3),
 }
 
 
@@ -89,9 +108,11 @@ def compared(
     budgets: tuple[int, ...] = CALLS,
     fits: tuple[int, ...] = (5, 8, 12, 20),
     everything: bool = False,
+    only: Collection[str] | None = None,
     **size: int,
 ) -> list[dict[str, Any]]:
-    """Rows of errors on so many noises: of our solvers on these grids, of the peers and of fitted tables."""
+    """Rows of errors on so many noises: of our solvers on these grids, of the peers and of fitted tables; or of only
+    these."""
     dtype, groups = model.dtype, 1 if cond is None else len(cond)
     noise = torch.randn(noises, *model.shape, generator=torch.Generator().manual_seed(77), dtype=dtype)
     run = {"noise": noise, "cond": cond}
@@ -106,20 +127,27 @@ def compared(
         print(f"{name:40} {calls:4d} {error:.5f}", flush=True)
         return {"solver": name, "calls": calls, "error": round(error, 6)}
 
-    rows = []
-    for name, grids in plans.items():
-        for grid in grids:
-            for calls in budgets:
-                steps = (calls + 1) // 2 if name == "Heun" else calls - (name == "PNDM")
+    def wanted(name: str) -> bool:
+        return only is None or name in only
+
+    rows, options = [], {"cond": cond, "seed": 1, "n": size["n"]}
+    known = cache(lambda: statistics(model, **options))  # once for all calls
+    for name, grid in [(name, grid) for name, grids in plans.items() for grid in grids if wanted(name)]:
+        for calls in budgets:
+            steps = (calls + (name in TWICE)) // (1 + (name in TWICE)) - (name == "PNDM")
+            if name in OURS:
                 rows.append(row(f"{name}, {grid}", calls, sampled(OURS[name](grid), steps)))
+            elif calls in fits:
+                solver = MEASURED[name](model, grid, calls, known, **options)
+                rows.append(row(f"{name}, {grid}", calls, sampled(solver, calls)))
     for what, base in (("times", DPMpp(2)), ("coefficients", DPMpp(2)), ("both", DPMpp(2))):
         for calls in fits:
-            if what == "both" or everything:
+            if wanted("fit") and (what == "both" or everything):
                 start = time.process_time()
                 table = fit(model, base, calls, what, cond=cond, seed=1, **size)  # type: ignore[arg-type]
                 found = row(f"fitted {what}", calls, sampled(table, calls))
                 rows.append(found | {"seconds to fit": round(time.process_time() - start, 1)})
-    for name in PEERS:
+    for name in filter(wanted, PEERS):
         rows += [row(name, calls, peer(model, name, calls, noise, cond)) for calls in budgets]
     return rows
 
@@ -147,17 +175,38 @@ def peer(model: gk.Model, name: str, calls: int, noise: Tensor, cond: Any) -> Te
     return x
 
 
-def law() -> list[dict[str, Any]]:
+def law(only: Collection[str] | None = None) -> list[dict[str, Any]]:
     """|log E[exp(r)] - log Z| for r = x_0 of the 2-D mixture, with 40,000 samples, and its standard error."""
     model, n = mixture(2), 40_000
     b = torch.tensor([1.0, 0.0], dtype=torch.float64)
     exact, rows = float(model.log_z(linear=b)), []  # type: ignore[attr-defined]
     for name, solver in NOISY.items():
-        for calls in CALLS:
+        for calls in CALLS if only is None or name in only else ():
             w = gk.sample(model, n, steps=calls, solver=solver, seed=3).x[:, 0].exp()
             rows.append({
                 "solver": name, "calls": calls, "error": round(abs(float(w.mean().log()) - exact), 5),
                 "standard error": round(float(w.std() / w.mean()) / n**0.5, 5),
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
+def parallel() -> list[dict[str, Any]]:
+    """One image by gk.sample and by gk.parallel: forwards one after the other, rows, and seconds of one core."""
+    model, rows = gk.zoo.load("fashion"), []
+    for solver, steps in ((DDIM(), 100), (DDPM(), 200), (DDIM(), 400)):
+        run = {"steps": steps, "solver": solver, "cond": 3}
+        start = time.process_time()
+        plain = gk.sample(model, 1, **run)  # type: ignore[arg-type]
+        alone = time.process_time() - start
+        for tolerance in (0.001, 0.01):
+            start = time.process_time()
+            found = gk.parallel(model, 1, tolerance=tolerance, **run)  # type: ignore[arg-type]
+            rows.append({
+                "solver": f"{type(solver).__name__}()", "steps": steps, "tolerance": tolerance,
+                "rounds": found.config["parallel"]["rounds"], "rows": found.cost.network_rows,
+                "error": round(float((found.x - plain.x).square().mean().sqrt()), 5),
+                "seconds": round(time.process_time() - start, 2), "seconds of gk.sample": round(alone, 2),
             })  # fmt: skip
             print(rows[-1], flush=True)
     return rows
@@ -193,25 +242,34 @@ def draw(found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--only", nargs="+", choices=("2-D", "64-D", "fashion", "law"))
-    only = parser.parse_args().only
+    parser.add_argument("--only", nargs="+", choices=("2-D", "64-D", "fashion", "law", "parallel"))
+    parser.add_argument("--solvers", nargs="+", choices=(*OURS, *MEASURED, *NOISY, *PEERS, "fit"))
+    only, solvers = vars(parser.parse_args()).values()
     torch.set_num_threads(1)
-    found = json.loads(OUT.read_text()) if only and OUT.exists() else {}
-    every: dict[str, tuple[str, ...]] = dict.fromkeys(OURS, ("uniform", "log_snr", "karras"))
+    found = json.loads(OUT.read_text()) if (only or solvers) and OUT.exists() else {}
+    every: dict[str, tuple[str, ...]] = dict.fromkeys((*OURS, *MEASURED), ("uniform", "log_snr", "karras"))
     few: dict[str, tuple[str, ...]] = {
         "DDIM": ("uniform",), "DPMpp(2)": ("uniform", "log_snr"), "UniPC(3)": ("log_snr",), "DEIS(3)": ("uniform",),
+        "UCGM": ("uniform",), "DPMv3(2)": ("uniform", "log_snr"), "DCSolver(2)": ("uniform", "log_snr"),
+        "USF": ("log_snr",),
     }  # fmt: skip
     todo: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "2-D": lambda: compared(mixture(2), 500, None, every, everything=True, n=1024, points=40),
-        "64-D": lambda: compared(mixture(64), 500, None, every, everything=True, n=256, points=40),
-        "law": law,
+        "2-D": lambda: compared(mixture(2), 500, None, every, everything=True, only=solvers, n=1024, points=40),
+        "64-D": lambda: compared(mixture(64), 500, None, every, everything=True, only=solvers, n=256, points=40),
+        "law": lambda: law(solvers),
+        "parallel": lambda: [] if solvers else parallel(),
         "fashion": lambda: compared(
-            gk.zoo.load("fashion"), 20, list(range(10)), few, CALLS[:4], CALLS[:3], n=20, points=16
+            gk.zoo.load("fashion"), 20, list(range(10)), few, CALLS[:4], CALLS[:3], only=solvers, n=20, points=16
         ),
     }
     for name, make in todo.items():
         if not only or name in only:
-            found[name] = make()
+            rows = make()
+            made = {(row["solver"], row.get("calls")) for row in rows} if solvers else set()
+            before = (
+                [row for row in found.get(name, []) if (row["solver"], row.get("calls")) not in made] if solvers else []
+            )
+            found[name] = before + rows
             OUT.write_text(json.dumps(found, indent=1) + "\n")
     draw(found)
 

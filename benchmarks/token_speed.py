@@ -28,7 +28,7 @@ import guidekit as gk
 
 OUT = Path(__file__).parent / "results" / "token_speed.json"
 ROWS, LENGTH = 32, 200
-CASES = [(V, steps) for V in (4, 59) for steps in (50, 200, 1000)]
+CASES = [(V, steps) for V in (4, 20, 59) for steps in (50, 200, 1000)]
 
 
 class Table:
@@ -108,7 +108,7 @@ def elsewhere(folder: Path, call: str) -> Any:
 def beside(other: Path, rounds: int) -> dict[str, Any]:
     """Molecules of this checkout and of another, in turn: the least time of each."""
     found: dict[str, Any] = {"the other": commit(other)}
-    for name, call in {"64 molecules": "64, 0", "16 molecules, SVDD of 10 candidates": "16, 10"}.items():
+    for name, call in {"64 molecules": "64, 0", "64 molecules, SVDD of 10 candidates": "64, 10"}.items():
         turns = [
             [elsewhere(folder, f"molecules({call})") for folder in (Path(__file__).parent.parent, other)]
             for _ in range(rounds)
@@ -125,7 +125,7 @@ def commit(folder: Path) -> str:
 
 def loops(repeats: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    return {f"V = {V}, {steps} steps": ratio(V, steps, repeats if steps < 1000 else 1) for V, steps in CASES}
+    return {f"V = {V}, {steps} steps": ratio(V, steps, repeats if steps < 1000 else 2) for V, steps in CASES}
 
 
 def memories() -> dict[str, float]:
@@ -144,7 +144,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Any]] = {
         "a step of 32 x 200 tokens": lambda: loops(options.repeats),
         "100,000 particles of 200 letters, GiB": memories,
-        "network rows of a DNA sequence": lambda: {f"{steps} steps": dna(steps) for steps in (200, 1000)},
+        "network rows of a DNA sequence": lambda: {f"{steps} steps": dna(steps) for steps in (50, 200, 1000)},
     }
     if options.beside is not None:
         parts = {"molecules": lambda: beside(options.beside.resolve(), options.rounds)} | parts

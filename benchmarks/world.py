@@ -2,8 +2,9 @@
 
     python -m benchmarks.world
 
-Runs FK steering of a network on single-threaded processes, on one and on two, in turn, and counts what the two send. A
-step of K ranks is predicted as
+Runs FK steering of a network on single-threaded processes, on one, on two, and on two that share nothing with half of
+the particles each, in turn, and counts what the two send. What two that share nothing do is the most that the machine
+allows. A step of K ranks is predicted as
 
     T_K = c n/K + s + m l log2(K) + (b n + h v_K n/K)/B
 
@@ -54,23 +55,27 @@ def guides() -> list[gk.Guide]:
     return [gk.FKSteering(lambda x: x[:, :8].sum(1).tanh(), 0.5, ess=1.0)]  # it selects at every step
 
 
-def steered(n: int, **options: Any) -> gk.Result:
-    return gk.sample(model(), n, steps=STEPS, guides=guides(), batch_size=256, **options)
+def steered(base: gk.Model, n: int, **options: Any) -> gk.Result:
+    return gk.sample(base, n, steps=STEPS, guides=guides(), batch_size=256, **options)
 
 
 # measured -----------------------------------------------------------------------------------------------------------
 
 
-def rank(number: int, size: int, folder: str, n: int) -> None:
+def rank(number: int, size: int, folder: str, n: int, apart: bool) -> None:
     """One of `size` processes; the first one writes the seconds of a run, and what it receives in a step."""
     torch.set_num_threads(1)
+    base = model()
     if size > 1:
         dist.init_process_group("gloo", store=FileStore(f"{folder}/store", size), rank=number, world_size=size)
-    steered(256, world="auto")
-    counts = counted() if size > 1 else {}
-    began = time.perf_counter()
-    steered(n, world="auto")
-    found = {"seconds": time.perf_counter() - began, **{k: v / STEPS for k, v in counts.items()}}
+    world = None if apart else "auto"
+    steered(base, 256, world=world)
+    if size > 1:
+        dist.barrier()
+    counts, began, spent = counted() if size > 1 else {}, time.perf_counter(), time.process_time()
+    steered(base, n, world=world)
+    found = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - spent}
+    found |= {k: v / STEPS for k, v in counts.items()}
     if size > 1:
         found["latency"] = latency()
     if number == 0:
@@ -105,15 +110,16 @@ def latency(calls: int = 200) -> float:
     return (time.perf_counter() - began) / calls
 
 
-def measured(size: int, n: int) -> dict[str, float]:
+def measured(size: int, n: int, apart: bool = False) -> dict[str, float]:
+    """So many processes with one population of n, or each with its own."""
     with tempfile.TemporaryDirectory() as folder:
-        spawn(rank, (size, folder, n), nprocs=size)
+        spawn(rank, (size, folder, n, apart), nprocs=size)
         return json.loads(Path(folder, "found").read_text())
 
 
-def selection(n: int) -> float:
+def selection(base: gk.Model, n: int) -> float:
     """Seconds of the selection of n particles in a step."""
-    run = gk.Run(model(), n, steps=STEPS, guides=guides())
+    run = gk.Run(base, n, steps=STEPS, guides=guides())
     population, spent = run.born(), []
     memo = torch.zeros(n, dtype=torch.float64)
     for index in range(1, STEPS + 1):
@@ -148,14 +154,16 @@ def predicted(size: int, share: float, one: dict[str, float], two: dict[str, flo
 
 
 def main(n: int = N) -> None:
-    times: dict[int, list[dict[str, float]]] = {1: [], 2: []}
-    for _ in range(REPEATS):  # in turn, so that both meet the same machine
-        for size, found in times.items():
-            found.append(measured(size, n))
+    times: dict[str, list[dict[str, float]]] = {"1": [], "2": [], "2 apart": []}
+    for _ in range(REPEATS):  # in turn, so that all meet the same machine
+        times["1"].append(measured(1, n))
+        times["2"].append(measured(2, n))
+        times["2 apart"].append(measured(2, n // 2, apart=True))
     torch.set_num_threads(1)
-    one, two = (min(found, key=lambda row: row["seconds"]) for found in times.values())
-    plain, apart = (steered(n, islands=i) for i in (None, gk.Islands(ISLANDS, every=5)))
-    one["selection"] = selection(n)
+    base = model()
+    one, two, both = (min(found, key=lambda row: row["seconds"]) for found in times.values())
+    plain, apart = (steered(base, n, islands=i) for i in (None, gk.Islands(ISLANDS, every=5)))
+    one["selection"] = selection(base, n)
     one["each"] = (one["seconds"] / STEPS - one["selection"]) / n
     one["heavy"] = two["moved"] / max(moved(plain.ancestors, 2) * n / 2, 1)
     paper = {
@@ -164,8 +172,11 @@ def main(n: int = N) -> None:
     }
     found = {
         "n": n, "steps": STEPS, "cores": os.cpu_count(), "torch": torch.__version__, "bandwidth": BANDWIDTH,
-        "seconds": {str(size): [round(row["seconds"], 3) for row in rows] for size, rows in times.items()},
-        "speed-up": round(one["seconds"] / two["seconds"], 3), "one": one, "two": two, "paper": paper,
+        "seconds": {name: [round(row["seconds"], 3) for row in rows] for name, rows in times.items()},
+        "cpu": {name: [round(row["cpu"], 3) for row in rows] for name, rows in times.items()},
+        "speed-up": round(one["seconds"] / two["seconds"], 3),
+        "speed-up of two that share nothing": round(one["seconds"] / both["seconds"], 3),
+        "one": one, "two": two, "paper": paper,
     }  # fmt: skip
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), table(found)), encoding="utf-8")

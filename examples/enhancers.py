@@ -3,7 +3,8 @@
     python examples/enhancers.py --cell HepG2 --out out/enhancers
 
 All methods have the same network rows: best-of-4 draws four times as many samples, SVDD four children of each particle,
-and Feynman-Kac steering runs four times as many particles as it returns. The judge is another network, trained apart.
+and Feynman-Kac steering runs four times as many particles as it returns. Only SVDD that completes children by their
+parent's prediction has a quarter of them. The judge is another network, trained apart.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def methods(reward, n: int, alpha: float) -> dict[str, tuple[int, list[gk.Guide]
         "unguided": (n, []),
         f"best of {K}": (n, [gk.BestOfN(reward, K)]),
         "SVDD": (n, [gk.SVDD(reward, 0.0, K)]),
+        "SVDD by the parent": (n, [gk.SVDD(reward, 0.0, K, value="parent")]),
         "SVDD, weighted": (n, [gk.SVDD(reward, alpha, K), gk.Resample()]),
         "FK steering": (K * n, [gk.FKSteering(reward, alpha)]),
     }

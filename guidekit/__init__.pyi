@@ -13,6 +13,7 @@ from .edits.invert import invert as invert
 from .engine import resampling as resampling
 from .engine.islands import Islands as Islands
 from .engine.join import join as join
+from .engine.parallel import parallel as parallel
 from .engine.population import Population as Population
 from .engine.result import Result as Result, load_result as load_result
 from .engine.run import Run as Run
@@ -41,13 +42,18 @@ from .jobs.config import Config as Config
 from .measurements.measurement import Measurement as Measurement
 from .models import (
     BlackoutModel as BlackoutModel,
+    Clock as Clock,
     Cond as Cond,
     DriftingModel as DriftingModel,
     GaussianModel as GaussianModel,
+    InterpolantModel as InterpolantModel,
     MaskedModel as MaskedModel,
     Model as Model,
     Null as Null,
+    ReflectedModel as ReflectedModel,
+    Retimed as Retimed,
     RiffleModel as RiffleModel,
+    TimeShift as TimeShift,
     UniformModel as UniformModel,
     analytic as analytic,
 )

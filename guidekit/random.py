@@ -130,20 +130,25 @@ class Gumbels:
     def device(self) -> torch.device:
         return self.key.device
 
+    @property
+    def flat(self) -> Gumbels:
+        """The same with all keys in one row."""
+        return Gumbels(self.key.flatten(), self.each)
+
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, tuple):
             return Gumbels(self.key[index], self.each)
-        return _gumbel(self.uniform(index))
+        return _gumbel(_uniform(self.words(index)))
 
-    def uniform(self, index: tuple) -> Tensor:
-        """The uniform numbers exp(-exp(-g)) of which these Gumbel numbers g are made."""
+    def words(self, index: tuple) -> Tensor:
+        """The words of which these Gumbel numbers are made. Where keys are (moves, rows), those of all moves."""
         counter = _counter(math.prod(self.each), self.device).view(self.each)
         if index[0] is ...:
             counter, key = counter[..., index[1]], self.key[..., None]
         else:
-            counter, key = counter[index[1:]], self.key[index[0]]
-            key = key.view(-1, *[1] * (counter.dim() - 1))
-        return _uniform(_mix(key ^ counter))
+            counter, key = counter[index[1:]], self.key.gather(-1, index[0].expand(*self.key.shape[:-1], -1))
+            key = key.view(*key.shape, *[1] * (counter.dim() - 1))
+        return _mix(key ^ counter)
 
     def drawn(self) -> Tensor:
         """All of them."""
@@ -153,7 +158,7 @@ class Gumbels:
 def below(noise: Any, index: tuple, p: Tensor) -> Tensor:
     """Where Gumbel numbers g have exp(-exp(-g)) < p, which is so with probability p."""
     if isinstance(noise, Gumbels):
-        return noise.uniform(index) < p
+        return noise.words(index) <= (p * 2.0**62).long() * 2 - 1  # p = 1, where this is 2^63 - 1, is all words
     return noise[index] < -(-p.log()).log()
 
 

@@ -16,6 +16,6 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 def every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows are evaluated, equal ones and decided ones too: the evaluations that a method declares."""
     monkeypatch.setattr(Masked, "decided", lambda self, x: None)
-    monkeypatch.setattr(Masked, "early", lambda self, *of: None)
+    monkeypatch.setattr(Masked, "apart", lambda self, move: False)
     monkeypatch.setattr(evaluations, "distinct", lambda x, cond: None)
     monkeypatch.setattr(evaluations, "_remembered", lambda memory, *of: evaluations._evaluated(*of))

@@ -95,6 +95,33 @@ def test_a_sampler_that_is_too_narrow_fails_coverage_alone():
             return super().moves(steps, gk.solvers.DDIM())
 
     assert failed(Narrow(Net(), (2,), predicts="clean"), data=DATA[:60], draws=15) == ["coverage"]
+    assert failed(Narrow(Net(), (2,), predicts="clean"), draws=15) == ["coverage"]  # of 64 simulated samples
+
+
+def test_samples_that_the_model_simulates_stand_for_data_of_each_condition():
+    """A chain that undoes its own noise passes, and predictions of twice the size are found without any data."""
+    for seed in range(3):
+        assert failed(model(null=torch.tensor(-1)), cond=[0, 1], draws=15, steps=12, seed=seed) == []
+    assert failed(model(lambda d, x, a, s: 2 * d), draws=15, steps=12) == ["coverage"]
+    found = gk.check(BASE, cond=[0, 1], draws=4, steps=4).table
+    assert "64 simulated samples" in next(row["found"] for row in found if row["law"] == "coverage")
+
+
+def test_balls_find_samples_that_are_right_along_every_direction():
+    """Data on the unit sphere of 40 dimensions, at a noise that hides them. Along a direction, samples at the radii
+    0.6 and 1.28 are normal with nearly the same variance; their distances from another point are not."""
+    z = gk.random.normal(gk.random.fold(gk.random.key(8), torch.arange(200)), (40,), torch.float64)
+
+    def sphere(radius) -> gk.GaussianModel:
+        def net(x: Tensor, t: Tensor, cond: None) -> Tensor:
+            return 0 * x if float(t[0]) > 0.3 else radius(x) * x / x.norm(dim=1, keepdim=True)
+
+        return gk.GaussianModel(net, (40,), gk.schedules.EDM(), predicts="clean")
+
+    data = (z / z.norm(dim=1, keepdim=True)).float()
+    wide = sphere(lambda x: torch.where(x[:, :1] > 0, 0.6, 1.28))
+    assert "coverage" not in failed(sphere(lambda x: 1.0), data=data, draws=15, steps=2)
+    assert "coverage" in failed(wide, data=data, draws=15, steps=2)
 
 
 def inplace(d: Tensor, x: Tensor, a: float, s: float) -> Tensor:

@@ -26,12 +26,22 @@ MINE = """
 import time
 from pathlib import Path
 import guidekit as gk
+import torch
 
 def load():
     return gk.analytic.GaussianMixture([0.7, 0.3], [[-1.0, 0.0], [2.0, 1.0]], [0.5, 0.4])
 
 def score(samples):
     return samples[:, 0]
+
+def wrong():
+    return gk.GaussianModel(lambda x, t, c: load()(x, float(t[0]), None) - x.mean(0), (2,), predicts="clean")
+
+def dna():
+    net = lambda x, t, c: (torch.arange(4.0) / 2).expand(*x.shape, 4)
+    decode = lambda x: ["".join("ACGTN"[v] for v in row) for row in x.tolist()]
+    read = lambda samples: torch.tensor([["ACGT".index(v) for v in s] for s in samples])
+    return gk.MaskedModel(net, 4, 6, decode, read=read)
 
 def slow(samples):
     if Path("hold").exists():  # the fourth call waits to be stopped
@@ -228,6 +238,16 @@ def test_without_a_folder_the_best_samples_are_printed_and_nothing_is_written(he
     assert [p for p in sorted(here.iterdir()) if p.name != "__pycache__"] == before
 
 
+def test_islands_are_told_on_the_command_line():
+    options = ("-g", "fk_steering:alpha=0.1", "--islands", "2", "--exchange-every", "3", "-o", "apart")
+    answer = ask(*SAMPLE, *options)
+    assert answer.exit_code == 0, answer.output
+    assert "islands = 2\nexchange_every = 3\n" in Path("apart/run.toml").read_text()
+    assert gk.load_result("apart/result").config["islands"]["count"] == 2
+    refused = ask(*SAMPLE, "--compile")
+    assert refused.exit_code == 2 and "GaussianMixture has no network to compile" in refused.stderr
+
+
 def test_run_does_what_a_file_says_and_writes_it_again():
     Path("a.toml").write_text(
         "model = 'mine.py:load'\nrewards = ['mine.py:score']\nguides = ['svdd:candidates=2']\nn = 3\nsteps = 4\n"
@@ -314,6 +334,38 @@ def test_bench_gives_rows_over_unguided():
     assert rows["svdd:candidates=3"]["network rows"] == 4 * (1 + 3 * 4)
     assert rows["svdd:candidates=3"]["rows over unguided"] == pytest.approx(13 / 5)
     assert rows["fk_steering:alpha=1"]["rows over unguided"] == 1.0
+
+
+def test_check_prints_the_laws_and_a_report_of_the_run_shows_them():
+    answer = ask("check", "mine.py:load", "-g", "svdd:candidates=3", "-r", "mine.py:score", "--draws", "4", "-o", "out")
+    rows = [line.split()[:2] for line in answer.stdout.splitlines()]
+    assert answer.exit_code == 0 and rows[0] == ["law", "verdict"] and ["acts", "holds"] in rows
+    assert ["coverage", "holds"] in rows and "written to out" in answer.stderr
+    assert ask(*SAMPLE, "-o", "run").exit_code == 0
+    told = json.loads((bad := ask("check", "mine.py:wrong", "-o", "run", "--json")).stdout)
+    assert bad.exit_code == 1 and not told["passed"]
+    assert {row["law"] for row in told["laws"] if row["verdict"] == "fails"} == {"rows"}
+    page = Path("run/report.html").read_text()
+    assert 'id="laws"' in page and "The law &#39;rows&#39; fails: alone and in a batch" in page
+    (Path("run") / "check.json").write_text('[{"law": "rows"}]')
+    broken = ask("report", "run")
+    assert broken.exit_code == 1 and "check.json is broken" in broken.stderr
+
+
+def test_check_reads_data_of_a_file_in_the_domain_of_the_model():
+    """The network says p(v) proportional to e^{v/2}: data of these frequencies pass, and of the opposite ones fail."""
+    share = torch.softmax(torch.arange(4.0) / 2, 0)
+    drawn = torch.multinomial(share.repeat(300, 1), 6, True, generator=torch.Generator().manual_seed(1))
+    for letters, code in (("ACGT", 0), ("TGCA", 1)):
+        rows = ["".join(letters[v] for v in row) for row in drawn.tolist()]
+        Path("data.fasta").write_text("".join(f">{i}\n{s}\n" for i, s in enumerate(rows)))
+        answer = ask("check", "mine.py:dna", "--domain", "dna", "--data", "data.fasta")
+        assert answer.exit_code == code, answer.output
+    Path("few.fasta").write_text(">a\nACGTAC\n")
+    few = ask("check", "mine.py:dna", "--domain", "dna", "--data", "few.fasta")
+    assert few.exit_code == 2 and "holds 1 samples: 8 are needed" in few.stderr
+    unknown = ask("check", "mine.py:load", "--data", "few.fasta")
+    assert unknown.exit_code == 2 and "data 'few.fasta': what its samples are is known for" in unknown.stderr
 
 
 def test_report_is_written_by_its_module(monkeypatch):

@@ -327,6 +327,9 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
         ("model = 'dna'\ncompare = true", "give a guide"),
         ("model = 'dna'\nbudget = 'rows=3'", "budget limits a search"),
         ("model = 'dna'\ndomain = 'cats'", "domain must be one of molecules"),
+        ("model = 'dna'\nislands = 0", "islands must be a whole number of at least 1, not 0"),
+        ("model = 'dna'\nexchange_every = 3", "exchange_every says how often islands meet: give islands"),
+        ("model = 'dna'\nsearch = 'random'\nislands = 2", "a search has none"),
         ("model = ", "not a valid TOML file"),
         ("model = 3", "model must be a text, not 3"),
     ],
@@ -367,6 +370,15 @@ def test_a_run_of_a_config_is_the_same_call_in_python(mine):
     assert torch.equal(found.log_weights, expected.log_weights)
     assert found.rewards is not None
     assert torch.equal(found.rewards, expected.x[:, 0].double())
+
+
+def test_islands_of_a_config_are_those_of_python(mine):
+    config = _config(n=8, guides=("fk_steering:alpha=2,ess=1",), islands=4)
+    often, seldom = (replace(config, exchange_every=k).run().result for k in (2, None))
+    given = {"steps": 5, "guides": [gk.FKSteering(lambda x: x[:, 0], 2.0, ess=1.0)]}
+    for found, islands in ((often, gk.Islands(4, every=2)), (seldom, gk.Islands(4))):
+        assert torch.equal(found.x, gk.sample(sources.make_model("mine.py:load")[0], 8, **given, islands=islands).x)
+    assert not torch.equal(often.x, seldom.x)
 
 
 def test_parse_options_a_model_reach_its_function(mine):
@@ -491,6 +503,7 @@ def test_molecules_of_the_users_own_model_are_taken_for_what_the_reward_scores(m
         (Config("dna", domain="images"), "samples of the model are texts"),
         (Config("dna-judge"), "a classifier and not a base model"),
         (Config("dna(3)"), "have no options"),
+        (Config("dna", n=16, islands=3), "which 3 islands cannot share evenly"),
     ],
 )
 def test_what_cannot_run_is_told_before_the_network_is_called(config, said, monkeypatch):

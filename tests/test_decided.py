@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 import guidekit as gk
+from guidekit.engine import ahead, run as run_module
 from guidekit.models import evaluations
 from guidekit.models.analytic import TokenTable
 from guidekit.process import Masked
@@ -60,7 +62,7 @@ def test_a_run_is_the_same_bit_for_bit_and_needs_fewer_rows(name: str, guides: s
     monkeypatch.setattr(evaluations, "distinct", lambda x, cond: None)
     open_rows = run(MODELS[name](), guides)
     monkeypatch.setattr(Masked, "decided", lambda self, x: None)
-    monkeypatch.setattr(Masked, "early", lambda self, *of: None)
+    monkeypatch.setattr(Masked, "apart", lambda self, move: False)
     every = run(MODELS[name](), guides)
     for other in (parts, open_rows, every):
         assert torch.equal(fewer.x, other.x) and torch.equal(fewer.log_weights, other.log_weights)
@@ -106,6 +108,74 @@ def test_a_network_that_reads_the_time_sees_the_rows_that_reveal_something_next(
         reveal = ((x == V) & (y != V)).any(1)
         seen = calls.get(next((t for t in calls if abs(t - (1 - k / 30)) < 1e-6), -1.0), x[:0])
         assert {tuple(r) for r in seen.tolist()} == {tuple(r) for r in x[reveal].tolist()}
+
+
+def timed(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    """A network that reads everything: the tokens to the left, the place, the time and the condition."""
+    place = torch.linspace(-1, 1, x.shape[1], dtype=torch.float64)[:, None]
+    letter = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+    return (x.cumsum(1)[..., None] - place) * letter + (t + cond)[:, None, None] * letter.flip(0)
+
+
+AHEAD: dict[str, dict[str, Any]] = {
+    "any order": {},
+    "ordered": {"ordered": True},
+    "with an end": {"ordered": True, "end": END},
+    "token by token": {"ordered": True, "end": END, "alone": True},
+    "lengths": {"lengths": [0.0, 0.2, 0.5, 0.3, 0.1, 0.2, 0.1], "end": END},
+}
+
+
+@pytest.mark.parametrize("name", AHEAD)
+def test_moves_known_ahead_are_those_that_are_made_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Before, between and after the steps at which a guide selects, in groups of different conditions."""
+    monkeypatch.setattr(ahead, "_NUMBERS", 500)  # few moves at a time, of few rows
+    monkeypatch.setattr(run_module, "POSITIONS", 5 * 7 if name == "any order" else 1 << 21)
+    model = gk.MaskedModel(timed, V, 7, encode_cond=lambda c: c, dtype=torch.float64, **AHEAD[name])
+    guides = [gk.FKSteering(reward, 0.7, start=0.4, stop=0.5)]
+    options: dict[str, Any] = {"steps": 60, "guides": guides, "cond": [0.0, 2.0], "seed": [5, 6]}
+    every = gk.sample(model, 9, **options, callbacks=[lambda p, s: None])
+    for size in (None, 4):
+        fewer = gk.sample(model, 9, **options, batch_size=size)
+        assert torch.equal(fewer.x, every.x) and torch.equal(fewer.log_weights, every.log_weights)
+        assert torch.equal(fewer.ancestors, every.ancestors)
+        for a, b in zip(fewer.trace, every.trace, strict=True):
+            assert a["t"] == b["t"] and a["ess"] == b["ess"]
+        assert fewer.cost.network_rows < 0.7 * every.cost.network_rows
+
+
+breaks: list[float] = []
+
+
+def fragile(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+    """The same, until the time at which it breaks."""
+    if breaks and t[0] < breaks[0]:
+        raise MemoryError
+    return timed(x, t, t * 0)
+
+
+def test_a_run_that_ends_between_moves_known_ahead_goes_on_to_the_same_bytes(tmp_path: Path):
+    """Whether the second sitting is watched or not, and the first one was."""
+    model, file = gk.MaskedModel(fragile, V, 7, dtype=torch.float64), tmp_path / "run.safetensors"
+    whole = gk.sample(model, 9, steps=40, seed=2)
+    for first, second in product(([], [lambda p, s: None]), repeat=2):
+        breaks[:] = [0.6]
+        with pytest.raises(MemoryError):
+            gk.sample(model, 9, steps=40, seed=2, checkpoint=file, callbacks=first)
+        breaks.clear()
+        again = gk.sample(model, 9, steps=40, seed=2, checkpoint=file, callbacks=second)
+        assert torch.equal(again.x, whole.x) and len(again.trace) == 40
+        file.unlink()
+
+
+def test_a_network_that_breaks_in_such_a_move_is_named_with_step_and_row():
+    def net(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        out = timed(x, t, t * 0)
+        out[x[:, 0] == 2] = torch.nan
+        return out
+
+    with pytest.raises(gk.NetworkError, match=r"the network returned NaN or infinity at step \d+ of 30 .* in \d rows"):
+        gk.sample(gk.MaskedModel(net, V, 7, dtype=torch.float64), 9, steps=30, seed=2)
 
 
 def test_every_evaluation_of_a_decided_row_is_its_own_tokens():

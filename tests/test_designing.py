@@ -134,14 +134,6 @@ def test_an_oracle_that_fails_on_most_samples_is_told_and_the_loop_goes_on():
     assert any(row["reward"] is None for row in json.loads(answer.stdout)) or len(json.loads(answer.stdout)) == 4
 
 
-def test_a_design_is_refused_where_torchrun_has_started_several(monkeypatch):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
-        monkeypatch.setenv(name, value)
-    told = ask("dna", "-r", "gc")
-    assert told.exit_code == 2
-    assert "a design runs in one process, and torchrun has started 2" in " ".join(told.output.split())
-
-
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -326,6 +326,34 @@ def test_lora_weights_of_a_file_by_diffusers_and_peft(tmp_path):
     assert torch.equal(ours(pipe), own(pipe)) and torch.allclose(own(pipe), without, atol=1e-5)
 
 
+def test_the_scale_of_a_lora_comes_by_the_call_to_network_and_text_encoder():
+    """As cross_attention_kwargs of the pipeline; the layers are left as they were, and PAG sees the scaled ones."""
+    peft, pipe = pytest.importorskip("peft"), noisy()
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    pipe.unet.add_adapter(config)
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False), pipe.text_encoder
+    )
+    whole, half = own(pipe), own(pipe, cross_attention_kwargs={"scale": 0.5})
+    assert (half - whole).abs().max() > 1e-3
+    given: dict = {"attention_kwargs": {"scale": 0.5}}
+    assert torch.equal(ours(pipe, **given), half) and torch.equal(own(pipe), whole)
+    assert (ours(pipe, gk.PAG(3.0), **given) - half).abs().max() > 1e-3
+    other = gk.from_diffusers(pipe, attention_kwargs={"scale": 0.6}).identity()
+    assert other != gk.from_diffusers(pipe, **given).identity() != gk.from_diffusers(pipe).identity()
+
+
+def test_what_attention_is_told_goes_with_a_controlnet():
+    peft = pytest.importorskip("peft")
+    pipe = tiny("controlnet", diffusers.DDIMScheduler(clip_sample=False))
+    torch.manual_seed(1)
+    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    expected = own(pipe, image=picture(0), cross_attention_kwargs={"scale": 0.5})
+    assert torch.equal(ours(pipe, image=picture(0), attention_kwargs={"scale": 0.5}), expected)
+    assert (own(pipe, image=picture(0)) - expected).abs().max() > 1e-3
+
+
 # pictures as conditions ----------------------------------------------------------------------------------------------
 
 
@@ -389,6 +417,18 @@ def test_each_of_several_ip_adapters_has_its_own_pictures():
         assert torch.equal(ours(pipe, cond={"prompt": "a cat", "ip_adapter_image": order}), expected)
 
 
+def test_masks_say_where_the_pictures_of_ip_adapters_act():
+    pipe, pictures = adapted("sd", 2), [picture(0), picture(1)]
+    left = torch.zeros(1, 1, 32, 32)
+    left[..., :16] = 1
+    cond, free = {"prompt": "a cat", "ip_adapter_image": pictures}, own(pipe, ip_adapter_image=pictures)
+    for masks in ([left, 1 - left], [1 - left, left]):
+        told = {"ip_adapter_masks": masks}
+        expected = own(pipe, ip_adapter_image=pictures, cross_attention_kwargs=told)
+        assert torch.equal(ours(pipe, cond=cond, attention_kwargs=told), expected)
+        assert (expected - free).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_perturbed_attention_goes_with_an_ip_adapter_as_in_the_pag_pipeline_of_diffusers(name: str):
     pipe = adapted(name)
@@ -408,6 +448,14 @@ def test_perturbed_attention_goes_with_an_ip_adapter_as_in_the_pag_pipeline_of_d
 
 CAT = {"prompt": "a cat", "ip_adapter_image": picture(0)}
 UNSEEN = {
+    "masks": (
+        lambda: ours(noisy(), attention_kwargs={"ip_adapter_masks": [picture(0)]}),
+        "has no IP-Adapter; load one",
+    ),
+    "no attention to tell": (
+        lambda: gk.from_diffusers(tiny("ddpm"), attention_kwargs={"scale": 1.0}),
+        "attention_kwargs: UNet2DModel takes none",
+    ),
     "an adapter without a picture": (lambda: ours(adapted("sd")), "needs a picture.*'ip_adapter_image'.*unload"),
     "a picture without an adapter": (lambda: ours(noisy(), cond=CAT), "has no IP-Adapter; load one"),
     "a picture for SD3": (
@@ -537,8 +585,9 @@ def test_a_decoder_that_runs_out_of_memory_takes_fewer_pictures_at_a_time_and_ke
 def test_a_release_of_diffusers_that_was_not_tested_warns():
     from guidekit.integrations.diffusers.build import warn_of
 
-    with pytest.warns(UserWarning, match=r"diffusers 0.99.1 is installed.*0.42 only"):
+    with pytest.warns(UserWarning, match=r"diffusers 0.99.1 is installed.*0.41, 0.42 only"):
         warn_of("0.99.1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of("0.42.7")
+        warn_of("0.41.0")

@@ -158,6 +158,11 @@ def test_sana_equals_its_pipeline():
         expected = own(pipe, n, prompts, 3, guidance_scale=scale, use_resolution_binning=False, **told, **small)
         agree(steered(base, n, prompts, scale, 3), *expected)
     assert base.read(expected[1]).shape == expected[0].shape
+    half = tiny("sana").to(torch.bfloat16)  # whose guidance is computed in float32
+    noise = gk.from_diffusers(half, encode=told).noise(1, generator(), steps=2)
+    ours = gk.sample(gk.from_diffusers(half, encode=told), 1, steps=2, cond=CAT, noise=noise, guides=[gk.CFG(4.5)])
+    options = {"guidance_scale": 4.5, "use_resolution_binning": False, **told, **small}
+    assert torch.equal(ours.x, own(half, 1, CAT, 2, **options)[0].float())
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])

@@ -66,6 +66,50 @@ def test_the_pipeline_of_image_to_image_makes_the_same_states():
     assert torch.allclose(noised, expected, atol=1e-4)
 
 
+TO_IMAGE: dict[str, tuple[str, dict[str, Any]]] = {
+    "sd": ("StableDiffusionImg2ImgPipeline", {"requires_safety_checker": False}),
+    "sdxl": ("StableDiffusionXLImg2ImgPipeline", {"add_watermarker": False}),
+    "sd3": ("StableDiffusion3Img2ImgPipeline", {}),
+    "flux": ("FluxImg2ImgPipeline", {}),
+    "qwen": ("QwenImageImg2ImgPipeline", {}),
+    "z_image": ("ZImageImg2ImgPipeline", {}),
+}
+SHORT: dict[str, Any] = {"max_sequence_length": 20}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("sd", "flux") else pytest.param(name, marks=pytest.mark.slow) for name in TO_IMAGE]
+)
+def test_image_to_image_is_a_run_that_starts_from_the_picture(name: str, monkeypatch: pytest.MonkeyPatch):
+    """The pipeline's own call at strength .7 of five steps: the last three of Stable Diffusion, and four of others."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as Encoding
+
+    monkeypatch.setattr(Encoding, "sample", lambda self, generator=None: self.mode())  # the mean, as the model takes it
+    pipe = tiny(name, diffusers.DDIMScheduler(clip_sample=False) if name == "sd" else None)
+    kind, options = TO_IMAGE[name]
+    image, text = pictures(name, None)[:1], SHORT if name in ("flux", "qwen", "z_image") else {}
+    no = {"qwen": {"true_cfg_scale": 1.0}, "z_image": {"guidance_scale": 0.0}, "flux": {"guidance_scale": 3.5}}
+    parts = {k: v for k, v in pipe.components.items() if v is not None or name != "sdxl"}
+    other = getattr(diffusers, kind)(**parts, **options)
+    for told in ("prompt_template_encode", "prompt_template_encode_start_idx"):
+        if hasattr(pipe, told):
+            setattr(other, told, getattr(pipe, told))
+    size = {} if name in ("sd", "sdxl") else {"height": 32, "width": 32}
+    theirs = other(
+        prompt="a cat", image=image, strength=0.7, num_inference_steps=5, num_images_per_prompt=2, output_type="latent",
+        generator=torch.Generator().manual_seed(3), **no.get(name, {"guidance_scale": 1.0}), **size, **text,
+    ).images  # fmt: skip
+    base = gk.from_diffusers(pipe, height=32, width=32, encode=text)
+    noise = base.noise(2, torch.Generator().manual_seed(3), steps=5)
+    noise = noise[0] if noise.dim() > 1 + len(base.shape) else noise
+    level = base.level(0.7, steps=5)
+    ours = gk.sample(base, 2, steps=5, cond="a cat", noise=noise, guides=[gk.StartFrom(image, level)])
+    assert theirs.std() > 0.1 and (ours.x - theirs).abs().max() < 1e-4 * theirs.abs().max()
+    for bad in (0.0, 1.1, 0.1 if name == "sd" else -1.0):
+        with pytest.raises(ValueError, match=rf"strength={bad}: a share of 5 steps"):
+            base.level(bad, 5)
+
+
 def test_pipelines_in_pixels_read_exactly():
     model = gk.from_diffusers(tiny("ddpm"))
     images = pictures("ddpm", model)

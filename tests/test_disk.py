@@ -66,13 +66,46 @@ def test_on_a_full_disk_what_is_saved_stays_and_the_same_call_goes_on(name, size
     assert len(calls) > before  # it had not been finished
 
 
-@pytest.mark.parametrize("name", ["sample", "search", "refine"])
+def fitted(folder: Path) -> gk.values.Learned:
+    return gk.values.fit(PLANE, reward, rollouts=16, steps=4, epochs=1, folder=folder)
+
+
+@pytest.mark.slow  # Lightning is imported
+@pytest.mark.filterwarnings("ignore:the value is no better")
+def test_a_fit_on_a_full_disk_keeps_its_rollouts_and_goes_on(tmp_path):
+    place = tmp_path / "kept"
+    with full(20000), pytest.raises(gk.CheckpointError, match=r"last\.ckpt could not be written .*is the disk full"):
+        fitted(place)
+    before = (place / "rollouts.safetensors").read_bytes()
+    again, whole = fitted(place), fitted(tmp_path / "whole")
+    assert (place / "rollouts.safetensors").read_bytes() == before
+    assert [p.name for p in sorted(place.iterdir())] == ["last.ckpt", "rollouts.safetensors"]
+    assert all(torch.equal(v, whole.net.state_dict()[k]) for k, v in again.net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [*RUNS, "fit"])
 def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_scored(name, tmp_path):
     (tmp_path / "file").write_text("no folder")
     calls.clear()
     with pytest.raises(gk.CheckpointError, match="could not be written"):
-        RUNS[name](tmp_path / "file" / "inside" / "run")
+        (RUNS | {"fit": fitted})[name](tmp_path / "file" / "inside" / "run")
     assert not calls
+
+
+@pytest.mark.parametrize("name", ["design.json", "rounds.json", "states-0000.safetensors"])
+def test_a_file_of_a_design_that_is_cut_off_says_how_no_call_is_lost(name, tmp_path):
+    design(tmp_path / "d", 12)
+    data = (tmp_path / "d" / name).read_bytes()
+    (tmp_path / "d" / name).write_bytes(data[: len(data) // 2])
+    calls.clear()
+    with pytest.raises(
+        gk.CheckpointError, match=rf"{name} is missing or truncated.*calls\.csv of its folder as known="
+    ):
+        design(tmp_path / "d", 20)
+    assert not calls
+    known = tmp_path / "d" / "calls.csv"
+    gk.evolve(TABLE, 3, reward, budget=gk.search.Budget(calls=8), population=10, known=known)
+    assert sum(calls) == 8  # and not those ten, nor the two, once more
 
 
 def test_a_search_with_settings_that_are_cut_off_is_refused(tmp_path):

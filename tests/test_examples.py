@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import guidekit as gk
+from guidekit.external import dnacnn
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SMALL = {
@@ -50,6 +52,46 @@ def test_an_example_runs(name: str, tmp_path, monkeypatch, capsys):
     out = ran(name, SMALL[name], monkeypatch, capsys)
     for line in LINES[name]:
         assert line in out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_physics_of_deepinv_fit_a_model_of_diffusers(monkeypatch, capsys):
+    pytest.importorskip("deepinv")
+    pytest.importorskip("diffusers")
+    out = ran("deepinv_physics", ["--n", "2", "--steps", "8"], monkeypatch, capsys)
+    residual = {tuple(line.split()[:2]): float(line.split()[2]) for line in out.splitlines()[1:]}
+    assert len(residual) == 9
+    for method in ("DiffPIR", "TMPD"):
+        assert residual["inpainting", method] < 1.5 < 4 < residual["inpainting", "unguided"]
+        for physics in ("deblurring", "super-resolution"):
+            assert residual[physics, method] < residual[physics, "unguided"] - 0.4
+
+
+ORACLE = """
+import torch
+class Net(torch.nn.Module):
+    def forward(self, x):  # one-hot DNA: the shares of A, C and G
+        assert x.shape[1:] == (4, 200)
+        return x.mean(2)[:, :3]
+"""
+
+
+@pytest.mark.filterwarnings("ignore::guidekit.CollapseWarning")
+def test_the_task_of_drakes_runs_with_files_of_its_layout(tmp_path, monkeypatch, capsys):
+    """Random weights; the oracle of K562 is the share of C, which its own column is about."""
+    torch.manual_seed(0)
+    torch.save({"state_dict": dnacnn.CNN(8, 1).state_dict()}, tmp_path / "mdlm.ckpt")
+    (tmp_path / "mine.py").write_text(ORACLE)
+    monkeypatch.chdir(tmp_path)
+    given = ["--model", "mdlm.ckpt", "--oracle", "mine.py:Net", "--judge", "mine.py:Net", "--cell", "K562"]
+    given += ["--n", "8", "--steps", "6", "--candidates", "6", "--alpha", "0.01"]
+    out = ran("drakes", given, monkeypatch, capsys)
+    found = {line[:12].strip(): line[12:].split() for line in out.splitlines()}
+    shares = {name: float(words[1]) for name, words in found.items()}
+    assert [*shares] == ["unguided", "best of 6", "SVDD", "FK steering"]
+    assert min(shares["SVDD"], shares["best of 6"]) > shares["unguided"] and found["SVDD"][3] == found["SVDD"][1]
+    assert found["unguided"][7] == "1.000" and int(found["SVDD"][-1]) > int(found["unguided"][-1])
 
 
 def test_a_target_that_cannot_be_docked_is_told_before_the_sampling(monkeypatch, capsys):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import guidekit as gk
-from guidekit.external import bidirectional, dit, dnacnn, layout
+from guidekit.external import bidirectional, d3, dit, dnacnn, layout
 
 Weights = dict[str, Tensor]
 
@@ -59,12 +59,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, base: float, seen: Te
     return torch.cat(found, -1)
 
 
-def dit_by_hand(w: Weights, ids: list[int], sigma: float, heads: int, blocks: int) -> Tensor:
+def waves_by_hand(sigma: float) -> Tensor:
     angle = [sigma * 10000 ** (-i / 128) for i in range(128)]
-    waves = torch.tensor([math.cos(a) for a in angle] + [math.sin(a) for a in angle])
+    return torch.tensor([math.cos(a) for a in angle] + [math.sin(a) for a in angle])
+
+
+def noise_by_hand(w: Weights, sigma: float) -> Tensor:
     silu = nn.functional.silu
-    c = silu(affine(w, "sigma_map.mlp.2", silu(affine(w, "sigma_map.mlp.0", waves))))
-    x = w["vocab_embed.embedding"][torch.tensor(ids)]
+    return silu(affine(w, "sigma_map.mlp.2", silu(affine(w, "sigma_map.mlp.0", waves_by_hand(sigma)))))
+
+
+def dit_by_hand(
+    w: Weights, ids: list[int], sigma: float, heads: int, blocks: int, told: Tensor | float = 0.0
+) -> Tensor:  # fmt: skip
+    c = noise_by_hand(w, sigma)
+    x = w["vocab_embed.embedding"][torch.tensor(ids)] + told
     every = torch.ones(len(ids), dtype=torch.bool)
     for n in range(blocks):
         name = f"blocks.{n}"
@@ -118,30 +127,84 @@ def test_sedd_gives_the_scores_that_its_paper_defines(noise: str, tmp_path: Path
         shifted = out - math.log(math.exp(sigma) - 1) - math.log(5)
         assert torch.allclose(scores[1, :5], shifted[1, :5], atol=1e-4) and float(scores[1, 5]) == 0
         return
-    s = out.scatter(1, x[0][:, None], 0.0).exp()
-    a = ((s - 0.1 * s.sum(1, keepdim=True)) / 0.4).clamp(min=0)
-    p = a * (0.4 * nn.functional.one_hot(x[0], 6) + 0.1)
-    assert torch.allclose(model(x, 0.6, None)[0].exp(), p / p.sum(1, keepdim=True), atol=1e-4)
+    assert torch.allclose(model(x, 0.6, None)[0].exp(), predicted(out, x[0], 0.4), atol=1e-4)
+
+
+def predicted(log_scores: Tensor, x: Tensor, kept: float) -> Tensor:
+    """Probabilities of clean tokens from the scores of uniform noise that keeps this share."""
+    s, other = log_scores.scatter(1, x[:, None], 0.0).exp(), (1 - kept) / log_scores.shape[1]
+    a = ((s - other * s.sum(1, keepdim=True)) / kept).clamp(min=0)
+    p = a * (kept * nn.functional.one_hot(x, s.shape[1]) + other)
+    return p / p.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_d3s_transformer_adds_the_signal_to_every_letter_or_to_each_its_own(each: bool, tmp_path: Path):
+    net = dit.DiT(4, 8, 5, 2, 2, numbers=2)
+    w = random_state(net, keep=("rotary_emb.inv_freq",))
+    trained = [v for k, v in w.items() if "inv_freq" not in k]
+    i = [k for k in w if "inv_freq" not in k].index("sigma_map.mlp.2.bias") + 1
+    table = {"label_embed.embedding_table.weight": torch.zeros(5, 5)}  # which the network has and does not read
+    stored = {**dict(list(w.items())[: list(w).index("sigma_map.mlp.2.bias") + 1]), **table}
+    stored |= {k: torch.zeros_like(v) if "inv_freq" not in k else v for k, v in w.items()}
+    torch.save({"model": stored, "ema": {"shadow_params": [*trained[:i], table.popitem()[1], *trained[i:]]}},
+               tmp_path / "D3.pth")  # fmt: skip
+    model = gk.from_checkpoint(tmp_path / "D3.pth", "d3", length=4)
+    signal = torch.tensor([[0.5, -1.0], [0.1, 0.7], [0.0, 2.0], [-0.4, 0.3]]) if each else torch.tensor([0.5, -1.0])
+    x, kept = torch.tensor([[2, 3, 0, 3]]), 0.4
+    told = affine(w, "vocab_embed.signal_embedding", signal)
+    out = dit_by_hand(w, x[0].tolist(), -math.log(kept), 2, 2, told)
+    found = model(x, 1 - kept, model.encode(signal)[None])[0]
+    assert torch.allclose(found.exp(), predicted(out, x[0], kept), atol=1e-4)
+    free = dit_by_hand(w, x[0].tolist(), -math.log(kept), 2, 2)
+    assert torch.allclose(model(x, 1 - kept, None)[0].exp(), predicted(free, x[0], kept), atol=1e-4)
+    with pytest.raises(ValueError, match=r"signal of shape \(3,\): this network takes 2 for a sequence, or \(4, 2\)"):
+        model.encode((1.0, 2.0, 3.0))
+
+
+def test_d3s_convolutions_see_the_signal_beside_the_letters(tmp_path: Path):
+    """In the file of the authors' trainer, which has the average among the weights, and some that nothing reads."""
+    w = random_state(d3.CNN(4, 3, 5, 6))
+    unread = {"scale": torch.ones(1), "embed.0.W": torch.ones(2), "embed.1.weight": torch.ones(5, 4)}
+    last = {f"score_model.{k}": v.clone() if k in unread else 0 * v for k, v in (unread | w).items()}
+    average = [v for k, v in (unread | w).items() if k != "embed.0.W"]
+    torch.save({"state_dict": last | {"ema.decay": 0.9, "ema.shadow_params": average}}, tmp_path / "a.ckpt")
+    model = gk.from_checkpoint(tmp_path / "a.ckpt", "d3", length=11)
+    flat = gk.from_checkpoint(tmp_path / "a.ckpt", "d3", length=11, ema=False)
+    assert torch.allclose(flat(torch.zeros(1, 11).long(), 0.999, None).exp(), torch.tensor(0.25), atol=1e-3)
+    x, kept, silu = torch.tensor([[(5 * i + i // 3) % 4 for i in range(11)]]), 0.7, nn.functional.silu
+    for y in (0.8, None):
+        told = torch.full((11, 1), y or 0.0)
+        h = silu(convolved(w, "linear", torch.cat([nn.functional.one_hot(x[0], 4).float(), told], 1), 1))
+        for i, dilation in enumerate((1, 1, 4, 16, 64, 1)):
+            u = h + affine(w, f"denses.{i}.dense", noise_by_hand(w, -math.log(kept)))
+            u = (u - u.mean()) / (u.var(unbiased=False) + 1e-5).sqrt()
+            u = u * w[f"norms.{i}.weight"] + w[f"norms.{i}.bias"]
+            h = h + silu(convolved(w, f"conv_blocks.{i}", u, dilation))
+        out = convolved(w, "final.2", nn.functional.gelu(convolved(w, "final.0", h, 1)), 1)
+        cond = None if y is None else model.encode(y)[None]
+        assert torch.allclose(model(x, 1 - kept, cond)[0].exp(), predicted(out, x[0], kept), atol=1e-4)
+    result = gk.sample(model, 2, steps=3, cond=1.5)
+    assert all(len(s) == 11 and set(s) <= set("ACGT") for s in result.samples)
+
+
+def convolved(w: Weights, name: str, h: Tensor, dilation: int) -> Tensor:
+    """Position by position, h of shape (length, channels)."""
+    kernel, out = w[f"{name}.weight"], []
+    for i in range(len(h)):
+        taps = [(i + dilation * (k - kernel.shape[2] // 2), k) for k in range(kernel.shape[2])]
+        out.append(w[f"{name}.bias"] + sum(kernel[:, :, k] @ h[j] for j, k in taps if 0 <= j < len(h)))
+    return torch.stack(out)
 
 
 def cnn_by_hand(w: Weights, ids: list[int], stacks: int) -> Tensor:
-    """Position by position."""
-    L = len(ids)
-
-    def convolved(name: str, h: Tensor, dilation: int) -> Tensor:
-        kernel, out = w[f"{name}.weight"], []
-        for i in range(L):
-            taps = [(i + dilation * (k - kernel.shape[2] // 2), k) for k in range(kernel.shape[2])]
-            out.append(w[f"{name}.bias"] + sum(kernel[:, :, k] @ h[j] for j, k in taps if 0 <= j < L))
-        return torch.stack(out)
-
     waves = torch.cat([torch.zeros_like(w["time_embedder.0.W"]), torch.ones_like(w["time_embedder.0.W"])])
     c = affine(w, "time_embedder.1", waves).relu()
-    h = convolved("linear", nn.functional.one_hot(torch.tensor(ids), 5).float(), 1).relu()
+    h = convolved(w, "linear", nn.functional.one_hot(torch.tensor(ids), 5).float(), 1).relu()
     for i, dilation in enumerate(r for r in (1, 1, 4, 16, 64) for _ in range(stacks)):
         u = normal(h + affine(w, f"time_layers.{i}.dense", c), w[f"norms.{i}.weight"]) + w[f"norms.{i}.bias"]
-        h = h + convolved(f"convs.{i}", u, dilation).relu()
-    return convolved("final_conv.2", convolved("final_conv.0", h, 1).relu(), 1)
+        h = h + convolved(w, f"convs.{i}", u, dilation).relu()
+    return convolved(w, "final_conv.2", convolved(w, "final_conv.0", h, 1).relu(), 1)
 
 
 @pytest.mark.parametrize("stacks", [1, 2])
@@ -339,6 +402,127 @@ def test_adm_is_built_from_the_names_of_its_weights(blocks: bool, tmp_path: Path
     assert model.encode(2) == 2
 
 
+def weights_of_edm2(classes: int) -> Weights:
+    """Of pictures of 4 x 4 and of 2 x 2 below, with 8 and 12 channels, one block a level, attention at the lower one;
+    in an order that is not that of the network."""
+    found: dict[str, tuple[int, ...]] = {
+        "unet.emb_fourier.freqs": (6,), "unet.emb_fourier.phases": (6,), "unet.emb_noise.weight": (12, 6),
+        "unet.out_gain": (), "unet.out_conv.weight": (3, 8, 3, 3), "unet.enc.4x4_conv.weight": (8, 4, 3, 3),
+        "logvar_linear.weight": (1, 7),
+    }  # fmt: skip
+
+    def block(name: str, a: int, b: int, attends: bool = False) -> None:
+        inner = b if ".enc." in name else a
+        found.update({
+            f"{name}.emb_gain": (), f"{name}.emb_linear.weight": (b, 12), f"{name}.conv_res0.weight": (b, inner, 3, 3),
+            f"{name}.conv_res1.weight": (b, b, 3, 3),
+        })  # fmt: skip
+        if a != b:
+            found[f"{name}.conv_skip.weight"] = (b, a, 1, 1)
+        if attends:
+            found.update({f"{name}.attn_qkv.weight": (3 * b, b, 1, 1), f"{name}.attn_proj.weight": (b, b, 1, 1)})
+
+    block("unet.enc.2x2_block0", 8, 12, True), block("unet.enc.4x4_block0", 8, 8), block("unet.enc.2x2_down", 8, 8)
+    block("unet.dec.2x2_in0", 12, 12, True), block("unet.dec.2x2_in1", 12, 12), block("unet.dec.4x4_up", 12, 12)
+    block("unet.dec.2x2_block1", 20, 12, True), block("unet.dec.2x2_block0", 24, 12, True)
+    block("unet.dec.4x4_block1", 16, 8), block("unet.dec.4x4_block0", 20, 8)
+    if classes:
+        found["unet.emb_label.weight"] = (12, classes)
+    keys = gk.random.fold(gk.random.key(11), torch.arange(len(found)))
+    return {
+        name: gk.random.normal(key[None], shape, torch.float32)[0]
+        for key, (name, shape) in zip(keys, found.items(), strict=True)
+    }
+
+
+def edm2_by_hand(w: Weights, x: Tensor, sigma: float, label: int | None) -> Tensor:
+    """The denoiser for one row, x of shape (3, 4, 4), with data of the standard deviation 0.5."""
+
+    def unit(v: Tensor) -> Tensor:  # along the first axis
+        return v / (1e-4 + v.norm(dim=0) / math.sqrt(len(v)))
+
+    def silu(v: Tensor) -> Tensor:
+        return v * v.sigmoid() / 0.596
+
+    def linear(name: str, v: Tensor) -> Tensor:
+        kernel = w[f"unet.{name}.weight"]
+        kernel = torch.stack([k / (1e-4 * math.sqrt(k.numel()) + k.norm()) for k in kernel])
+        return kernel @ v if v.ndim == 1 else nn.functional.conv2d(v[None], kernel, padding=kernel.shape[-1] // 2)[0]
+
+    def mixed(a: Tensor, b: Tensor, share: float) -> Tensor:
+        return ((1 - share) * a + share * b) / math.sqrt((1 - share) ** 2 + share**2)
+
+    def attends(name: str, v: Tensor) -> Tensor:
+        parts, found = linear(f"{name}.attn_qkv", v).flatten(1), []
+        for i in range(len(v) // 4):  # heads of four channels
+            q, k, u = (unit(parts[12 * i + j : 12 * i + 12 : 3]) for j in range(3))
+            found.append(u @ (q.T @ k / 2).softmax(-1).T)
+        return mixed(v, linear(f"{name}.attn_proj", torch.cat(found).view_as(v)), 0.3)
+
+    def block(name: str, v: Tensor, resize=lambda v: v) -> Tensor:
+        v, skip = resize(v), f"unet.{name}.conv_skip.weight" in w
+        if name.startswith("enc"):
+            v = unit(linear(f"{name}.conv_skip", v) if skip else v)
+        told = 1 + w[f"unet.{name}.emb_gain"] * linear(f"{name}.emb_linear", c)
+        h = linear(f"{name}.conv_res1", silu(linear(f"{name}.conv_res0", silu(v)) * told[:, None, None]))
+        v = linear(f"{name}.conv_skip", v) if skip and name.startswith("dec") else v
+        v = mixed(v, h, 0.3)
+        return attends(name, v) if f"unet.{name}.attn_qkv.weight" in w else v
+
+    def joined(a: Tensor, b: Tensor) -> Tensor:
+        size = math.sqrt((len(a) + len(b)) * 2)  # (N_a + N_b)/((1 - t)^2 + t^2) at t = 1/2
+        return torch.cat([a * size / (2 * math.sqrt(len(a))), b * size / (2 * math.sqrt(len(b)))])
+
+    angle = math.log(sigma) / 4 * w["unet.emb_fourier.freqs"] + w["unet.emb_fourier.phases"]
+    c = linear("emb_noise", math.sqrt(2) * angle.cos())
+    if label is not None:
+        one = torch.zeros(w["unet.emb_label.weight"].shape[1])
+        one[label] = math.sqrt(len(one))
+        c = mixed(c, linear("emb_label", one), 0.5)
+    c, size = silu(c), math.sqrt(sigma**2 + 0.25)
+    a = linear("enc.4x4_conv", torch.cat([x / size, torch.ones(1, 4, 4)]))
+    b = block("enc.4x4_block0", a)
+    down = block("enc.2x2_down", b, halved)
+    low = block("enc.2x2_block0", down)
+    h = block("dec.2x2_in1", block("dec.2x2_in0", low))
+    h = block("dec.2x2_block1", joined(block("dec.2x2_block0", joined(h, low)), down))
+    h = block("dec.4x4_up", h, doubled)
+    h = block("dec.4x4_block1", joined(block("dec.4x4_block0", joined(h, b)), a))
+    return 0.25 / size**2 * x + sigma * 0.5 / size * w["unet.out_gain"] * linear("out_conv", h)
+
+
+def test_edm2_keeps_magnitudes_and_is_built_from_the_names_of_its_weights(tmp_path: Path):
+    """With classes and without; a network without guides one with them."""
+    x = 3 * gk.random.normal(gk.random.fold(gk.random.key(2), torch.arange(2)), (3, 4, 4), torch.float32)
+    models = []
+    for classes in (5, 0):
+        w = weights_of_edm2(classes)
+        save_file(w, tmp_path / "edm2.safetensors")
+        models.append(model := gk.from_checkpoint(tmp_path / "edm2.safetensors", "edm2", head=4))
+        sigma = model.process.scales(0.5)[1]
+        for labels in ([3, 1], [None, None]) if classes else ([None, None],):
+            cond = None if labels[0] is None else model.encode_all(labels)
+            by_hand = torch.stack([edm2_by_hand(w, row, sigma, label) for row, label in zip(x, labels, strict=True)])
+            assert 1 < sigma < 5 and torch.allclose(model(x, 0.5, cond), by_hand, atol=1e-4)
+    guided = gk.sample(models[0], 2, steps=3, cond=4, guides=[gk.AutoGuidance(models[1], 1.5)])
+    assert guided.samples.shape == (2, 3, 4, 4) and 0 <= float(guided.samples.min()) <= float(guided.samples.max()) <= 1
+    latents = gk.from_checkpoint(tmp_path / "edm2.safetensors", "edm2", head=4, decode=lambda z: 2 * z)
+    assert torch.equal(latents.decode(x), 2 * x)
+
+
+def test_files_of_edm2_that_lack_a_part_say_which(tmp_path: Path):
+    def refused(part: str, why: str, head: int = 4) -> None:
+        w = {k: v for k, v in weights_of_edm2(0).items() if part not in k}
+        save_file(w, tmp_path / "edm2.safetensors")
+        with pytest.raises(ValueError, match=why):
+            gk.from_checkpoint(tmp_path / "edm2.safetensors", "edm2", head=head)
+
+    refused("4x4_conv", "not of kind='edm2': it lacks unet.enc.64x64_conv.weight")
+    refused("4x4_block1.conv_res1", "not of kind='edm2': it lacks unet.dec.4x4_block1.conv_res1.weight")
+    refused("emb_noise", "not of kind='edm2': it lacks unet.emb_noise.weight")
+    refused("none of them", "head=7: 12 channels of unet.enc.2x2_block0 are no multiple of it", head=7)
+
+
 class Letters:
     """A tokenizer of nine letters, as GenMol's is one of SAFE."""
 
@@ -397,8 +581,9 @@ def test_files_that_do_not_fit_say_what_differs(tmp_path: Path):
     )
     refused({"state_dict": w, "config": Config()}, "more than tensors, and what it holds is not run")
     refused(w, "not of kind='drakes': it lacks linear.weight", "drakes")
+    refused(w, "not of kind='d3': it lacks vocab_embed.signal_embedding.weight", "d3")
     refused(w, "not of kind='dream': it lacks model.embed_tokens.weight", "dream", heads=2)
-    with pytest.raises(ValueError, match="there is adm, dream, drakes, genmol, llada, mdlm, sedd"):
+    with pytest.raises(ValueError, match="there is adm, d3, dream, drakes, edm2, genmol, llada, mdlm, sedd"):
         gk.from_checkpoint(tmp_path / "a.pt", "edm")
     with pytest.raises(FileNotFoundError, match=r"has none of model\.safetensors\.index\.json"):
         gk.from_checkpoint(tmp_path, "dream", length=3, heads=2)

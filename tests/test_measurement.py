@@ -356,6 +356,40 @@ def test_an_adjoint_that_is_none_is_found_before_the_network_is_called():
             run(gk.PiGDM(gk.Measurement(kind(Matrix(EYE)), torch.zeros(2))))
 
 
+@pytest.mark.parametrize("guides", [lambda m: [gk.TMPD(m)], lambda m: [gk.TDS(m, 1.0, value=gk.values.Likelihood(m))]])
+def test_an_adjoint_is_checked_once_and_not_at_every_step(guides):
+    asked = []
+
+    class Counted(Plain):
+        def adjoint(self, y):
+            asked.append(len(y))
+            return self.of.adjoint(y)
+
+    m = gk.Measurement(Counted(Matrix(ROW)), MEASURED.y, MEASURED.noise)
+    gk.sample(BASE, 3, steps=4, guides=guides(m))
+    assert asked.count(1) == 1 and asked.count(3) >= 4
+
+
+def test_an_operator_of_the_users_gets_numbers_of_its_own_precision():
+    """Predictions of pipelines are in double precision, whatever the model is."""
+
+    class Strict(Plain):
+        def A(self, x):
+            assert x.dtype == torch.float32
+            return self.of.A(x)
+
+        def adjoint(self, y):
+            assert y.dtype == torch.float32
+            return self.of.adjoint(y)
+
+    model, x = gk.GaussianModel(never, (3,)), numbers(2, 3)
+    own = problem("PiGDM", gk.Measurement(Strict(Matrix(EYE)), torch.tensor([1.0, 2.0]), 0.5), model)
+    rest = own.rest(x, torch.zeros(2, dtype=torch.long))
+    assert rest.dtype == torch.float64 and torch.allclose(rest, torch.tensor([1.0, 2.0]) - x[:, :2], atol=1e-6)
+    gain = own.gain(rest, 0.75)  # (A^T A + 0.25/0.75)^-1 A^T e
+    assert gain.dtype == torch.float64 and torch.allclose(gain[:, :2], rest / (1 + 1 / 3), atol=1e-5)
+
+
 def test_a_model_that_decodes_latents_is_refused_by_methods_for_states():
     latent = gk.GaussianModel(never, (3,), decode=lambda x: x.cumsum(1).tanh())
     with pytest.raises(ValueError, match=r"decodes them by more than one factor.*ReSample, TDS, DPS or DAPS"):

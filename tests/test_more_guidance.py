@@ -136,6 +136,52 @@ def test_contrastive_cfg_by_hand_and_without_contrast_it_is_a_composition():
     assert torch.allclose(one, two, rtol=1e-9)
 
 
+def spheres(net=None) -> gk.GaussianModel:
+    """N(m, 0.3) in three dimensions, of four conditions and of none at 0; `net` says the clean mean instead."""
+
+    def guess(x: torch.Tensor, t: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        a, s = (v[:, None] for v in gk.schedules.Cosine()(t.double()))
+        return mean + 0.3 * a / (0.3 * a**2 + s**2) * (x - a * mean)
+
+    def usual(x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        return guess(x, t, PLACES[cond])
+
+    return gk.GaussianModel(net(guess) if net else usual, (3,), gk.schedules.Cosine(), "clean", null=torch.tensor(4),
+                            encode_cond=torch.tensor, dtype=torch.float64)  # fmt: skip
+
+
+PLACES = torch.tensor([[2.0, 0.5, -1.0], [1.0, 1.5, 0.3], [-0.7, 0.4, 1.2], [0.2, -2.0, 0.6], [0, 0, 0]]).double()
+
+
+def test_perp_neg_draws_from_the_sphere_that_its_vectors_lead_to():
+    """Predictions of such spheres differ by a vector along their means, so the guided ones are those of another sphere:
+    at w (m - sum_i b_i m_i_perp)."""
+    own, wanted = PLACES[0], 2.0 * PLACES[0]
+    for i, b in ((1, 0.7), (3, 1.2)):
+        wanted = wanted - 2.0 * b * (PLACES[i] - PLACES[i] @ own / (own @ own) * own)
+    found = gk.sample(spheres(), 50, steps=12, cond=0, guides=[gk.PerpNeg(2.0, [1, 3], [0.7, 1.2])])
+    other = spheres(lambda guess: lambda x, t, c: guess(x, t, wanted))
+    assert torch.allclose(found.x, gk.sample(other, 50, steps=12).x, atol=1e-9)
+
+
+def test_contrastive_cfg_follows_the_vectors_with_weights_of_their_own_lengths():
+    """Of spheres |e_c - e_null|^2 is that of their means, times (alpha/sigma c)^2 with c the share of the mean in d."""
+
+    def net(guess):
+        def guided(x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+            a, s = gk.schedules.Cosine()(t.double())
+            share = (1 - 0.3 * a**2 / (0.3 * a**2 + s**2))[:, None]
+            size = (a / s)[:, None] * share
+            plus, minus = (2 / (1 + torch.exp(sign * 0.5 * (size * m.norm()) ** 2))
+                           for sign, m in ((-1, PLACES[0]), (1, PLACES[1])))  # fmt: skip
+            return guess(x, t, PLACES[4]) + 2 * share * (plus * PLACES[0] - 0.8 * minus * PLACES[1])
+
+        return guided
+
+    found = gk.sample(spheres(), 50, steps=12, cond=0, guides=[gk.ContrastiveCFG(2.0, 1, 0.8, tau=0.5)])
+    assert torch.allclose(found.x, gk.sample(spheres(net), 50, steps=12).x, atol=1e-8)
+
+
 @pytest.mark.parametrize("guide", [gk.PerpNeg, gk.ContrastiveCFG])
 def test_negative_conditions_share_their_evaluations_and_are_checked(guide):
     result = gk.sample(model(), 6, steps=5, cond=2, guides=[guide(2.0, [1, 3]), gk.CFG(1.5), gk.Compose(3, 0.1)])

@@ -95,6 +95,33 @@ def test_a_step_of_a_gaussian_process_asks_nothing_of_the_device(name, device):
     assert population.x.device.type == "cuda" and population.x.shape == (16, 6, 4)
 
 
+@pytest.mark.parametrize("guide", [gk.FKSteering, gk.SVDD])
+def test_the_network_is_asked_for_the_next_rows_before_rewards_of_these(guide):
+    """By the order of calls, on a host that takes itself for a device; the run stays the same to the last bit."""
+    calls, base = "", model(False, "cpu")
+    base.net.register_forward_hook(lambda net, given, out: note("n"))
+
+    def note(what: str) -> None:
+        nonlocal calls
+        calls += what
+
+    def scored(x: Tensor) -> Tensor:
+        note("r")
+        return reward(x)
+
+    found = []
+    for ahead in (False, True):
+        calls = ""
+        run = gk.Run(base, 6, steps=3, guides=[guide(scored, 0.5)], cond=1, batch_size=2)
+        run.overlaps = ahead
+        found.append((stepped(run), calls))
+    (one, after), (two, before) = found
+    assert torch.equal(one.x, two.x) and torch.equal(one.log_w, two.log_w)
+    parts = 3 if guide is gk.FKSteering else 30
+    assert "nrnrnr" in after and "nnr" not in after.lstrip("n")
+    assert "nn" + "rn" * (parts - 2) + "rr" in before
+
+
 def test_a_guide_that_waits_is_noticed(device):
     with device, pytest.raises(DataDependentOutputException):
         stepped(gk.Run(model(False, "cuda"), 8, steps=STEPS, guides=[Waiting()], cond=1))
@@ -126,7 +153,13 @@ class Asked(TorchFunctionMode):
 ROWS = {  # the number of rows or places that a forward or a draw is made for, which the host has to know
     "evaluations.evaluate", "evaluations.distinct", "independent.revealed", "independent.hidden",
 }  # fmt: skip
-ON_THE_HOST = {"run._verify", "resampling.resample", "scoring._distinct", "scoring._names"}  # on the CPU alone
+ON_THE_HOST = {
+    "run._sound",
+    "run.verify",
+    "resampling.resample",
+    "scoring._distinct",
+    "scoring._names",
+}  # on the CPU alone
 
 
 def test_of_tokens_only_the_rows_to_evaluate_and_to_draw_are_counted():

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import textwrap
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import guidekit as gk
-from rewards import Cached, Each, Pooled, Reward, RewardError, RewardWarning
+from rewards import Cached, Each, Pooled, Reward, RewardError, RewardWarning, pooled
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 TEXTS = [f"{'C' * (i % 7)}{i}" for i in range(60)]
@@ -261,6 +264,37 @@ def test_arguments_are_checked(options, message: str):
 def test_what_cannot_be_sent_is_said_at_once():
     with pytest.raises(ValueError, match=r"'<lambda>' cannot be sent to a worker .*top of a module"):
         Pooled(lambda texts: [1.0 for _ in texts], 2)
+
+
+def _used(executor: Any) -> None:
+    """Scores, and a sample that raises, through an executor."""
+    assert torch.equal(Pooled(Length(), executor, 7)(TEXTS), LENGTHS)
+    assert Pooled(Strict(), executor, 2)(["C", "bad", "CCC"]).nan_to_num(-1).tolist() == [1, -1, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(shutil.which("mpiexec") is None, reason="needs an MPI")
+def test_a_pool_of_mpi():
+    futures = pytest.importorskip("mpi4py.futures")
+    with futures.MPIPoolExecutor(2) as executor:
+        _used(executor)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
+def test_the_executor_of_ray_that_is_written_out():
+    """The lines in the text of `rewards.pooled`, as they stand there."""
+    ray = pytest.importorskip("ray")
+    names: dict[str, Any] = {"ray": ray}
+    exec(textwrap.dedent("    class Ray:" + (pooled.__doc__ or "").split("class Ray:")[1]), names)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        _used(names["Ray"]())
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.slow

@@ -409,6 +409,16 @@ def test_a_page_of_a_result_alone_has_no_more_than_that(tmp_path):
     assert "unguided" not in page.text and "mean reward" not in page.text
 
 
+def test_a_page_has_the_laws_that_were_checked_and_warns_of_those_that_fail(tmp_path):
+    found = gk.check(gk.GaussianModel(lambda x, t, cond: x - x.mean(0), (2,), predicts="clean"))
+    result = gk.sample(blobs(), 4, steps=2)
+    page = write_result(result, tmp_path / "a", check=found).read_text()
+    assert page.count('scope="row">rows<') == 1 and "The law &#39;rows&#39; fails: alone and in a batch" in page
+    assert 'id="laws"' not in write_result(result, tmp_path / "b").read_text()
+    with pytest.raises(FileExistsError, match=r"has check\.json of another run"):
+        write_result(result, tmp_path / "a")
+
+
 @pytest.mark.parametrize("name", ["summary.json", "samples.csv", "lineage.json", "run.toml", "result/result.json"])
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[]", b'{"rows": [3]}', b'{"format": "x"}'])
 def test_a_broken_file_is_named(molecular, tmp_path, name, content):

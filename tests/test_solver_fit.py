@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,9 @@ import guidekit as gk
 from guidekit import random
 from guidekit.jobs.config import ConfigError
 from guidekit.jobs.names import make_solver
-from guidekit.solvers import DEIS, DPMpp, Heun, Table, UniPC, fit
+from guidekit.solvers import DDIM, DDPM, DEIS, DPMpp, Heun, Table, UniPC, fit
 from guidekit.solvers.fit import network_rows
-from guidekit.solvers.schedules import EDM, Cosine, Flow
+from guidekit.solvers.schedules import EDM, VE, Cosine, Flow
 
 ASYMMETRIC = ([0.5, 0.3, 0.2], [-2.0, 0.5, 2.5], [0.5, 0.4, 0.6])
 SMALL = {"n": 256, "points": 16, "inside": 6}
@@ -149,6 +150,75 @@ def test_a_table_that_is_fitted_under_guidance_serves_guided_runs():
     assert distance(model, own, 6, **run) < min(plain / 3, distance(model, other, 6, **run))
 
 
+def ratio(levels):
+    return torch.tensor([v / a if a else 200.0 for a, v in levels], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), EDM()], ids=["cosine", "edm"])
+def test_of_one_gaussian_the_times_of_least_divergence_are_a_geometric_sequence(schedule):
+    """The Riemann sum of m = c^2/(1 + c^2 g) is least where 1 + c^2 g is geometric, from the start to `low`."""
+    c, low = 0.5, 0.05
+    model = gk.analytic.GaussianMixture(*(torch.tensor([v], dtype=torch.float64) for v in (1.0, 0.7, c)), schedule)
+    fitted = fit(model, DDPM(), 6, "kl", low=low, n=8192, batch_size=8192)
+    g = [*ratio(fitted.levels[:-1]).pow(-2).tolist(), low**-2]
+    gaps = torch.tensor(g, dtype=torch.float64).mul(c**2).log1p().diff()
+    assert (gaps - gaps.mean()).abs().max() < 0.05 * gaps.mean()
+    assert fitted.stochastic and fitted.table == tuple(DDPM().moves(schedule, [*(m.t for m in fitted.table), 0.0]))
+
+
+def test_the_times_of_least_divergence_are_the_best_by_quadrature_too():
+    """The bound as the paper has it: of each step, the integral of E|D_rho - D_i|^2 rho^-3, in one dimension."""
+    model, low = mixture(Flow()), 0.03
+    levels = torch.logspace(math.log10(200), math.log10(low), 400, dtype=torch.float64)
+    z = torch.linspace(-9, 9, 601, dtype=torch.float64)[:, None]
+
+    def square(rho):  # E D^2, by the density of y = x_0 + rho z on a grid around each component
+        total = 0.0
+        for weight, mean, std in zip(model.weights, model.means, model.stds, strict=True):
+            y = mean + z * (std**2 + rho**2).sqrt()
+            d = model(y / (1 + rho), float(rho / (1 + rho)), None)
+            density = (-0.5 * z.square()).exp() / (2 * math.pi) ** 0.5
+            total = total + weight * torch.trapezoid((d.square() * density)[:, 0], z[:, 0])
+        return total
+
+    seen = torch.stack([square(rho) for rho in levels])
+
+    def bound(at):
+        start = torch.searchsorted(-levels, -at).clamp(max=len(levels) - 1)
+        own = torch.bucketize(torch.arange(len(levels)), start, right=True) - 1
+        gap = (seen - seen[start[own]]) * levels**-2  # in d log rho; D is a martingale
+        return -torch.trapezoid(gap, levels.log()).item()
+
+    found = ratio(fit(model, gk.solvers.ERSDE(2), 6, "kl", low=low, points=40).levels[:-1]).clamp(max=200)
+    best = bound(found)
+    for grid in ("uniform", "log_snr", "karras", "arctan"):
+        times = [m.t for m in DDIM(times=grid).moves(Flow(), times_of(grid))]
+        assert best < 0.9 * bound(torch.tensor([t / (1 - t) if t < 1 else 200.0 for t in times], dtype=torch.float64))
+    for k in range(1, 6):
+        for factor in (0.8, 1.25):
+            moved = found.clone()
+            moved[k] *= factor
+            assert best < bound(moved)
+
+
+def times_of(grid):
+    return gk.times.make(6, grid, Flow(), 1.0)
+
+
+def test_the_divergence_costs_what_is_said():
+    model, rows = mixture(Flow()), []
+    call = type(model).__call__
+
+    class Counted(type(model)):
+        def __call__(self, x, t, cond):
+            rows.append(len(x))
+            return call(self, x, t, cond)
+
+    model.__class__ = Counted
+    fit(model, DDPM(), 4, "kl", n=24, points=8, inside=2)
+    assert sum(rows) == network_rows(4, "kl", 24, 8, 2)
+
+
 def test_the_same_seed_gives_the_same_table_and_conditions_share_the_noises():
     model = mixture(Flow(), labels=[1, 0, 1])
     one, again = (fit(model, DPMpp(2), 4, "coefficients", cond=[1, 0], **SMALL) for _ in range(2))
@@ -206,13 +276,80 @@ def test_a_table_serves_its_own_steps_and_schedule_alone(tmp_path):
         make_solver(str(tmp_path / "other.json"))
 
 
+@pytest.mark.parametrize("schedule", [Cosine(), VE()], ids=["cosine", "ve"])
+def test_fits_of_one_step_and_two_are_finite_and_have_as_many_rows(schedule):
+    """With fewer steps than the order of the solver, and an infinite signal-to-noise ratio at an end."""
+    for what in ("times", "coefficients", "both", "kl"):
+        for steps in (1, 2):
+            fitted = fit(mixture(schedule), UniPC(3), steps, what, n=32, points=6, inside=2)
+            assert len(fitted.table) == steps
+            assert all(math.isfinite(v) for row in fitted.table for v in (row.t, row.s, row.a, *row.b, row.c))
+            assert gk.sample(mixture(schedule), 4, steps=steps, solver=fitted).x.isfinite().all()
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping(model, calls):
+    """The model, which raises after so many calls; and the rows that it is asked for."""
+    rows, call = [], type(model).__call__
+
+    class Stopping(type(model)):
+        def __call__(self, x, t, cond):
+            if len(rows) == calls:
+                raise Stop
+            rows.append(len(x))
+            return call(self, x, t, cond)
+
+    model.__class__ = Stopping
+    return rows
+
+
+@pytest.mark.parametrize("what", ["both", "kl"])
+def test_a_fit_that_was_interrupted_goes_on_to_the_same_table(what, tmp_path):
+    file, options = tmp_path / "fit", {"what": what, "n": 32, "points": 8, "inside": 2, "seed": 5}
+    whole = fit(mixture(Cosine()), DPMpp(2), 4, **options)
+    first = mixture(Cosine())
+    stopping(first, 20)
+    with pytest.raises(Stop):
+        fit(first, DPMpp(2), 4, checkpoint=file, **options)
+    with file.open("ab") as half:
+        half.write(b"of a prediction that a kill cut short")
+    model = mixture(Cosine())
+    rows = stopping(model, None)
+    assert fit(model, DPMpp(2), 4, checkpoint=file, **options) == whole
+    every = mixture(Cosine())
+    asked = stopping(every, None)
+    fit(every, DPMpp(2), 4, **options)
+    assert len(rows) == len(asked) - 20 + 1 and not file.exists()  # one to see that the network is the same
+
+
+def test_a_file_of_another_fit_or_model_is_refused(tmp_path):
+    file, options = tmp_path / "fit", {"n": 16, "points": 8, "inside": 2, "checkpoint": tmp_path / "fit"}
+    first = mixture(Cosine())
+    stopping(first, 3)
+    with pytest.raises(Stop):
+        fit(first, DPMpp(2), 4, **options)
+    with pytest.raises(gk.CheckpointError, match="is of another fit"):
+        fit(mixture(Cosine()), DPMpp(2), 5, **options)
+    other = gk.analytic.GaussianMixture([0.5, 0.5], torch.tensor([-1.0, 4.0], dtype=torch.float64), [0.2, 0.2])
+    with pytest.raises(gk.CheckpointError, match="of another model"):
+        fit(other, DPMpp(2), 4, **options)
+    with pytest.raises(gk.CheckpointError, match="cannot be written"):
+        fit(mixture(Cosine()), DPMpp(2), 4, **options | {"checkpoint": tmp_path / "absent" / "fit"})
+    assert file.exists()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"what": "all"}, r"fit\(what='all'\): there is 'times', 'coefficients', 'both'"),
+        ({"what": "all"}, r"fit\(what='all'\): there is 'times', 'coefficients', 'both', 'kl'"),
         ({"steps": 0}, r"fit\(steps=0\): an int of at least 1"),
         ({"n": 2.5}, r"fit\(n=2.5\): an int of at least 1"),
         ({"solver": gk.solvers.DDPM()}, r"fit\(solver=DDPM.*a deterministic solver is needed"),
+        ({"what": "kl", "guidance": 2.0}, r"under guidance a prediction is no denoiser"),
+        ({"what": "kl", "low": 0.0}, r"fit\(low=0.0\): a level of noise above 0"),
         ({"solver": "dpmpp"}, r"fit\(solver='dpmpp'\): a deterministic solver is needed"),
         ({"solver": Heun(), "what": "times"}, r"one evaluation per step"),
         ({"steps": 20, "points": 10}, r"fit\(points=10, steps=20\): the fine grid has fewer steps than the table"),

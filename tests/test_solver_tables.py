@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
-from scipy.special import ndtr
+from scipy.special import expit, ndtr
 
 import guidekit as gk
 from guidekit.solvers import (
@@ -21,15 +21,22 @@ from guidekit.solvers import (
     ERSDE,
     GHVB,
     PNDM,
+    UCGM,
+    AcceleratedDDIM,
+    AcceleratedDDPM,
     Churn,
+    Conjugate,
     Consistency,
+    DCSolver,
     DPMpp,
+    DPMv3,
     ExponentialHeun,
     HeavyBall,
     Heun,
     Langevin,
     PseudoHeun,
     SASolver,
+    Statistics,
     UniPC,
     starting_at,
     times,
@@ -38,6 +45,8 @@ from guidekit.solvers.schedules import Cosine, Flow
 
 from .test_solvers import ASYMMETRIC, SCHEDULES, denoiser, error, follow, quantile, scales, slope
 
+LEVELS = np.linspace(-5.0, 5.0, 21)
+SMOOTH = Statistics(*(tuple(v.tolist()) for v in (LEVELS, expit(-LEVELS), -expit(LEVELS - 1))))  # of no model
 DETERMINISTIC = {
     "deis2": DEIS(2),
     "deis3": DEIS(3),
@@ -57,6 +66,12 @@ DETERMINISTIC = {
     "exponential": ExponentialHeun(),
     "pseudo": PseudoHeun(),
     "sa0": SASolver(0.0),
+    "ucgm": UCGM(),
+    "accelerated": AcceleratedDDIM(),
+    "conjugate": Conjugate(-0.3),
+    "dc": DCSolver(0.9),
+    "v3_2": DPMv3(SMOOTH, 2),
+    "v3_3": DPMv3(SMOOTH, 3, False),
 }
 STOCHASTIC = {
     "er1": ERSDE(1),
@@ -69,14 +84,20 @@ STOCHASTIC = {
     "langevin": Langevin(),
     "langevin3": Langevin(DPMpp(3), 0.2, 2),
     "churn": Churn(noise=1.0),
+    "ucgm0": UCGM(0.0, 0.3),
+    "ucgm.3": UCGM(0.3, 0.3),
+    "half": AcceleratedDDPM(),
 }
 SOLVERS = DETERMINISTIC | STOCHASTIC
 ORDERS = {
     "deis2": 2, "deis3": 3, "deis4": 4, "rho3": 3, "log_rho3": 3, "pndm": 2, "unipc1": 2, "unipc2": 3, "unipc3": 4,
     "dpmpp3": 3, "ball": 1, "ball3": 1, "ghvb1": 1, "ghvb2": 2, "exponential": 2, "pseudo": 2, "sa0": 3,
+    "ucgm": 2, "accelerated": 2, "conjugate": 1, "dc": 1, "v3_2": 3, "v3_3": 3,
 }  # fmt: skip
+OTHER = {"conjugate", "v3_2", "v3_3", "half", "ucgm.3"}  # which treat more than d, or more noise than sigma, as given
 WANDERING = [0.9, 0.7, 0.5, 0.35, 0.2, 0.6, 0.45, 0.3, 0.1, 0.05, 0.0]
 solvers = pytest.mark.parametrize("name", SOLVERS)
+lawful = pytest.mark.parametrize("name", [name for name in SOLVERS if name not in OTHER])
 some = pytest.mark.parametrize(  # the default run takes one schedule, the slow one all
     "schedule", [pytest.param(s, marks=() if k == "flow" else pytest.mark.slow, id=k) for k, s in SCHEDULES.items()]
 )
@@ -101,7 +122,7 @@ def eased(high, low, n):
 @some
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_error_falls_with_the_declared_order(name, schedule):
-    more = {"rho3": 4, "deis4": 1.25}.get(name, 1)  # of whose errors the next term vanishes later
+    more = {"rho3": 4, "deis4": 1.25, "accelerated": 1.25}.get(name, 1)  # of whose errors the next term vanishes later
     (high, low), numbers = inner(schedule), [round(n * more) for n in (48, 96, 192)]
     errors = [error(SOLVERS[name], schedule, eased(high, low, n), [ASYMMETRIC]) for n in numbers]
     assert errors[-1] < 0.04 / 4 ** (ORDERS[name] - 1)
@@ -152,8 +173,15 @@ def spread(solver, schedule, grid, m=0.7, s=0.5):
 @some
 @pytest.mark.parametrize(
     ("solver", "order"),
-    [(ERSDE(1), 1), (ERSDE(2), 2), (SASolver(1.0, 1, False), 1), (SASolver(1.0, 2, False), 2), (CPS(0.0), 1)],
-    ids=["er1", "er2", "sa1", "sa2", "cps0"],
+    [
+        (ERSDE(1), 1),
+        (ERSDE(2), 2),
+        (SASolver(1.0, 1, False), 1),
+        (SASolver(1.0, 2, False), 2),
+        (CPS(0.0), 1),
+        (AcceleratedDDPM(), 2),
+    ],
+    ids=["er1", "er2", "sa1", "sa2", "cps0", "half"],
 )
 def test_mean_and_variance_of_a_stochastic_solver_converge_with_its_weak_order(solver, order, schedule):
     (high, low), numbers = inner(schedule), [192, 384, 768]
@@ -180,7 +208,7 @@ def test_higher_orders_of_the_stochastic_solvers_are_more_accurate_at_the_same_c
 
 
 @some
-@solvers
+@lawful
 @pytest.mark.parametrize("grid", ["uniform", "log_snr", WANDERING], ids=["u", "l", "up"])
 def test_exact_data_in_the_predictions_keeps_the_marginal_law(schedule, name, grid):
     """With d = x_0 every state is alpha_s x_0 + sigma_s z: what is remembered included. Column 0 is x_0."""
@@ -214,7 +242,7 @@ def test_noise_is_where_it_is_declared(schedule):
     for name, solver in SOLVERS.items():
         moves = solver.moves(schedule, grid)
         assert solver.stochastic == (name in STOCHASTIC) == any(move.c > 0 for move in moves)
-    for name in ("er1", "er2", "er3", "sa", "sa.4", "cps", "jump"):
+    for name in ("er1", "er2", "er3", "sa", "sa.4", "cps", "jump", "ucgm0", "half"):
         assert all(move.c > 0 for move in STOCHASTIC[name].moves(schedule, grid)[:-1])
 
 
@@ -260,6 +288,8 @@ def test_a_table_that_starts_later_starts_as_if_it_had_stood_still(schedule, nam
     x[:2] = scales(schedule, table[0].t)
     states = follow(table, lambda x, t: data, x, np.eye(len(table), len(x), 2))
     for move, state in zip(table, states[1:], strict=True):
+        if name in OTHER:
+            break
         alpha, sigma = scales(schedule, move.s)
         assert state[0] == pytest.approx(alpha, abs=1e-7)
         assert (state[1:] ** 2).sum() == pytest.approx(sigma**2, rel=1e-6, abs=1e-10)
@@ -267,6 +297,27 @@ def test_a_table_that_starts_later_starts_as_if_it_had_stood_still(schedule, nam
         u = np.linspace(0.05, 0.95, 11)
         found = follow(table, denoiser(schedule), quantile(u, schedule, table[0].t))[-1]
         assert np.sqrt(np.mean((found - quantile(u, schedule, 0.0)) ** 2)) < 0.25
+
+
+@some
+@pytest.mark.parametrize("name", ["half", "cps", "er2"])
+@pytest.mark.parametrize("row", [1, 6])
+def test_noise_that_is_added_early_is_made_up_for_where_a_table_starts_later(schedule, name, row):
+    """States have the same variance as in the whole run; a start at sigma without that has less with "half"."""
+    grid = times.make(12, "log_snr", schedule, 1.0)
+    whole = SOLVERS[name].moves(schedule, grid)
+
+    def variances(table):
+        x, data = np.zeros(len(table) + 2), np.eye(1, len(table) + 2)[0]
+        x[:2] = scales(schedule, table[0].t)
+        return [(v[1:] ** 2).sum() for v in follow(table, lambda x, t: data, x, np.eye(len(table), len(x), 2))]
+
+    later = starting_at(whole, row, lambda t: scales(schedule, t))
+    assert variances(later)[1:] == pytest.approx(variances(whole)[row + 1 :], rel=1e-6, abs=1e-12)
+    if name == "half":
+        assert variances(starting_at(whole, row))[1] < 0.98 * variances(whole)[row + 1]
+    else:
+        assert later == starting_at(whole, row)
 
 
 # methods that are others -------------------------------------------------------------------------------------------
@@ -280,6 +331,10 @@ def same(one, other, schedule, grid, **close):
     z = np.random.default_rng(3).normal(size=(len(p), 9))
     for a, b in zip(follow(p, denoise, x, z), follow(q, denoise, x, z), strict=True):
         np.testing.assert_allclose(a, b, **{"rtol": 1e-8, "atol": 1e-9} | close)
+
+
+def known(l, s):
+    return Statistics(tuple(LEVELS.tolist()), (l,) * len(LEVELS), (s,) * len(LEVELS))
 
 
 def squared(w):
@@ -308,8 +363,17 @@ def half_more(w):
         (GHVB(1, 1.0), DDIM()),
         (CPS(0.0), DDIM()),
         (CPS(1.0), Consistency()),
+        (UCGM(0.0), DDIM()),
+        (UCGM(0.0, math.sin(0.2 * math.pi) ** 2), CPS(0.4)),
+        (Conjugate(0.0), DDIM()),
+        (DCSolver(1.0, 2), UniPC(2)),
+        (DCSolver((1.0,) * 4, 3), UniPC(3)),
+        (DPMv3(known(1.0, 0.0), 1, False), DDIM()),
+        (DPMv3(known(1.0, 0.0), 3, False), SASolver(0.0, 3, False)),
+        (DPMv3(known(1.0, 0.0), 2), SASolver(0.0, 2)),
+        (DPMv3(known(0.0, -1.0), 3, False), DEIS(3, "log_rho")),
     ],
-    ids=lambda solver: str(solver).split(", phi=")[0],  # functions have addresses
+    ids=lambda solver: str(solver).split(", phi=")[0].split("statistics=")[0],  # functions have addresses
 )
 def test_solvers_that_are_the_same_method_go_the_same_way(schedule, one, other):
     grid = [0.97, 0.8, 0.65, 0.5, 0.3, 0.12, 0.04, 0.0]
@@ -412,6 +476,130 @@ def test_er_sde_of_second_order_is_its_published_formula(schedule):
         x = x + alpha_s * math.sqrt(w_s**2 - w_t**2 * r**2) * noise[i]
         before, last = d, w_t
         np.testing.assert_allclose(found[i + 1], x, rtol=1e-7, atol=1e-9)
+
+
+@some
+def test_extrapolation_by_another_share_than_a_third_is_of_first_order(schedule):
+    (high, low), numbers = inner(schedule), [48, 96, 192]
+    for kappa in (0.0, 0.5):
+        errors = [error(UCGM(kappa), schedule, eased(high, low, n), [ASYMMETRIC]) for n in numbers]
+        assert slope(numbers, errors) < 1.25
+
+
+def test_on_a_flow_ucgm_is_its_published_step():
+    denoise, grid = denoiser(Flow()), [0.9, 0.7, 0.4, 0.3, 0.1]
+    x, noise = np.linspace(-2, 2, 7), np.random.default_rng(4).normal(size=(4, 7))
+    found = follow(UCGM(0.4, 0.2).moves(Flow(), grid), denoise, x, noise)
+    before = None
+    for i, (t, s) in enumerate(pairwise(grid)):
+        now = np.stack([denoise(x, t), (x - (1 - t) * denoise(x, t)) / t])
+        data, e = now if before is None else now + 0.4 * (now - before)
+        x = (1 - s) * data + s * (math.sqrt(0.8) * e + math.sqrt(0.2) * noise[i])
+        before = now
+        np.testing.assert_allclose(found[i + 1], x, rtol=1e-10, atol=1e-12)
+
+
+@some
+def test_the_accelerated_ddpm_is_the_published_one_with_the_noise_that_exact_data_need(schedule):
+    """Li et al. write it with a score, half of the noise before and half after. Theirs is more by the second order."""
+    grid = [*np.linspace(*inner(schedule), 5).tolist(), 0.0]
+    table = AcceleratedDDPM().moves(schedule, grid)
+    levels = [scales(schedule, t) for t in grid]
+    steps = [(a / a_s, sigma**2 - (a / a_s * sigma_s) ** 2) for (a, sigma), (a_s, sigma_s) in pairwise(levels)]
+    early = [0.0, *(noise / 2 for _, noise in steps[1:-1]), 0.0, 0.0]
+    data, x = np.eye(1, len(table) + 2)[0], np.zeros(len(table) + 2)
+    x[:2] = levels[0]
+    states = follow(table, lambda x, t: data, x, np.eye(len(table), len(x), 2))
+    for i, (move, (ratio, noise)) in enumerate(zip(table, steps, strict=True)):
+        (alpha, sigma), (alpha_s, sigma_s) = levels[i : i + 2]
+        assert move.a == pytest.approx((1 - noise / sigma**2) / ratio, rel=1e-8, abs=1e-12)  # (x + noise score)/ratio
+        assert move.b == pytest.approx([noise * alpha / sigma**2 / ratio], rel=1e-8)
+        ours = move.c**2 - early[i + 1]
+        if early[i]:
+            assert ours == pytest.approx(noise / 2 * (1 / ratio**2 - (1 / ratio - move.a) ** 2), rel=1e-7)
+        else:
+            assert ours == pytest.approx(noise * move.a / ratio, rel=1e-7, abs=1e-12)  # DDPM's
+        assert states[i + 1][0] == pytest.approx(alpha_s, rel=1e-9)
+        assert (states[i + 1][1:] ** 2).sum() == pytest.approx(sigma_s**2 + early[i + 1], rel=1e-8, abs=1e-12)
+
+
+@some
+def test_the_accelerated_ddim_is_the_published_one_up_to_the_third_order(schedule):
+    """In y = x/alpha, v = (sigma/alpha)^2 the flow is dy/dv = -S/2, S = (d - y)/v. The paper's step is Adams and
+    Bashforth's of second order, whose value above is predicted at Euler's point."""
+    high, low = inner(schedule)
+    denoise, gaps, middle = denoiser(schedule), [], (high + low) / 2
+    for h in (0.04, 0.02, 0.01):
+        u, t, s = middle + h * (high - low), middle, middle - h * (high - low)
+        x = quantile(np.linspace(0.1, 0.9, 9), schedule, t)
+        up, down = AcceleratedDDIM().moves(schedule, [u, t, s])[1:]
+        found = follow([up, down], denoise, x)[-1]
+        (alpha_u, v_u), (_, v_t), (alpha_s, v_s) = (
+            (alpha, (sigma / alpha) ** 2) for alpha, sigma in (scales(schedule, r) for r in (u, t, s))
+        )
+        y = x / scales(schedule, t)[0]
+        now = (denoise(x, t) - y) / v_t
+        above = y - (v_u - v_t) / 2 * now
+        then = (denoise(alpha_u * above, u) - above) / v_u
+        wide, ago = (v_t - v_s) / 2, (v_u - v_t) / 2
+        gaps.append(np.abs(found - alpha_s * (y + wide * now + wide**2 / (2 * ago) * (now - then))).max())
+    assert gaps[0] < 0.05 and 6 < gaps[0] / gaps[1] < 10 and 6 < gaps[1] / gaps[2] < 10
+
+
+@some
+@pytest.mark.parametrize("k", [-0.5, 1.0, 0.7])
+def test_a_conjugate_integrator_is_eulers_step_in_its_coordinates(schedule, k):
+    t, s = inner(schedule)
+    denoise, x = denoiser(schedule), np.linspace(-2, 2, 7)
+    (alpha, sigma), (alpha_s, sigma_s) = scales(schedule, t), scales(schedule, s)
+    start, end = math.log(alpha / sigma), math.log(alpha_s / sigma_s)
+    e = (x - alpha * denoise(x, t)) / sigma
+    y = math.exp(k * start) * x / alpha
+    area = integrate.quad(lambda v: math.exp((k - 1) * v), start, end)[0]
+    expected = alpha_s * math.exp(-k * end) * (y + (end - start) * k * y - e * area)
+    found = follow(Conjugate(k).moves(schedule, [t, s]), denoise, x)[-1]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@some
+@pytest.mark.parametrize("order", [2, 3])
+def test_dc_solver_is_unipc_that_remembers_moved_predictions(schedule, order):
+    """The published loop: predict, evaluate, correct, replace the newest prediction, and so on."""
+    from guidekit.solvers.base import Point
+    from guidekit.solvers.unipc import corrector, predictor
+
+    grid, ratios = [0.9, 0.8, 0.68, 0.55, 0.4, 0.28], (0.7, 1.3)
+    denoise = denoiser(schedule)
+    x = quantile(np.linspace(0.1, 0.9, 9), schedule, grid[0])
+    found = follow(DCSolver(ratios, order).moves(schedule, grid), denoise, x)
+    points = [Point(t, *scales(schedule, t)) for t in grid]
+    memory = [denoise(x, grid[0])]
+    for i, (t, s) in enumerate(pairwise(points)):
+        if 2 <= i < 2 + len(ratios):
+            moved, nodes = (
+                ratios[i - 2] * grid[i] + (1 - ratios[i - 2]) * grid[i - 1],
+                (grid[i], grid[i - 1], grid[i - 2]),
+            )
+            weights = [np.prod([(moved - b) / (a - b) for b in nodes if b != a]) for a in nodes]
+            memory[0] = sum(w * d for w, d in zip(weights, memory[:3], strict=True))
+        past, base = points[i::-1][:order], s.sigma / t.sigma * x
+        predicted = base + sum(w * d for w, d in zip(predictor(s, past), memory, strict=False))
+        np.testing.assert_allclose(found[i + 1], predicted, rtol=1e-9, atol=1e-10)
+        new = denoise(predicted, s.t)
+        x = base + sum(w * d for w, d in zip(corrector(s, past), [new, *memory], strict=False))
+        memory = [new, *memory]
+
+
+def test_the_sde_of_flow_grpo_is_a_stochastic_adams_method_of_constant_tau():
+    """Its noise g = a sqrt(t/(1 - t)) is tau = a/sqrt(2): Euler-Maruyama's row, -h (v + g^2/(2 t) e) and g sqrt(h) z
+    with v = (x - d)/t and the noise e = (x - (1 - t) d)/t, differs in the second order of h."""
+    for a, t in ((0.7, 0.8), (1.0, 0.3)):
+        g2, gaps = a**2 * t / (1 - t), []
+        for h in (2e-3, 1e-3):
+            (move,) = SASolver(a / math.sqrt(2), 1, False).moves(Flow(), [t, t - h])
+            euler = 1 - h * (1 / t + g2 / (2 * t) / t), h * (1 / t + g2 / (2 * t) * (1 - t) / t), g2 * h
+            gaps.append(np.abs(np.subtract((move.a, move.b[0], move.c**2), euler)))
+        assert np.all(gaps[0] < 5e-4) and np.all(gaps[0] / gaps[1] > 3.5)
 
 
 def test_churn_is_algorithm_2_of_karras_et_al():
@@ -543,7 +731,7 @@ def test_the_third_order_of_diffusers_is_ours_with_half_of_the_second_derivative
 # in the engine ---------------------------------------------------------------------------------------------------
 
 
-late = [pytest.param(name, marks=pytest.mark.slow) for name in ("sa", "churn", "er3")]
+late = [pytest.param(name, marks=pytest.mark.slow) for name in ("sa", "churn", "er3", "half")]
 
 
 @pytest.mark.parametrize("name", ["er2", *late, pytest.param("langevin", marks=pytest.mark.slow)])
@@ -565,7 +753,10 @@ def test_the_law_of_a_stochastic_solver_becomes_that_of_the_data_as_steps_grow(n
     assert gap[100] < 1.95 / math.sqrt(n)  # P = 1e-3 for exact samples
 
 
-@pytest.mark.parametrize("name", ["er2", "langevin3", *late, pytest.param("cps", marks=pytest.mark.slow)])
+slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("cps", "ucgm.3")]
+
+
+@pytest.mark.parametrize("name", ["er2", "langevin3", *late, *slow])
 def test_steered_proposals_and_weights_are_exact_with_the_stochastic_solvers(name):
     """Z of p exp(r/alpha) in the chain itself: the weights of an untilted run and of a steered one agree."""
     base = gk.analytic.GaussianMixture(*ASYMMETRIC, schedule=Flow())
@@ -596,8 +787,15 @@ def test_steered_proposals_and_weights_are_exact_with_the_stochastic_solvers(nam
         (lambda: HeavyBall(DDIM(), 1.5), r"HeavyBall\(beta=1.5\): beta lies in \(0, 1\]"),
         (lambda: Langevin(DDIM(), 0.8), r"snr lies in \(0, 0.7\]"),
         (lambda: Langevin(DDIM(), 0.1, 0), r"count is at least 1"),
+        (lambda: Langevin(AcceleratedDDPM()), r"adds noise early, which a Langevin step would take away"),
         (lambda: Churn(low=3.0, high=2.0), r"0 <= low < high"),
         (lambda: CPS(1.2), r"CPS\(eta=1.2\): eta lies in \[0, 1\]"),
+        (lambda: UCGM(1.2), r"UCGM.*kappa=1.2.*lie in \[0, 1\]"),
+        (lambda: Conjugate(3.0), r"Conjugate\(k=3.0\): k lies in \[-2, 2\]"),
+        (lambda: DCSolver(order=4), r"DCSolver\(order=4\): there is order 1 to 3"),
+        (lambda: DPMv3(SMOOTH, 4), r"DPMv3\(order=4\): there is order 1 to 3"),
+        (lambda: DPMv3(gk.zoo), r"DPMv3.*give gk.solvers.statistics\(model\)"),
+        (lambda: DCSolver((1.0, 0.9)).moves(Cosine(), [0.9, 0.5, 0.0]), r"fitted for steps=5, and there are 2"),
     ],
 )
 def test_parameters_outside_their_range_are_refused_at_construction(make, message):

@@ -78,6 +78,8 @@ def show(outcome: Outcome, as_json: bool, told: Sequence[str] = ()) -> None:
     if as_json:
         return put(outcome.summary)
     typer.echo(outcome.table)
+    if rows := outcome.summary.get("reconstructed"):
+        typer.echo(f"\n{numbers(rows)}")
     if found := outcome.summary.get("strength"):
         _say(f"alpha {found['alpha']:.4g}, by a pilot run: KL {found['kl']:.3g} nats from the model")
     if outcome.folder is None:
@@ -97,6 +99,13 @@ def listed(rows: Sequence[dict[str, Any]]) -> str:
     samples = ["sample", *(str(row["sample"]) for row in rows)]
     columns = ["  ".join(v.rjust(w) for v, w in zip(c, widths, strict=True)) for c in cells]
     return "\n".join(f"{line}  {sample}" for line, sample in zip(columns, samples, strict=True))
+
+
+def numbers(rows: Sequence[dict[str, Any]]) -> str:
+    """Named rows of numbers as text."""
+    from ..report.table import text
+
+    return text(rows, list(rows[0])[1:])
 
 
 def written(folder: Path) -> None:

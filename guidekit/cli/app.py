@@ -87,6 +87,14 @@ Keep = Annotated[
 Unique = Annotated[
     bool, typer.Option("--unique", help="Samples that differ: copies are merged, and others drawn in their place.")
 ]
+Apart = Annotated[
+    int | None,
+    typer.Option("--islands", min=1, help="Parts of the population that select by themselves, and rarely together."),
+]
+Exchange = Annotated[
+    int | None, typer.Option("--exchange-every", min=1, help="With --islands: after how many steps they meet, else 10.")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the network by torch.compile, which takes a while.")]
 TimeLimit = Annotated[
     str | None,
     typer.Option(help="Stop after this time (90s, 30m, 11h30m) with exit code 75; the same command goes on."),
@@ -164,6 +172,9 @@ def sample(
     level: Level = None,
     keep: Keep = None,
     unique: Unique = False,
+    islands: Apart = None,
+    exchange_every: Exchange = None,
+    compile: Compile = False,
     report: Report = True,
     progress: Progress = None,
     overwrite: Overwrite = False,
@@ -180,7 +191,72 @@ def sample(
         config = Config(
             model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), solver, holdout,
             compare=compare, batch_size=batch_size, device=device, domain=domain, title=title,
-            start=start, level=level, keep=keep, unique=unique,
+            start=start, level=level, keep=keep, unique=unique, islands=islands, exchange_every=exchange_every,
+            compile=compile,
+        )  # fmt: skip
+        _run(config, out, overwrite, report, progress, as_json)
+
+
+@app.command()
+def reconstruct(
+    model: Model,
+    measure: Annotated[
+        str,
+        typer.Option(
+            help="What was measured of a sample: blur:sigma=2, mask:where=mask.png (white is measured), downsample:4, "
+            "matrix:A.npy, or your own function of a batch of samples, mine.py:operator."
+        ),
+    ],
+    y: Annotated[
+        str | None, typer.Option(help="The measurements: a folder of PNG or NPY files, or one such file.")
+    ] = None,
+    truth: Annotated[
+        str | None, typer.Option(help="Instead of --y: a folder of samples, which are measured with simulated noise.")
+    ] = None,
+    noise: Annotated[
+        str,
+        typer.Option(
+            help="Standard deviation of the noise, 0 for none, or poisson:gain=100 or quantised:step=0.1,noise=0.05."
+        ),
+    ] = "0.05",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="A guide that takes a measurement, like tmpd, ddrm, daps or tds; by default one that suits the "
+            "operator and the noise.",
+            autocompletion=completion.guides,
+        ),
+    ] = None,
+    guide: Guides = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of samples for each measurement.")] = 4,
+    steps: Steps = 50,
+    seed: Seed = 0,
+    cond: Annotated[
+        list[str] | None, typer.Option("--cond", "-c", help="A condition of all measurements, or one for each.")
+    ] = None,
+    solver: SolverName = None,
+    out: Out = None,
+    batch_size: Batch = None,
+    device: Device = None,
+    domain: Domain = None,
+    title: Title = None,
+    report: Report = True,
+    progress: Progress = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    time_limit: TimeLimit = None,
+    debug: Debug = False,
+) -> None:
+    """Draw samples of the posterior of measurements y = A(x) + noise.
+
+    guidekit reconstruct fashion --measure blur:sigma=2 --y blurred/ -o out/sharp
+    guidekit reconstruct fashion --measure mask:where=mask.png --truth pictures/ --method tds -n 64 -o out/filled
+    """
+    with answered(debug, out, time_limit):
+        config = Config(
+            model, guides=_tuple(guide), n=n, steps=steps, seed=seed, cond=_conditions(cond), solver=solver,
+            batch_size=batch_size, device=device, domain=domain, title=title, measure=measure, y=y, truth=truth,
+            noise=noise, method=method,
         )  # fmt: skip
         _run(config, out, overwrite, report, progress, as_json)
 
@@ -297,9 +373,46 @@ def design(
         found = Designing(
             config, budget, out, _tuple(require), compare, dock_top, dock_target, report, options, warn
         ).run()  # fmt: skip
-        put(found) if as_json else typer.echo(listed(found))
-        if out is not None and not as_json:
+        if found:  # of several ranks, that of the first one
+            put(found) if as_json else typer.echo(listed(found))
+            if out is not None and not as_json:
+                written(out)
+
+
+@app.command()
+def check(
+    model: Model,
+    guide: Guides = None,
+    reward: Rewards = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Samples like those it was trained on: SMILES, SDF, FASTA, CSV, PNG; hundreds.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=0, help="Draws for each sample, for the test of coverage.")] = 0,
+    cond: Conds = None,
+    n: Number = 8,
+    steps: Steps = 10,
+    seed: Seed = 0,
+    out: Out = None,
+    device: Device = None,
+    domain: Domain = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Test the laws that samplers rely on, on a model and with guides; exit code 1 if one of them fails.
+
+    guidekit check my_model.py:load --domain dna --data enhancers.fasta -g cfg:2 -c HepG2
+    """
+    with answered(debug, out):
+        from .checking import checked
+
+        config = Config(model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), device=device,
+                        domain=domain)  # fmt: skip
+        found = checked(config, data, draws, out)
+        put({"passed": found.passed, "laws": found.table}) if as_json else typer.echo(str(found))
+        if out is not None:
             written(out)
+        if not found.passed:
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -27,7 +27,7 @@ from ..guides.shared.sites import IUPAC
 from ..jobs import execute, inputs, job, names
 from ..jobs.config import Config, is_picture
 from ..jobs.folder import owned, write_summary
-from ..jobs.ranks import check_alone
+from ..jobs.ranks import Ranks, joined
 from ..jobs.specs import ConfigError, displayed
 from ..models.base import Model
 from ..report import export, table
@@ -54,20 +54,26 @@ class Designing:
 
     def run(self) -> list[dict[str, Any]]:
         """The best samples as rows of a table, with every component of the reward."""
-        try:
-            task = self._prepared()
-        except (ValueError, TypeError, ImportError, RuntimeError, LookupError) as error:
-            raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
-        if self.out is None:
-            return self._carried_out(task)
-        with owned(self.out):
-            return self._carried_out(task)
+        with joined() as ranks:
+            try:
+                task = self._prepared()
+            except (ValueError, TypeError, ImportError, RuntimeError, LookupError) as error:
+                raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
+            if not ranks.leads:
+                return self._follow(ranks, task)
+            if self.out is None:
+                return self._carried_out(ranks, task)
+            with owned(self.out):
+                return self._carried_out(ranks, task)
+
+    def _follow(self, ranks: Ranks, task: Task) -> list[dict[str, Any]]:
+        """The share of a rank that does not lead: it writes nothing and has no table."""
+        for stage, _ in ranks.stages():
+            _STAGES[stage](self, ranks, task)
+        return []
 
     def _prepared(self) -> Task:
         c = self.config
-        check_alone(
-            "a design", "start it without, one process for each --seed, and spread the reward with rewards.Pooled"
-        )
         if self.report and self.out is not None:
             from rewards.base import needs
 
@@ -97,11 +103,15 @@ class Designing:
         require = None if not checks else lambda samples: torch.stack([check(samples) for check in checks]).all(0)
         return Task(model, domain, parts, reward, guides, start, require, sources, dock)
 
-    def _carried_out(self, task: Task) -> list[dict[str, Any]]:
+    def _carried_out(self, ranks: Ranks, task: Task) -> list[dict[str, Any]]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            result = self._found(task, self.out)
-            screened = self._screened(task) if self.compare else None
+            with ranks.stage("design"):
+                result = self._designed(ranks, task)
+            screened = None
+            if self.compare:
+                with ranks.stage("screening"):
+                    screened = self._screened(ranks, task)
         told = list(dict.fromkeys(" ".join(str(w.message).split()) for w in caught))
         for text in told:
             self.tell(text)
@@ -120,6 +130,10 @@ class Designing:
         found = _rows(result, task.domain, scores, None if task.dock is None else task.dock.name)
         return [{k: None if v != v else v for k, v in row.items()} for row in found]
 
+    def _designed(self, ranks: Ranks, task: Task) -> Result:
+        """The result of the design itself."""
+        return self._found(task, self.out, world=ranks.world)
+
     def _found(self, task: Task, folder: Path | None, **other: Any) -> Result:
         """The result of the design loop."""
         given = {"require": task.require, "proposals": task.sources, "content": _CONTENTS.get(task.domain)}
@@ -133,10 +147,10 @@ class Designing:
         except (ValueError, TypeError) as error:
             raise ConfigError(str(error)) from error
 
-    def _screened(self, task: Task) -> Result:
+    def _screened(self, ranks: Ranks, task: Task) -> Result:
         """As many calls for samples of the model alone, after the same start."""
         folder = None if self.out is None else self.out / "screening"
-        alone: dict[str, Any] = {"proposals": [search.Fresh()], "surrogate": False}
+        alone: dict[str, Any] = {"proposals": [search.Fresh()], "surrogate": False, "world": ranks.world}
         return self._found(task, folder, **alone)
 
     def _write(self, task: Task, result: Result, scores: dict[str, list[float]], summary: dict[str, Any]) -> None:
@@ -200,6 +214,9 @@ _SOURCES: dict[str, list[Proposal]] = {
     "dna": [search.Crossover(), search.Regrow(), search.Fresh()],
 }
 _PLACES = {"designs": "result", "screening": "screening/result"}
+_STAGES: dict[str, Callable[[Designing, Ranks, Task], Result]] = {
+    "design": Designing._designed, "screening": Designing._screened
+}  # fmt: skip
 _CONTENTS = {"molecules": "smiles", "dna": "sequence"}
 
 

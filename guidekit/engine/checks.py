@@ -48,6 +48,17 @@ def check_call(model: Any, n: int, solver: Any, batch_size: int | None, guides: 
         raise ValueError(f"batch_size={batch_size!r}: the most rows in one forward, at least 1, or None")
 
 
+def check_compile(how: Any, model: Model) -> None:
+    """There is a network to compile, and a backend that does it."""
+    known = torch.compiler.list_backends(exclude_tags=()) if isinstance(how, str) else ()
+    if not (isinstance(how, bool) or callable(how) or how in known):
+        raise ValueError(
+            f"compile={how!r}: True, or a backend of torch.compile, one of {', '.join(known)} or a function"
+        )
+    if how and not model.compiles:
+        raise ValueError(f"compile={how!r}: {type(model).__name__} has no network to compile; leave compile out")
+
+
 def conditions(model: Model, cond: Any) -> list[Condition]:
     """The conditions, one for each group."""
     listed = cond if isinstance(cond, list) else [cond]
@@ -95,6 +106,11 @@ def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, s
             raise ValueError(
                 f"{name}(steer=True) corrects for its proposal by log p/q, and {solver!r} has none: "
                 f"{solver.unsteerable}. Take Ancestral() or FirstHitting(), or steer=False"
+            )
+        if guide.isotropic and solver is not None and solver.spreads:
+            raise ValueError(
+                f"{name} takes the noise of a move to have one variance, and the network says one for each number to "
+                f"{solver!r}: take solver=gk.solvers.DDPM()"
             )
         for need in (Cond(), *guide.needs):
             need.check(model)

@@ -67,6 +67,8 @@ class Guide:
     neutral = None
     # Where the solver is deterministic and it needs a stochastic one: what else to do than to take another solver.
     advice = ""
+    # True: its formula takes the noise of a move to have one variance, which some networks tell for each number.
+    isotropic = False
     # False: log_weight reads x_t alone. Children are then selected before the network is called, for survivors only.
     sees_prediction = True
 

@@ -60,6 +60,11 @@ class Noise:
         keys = self._address(pop.group, random.address(pop.slot, self.alive[max(index - 1, 0)]))
         return self._made(random.fold(keys, index))
 
+    def ahead(self, pop: Population, index: int, count: int) -> random.Gumbels:
+        """The noise of so many moves that follow each other, late and not given: (moves, rows, *shape)."""
+        steps = torch.arange(index, index + count, device=pop.x.device)[:, None]
+        return self._made(random.fold(self._keys[pop.group * self.rows + pop.slot], steps))
+
     def start(self, root: Tensor) -> Tensor:
         """The noise from which the particles with these rows of the start began."""
         if self.given is not None:

@@ -35,6 +35,7 @@ class Population:
     branch        children of each parent that are together in this population, side by side
     shown         the prediction that guides and rewards saw, where it is not that of the target (a tilt is `Apart`);
                   else ()
+    spread        what the network says of the variance of the next step (`Model.spread`), if it does
     """
 
     x: Tensor
@@ -50,6 +51,7 @@ class Population:
     groups: int = 1
     branch: int = 1
     shown: tuple[Tensor, ...] = ()
+    spread: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x.shape[0]

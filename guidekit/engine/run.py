@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,13 @@ from torch import Tensor, nn
 
 from .. import random
 from ..models.base import Model
-from ..models.evaluations import Cond, Memory, evaluate, rows_of
+from ..models.compiled import Compiler, compiling
+from ..models.evaluations import Cond, Memory, Spread, evaluate, evaluate_at, rows_of
 from ..models.networks import lent, networks_in
-from ..process import Masking
+from ..process import Masked
 from ..solvers import Solver
 from . import checks, tree
+from .ahead import MOVES, POSITIONS, Ahead, Part, ahead
 from .cost import Cost
 from .describe import describe, weights
 from .guide import Guide
@@ -62,8 +65,11 @@ class Run:
         holdout: Any = None,
         islands: Islands | None = None,
         world: Any = None,
+        compile: bool | str | Callable = False,
     ):
         checks.check_call(model, n, solver, batch_size, guides, reward, holdout)
+        checks.check_compile(compile, model)
+        self.compiler = Compiler("inductor" if compile is True else compile) if compile else None
         self.islands = Islands(1) if islands is None else islands
         solver = model.solver if solver is None else solver
         self.model, self.n, self.guides, self.solver = model, n, checks.bound(guides, model), solver
@@ -94,8 +100,11 @@ class Run:
         self.judge = next((r for g in self.guides if (r := g.judge) is not None), None)
         self._ids = torch.arange(self.groups * self.rows, device=model.device)
         self.memory = Memory()
-        self._early: Masking | None = None  # the kernel of the next move, as far as it is known
         self.watched = True  # whether somebody reads the predictions of populations, who steps by hand or calls back
+        self.overlaps = model.device.type != "cpu"  # whether the next rows are asked for before these are scored
+        self._apart = [self._is_apart(step) for step in self.steps]
+        self._ahead: dict[int, Ahead] = {}  # what is known of the next moves, by the first row of a part
+        self._left: Tensor | None = None  # the states from which that is
         self.cost = Cost()
         self.score = Scorer(self.cost, model.device, stepwise=True)
         self.records: list[Record] = []
@@ -144,11 +153,13 @@ class Run:
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
-        """Context in which the networks are in evaluation mode; afterwards they are as they were."""
+        """Context in which the networks are in evaluation mode, and compiled if the run says so; afterwards they are as
+        they were."""
         with ExitStack() as stack:
             for model in self.models:
                 stack.enter_context(model.lent())
             stack.enter_context(lent(self.modules()))
+            stack.enter_context(compiling(self.compiler))
             yield
 
     @property
@@ -169,21 +180,27 @@ class Run:
     def start(self) -> Population:
         """Particles at the first time."""
         with self.world.together():
-            parts = (self._begun(self.born(rows)) for rows in self._chunks(self.share(0), 0))
-            return Population.cat([self.look(p, 0) for p in parts])
+            parts = (self.begun(rows) for rows in self._chunks(self.share(0), 0))
+            return Population.cat(list(self._looks(parts, 0)))
 
     def advance(self, pop: Population, index: int) -> Population:
         """The whole step: move number `index`, in micro-batches, then the selection.
 
         Where no selection needs a prediction, the network sees only the children that live.
         """
+        if self._alone(index):
+            return self.select(self._glided(pop, index), index + 1)
+        pop = pop if pop.predictions else self.look(pop, index)  # which another sitting may have left out
         width, after = self.widths[index], index + 1
         late = width > 1 and self.blind
-        look = self._look_blind if late else self.look
         with self.world.together():
-            parts = (self.branch(pop, index, rows) for rows in self._chunks(slice(0, len(pop) * width), after))
-            pop = Population.cat([look(self.move(p, index), after) for p in parts])
-        pop = self.select(pop, after)
+            chunks = self._chunks(slice(0, len(pop) * width), after)
+            parts = (self.move(self.branch(pop, index, rows), index) for rows in chunks)
+            pop = Population.cat(
+                [self._look_blind(p, after) for p in parts] if late else list(self._looks(parts, after))
+            )
+            self.score.forget()
+        pop = self._survivors(pop, after)
         if not late:
             return pop
         with self.world.together():
@@ -207,26 +224,29 @@ class Run:
         noise, memos = self._chosen(pop, index) if q.random else (None, pop.memos)
         x = q.push(noise)
         log_w = pop.log_w if q is p else pop.log_w + q.correction(p, x)
-        proposals = q.history if pop.proposals else ()
-        return replace(pop, x=x, log_w=log_w, memos=memos, predictions=p.history, proposals=proposals, shown=())
+        proposals, came = q.history if pop.proposals else (), p.history or pop.predictions[:1]
+        return replace(pop, x=x, log_w=log_w, memos=memos, predictions=came, proposals=proposals, shown=())
 
     def look(self, pop: Population, index: int) -> Population:
         """Evaluate the network, apply the tilts, update the weights and memos."""
-        view = self.view(pop, index)
-        with torch.set_grad_enabled(view.x.requires_grad):
-            view, proposal = tilted(view, self.acts[index], pop.memos, self.steered)
-            return self._predicted(self._weighed(pop, view), view, proposal)
+        if self._alone(index):
+            return replace(pop, predictions=(), proposals=(), shown=())
+        return self._judged(pop, *self._told(pop, index))
 
     def select(self, pop: Population, index: int) -> Population:
         """The guides' selections, in the order of the list, and a line of the trace."""
-        pop = self.world.selected(lambda whole: self._selected(whole, index), pop, self.acts[index].read)
         with self.world.together():
             self.score.forget()
-        return pop
+        return self._survivors(pop, index)
 
     def share(self, index: int) -> slice:
         """The particles of this process at a step, among all of them."""
         return self.world.share(self.groups * self.steps[index].n)
+
+    def _survivors(self, pop: Population, index: int) -> Population:
+        """The particles that are here after the selections of all."""
+        parents = self.groups * self.steps[index].parents
+        return self.world.selected(lambda whole: self._selected(whole, index), pop, self.acts[index].read, parents)
 
     def _selected(self, pop: Population, index: int) -> Population:
         """The same for the whole population."""
@@ -250,14 +270,62 @@ class Run:
     def kernels(self, pop: Population, index: int) -> tuple[Any, Any]:
         """The kernel p of the target in move number `index`, and q, by which particles move."""
         move, process = self.moves[index], self.model.process
-        early, self._early = self._early, None
-        if early is not None and early.x is pop.x:  # where it is of another micro-batch, positions are drawn again
-            return (p := early.told(pop.predictions[0])), p
-        p = process.kernel(pop.x, pop.predictions, move)
-        q = process.kernel(pop.x, pop.proposals, move) if pop.proposals and p.random else p
+        more = () if pop.spread is None else (pop.spread,)
+        p = process.kernel(pop.x, pop.predictions, move, *more)
+        q = process.kernel(pop.x, pop.proposals, move, *more) if pop.proposals and p.random else p
         for seat in self.acts[index].propose:
             q = seat.guide.propose(self.model, pop, q, self.steps[index].own(seat.name, seat.place))
         return p, q
+
+    # moves of tokens that nothing but the network takes part in ---------------------------------------------------
+
+    def _is_apart(self, step: Step) -> bool:
+        """Whether no guide acts at this step, and the noise of the move from here says alone what it reveals."""
+        if step.last or not (self.model.timed and isinstance(self.noise, Noise) and self.noise.late):
+            return False
+        kept = self.widths[step.index] == self.order == 1 and self.steps[step.index + 1].n == step.n
+        quiet = kept and not self.noise.chain_given and self.acts[step.index].quiet
+        return quiet and self.model.process.apart(self.moves[step.index])
+
+    def _alone(self, index: int) -> bool:
+        """Whether the look at this step is left out, as nobody reads a prediction but the move that follows, and that
+        of the rows in which it reveals something. A network that reads no time is asked all the same, for it says once
+        what holds until the row changes."""
+        return self._apart[index] and not self.watched and isinstance(self.noise, Noise)
+
+    def _glided(self, pop: Population, index: int) -> Population:
+        """Such a move, and the look after it if that is not left out."""
+        with self.world.together():
+            if pop.x is not self._left:
+                self._ahead.clear()
+            self._left = None
+            size = max(1, POSITIONS // pop.x.shape[1])
+            moved = [self._glided_part(pop, index, slice(i, i + size)) for i in range(0, len(pop), size)]
+            self._left = x = torch.cat(moved) if len(moved) > 1 else moved[0]
+            pop = replace(pop, x=x, parent=self._ids[self.share(index)])
+            if self._alone(index + 1):
+                return pop
+            rows = self._chunks(slice(0, len(pop)), index + 1)
+            return Population.cat([self.look(pop.take(some), index + 1) for some in rows])
+
+    def _glided_part(self, pop: Population, index: int, rows: slice) -> Tensor:
+        """The states of these rows after such a move."""
+        assert isinstance(self.noise, Noise) and isinstance(self.model.process, Masked)
+        pop, known = pop.take(rows), self._ahead.get(rows.start)
+        if known is None or not known.has(index):
+            apart = takewhile(lambda i: self._apart[i], range(index, min(index + MOVES, len(self.moves))))
+            of = pop, index, self.noise, self.batch_size or len(pop)
+            known = self._ahead[rows.start] = ahead(self.model.process, [self.moves[i] for i in apart], *of)
+        return known.moved(index, partial(self._asked, pop, index))
+
+    def _asked(self, pop: Population, index: int, x: Tensor, part: Part) -> Tensor:
+        """The predictions by which its letters are drawn."""
+        cond = None if self._encoded is None else rows_of(self._encoded, pop.group[part.rows])
+        found = evaluate_at(self.model, x, self.steps[index].t, cond, part.which, part.place, self._count)
+        if not _sound(found):
+            each = found.new_zeros(len(x)).index_add(0, part.which, found.sum(1))
+            self.verify(each, index, pop.group[part.rows], pop.slot[part.rows])
+        return found
 
     # parts of a move and of a look -------------------------------------------------------------------------------
 
@@ -281,8 +349,9 @@ class Run:
             groups=self.groups,
         )
 
-    def _begun(self, pop: Population) -> Population:
-        """The particles in the states from which the run starts."""
+    def begun(self, rows: slice | Tensor = slice(None)) -> Population:
+        """The particles of these rows in the states from which the run starts."""
+        pop = self.born(rows)
         noise = self.noise(pop, 0)
         second = self.noise.second(pop) if isinstance(self.noise, Noise) else ()
         pop = replace(pop, x=self.model.process.prior(noise, self.moves[0].t), predictions=second)
@@ -308,25 +377,42 @@ class Run:
             x = x.detach().requires_grad_()
         cond = rows_of(self._encoded, pop.group)
         of = pop.group, pop.slot, {}, None, self.score, self.batch_size
-        view = View(self.model, step, x, cond, *of, paste=self.paste)
+        before = pop.predictions[0] if index and pop.predictions else None
+        view = View(self.model, step, x, cond, *of, paste=self.paste, before=before)
         if step.t == 0 or not seen:
             return view
         for seat in acts.condition:
             view = replace(view, cond=seat.guide.condition(view.own(seat.name, None), view.cond))
         with torch.set_grad_enabled(x.requires_grad):
-            of = x, step.t, view.cond, self._count, self.batch_size, self.memory, self._idle(pop, index)
+            of = x, step.t, view.cond, self._count, self.batch_size, self.memory
             evals = evaluate(self.model, acts.needs, *of)
         return replace(view, evals=evals, prediction=evals[Cond()])
 
-    def _idle(self, pop: Population, index: int) -> Tensor | None:
-        """The rows whose prediction nobody reads: not the next move, as their noise says, nor a guide or a callback. A
-        network that reads no time is asked all the same, for it says once what holds until the row changes."""
-        late = self.model.timed and isinstance(self.noise, Noise) and self.noise.late
-        alone = max(self.order, self.widths[index], pop.branch) == 1
-        if self.watched or not (late and alone and self.acts[index].quiet):
-            return None
-        self._early = self.model.process.early(pop.x, self.moves[index], self.noise(pop, index + 1))
-        return None if self._early is None else self._early.idle
+    def _looks(self, parts: Iterable[Population], index: int) -> Iterator[Population]:
+        """Looks at micro-batches. On a device the next one is asked for before this one is scored, so that rewards on
+        the host are computed meanwhile; not where two graphs would be held for gradients."""
+        if not self.overlaps or self.acts[index].grad or self._alone(index):
+            yield from (self.look(pop, index) for pop in parts)
+            return
+        before = None
+        for pop in parts:
+            told = pop, *self._told(pop, index)
+            if before is not None:
+                yield self._judged(*before)
+            before = told
+        if before is not None:
+            yield self._judged(*before)
+
+    def _told(self, pop: Population, index: int) -> tuple[View, Tensor | None]:
+        """What the networks and the tilts say of these rows: with the target's prediction, and the proposal's."""
+        view = self.view(pop, index)
+        with torch.set_grad_enabled(view.x.requires_grad):
+            return tilted(view, self.acts[index], pop.memos, self.steered)
+
+    def _judged(self, pop: Population, view: View, proposal: Tensor | None) -> Population:
+        """The population with what has been told, and with weights."""
+        with torch.set_grad_enabled(view.x.requires_grad):
+            return self._predicted(self._weighed(pop, view), view, proposal)
 
     def _look_blind(self, pop: Population, index: int) -> Population:
         """The weights of a look, where they need no network."""
@@ -334,9 +420,7 @@ class Run:
 
     def _look_again(self, pop: Population, index: int) -> Population:
         """The predictions of that look, for those who live."""
-        view = self.view(pop, index)
-        with torch.set_grad_enabled(view.x.requires_grad):
-            return self._predicted(pop, *tilted(view, self.acts[index], pop.memos, self.steered))
+        return self._predicted(pop, *self._told(pop, index))
 
     def _weighed(self, pop: Population, view: View) -> Population:
         """The population with the guides' weights and memos, and what is known of rewards."""
@@ -357,21 +441,24 @@ class Run:
         """The population with its predictions, free of graphs."""
         predictions, proposals = pop.predictions, pop.proposals
         if view.prediction is not None:
-            self._verify(view, pop, view.prediction if proposal is None else proposal)
+            of = view.step.index, pop.group, pop.slot, pop.branch, view
+            self.verify(view.prediction if proposal is None else proposal, *of)
             predictions = (_cut(view.prediction), *predictions[: self.order - 1])
             if proposal is not None:
                 proposals = (_cut(proposal), *proposals[: self.order - 1])
         shown = () if view.shown is None else (_cut(view.shown),)
-        return replace(pop, predictions=predictions, proposals=proposals, shown=shown)
+        spread = None if (found := view.evals.get(Spread())) is None else _cut(found)
+        return replace(pop, predictions=predictions, proposals=proposals, shown=shown, spread=spread)
 
-    def _verify(self, view: View, pop: Population, prediction: Tensor) -> None:
+    def verify(
+        self, prediction: Tensor, index: int, group: Tensor, slot: Tensor, branch: int = 1, view: View | None = None
+    ) -> None:
         """No NaN or infinity in the prediction: at once on the host, at the end of the run on a device."""
-        there = prediction.device.type == "cpu"
-        if there and math.isfinite(prediction.detach().sum().item()):
+        if _sound(prediction):
             return
         total = prediction.detach().reshape(len(prediction), -1).sum(1)
-        fault = Fault(view.step.index, total, pop.group, pop.slot, pop.branch * self.rows)
-        if there:
+        fault = Fault(index, total, group, slot, branch * self.rows)
+        if prediction.device.type == "cpu":
             fault.raise_if_any(self.moves, view)
         else:
             self._faults.append(fault)
@@ -426,6 +513,7 @@ class Run:
             apart = Scorer(Cost(), pop.x.device)
             holdout = None if self.holdout is None else apart(self.holdout, samples, pop.group)
             self.cost.seconds = self.seconds
+        noise = self.world.rows(self.start_noise(pop.root))
         pop, samples = self.world.whole(pop), self.world.samples(samples)
         rewards, holdout = self.world.rows(rewards), self.world.rows(holdout)
         samples = self.decode(pop.x, pop.group) if samples is None else samples
@@ -439,7 +527,7 @@ class Run:
             trace=trace(self.records, self.groups, self.steps[0].n),
             cost=self.world.cost(self.cost),
             row=torch.arange(len(pop), device=pop.x.device),
-            noise=self.start_noise(pop.root),
+            noise=noise,
             holdout=holdout,
             memos=pop.memos,
             config=self.describe(),
@@ -469,6 +557,11 @@ class Run:
             "noise": describe(self.given),
             "seed": describe(self.seed),
         } | ({} if self.islands.count == 1 else {"islands": describe(self.islands)})
+
+
+def _sound(v: Tensor) -> bool:
+    """Whether it is known without waiting for a device that there is neither NaN nor infinity."""
+    return v.device.type == "cpu" and math.isfinite(v.detach().sum().item())
 
 
 def _cut(v: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def sample(
     islands: Islands | None = None,
     world: Any = None,
     unique: bool = False,
+    compile: bool | str | Callable = False,
 ) -> Result:
     """Draw n samples from a base model for every condition, steered by the guides.
 
@@ -83,6 +84,9 @@ def sample(
     unique       samples that differ: copies are merged with their weights, and the run is made again with other noise
                  until there are n of them; see `guidekit.engine.unique`
 
+    compile      have torch.compile make the networks of the models fast: True, or a backend, its name or a function. It
+                 takes a while, once for the whole grid, and changes rounding; see `guidekit.models.compiled`
+
     Where a guide has `alpha="auto"`, or a budget, pilot runs find it first; `Result.strength` says it.
 
     >>> import guidekit as gk
@@ -96,32 +100,44 @@ def sample(
         raise TypeError(f"callbacks={callbacks!r}: a list of functions (population, step) is needed")
     whole: dict[str, Any] = {
         "steps": steps, "cond": cond, "reward": reward, "solver": solver, "noise": noise, "seed": seed,
-        "batch_size": batch_size, "holdout": holdout, "islands": islands, "world": world,
+        "batch_size": batch_size, "holdout": holdout, "islands": islands, "world": world, "compile": compile,
     }  # fmt: skip
     run = Run(model, n, guides=guides, **whole)
     if unique and noise is not None:
         raise ValueError("unique=True makes further runs from other noise, and noise= is given: leave one of them out")
 
-    def again(what: str, number: int, n: int, **changed: Any) -> Result:
-        seeds = [int(key) for key in random.fold(random.fold(run.keys, what), number)]
-        other = Run(model, n, **whole | {"noise": None, "seed": seeds} | changed)
-        return _result(other, progress, (), f"{checkpoint}.{what}{number}" if checkpoint else None)
-
-    def pilot(guides: Sequence[Guide], reward: Any, auto: Auto, stage: int) -> Result:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CollapseWarning)
-            return again("pilot", stage, auto.n, guides=guides, reward=reward, holdout=auto.until, islands=None)
-
+    further = _Further(model, whole, run.keys, progress, checkpoint)
     found, strength = run.guides, None
     if unset(found):
-        found, strength = settled(found, pilot)
+        found, strength = settled(found, further.pilot)
         run = Run(model, n, guides=found, **whole)
     result = _result(run, progress, callbacks, checkpoint)
     if unique:
-        result = distinct(result, lambda number: again("unique", number, n, guides=found), run.keys)
+        result = distinct(result, lambda number: further.run("unique", number, n, guides=found), run.keys)
     if strength is None:
         return result
     return replace(result, cost=result.cost + strength.cost, config=result.config | {"strength": strength.described()})
+
+
+@dataclass(frozen=True)
+class _Further:
+    """Runs like the first, which had these keys, from other noise: pilots, and runs for samples in place of copies."""
+
+    model: Model
+    given: dict[str, Any]
+    keys: Tensor
+    progress: bool
+    checkpoint: str | Path | None
+
+    def run(self, what: str, number: int, n: int, **changed: Any) -> Result:
+        seeds = [int(key) for key in random.fold(random.fold(self.keys, what), number)]
+        run = Run(self.model, n, **self.given | {"noise": None, "seed": seeds} | changed)
+        return _result(run, self.progress, (), f"{self.checkpoint}.{what}{number}" if self.checkpoint else None)
+
+    def pilot(self, guides: Sequence[Guide], reward: Any, auto: Auto, stage: int) -> Result:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CollapseWarning)
+            return self.run("pilot", stage, auto.n, guides=guides, reward=reward, holdout=auto.until, islands=None)
 
 
 def _result(

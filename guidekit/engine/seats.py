@@ -89,9 +89,14 @@ class Acts:
         return max(Counter(id(need.model(model)) for need in self.needs).values())
 
 
+_NOBODY = Acts((Cond(),), False, *[()] * 10)
+
+
 def acting(seats: Sequence[Seat], step: Step, before: Step | None = None) -> Acts:
     """The guides whose window contains this step, and at the last step also all that weigh or select. `before` is the
     step at which the move started."""
+    if not seats:
+        return _NOBODY
     active = [seat for seat in seats if seat.guide.active(step)]
 
     def of(hook: str, among: Iterable[Seat]) -> tuple[Seat, ...]:

@@ -79,6 +79,7 @@ class View:
     cond         the encoded condition of each row
     group, slot  the row's group and its place within it: the address of its random numbers
     memo         what the guide that reads this remembers of each particle
+    before       the prediction by which each row came here, its parent's; None at the start
     paste        (samples, group) -> samples: what guides put into decoded samples; None where they put nothing
     """
 
@@ -95,6 +96,7 @@ class View:
     paste: Callable[[Any, Tensor], Any] | None = None
     memo: Tree = None
     shown: Tensor | None = None
+    before: Tensor | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     _kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -164,7 +166,10 @@ class View:
 
     def take(self, index: Tensor) -> View:
         """The view of the rows of an index, which may repeat rows. Nothing is decoded or scored yet."""
-        parts = {k: tree.take(getattr(self, k), index) for k in ("x", "group", "slot", "prediction", "shown", "memo")}
+        parts = {
+            k: tree.take(getattr(self, k), index)
+            for k in ("x", "group", "slot", "prediction", "shown", "memo", "before")
+        }
         evals = {k: v[index] for k, v in self.evals.items()}
         return replace(self, **parts, evals=evals, cond=rows_of(self.cond, index), _cache={}, _kept={})
 

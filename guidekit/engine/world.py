@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, replace
@@ -66,9 +67,9 @@ class Alone:
         """What this makes on every rank, on rank 0 before the others."""
         return make()
 
-    def selected(self, selection: Selection, pop: Population, read: frozenset[int]) -> Population:
+    def selected(self, selection: Selection, pop: Population, read: frozenset[int], parents: int) -> Population:
         """The particles that are here after a selection of the whole population, which reads the memos of the guides in
-        the places `read`."""
+        the places `read`; the whole has the children of so many parents."""
         return selection(pop)
 
     def whole(self, pop: Population) -> Population:
@@ -142,8 +143,8 @@ class Shared(Alone):
     def told(self, *values: int) -> list[int]:
         return self._gathered(torch.tensor([values]), [1] * self.size)[0].tolist()
 
-    def selected(self, selection: Selection, pop: Population, read: frozenset[int]) -> Population:
-        counts = [count * pop.branch for count in self._counts(len(pop) // pop.branch)]
+    def selected(self, selection: Selection, pop: Population, read: frozenset[int], parents: int) -> Population:
+        counts = [(share.stop - share.start) * pop.branch for share in self._shares(parents)]
         chosen = _without_states(selection, self._light(pop, counts, read))
         *memos, source = chosen.memos
         here = self.share(len(chosen))
@@ -192,20 +193,23 @@ class Shared(Alone):
             return of
         first = int(ends[self.rank]) - counts[self.rank]
         owner = torch.bucketize(source, ends, right=True)
-        shares = [source[share] for share in self._shares(len(source))]
-        mine = self.share(len(source))
-        asked = [share[(share >= first) & (share < first + counts[self.rank])] - first for share in shares]
-        if all(bool((owner[share] == r).all()) for r, share in enumerate(self._shares(len(source)))):
-            return tree.take(of, (source[mine] - first).to(self.device))  # nobody leaves
-        from_ = owner[mine]
-        got = torch.bincount(from_, minlength=self.size).tolist()
-        tensors: dict[str, Tensor] = {}
-        form = tree.flatten(of, "", tensors)
-        sent = _packed(tensors)[torch.cat(asked).to(self.device)].to(self.wire)
+        shares = self._shares(len(source))
+        home = torch.cat([torch.full((share.stop - share.start,), r) for r, share in enumerate(shares)])
+        from_, stays = owner[mine := shares[self.rank]], (owner == home)[mine]
+        kept = tree.take(of, torch.where(stays, source[mine] - first, 0).to(self.device))
+        if bool((owner == home).all()):
+            return kept  # nobody leaves
+        leaves = (owner == self.rank) & (home != self.rank)
+        gone, got = (torch.bincount(v, minlength=self.size).tolist() for v in (home[leaves], from_[~stays]))
+        tensors, new = dict[str, Tensor](), dict[str, Tensor]()
+        tree.flatten(tree.take(of, (source[leaves] - first).to(self.device)), "", tensors)
+        form = tree.flatten(kept, "", new)
+        sent = _packed(tensors).to(self.wire)
         found = sent.new_empty(sum(got), sent.shape[1])
-        self._call(dist.all_to_all_single, found, sent, got, [len(v) for v in asked])
-        place = from_.argsort(stable=True).argsort()  # where each of the rows here stands among those received
-        return tree.unflatten(form, _unpacked(found[place.to(self.wire)].to(self.device), tensors))
+        self._call(dist.all_to_all_single, found, sent, got, gone)
+        place = (~stays).nonzero()[:, 0][from_[~stays].argsort(stable=True)].to(self.device)
+        came = _unpacked(found.to(self.device), new)
+        return tree.unflatten(form, {name: v.index_copy_(0, place, came[name]) for name, v in new.items()})
 
     def _all(self, of: Tree, counts: Sequence[int]) -> Tree:
         """A tree of all rows, given that of the rows here."""
@@ -293,7 +297,8 @@ def _in_order(source: Tensor) -> bool:
 
 def _packed(tensors: dict[str, Tensor]) -> Tensor:
     """All of them as bytes, (rows, bytes of a row)."""
-    return torch.cat([v.contiguous().reshape(len(v), -1).view(torch.uint8) for v in tensors.values()], 1)
+    rows = [v.contiguous().reshape(len(v), math.prod(v.shape[1:])) for v in tensors.values()]
+    return torch.cat([v.view(torch.uint8) for v in rows], 1)
 
 
 def _unpacked(data: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -42,14 +42,14 @@ class Residual(nn.Module):
         self.skip_connection = nn.Identity() if a == b else nn.Conv2d(a, b, 1)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        h = self.in_layers[2](_resized(self.in_layers[:2](x), self.change))
+        h = self.in_layers[2](resized(self.in_layers[:2](x), self.change))
         told = self.emb_layers(c)[..., None, None]
         if self.scaled:
             scale, shift = told.chunk(2, 1)
             h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
         else:
             h = self.out_layers(h + told)
-        return self.skip_connection(_resized(x, self.change)) + h
+        return self.skip_connection(resized(x, self.change)) + h
 
 
 class Attention(nn.Module):
@@ -89,7 +89,7 @@ class Up(nn.Module):
         self.conv = nn.Conv2d(d, d, 3, padding=1)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        return self.conv(_resized(x, 2.0))
+        return self.conv(resized(x, 2.0))
 
 
 class UNet(nn.Module):
@@ -160,7 +160,7 @@ class UNet(nn.Module):
         return First(a, b, 3, padding=1)
 
 
-def _resized(x: Tensor, change: float) -> Tensor:
+def resized(x: Tensor, change: float) -> Tensor:
     if change == 1:
         return x
     return F.avg_pool2d(x, 2) if change < 1 else F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -210,10 +210,10 @@ def adm(
     images: Any = Images((channels, size, size), 0.5, 0.5)
     labels = hasattr(net, "label_emb")
     return GaussianModel(
-        Noise(net, channels).eval(), (channels, size, size), Linear(), "noise", decode=_decode,
+        Noise(net, channels).eval(), (channels, size, size), Linear(), "noise", decode=pictures,
         encode_cond=torch.tensor if labels else None, read=images,
     )  # fmt: skip
 
 
-def _decode(x: Tensor) -> Tensor:
+def pictures(x: Tensor) -> Tensor:
     return (x / 2 + 0.5).clamp(0, 1)

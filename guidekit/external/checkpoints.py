@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ..models import Model
-from . import adm, bidirectional, dit, dnacnn, genmol
+from . import adm, bidirectional, d3, dit, dnacnn, edm2, genmol
 
 KINDS: dict[str, Callable[..., Model]] = {
     "adm": adm.adm,
+    "d3": d3.d3,
     "dream": bidirectional.dream,
     "drakes": dnacnn.drakes,
+    "edm2": edm2.edm2,
     "genmol": genmol.genmol,
     "llada": bidirectional.llada,
     "mdlm": dit.mdlm,
@@ -23,11 +25,11 @@ KINDS: dict[str, Callable[..., Model]] = {
 def from_checkpoint(path: str | Path, kind: str, **options: Any) -> Model:
     """A file of weights, or a folder of the Hugging Face layout, as a base model.
 
-    kind      "mdlm", "sedd", "drakes", "llada", "dream", "genmol" or "adm": whose network it is
-    length    tokens of a sample (of "drakes", 200); of "adm" it is size, the side of a picture
+    kind      "mdlm", "sedd", "d3", "drakes", "llada", "dream", "genmol", "adm" or "edm2": whose network it is
+    length    tokens of a sample (of "drakes", 200); of "adm" it is size, the side of a picture, and "edm2" knows it
     ema       the moving average of the weights, where the file has one; ema=False takes those of the last step
-    options   of the kind: see the functions in `guidekit.external.dit`, `dnacnn`, `bidirectional`, `genmol` and
-              `adm`, and the page [models of others](external.md)
+    options   of the kind: see the functions in `guidekit.external.dit`, `d3`, `dnacnn`, `bidirectional`, `genmol`,
+              `adm` and `edm2`, and the page [models of others](external.md)
 
     Files are .safetensors, or what torch.load reads without running code that lies in them. ValueError says which names
     of weights differ from those of the kind.

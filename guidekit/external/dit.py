@@ -24,13 +24,22 @@ from ..models import MaskedModel, UniformModel
 from . import layout
 
 FREQUENCIES = 256
+TURNS = "rotary_emb.inv_freq"
 READ = ("vocab_embed.embedding", "sigma_map.mlp.0.weight", "output_layer.linear.weight")
 
 
 class Embedding(nn.Module):
-    def __init__(self, states: int, d: int):
+    """Of a token, and in some networks of a signal (rows, numbers) or (rows, length, numbers), which is added."""
+
+    def __init__(self, states: int, d: int, numbers: int):
         super().__init__()
         self.embedding = nn.Parameter(torch.zeros(states, d))
+        if numbers:
+            self.signal_embedding = nn.Linear(numbers, d)
+
+    def forward(self, ids: Tensor, signal: Tensor | None) -> Tensor:
+        x = self.embedding[ids]
+        return x if signal is None else x + self.signal_embedding(signal if signal.ndim == 3 else signal[:, None])
 
 
 class Noise(nn.Module):
@@ -91,16 +100,20 @@ class Last(nn.Module):
 
 
 class DiT(nn.Module):
-    """(ids, sigma) -> (rows, length, states)."""
+    """(ids, sigma, signal) -> (rows, length, states).
 
-    def __init__(self, states: int, d: int, wide: int, blocks: int, heads: int):
+    numbers   of a signal; 0 without one
+    """
+
+    def __init__(self, states: int, d: int, wide: int, blocks: int, heads: int, numbers: int = 0):
         super().__init__()
-        self.vocab_embed, self.sigma_map, self.rotary_emb = Embedding(states, d), Noise(wide), Rotary(d // heads)
+        self.vocab_embed, self.sigma_map = Embedding(states, d, numbers), Noise(wide)
+        self.rotary_emb = Rotary(d // heads)
         self.blocks = nn.ModuleList(Block(d, wide, heads) for _ in range(blocks))
         self.output_layer = Last(d, wide, states)
 
-    def forward(self, ids: Tensor, sigma: Tensor) -> Tensor:
-        x, c = self.vocab_embed.embedding[ids], F.silu(self.sigma_map(sigma))
+    def forward(self, ids: Tensor, sigma: Tensor, signal: Tensor | None = None) -> Tensor:
+        x, c = self.vocab_embed(ids, signal), F.silu(self.sigma_map(sigma))
         for block in self.blocks:
             x = block(x, c, self.rotary_emb)
         return self.output_layer(x, c)
@@ -120,26 +133,28 @@ class Timeless(nn.Module):
 class Scores(nn.Module):
     """Log scores (rows, length, states), 0 at the token that is there."""
 
-    def __init__(self, net: DiT, scaled: bool):
+    def __init__(self, net: nn.Module, scaled: bool):
         super().__init__()
         self.net, self.scaled = net, scaled
 
-    def forward(self, ids: Tensor, sigma: Tensor) -> Tensor:
-        out = self.net(ids, sigma)
+    def forward(self, ids: Tensor, sigma: Tensor, *signal: Tensor) -> Tensor:
+        out = self.net(ids, sigma, *signal)
         if self.scaled:
             out = out - sigma.expm1().log()[:, None, None] - math.log(out.shape[-1] - 1)
         return out.scatter(-1, ids[..., None], 0.0)
 
 
-def network(given: dict[str, Tensor], kind: str, heads: int | None = None) -> DiT:
+def network(
+    given: dict[str, Tensor], kind: str, heads: int | None = None, free: tuple[str, ...] = (TURNS,)
+) -> DiT:  # fmt: skip
     """The network of these weights. Where they have the frequencies of rotary positions, these say the heads."""
     layout.needed(given, READ, kind)
     states, d = given["vocab_embed.embedding"].shape
-    turns = given.get("rotary_emb.inv_freq")
+    turns, signal = given.get(TURNS), given.get("vocab_embed.signal_embedding.weight")
     heads = d // (2 * len(turns)) if heads is None and turns is not None else heads
     net = DiT(states, d, given["sigma_map.mlp.0.weight"].shape[0], layout.depth(given, "blocks."),
-              layout.sized(heads, "heads"))  # fmt: skip
-    layout.fitted(net, given, kind, free=("rotary_emb.inv_freq",))
+              layout.sized(heads, "heads"), 0 if signal is None else signal.shape[1])  # fmt: skip
+    layout.fitted(net, given, kind, free)
     return net
 
 

@@ -36,9 +36,9 @@ class Waves(nn.Module):
 
 
 class Dense(nn.Module):
-    def __init__(self, d: int):
+    def __init__(self, d: int, wide: int):
         super().__init__()
-        self.dense = nn.Linear(d, d)
+        self.dense = nn.Linear(wide, d)
 
 
 class CNN(nn.Module):
@@ -52,7 +52,7 @@ class CNN(nn.Module):
         self.linear = nn.Conv1d(5, d, 9, padding=4)
         self.time_embedder = nn.Sequential(Waves(d), nn.Linear(d, d))
         self.convs = nn.ModuleList(nn.Conv1d(d, d, 9, dilation=r, padding=4 * r) for r in wide)
-        self.time_layers = nn.ModuleList(Dense(d) for _ in wide)
+        self.time_layers = nn.ModuleList(Dense(d, d) for _ in wide)
         self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in wide)
         self.final_conv = nn.Sequential(nn.Conv1d(d, d, 1), nn.ReLU(), nn.Conv1d(d, 5, 1))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .packages import weights
 
 WRAPS = ("state_dict", "model_state_dict", "model")  # under which trainers keep the weights
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.backbone.")  # that they put before names
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.backbone.", "score_model.")  # that they put before names
 SHOWN = 6  # names that an error gives
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = "model.safetensors.index.json"
@@ -22,14 +22,15 @@ INDEX = "model.safetensors.index.json"
 def state(path: str | Path, ema: bool = True) -> dict[str, Tensor]:
     """The weights in a file, or in a folder of the Hugging Face layout: those of the moving average, if there is one.
 
-    A moving average is a list without names, `shadow_params`: it has those of the weights that are trained, in order.
+    A moving average is a list without names, `shadow_params`, beside the weights or among them: it has those of the
+    weights that are trained, in order.
     """
     stored = _stored(Path(path))
-    found = next((stored[name] for name in WRAPS if isinstance(stored.get(name), dict)), stored)
-    found = {_bare(k): v for k, v in found.items() if isinstance(v, Tensor)}
-    average = stored.get("ema")
-    shadow = average.get("shadow_params") if ema and isinstance(average, dict) else None
-    return found if shadow is None else found | _averaged(found, shadow)
+    among = next((stored[name] for name in WRAPS if isinstance(stored.get(name), dict)), stored)
+    found = {_bare(k): v for k, v in among.items() if isinstance(v, Tensor)}
+    beside = stored.get("ema")
+    shadow = beside.get("shadow_params") if isinstance(beside, dict) else among.get("ema.shadow_params")
+    return found | _averaged(found, shadow) if ema and shadow is not None else found
 
 
 def config(path: str | Path) -> dict[str, Any]:

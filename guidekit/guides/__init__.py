@@ -11,6 +11,7 @@ from .adaptive_guidance import AdaptiveGuidance as AdaptiveGuidance
 from .advdiff import AdvDiff as AdvDiff
 from .apg import APG as APG
 from .apg_mix import APGMix as APGMix
+from .aps import APS as APS
 from .autoguidance import AutoGuidance as AutoGuidance
 from .beam_search import BeamSearch as BeamSearch
 from .best_of_n import BestOfN as BestOfN
@@ -35,6 +36,7 @@ from .dds import DDS as DDS
 from .diffpir import DiffPIR as DiffPIR
 from .distillation import Distillation as Distillation
 from .dsearch import DSearch as DSearch
+from .dynamic_thresholding import DynamicThresholding as DynamicThresholding
 from .edlm import EDLM as EDLM
 from .entropic_annealing import EntropicAnnealing as EntropicAnnealing
 from .epsilon_scaling import EpsilonScaling as EpsilonScaling
@@ -45,6 +47,7 @@ from .fkc import FKC as FKC
 from .frequency_decoupled import FrequencyDecoupled as FrequencyDecoupled
 from .fresca import FreSca as FreSca
 from .funnel import Funnel as Funnel
+from .gaussian_start import GaussianStart as GaussianStart
 from .gfcg import GFCG as GFCG
 from .hallucination import Hallucination as Hallucination
 from .hard_consistency import ReSample as ReSample
@@ -67,6 +70,7 @@ from .repaint import RePaint as RePaint
 from .resample import Resample as Resample
 from .s2_guidance import S2Guidance as S2Guidance
 from .sag import SAG as SAG
+from .score_calibration import ScoreCalibration as ScoreCalibration
 from .score_sde import ScoreSDE as ScoreSDE
 from .seg import SEG as SEG
 from .self_guided_minority import SelfGuidedMinority as SelfGuidedMinority

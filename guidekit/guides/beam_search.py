@@ -47,14 +47,14 @@ class BeamSearch(Guide):
     branch in each step that branches.
 
     width, branch   numbers, or functions of the fraction of the run
-    value           the look-ahead; None means `gk.values.Tweedie(reward)`
+    value           the look-ahead, or the name of one: "tweedie" (the default), "rollout", "flow", "parent"
     every           branch and select at every so many steps, or at the steps in this list, and at the last
     """
 
     reward: Any
     width: Count
     branch: Count
-    value: Value | None = None
+    value: Value | str | None = None
     _: KW_ONLY
     every: int | Sequence[int] = 1
 

@@ -55,7 +55,7 @@ class DAS(Twisted):
     scale: Scale = 1.0
     ess: float = 0.5
     resampler: str | resampling.Resampler = "ssp"
-    value: Value | None = None
+    value: Value | str | None = None
     _: KW_ONLY
     gamma: float = 0.008
     power: float = 1.0

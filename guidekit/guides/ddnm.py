@@ -38,6 +38,7 @@ class DDNM(Inverse):
 
     measurement: Any
 
+    isotropic = True
     card = replace(
         Inverse.card,
         about="replaces the range-space part of the clean estimate",

@@ -45,6 +45,7 @@ class DDRM(Inverse):
     eta_b: float = 1.0
 
     moving = True
+    isotropic = True
     card = replace(
         Inverse.card,
         about="moves singular components between estimate and measurement",

@@ -50,7 +50,7 @@ def DSearch(
     *,
     k: int = 1,
     every: int | Sequence[int] = 1,
-    value: Value | None = None,
+    value: Value | str | None = None,
     start: float = 0.0,
     stop: float = 1.0,
 ) -> BeamSearch:

@@ -66,7 +66,7 @@ class FKSteering(Guide):
     ess         resample a group when its effective sample size falls below this fraction of its particles: 0 never,
                 1 always
     resampler   "multinomial" | "stratified" | "systematic" | "residual" | "ssp", or a function (weights, n, key)
-    value       the look-ahead; None means `gk.values.Tweedie(reward)`
+    value       the look-ahead, or the name of one: "tweedie" (the default), "rollout", "flow", "parent"
     tempering   gamma, a number or a function of t
     """
 
@@ -76,7 +76,7 @@ class FKSteering(Guide):
     every: int | Sequence[int] = 1
     ess: float = 0.5
     resampler: str | resampling.Resampler = "systematic"
-    value: Value | None = None
+    value: Value | str | None = None
     _: KW_ONLY
     tempering: Scale = 1.0
 

@@ -84,6 +84,7 @@ class Keep(Within):
     recur: int = 10
     jump: int = 10
 
+    isotropic = True
     card = Card(
         "keeps a part of the sample, and draws the rest given it",
         section="Constraints",

@@ -49,6 +49,7 @@ class Mixture(Guide):
     weights: Sequence[Scale] | None = None
     adaptive: bool = True
 
+    isotropic = True
     card = Card(
         "samples a mixture of conditions and models",
         section="Composition",

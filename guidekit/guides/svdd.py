@@ -54,14 +54,15 @@ class SVDD(Guide):
     alpha        the temperature of the tilted distribution; 0 takes the best child; or "auto", "kl=2", "ess=0.3", a
                  budget that decides it (`gk.Auto`)
     candidates   M, the number of children of each particle
-    value        the look-ahead; None means `gk.values.Tweedie(reward)`. With one that reads x_t alone, such as
-                 `gk.values.Learned`, the network sees only the survivors: one NFE per particle and step
+    value        the look-ahead, or the name of one: "tweedie" (the default), "rollout", "flow", "parent". With one that
+                 reads no prediction of the child, such as "parent" (for masked tokens) or `gk.values.Learned`, the
+                 network sees only the survivors: one NFE per particle and step, however many candidates
     """
 
     reward: Any
     alpha: float | str | Auto = 0.0
     candidates: int = 10
-    value: Value | None = None
+    value: Value | str | None = None
 
     card = Card(
         "keeps one of several candidate children of every particle",

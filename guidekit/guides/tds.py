@@ -40,7 +40,7 @@ class TDS(Twisted):
     scale       the strength of the bend, a number or a function of t; the target does not depend on it
     ess         resample a group when its effective sample size falls below this fraction of its particles
     resampler   "multinomial" | "stratified" | "systematic" | "residual" | "ssp", or a function (weights, n, key)
-    value       the look-ahead; None means `gk.values.Tweedie(reward)`
+    value       the look-ahead, or the name of one: "tweedie" (the default), "rollout", "flow", "parent"
     """
 
     reward: Any
@@ -48,7 +48,7 @@ class TDS(Twisted):
     scale: Scale = 1.0
     ess: float = 0.5
     resampler: str | resampling.Resampler = "systematic"
-    value: Value | None = None
+    value: Value | str | None = None
     _: KW_ONLY
     steer: bool = True
 

@@ -1,5 +1,8 @@
-"""Models of other libraries as base models: `guidekit.integrations.diffusers`, `.mdlm`, `.causal`, `.sedd`."""
+"""Models of other libraries as base models: `guidekit.integrations.diffusers`, `.mdlm`, `.causal`, `.sedd`; and
+samplers for others: `.comfyui`."""
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=["causal", "diffusers", "mdlm", "sedd"])
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, submodules=["causal", "comfyui", "diffusers", "mdlm", "sedd"]
+)

@@ -21,13 +21,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .specs import ConfigError, nearest, relative, rooted, seen_from
+from .specs import ConfigError, nearest, relative, rooted, seen_from, with_arrays
 
 if TYPE_CHECKING:
     from .folder import Outcome
 
 _TEXTS = ("rewards", "guides", "cond")  # lists
-_WHOLE = ("n", "steps", "batch_size")  # of at least 1
+_WHOLE = ("n", "steps", "batch_size", "islands", "exchange_every")  # of at least 1
+_OPEN = _WHOLE[2:]  # of which None is one
 DOMAINS = ("molecules", "dna", "images", "other")
 
 
@@ -59,6 +60,15 @@ class Config:
     keep         what every sample keeps: letters by position, like "NNAGATAANN"; or a black-and-white PNG, white where
                  the one image of start stays as it is
     unique       samples that differ, as in gk.sample
+    islands      parts of a population that select by themselves, and all together at every so many steps
+                 (exchange_every; None is 10): gk.Islands
+    compile      have torch.compile make the networks fast, as in gk.sample
+    measure      what was measured of a sample, like "blur:sigma=2": the run draws n samples for each measurement, from
+                 the posterior (`guidekit.jobs.measuring`)
+    y            the measurements: a folder of PNG or NPY files, or one file
+    truth        instead of y: samples, which are measured with simulated noise
+    noise        of the measurements: a standard deviation, or like "poisson:gain=100"; None is 0.05
+    method       the guide that takes the measurements, a spec; None chooses by the operator and the noise
 
     >>> Config("dna", rewards=("gc",), guides=("svdd:candidates=4",)).n
     16
@@ -84,15 +94,25 @@ class Config:
     level: float | None = None
     keep: str | None = None
     unique: bool = False
+    islands: int | None = None
+    exchange_every: int | None = None
+    compile: bool = False
+    measure: str | None = None
+    y: str | None = None
+    truth: str | None = None
+    noise: str | None = None
+    method: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.noise, (int, float)) and not isinstance(self.noise, bool):
+            object.__setattr__(self, "noise", str(self.noise))
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name in _TEXTS:
                 self._check_texts(f.name, value)
             elif f.name in (*_WHOLE, "seed"):
                 self._check_whole(f.name, value)
-            elif f.name in ("compare", "unique"):
+            elif f.name in ("compare", "unique", "compile"):
                 _expect(isinstance(value, bool), f.name, value, "true or false")
             elif f.name == "level":
                 number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -112,8 +132,30 @@ class Config:
             raise ConfigError(
                 "unique is of samples that are drawn, and a search looks for the best ones: leave one out"
             )
+        if self.islands is not None and self.search is not None:
+            raise ConfigError("islands are of a population that is sampled, and a search has none: leave one out")
+        if self.exchange_every is not None and self.islands is None:
+            raise ConfigError("exchange_every says how often islands meet: give islands as well")
+        self._check_measured()
         if self.compare and not self.guides and self.search is None:
             raise ConfigError("compare needs something to compare with the unguided model: give a guide")
+
+    def _check_measured(self) -> None:
+        """Check that a run has all of a measurement, and nothing that does not go with one, or none of it."""
+        given = [k for k in ("y", "truth", "noise", "method") if getattr(self, k) is not None]
+        if self.measure is None:
+            if given:
+                raise ConfigError(f"{given[0]} is of a measurement: give measure='blur:sigma=2' as well")
+            return
+        if (self.y is None) == (self.truth is None):
+            raise ConfigError(
+                "measure needs either y=FOLDER, the measurements, or truth=FOLDER, what is to be measured"
+            )
+        others = [k for k in ("rewards", "search", "compare", "start", "keep", "unique") if getattr(self, k)]
+        if others:
+            raise ConfigError(
+                f"measure draws from the posterior of each measurement, and {others[0]} does not go with it"
+            )
 
     def _check_texts(self, name: str, value: Any) -> None:
         """Check that a value is a list of texts, or a single text, and keep it as a tuple."""
@@ -129,7 +171,7 @@ class Config:
         """Check that a value is a whole number of the right size."""
         whole = isinstance(value, int) and not isinstance(value, bool)
         least = 1 if name in _WHOLE else -(2**63)
-        fits = (whole and least <= value < 2**63) or (value is None and name == "batch_size")
+        fits = (whole and least <= value < 2**63) or (value is None and name in _OPEN)
         _expect(fits, name, value, "a whole number" + (f" of at least {least}" if name in _WHOLE else ""))
 
     @staticmethod
@@ -163,12 +205,17 @@ class Config:
         return self._with_files(lambda path: seen_from(folder, path), lambda text: relative(text, folder))
 
     def _with_files(self, move: Callable[[str], str], change: Callable[[str], str]) -> Config:
-        start = None if self.start is None else move(self.start)
-        keep = move(self.keep) if self.keep is not None and is_picture(self.keep) else self.keep
-        return replace(self._with_specs(change), start=start, keep=keep)
+        files = {k: move(v) for k in ("start", "y", "truth") if (v := getattr(self, k)) is not None}
+        if self.keep is not None and is_picture(self.keep):
+            files["keep"] = move(self.keep)
+        if self.measure is not None:
+            files["measure"] = with_arrays(change(self.measure), move)
+        return replace(self._with_specs(change), **files)
 
     def _with_specs(self, change: Callable[[str], str]) -> Config:
-        texts = {k: v for k in ("model", "solver", "holdout", "search") if (v := getattr(self, k)) is not None}
+        texts = {
+            k: v for k in ("model", "solver", "holdout", "search", "method") if (v := getattr(self, k)) is not None
+        }
         lists = {k: tuple(map(change, getattr(self, k))) for k in ("rewards", "guides")}
         return replace(self, **{k: change(v) for k, v in texts.items()}, **lists)
 

@@ -33,7 +33,7 @@ from ..engine.result import Result, load_result
 from ..engine.sample import sample
 from ..guides.best_of_n import BestOfN
 from ..guides.cite import cite
-from ..report import export, table as comparison
+from ..report import export, reconstructed, table as comparison
 from .config import Config
 from .folder import (
     Outcome,
@@ -49,7 +49,7 @@ from .folder import (
 from .job import Job, prepare
 from .names import Component
 from .ranks import Ranks, joined
-from .specs import displayed
+from .specs import displayed, with_arrays
 from .watched import Watched, wanted
 
 
@@ -153,6 +153,11 @@ def _carry_out(ranks: Ranks, job: Job, out: Path | None, shown: bool, caught: li
             best = _load_or_make(ranks, out, "best_of_n", number, lambda file: _run_plain(job, guides, file, shown))
             told += _take_warnings("best of N", caught)
     summary = _summarise(job, result, base, best, told)
+    if job.measured is not None:
+        listed = reconstructed.found(result, job.measured.each, job.measured.names, job.measured.truth)
+        summary["reconstructed"] = reconstructed.rows(listed)
+        if out is not None:
+            reconstructed.write(out, listed)
     if out is not None:
         _write_files(job, out, result, summary)
     return Outcome(result, summary, base, best, out)
@@ -209,6 +214,7 @@ def _run_plain(
     job: Job, guides: Sequence[Guide], file: Path | None, shown: bool, watching: Sequence[Any] = ()
 ) -> Result:
     given = job.given | {"guides": guides, "reward": job.reward, "progress": shown, "unique": job.config.unique}
+    given |= {"islands": job.islands}
     return sample(job.model, job.config.n, **given, callbacks=list(watching), checkpoint=file, world="auto")
 
 
@@ -258,7 +264,8 @@ def _summarise(job: Job, result: Result, base: Result | None, best: Result | Non
         "components": names,
         "weights": {part.name: part.weight for part in job.parts},
         "constant": list(constant),
-        "guides": [displayed(text) for text in c.guides],
+        "guides": [displayed(text) for text in (*c.guides, *job.method)],
+        "measure": "" if c.measure is None else with_arrays(displayed(c.measure), lambda path: Path(path).name),
         "search": c.search,
         "strength": result.strength,
         "best_of": None if best is None or base is None else comparison.equal_cost(result, base),
@@ -294,7 +301,7 @@ def _hints(job: Job, constant: dict[str, float], count: int) -> list[str]:
 def _write_files(job: Job, out: Path, result: Result, summary: dict[str, Any]) -> None:
     """The files beside the results; summary.json comes last and marks the run as finished."""
     columns = {name: scores.tolist() for name, scores in score_parts(job.parts, result).items()}
-    export.write(out, result, summary["domain"], columns, job.config.cond or (None,))
+    export.write(out, result, summary["domain"], columns, job.labels)
     ess = ", ".join(f"{v:.1f}" for v in result.ess.tolist())
     lines = [
         f"guidekit {__version__}",

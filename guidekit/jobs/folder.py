@@ -15,7 +15,7 @@ from typing import Any
 
 from ..engine.result import Result, load_result
 from ..errors import CheckpointError
-from ..report import table as comparison
+from ..report import reconstructed, table as comparison
 from .config import Config
 from .specs import ConfigError
 
@@ -23,7 +23,7 @@ FOLDERS = ("result", "base", "best_of_n", "search")
 LOCK = ".lock"
 _OF_RESULT = (
     "samples.csv", "samples.smi", "samples.sdf", "samples.fasta", "grid.png", "summary.json", "lineage.json",
-    "report.html", "run.log", "checkpoint",
+    "report.html", "run.log", "checkpoint", "check.json", reconstructed.TABLE,
 )  # fmt: skip
 _FILES = ("run.toml", *_OF_RESULT)
 
@@ -133,9 +133,10 @@ def check_folder(out: Path, config: Config, overwrite: bool) -> None:
 
 
 def _difference(was: Config, now: Config) -> str | None:
-    """A key in which two runs differ, apart from their titles, micro-batches and the length of a search."""
+    """A key in which two runs differ, apart from their titles, micro-batches, compilation and the length of a
+    search."""
     a, b = (vars(c) | {"search": _endless(c)} for c in (was, now))
-    return next((k for k in a if k not in ("title", "batch_size", "budget") and a[k] != b[k]), None)
+    return next((k for k in a if k not in ("title", "batch_size", "budget", "compile") and a[k] != b[k]), None)
 
 
 def _endless(config: Config) -> Any:
@@ -190,6 +191,8 @@ def clear(out: Path) -> None:
 
 
 def _clear_files(out: Path, names: tuple[str, ...]) -> None:
+    for file in (out / reconstructed.FOLDER).glob("*"):
+        file.unlink()
     for file in (out / "images").glob("[0-9]*.png"):
         file.unlink()
     for file in out.glob("checkpoint.*"):  # of pilot and further runs

@@ -44,23 +44,27 @@ def kept(config: Config, domain: str | None, model: Model) -> Keep:
         return Keep(list(images), picture.convert("L"), method="repaint", recur=4, jump=5)
 
 
-def starts(path: Path, domain: str | None, model: Model, n: int, groups: int) -> Tensor:
-    """States of the samples of a file, for n rows of every condition: where there are fewer, they take turns."""
+def states(path: Path, domain: str | None, model: Model, what: str) -> Tensor:
+    """States of the samples of a file, which an error calls `what`."""
     if domain not in ("molecules", "dna", "images"):
         raise ConfigError(
-            f"start {str(path)!r}: what its samples are is known for models of molecules, dna and images; for a model "
+            f"{what} {str(path)!r}: what its samples are is known for models of molecules, dna and images; for a model "
             "of your own give --domain (domain=...)"
         )
-    samples = read(path, domain)
-    if len(samples) > n:
-        raise ConfigError(
-            f"start {str(path)!r} holds {len(samples)} samples, and n={n}: give -n {len(samples)} or more (n=...), or "
-            "a file with fewer"
-        )
     try:
-        x = model.read(samples)
+        return model.read(read(path, domain))
     except ValueError as error:
-        raise ConfigError(f"start {str(path)!r}: {error}") from error
+        raise ConfigError(f"{what} {str(path)!r}: {error}") from error
+
+
+def starts(path: Path, domain: str | None, model: Model, n: int, groups: int) -> Tensor:
+    """States of the samples of a file, for n rows of every condition: where there are fewer, they take turns."""
+    x = states(path, domain, model, "start")
+    if len(x) > n:
+        raise ConfigError(
+            f"start {str(path)!r} holds {len(x)} samples, and n={n}: give -n {len(x)} or more (n=...), or a file with "
+            "fewer"
+        )
     return x[torch.arange(n, device=x.device) % len(x)].repeat(groups, *[1] * (x.dim() - 1))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from rewards import Reward, RewardWarning
 
 from ..engine.guide import Guide
+from ..engine.islands import Islands
 from ..engine.run import Run
 from ..guides.shared.constrained import Within
 from ..guides.start_from import StartFrom
@@ -24,7 +25,7 @@ from ..process import Gaussian
 from ..search import Budget
 from ..search.core import Search
 from ..solvers import Solver
-from . import inputs, names
+from . import inputs, measuring, names
 from .config import Config, is_picture
 from .ranks import device
 from .specs import Call, ConfigError, call, parse_options
@@ -45,6 +46,23 @@ class Job:
     guides: list[Guide]
     solver: Solver | None
     search: tuple[Callable[..., Any], dict[str, Any]] | None
+    measured: measuring.Measured | None = None
+
+    @property
+    def cond(self) -> list[Any]:
+        """The condition of each group; without any, there is one group without a condition, or one a measurement."""
+        given = list(self.config.cond)
+        return given or [None] if self.measured is None else self.measured.conditions(given)
+
+    @property
+    def labels(self) -> list[Any]:
+        """What each group is called: its condition, or its measurement."""
+        return self.cond if self.measured is None else list(self.measured.names)
+
+    @property
+    def method(self) -> list[str]:
+        """The guide that takes the measurements, as it was given or chosen."""
+        return [] if self.measured is None else [self.config.method or type(self.guides[-1]).__name__]
 
     @property
     def row(self) -> str:
@@ -80,9 +98,16 @@ class Job:
         """The options that all runs of the comparison share, for gk.sample and gk.search."""
         c = self.config
         return {
-            "steps": c.steps, "cond": list(c.cond) or None, "solver": self.solver, "seed": c.seed,
-            "batch_size": c.batch_size, "holdout": self.holdout,
+            "steps": c.steps, "cond": self.cond, "solver": self.solver, "seed": c.seed,
+            "batch_size": c.batch_size, "holdout": self.holdout, "compile": c.compile,
         }  # fmt: skip
+
+    @property
+    def islands(self) -> Islands | None:
+        """The islands of the population."""
+        c = self.config
+        every = {} if c.exchange_every is None else {"every": c.exchange_every}
+        return None if c.islands is None else Islands(c.islands, **every)
 
 
 def _only_bends(guide: Guide) -> bool:
@@ -108,6 +133,9 @@ def _make(config: Config) -> Job:
     reward = names.total(parts)
     guides = [names.make_guide(text, reward) for text in config.guides]
     reward = reward or next((r for g in guides if (r := getattr(g, "reward", None)) is not None), None)
+    measured = None if config.measure is None else measuring.read(config, model)
+    if measured is not None:
+        guides, reward = [*guides, measuring.make_method(config.method, measured, model)], measured.reward
     judges = _make_holdout(config.holdout)
     domain = config.domain or domain
     if config.keep is not None:
@@ -121,6 +149,7 @@ def _make(config: Config) -> Job:
     job = Job(
         config, model, domain or (domains[0] if domains else None), parts, reward, judges[0].raw if judges else None,
         guides, None if config.solver is None else names.make_solver(config.solver), _make_search(config, reward),
+        measured,
     )  # fmt: skip
     _check(job)
     for component in (*parts, *judges):
@@ -165,7 +194,7 @@ def _check(job: Job) -> None:
         given: Any = job.given | {k: v for k, v in options.items() if k == "over"} | {"guides": job.guides}
         Search(job.model, job.config.n, job.reward, given, make.__name__, {})
     else:
-        Run(job.model, job.config.n, **job.given, guides=job.guides, reward=job.reward)
+        Run(job.model, job.config.n, **job.given, guides=job.guides, reward=job.reward, islands=job.islands)
     if job.config.domain is not None:
         text = isinstance(job.model.decode(_empty_state(job.model)), list)
         if (job.domain in ("molecules", "dna")) != text and job.domain != "other":

@@ -231,7 +231,7 @@ def make_solver(text: str) -> Solver:
         return _read_table(Path(text.strip()))
     spec = parse(text, solvers())
     name = find(spec.name, list(solvers()), "solver")
-    return _make(solvers()[name], Call(name, spec.args, spec.options))
+    return construct(solvers()[name], Call(name, spec.args, spec.options))
 
 
 def _read_table(file: Path) -> Table:
@@ -248,12 +248,12 @@ def make_guide(text: str, reward: Reward | None) -> Guide:
     spec = parse(text, guides())
     if is_reference(spec.name):
         found = import_object(spec.name)
-        made = _make(found, spec, {"reward": reward}) if callable(found) and not isinstance(found, Guide) else found
+        made = construct(found, spec, {"reward": reward}) if callable(found) and not isinstance(found, Guide) else found
         if not isinstance(made, Guide):
             raise ConfigError(f"{spec.name} must be a Guide or return one, not {_kind(made)}")
         return made
     name = find(spec.name, list(guides()), "guide")
-    return _make(guides()[name], Call(name, spec.args, spec.options), {"reward": reward})
+    return construct(guides()[name], Call(name, spec.args, spec.options), {"reward": reward})
 
 
 def make_search(text: str) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -269,7 +269,8 @@ def _kind(value: Any) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def _make(make: Callable[..., Any], spec: Call, given: dict[str, Any] | None = None) -> Any:
+def construct(make: Callable[..., Any], spec: Call, given: dict[str, Any] | None = None) -> Any:
+    """What a maker makes of the options of a spec; `given` is for required ones that the spec does not name."""
     try:
         return call(make, spec, given, _convert)
     except ConfigError:
@@ -289,7 +290,7 @@ def _convert(name: str, kind: Any, text: str) -> Any:
         return good(make_components([text])[0])
     if name in ("conditions", "label", "own"):
         return literal(text)
-    if str not in members and is_reference(text):
+    if (str not in members or name == "value") and is_reference(text):
         return import_object(text)
     return text
 
@@ -348,7 +349,7 @@ def _make_component(text: str) -> Component:
 def _make_own_reward(spec: Spec) -> Reward:
     found = import_object(spec.name)
     if isinstance(found, type) or spec.args or spec.options:
-        found = _make(found, spec)
+        found = construct(found, spec)
     try:
         return as_reward(found)
     except TypeError as error:
@@ -363,9 +364,9 @@ def _make_bundled(spec: Spec) -> tuple[str, Reward]:
         from rewards.images import ClipScore
 
         scored = Call("ClipScore", spec.args, {"model": zoo.clip(spec.name), **spec.options})
-        return "images", _make(ClipScore, scored)
+        return "images", construct(ClipScore, scored)
     domain, make = rewards_of()[spec.name]
-    return domain, _make(make, Call(spec.name, spec.args, spec.options))
+    return domain, construct(make, Call(spec.name, spec.args, spec.options))
 
 
 def _make_classifier_reward(spec: Spec) -> tuple[str, Reward]:
@@ -384,7 +385,7 @@ def _make_classifier_reward(spec: Spec) -> tuple[str, Reward]:
 
     if not spec.args and "label" not in spec.options:
         raise ConfigError(f"{spec.name} needs a class, like {spec.name}:{classes[0]}; choose from {listed(classes)}")
-    return domain_of(spec.name), _make(reward, spec)
+    return domain_of(spec.name), construct(reward, spec)
 
 
 def _make_transform(step: Call, text: str) -> Callable[[Tensor], Tensor]:
@@ -395,7 +396,7 @@ def _make_transform(step: Call, text: str) -> Callable[[Tensor], Tensor]:
     shapes = ("Gaussian", "MaxGaussian", "MinGaussian", "Clipped", "Thresholded")
     own |= {k: getattr(objectives, k) for k in shapes}
     name = find(step.name, list(own), f"transform (in {text!r})")
-    return _make(own[name], Call(name, step.args, step.options))
+    return construct(own[name], Call(name, step.args, step.options))
 
 
 def good(component: Component) -> Reward:

@@ -13,9 +13,8 @@ import torch
 import torch.distributed as dist
 
 from ..engine.world import Alone, world_of
-from .specs import ConfigError
 
-STAGES = ("end", "result", "base", "best_of_n")
+STAGES = ("end", "result", "base", "best_of_n", "design", "screening")
 
 
 class Ranks:
@@ -65,12 +64,6 @@ def joined() -> Iterator[Ranks]:
         ranks.end()
         if begun:
             dist.destroy_process_group()
-
-
-def check_alone(what: str, instead: str) -> None:
-    """Refuse work that one process does alone, where torchrun has started several."""
-    if _launched() and int(os.environ["WORLD_SIZE"]) > 1:
-        raise ConfigError(f"{what} runs in one process, and torchrun has started {os.environ['WORLD_SIZE']}: {instead}")
 
 
 def _launched() -> bool:

@@ -260,6 +260,17 @@ def relative(text: str, folder: Path) -> str:
     return (seen_from(folder, head) if os.path.isabs(head) else head) + rest
 
 
+def with_arrays(text: str, move: Callable[[str], str]) -> str:
+    """A spec with other paths of its PNG and NPY files.
+
+    >>> with_arrays("mask:where=a b/mask.png", lambda path: f"/home/{path}")
+    'mask:where=/home/a b/mask.png'
+    """
+    return re.sub(
+        r"(?<=[=:(,'\"])([^=:(),'\"]+\.(?:png|npy))(?=$|[,)'\"])", lambda m: move(m[1].strip()), text, flags=re.I
+    )
+
+
 def _split_head(text: str) -> tuple[str, str]:
     """The Python file at the front of a spec, or "", and the rest."""
     head = _HEAD.match(text)

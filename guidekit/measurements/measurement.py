@@ -95,11 +95,18 @@ class Measurement(Reward):
             raise ValueError(self.misfit(u))
         return self._summed(self.noise.log_prob(self.y.to(u), u))
 
-    def residual(self, samples: Any) -> Tensor:
-        """The root mean square of y - A(x) of each sample: the standard deviation of the noise, if A(x) is right."""
+    def rest(self, samples: Any) -> Tensor:
+        """y - A(x) of each sample, 0 where nothing is measured."""
         u = self.operator(samples)
         where = self._measured(u)
-        return (self._summed((self.y.to(u) - u).square()) / (u[0].numel() if where is None else where.sum())).sqrt()
+        e = self.y.to(u) - u
+        return e if where is None else torch.where(where, e, 0.0)
+
+    def residual(self, samples: Any) -> Tensor:
+        """The root mean square of y - A(x) of each sample: the standard deviation of the noise, if A(x) is right."""
+        e = self.rest(samples)
+        where = self._measured(e)
+        return (self._summed(e.square()) / (e[0].numel() if where is None else where.sum())).sqrt()
 
     def of(self, y: Any) -> Self:
         """The same measurement with another outcome y."""
@@ -131,23 +138,9 @@ class Measurement(Reward):
                 self.probe(model, gradient)
 
     def probe(self, model: Model, gradient: bool = False) -> Tensor:
-        """The measurement of one made-up sample; ValueError where y has another shape, or where a gradient is needed
-        and does not exist."""
-        x = torch.zeros(1, *model.shape, dtype=model.dtype, device=model.device, requires_grad=gradient)
-        with lent(model.modules()), model.lent():
-            samples = model.decode(x)
-        try:
-            u = self.operator(samples)
-        except (ValueError, RuntimeError, TypeError, IndexError) as error:
-            shape = tuple(samples.shape[1:]) if isinstance(samples, Tensor) else type(samples).__name__
-            raise ValueError(
-                f"Measurement: the operator does not take samples of this model, {shape}: {error}"
-            ) from error
-        if not isinstance(u, Tensor) or u.dim() < 1 or len(u) != 1:
-            what = f"shape {tuple(u.shape)}" if isinstance(u, Tensor) else type(u).__name__
-            raise ValueError(
-                f"Measurement: the operator returned {what} for one sample; a tensor with a row axis is needed"
-            )
+        """The measurement of one made-up sample; ValueError where y has another shape, or where a gradient is
+        needed and does not exist."""
+        u = tried(self.operator, model, gradient)
         if u.shape[1:] != self.y.shape:
             raise ValueError(self.misfit(u))
         if gradient and not u.requires_grad:
@@ -185,6 +178,24 @@ def numbers(operator: Any, y: Tensor) -> int:
     """How many numbers are measured, given measurements y (groups, ...)."""
     where = getattr(operator, "measured", None)
     return y[0].numel() if where is None else int(where.expand(y.shape[1:]).sum())
+
+
+def tried(operator: Any, model: Model, gradient: bool = False) -> Tensor:
+    """What the operator makes of one made-up sample of the model; ValueError where it does not take it."""
+    x = torch.zeros(1, *model.shape, dtype=model.dtype, device=model.device, requires_grad=gradient)
+    with lent(model.modules()), model.lent():
+        samples = model.decode(x)
+    try:
+        u = operator(samples)
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        shape = tuple(samples.shape[1:]) if isinstance(samples, Tensor) else type(samples).__name__
+        raise ValueError(f"Measurement: the operator does not take samples of this model, {shape}: {error}") from error
+    if not isinstance(u, Tensor) or u.dim() < 1 or len(u) != 1:
+        what = f"shape {tuple(u.shape)}" if isinstance(u, Tensor) else type(u).__name__
+        raise ValueError(
+            f"Measurement: the operator returned {what} for one sample; a tensor with a row axis is needed"
+        )
+    return u
 
 
 @dataclass(frozen=True)
@@ -250,13 +261,13 @@ def problem(name: str, measurement: Any, model: Model) -> Problem:
     with torch.no_grad():
         _fitting(each, model)
         each = _alike(name, each)
-        affine = affine_decoder(model)
-        if affine is None:
+        found = affine(model)
+        if found is None:
             raise ValueError(
                 f"{name} measures states, and this model decodes them by more than one factor and one offset, as "
                 "latent models do: take ReSample, TDS, DPS or DAPS, which differentiate through the decoder"
             )
-        return _in_states(name, each, model, *affine)
+        return _in_states(name, each, model, *found)
 
 
 def of_samples(name: str, measurement: Any, model: Model) -> tuple[Problem, bool]:
@@ -264,7 +275,7 @@ def of_samples(name: str, measurement: Any, model: Model) -> tuple[Problem, bool
     method that reads samples back."""
     each = listed(measurement)
     with torch.no_grad():
-        if not each[0].linear or affine_decoder(model) is not None:
+        if not each[0].linear or affine(model) is not None:
             return problem(name, measurement, model), True
         _fitting(each, model)
         each = _alike(name, each)
@@ -283,10 +294,10 @@ def decoded(name: str, measurement: Any, model: Model) -> Problem | Decoded:
     _fitting(each, model, gradient=True)
     with torch.no_grad():
         each = _alike(name, each)
-        affine = affine_decoder(model) if each[0].linear else None
-    if affine is not None:
+        found = affine(model) if each[0].linear else None
+    if found is not None:
         with torch.no_grad():
-            return _in_states(name, each, model, *affine)
+            return _in_states(name, each, model, *found)
     assert isinstance(each[0].noise, Gaussian)
     return Decoded(each[0].operator, torch.stack([m.y for m in each]).to(model.device), each[0].noise.std, model)
 
@@ -333,7 +344,7 @@ def _in_states(name: str, each: Sequence[Measurement], model: Model, scale: floa
 
 def _with_y(name: str, each: Sequence[Measurement], zero: Tensor, scale: float) -> Problem:
     """The problem whose samples are zero + scale x."""
-    A, noise = each[0].operator, each[0].noise
+    A, noise = each[0].operator.at(zero.dtype), each[0].noise
     assert isinstance(noise, Gaussian)
     y = torch.stack([m.y for m in each]).to(zero)
     y = (y - A.A(zero)) / scale if scale != 1 or bool(zero.any()) else y
@@ -351,8 +362,8 @@ def listed(measurement: Any) -> Sequence[Measurement]:
     return each
 
 
-def affine_decoder(model: Model) -> tuple[float, float] | None:
-    """(scale, offset) with sample = scale state + offset, where no clamp acts; None if it is not so."""
+def affine(model: Model) -> tuple[float, float] | None:
+    """(scale, offset) with sample = scale state + offset, where no clamp acts; None where samples are anything else."""
     if not model.decodes:
         return 1.0, 0.0
     z = random.normal(random.key([1], model.device), model.shape, model.dtype) * 1e-2

@@ -66,6 +66,10 @@ class Linear:
             return self.spectral(lambda s: torch.where(s > self.cut, s, torch.inf).square().reciprocal(), v)
         return gradients(lambda x: self.adjoint(self.A(x)), v, None, self.iters)
 
+    def at(self, dtype: torch.dtype) -> Linear:
+        """The operator for numbers of any precision, if its own is this one."""
+        return self
+
     def known(self, s: Tensor) -> Tensor:
         """Which singular values count as measured."""
         return s > self.cut
@@ -217,24 +221,31 @@ class Given(Linear):
     """A linear operator of the user's: an object with `A` and `adjoint`, or a physics of deepinv with `A` and
     `A_adjoint`; its own `pinv` or `A_dagger`, and the decomposition of deepinv's DecomposablePhysics, are used."""
 
-    def __init__(self, operator: Any):
-        self.operator = operator
+    def __init__(self, operator: Any, dtype: torch.dtype | None = None):
+        self.operator, self.dtype = operator, dtype
         self._adjoint = getattr(operator, "adjoint", None) or operator.A_adjoint
         self._pinv = getattr(operator, "pinv", None) or getattr(operator, "A_dagger", None)
         self.decomposed = all(hasattr(operator, name) for name in ("V", "V_adjoint", "mask"))
 
+    def at(self, dtype: torch.dtype) -> Linear:
+        return Given(self.operator, dtype)
+
     def A(self, x: Tensor) -> Tensor:
-        return self.operator.A(x)
+        return self._cast(self.operator.A, x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._adjoint(y)
+        return self._cast(self._adjoint, y)
 
     def pinv(self, y: Tensor) -> Tensor:
-        return super().pinv(y) if self._pinv is None else self._pinv(y)
+        return super().pinv(y) if self._pinv is None else self._cast(self._pinv, y)
 
     def spectral(self, g: Gain, x: Tensor) -> Tensor:
         s = torch.as_tensor(self.operator.mask).to(x.device).abs()
-        return self.operator.V(self.operator.V_adjoint(x) * g(s))
+        return self._cast(lambda x: self.operator.V(self.operator.V_adjoint(x) * g(s)), x)
+
+    def _cast(self, f: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+        """f(v) in the precision of the operator, which predictions of pipelines exceed."""
+        return f(v) if self.dtype is None else f(v.to(self.dtype)).to(v.dtype)
 
 
 class Whitened(Linear):

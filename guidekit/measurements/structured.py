@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..models.base import Condition, Encoded, Model, map_cond
 from ..process import Gaussian as GaussianProcess
-from .measurement import Measurement, affine_decoder
+from .measurement import Measurement, affine
 from .noise import Noise
 from .operators import Linear, as_operator
 
@@ -92,7 +92,7 @@ class Structured(Model):
         decode states by a factor and an offset."""
         operator, y = as_operator(operator), torch.as_tensor(y)
         with torch.no_grad():
-            first, second = affine_decoder(self.signal), affine_decoder(self.other)
+            first, second = affine(self.signal), affine(self.other)
         self._fits(operator, y)
         if not isinstance(operator, Linear) or first is None or second is None:
             return Measurement(lambda v: _sum(operator, *self.split(v)), y, noise)

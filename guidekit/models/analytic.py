@@ -28,7 +28,7 @@ from .. import random
 from ..process import Gaussian, Masked, Uniform
 from ..solvers import Move
 from ..solvers.schedules import Cosine, Schedule
-from .base import Encoded, Model
+from .base import Encoded, Mixed, Model
 from .tokens import LOG_ZERO
 
 
@@ -47,6 +47,8 @@ class GaussianMixture(Model):
     >>> round(float((target.weights * target.means[:, 0]).sum()), 4)
     3.1755
     """
+
+    compiles = False
 
     def __init__(
         self,
@@ -85,6 +87,10 @@ class GaussianMixture(Model):
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         return _denoise(self, x, t, cond)
+
+    def mixed(self, x: Tensor, times: Mixed, cond: Encoded) -> Tensor:
+        own = ((x[rows], t, None if cond is None else cond[rows]) for t, rows in times.parts())
+        return torch.cat([_denoise(self, *each) for each in own])
 
     def encode(self, cond: Any) -> Encoded:
         known = [] if self.labels is None else self.labels.tolist()
@@ -259,6 +265,8 @@ class TokenTable(Model):
     >>> x.shape, table.log_probs(x).shape
     (torch.Size([4, 3]), torch.Size([4]))
     """
+
+    compiles = False
 
     def __init__(self, log_probs: Any, noising: str = "masked", classes: Any = None):
         table = torch.as_tensor(log_probs)

@@ -7,8 +7,9 @@ The engine calls a model as `model(x, t, cond)` and receives predictions in the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +20,32 @@ from ..process import Gaussian, Process
 from ..solvers import Move, Solver
 from ..solvers.token_solver import sized
 from . import likelihood, reading
+from .compiled import called
 from .networks import kind_of, lent, networks_in
 
 Condition = Any  # what the user gives for one group: "HepG2", a prompt, 3, a tensor
 Encoded = Any  # None, a tensor, or a dict of tensors
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The times of rows of one forward that stand at several: so many rows at each, one after the other."""
+
+    spans: tuple[tuple[float, int], ...]
+
+    def __mul__(self, times: int) -> Mixed:
+        return Mixed(self.spans * times)
+
+    def parts(self) -> Iterator[tuple[float, slice]]:
+        """Each time with its rows."""
+        start = 0
+        for t, rows in self.spans:
+            yield t, slice(start, start + rows)
+            start += rows
+
+    def tensor(self, **like: Any) -> Tensor:
+        """One time for each row."""
+        return torch.cat([torch.full((rows,), t, **like) for t, rows in self.spans])
 
 
 class Model:
@@ -35,6 +58,8 @@ class Model:
     net: Callable
     null: Encoded
     timed: bool = True  # whether the network reads t; a network says that it does not by `timed = False`
+    compiles: bool = True  # whether it has a network of its own that torch.compile can make fast
+    spread: Tensor | None = None  # what the last forward pass said of the variance of its step, where networks do
     solver: Solver | None = None  # of its runs, where none is given; None is the process's own
 
     def __init__(
@@ -64,6 +89,14 @@ class Model:
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         """The prediction at x_t, by one forward pass of the network. cond has one entry per row, or is None."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its network predicts")
+
+    def mixed(self, x: Tensor, times: Mixed, cond: Encoded) -> Tensor:
+        """The predictions of rows that stand at several times, by one forward pass of the network."""
+        raise ValueError(f"{type(self).__name__} evaluates its network at one time in each forward")
+
+    def at_places(self, x: Tensor, t: float, cond: Encoded, rows: Tensor, places: Tensor) -> Tensor:
+        """The same of tokens at some places of some of the rows alone, (places, V)."""
+        return self(x, t, cond)[rows, places]
 
     def encode(self, cond: Condition) -> Encoded:
         """One condition as the network takes it, without a row axis; None is the null condition."""
@@ -225,13 +258,14 @@ class Model:
         """The networks that a run puts into evaluation mode and restores afterwards."""
         return networks_in(self.net, self._decode, self._encode, self._read)
 
-    def _forward(self, x: Tensor, t: float, cond: Encoded, shape: tuple[int, ...]) -> Tensor:
+    def _forward(self, x: Tensor, t: float | Mixed, cond: Encoded, shape: tuple[int, ...]) -> Tensor:
         """Call the network with one t per row, in its own precision, and check what it returns."""
-        times = torch.full((len(x),), t, dtype=self.dtype, device=x.device)
+        like = {"dtype": self.dtype, "device": x.device}
+        times = t.tensor(**like) if isinstance(t, Mixed) else torch.full((len(x),), t, **like)
         if x.is_floating_point():
             x = x.to(self.net_dtype or x.dtype)
         version = None if x.is_inference() else x._version
-        out = self.net(x, times, cond)
+        out = called(self.net, x, times, cond)
         if version is not None and x._version != version:
             raise NetworkError(
                 "the network works on its input x in place; it must leave x as it is (x = x + ..., not +=)"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..solvers.drifts import Drift
-from .base import Encoded
+from .base import Encoded, Mixed
 from .gaussian import GaussianModel
 
 
@@ -48,15 +48,19 @@ class DriftingModel(GaussianModel):
         null = super().nulled(cond)
         return null | {"y": cond["y"]} if isinstance(null, dict) and "y" in cond else null
 
-    def _forward(self, x: Tensor, t: float, cond: Encoded, shape: tuple[int, ...]) -> Tensor:
+    def _forward(self, x: Tensor, t: float | Mixed, cond: Encoded, shape: tuple[int, ...]) -> Tensor:
         y = self.toward(cond)
         if tuple(y.shape) != (len(x), *shape):
             raise ValueError(
                 f"the sample y that the noise drifts to has shape {tuple(y.shape)}; {(len(x), *shape)} is needed: one "
                 "for each row, of the shape of a sample"
             )
-        b = float(self.law.b(torch.tensor(t, dtype=torch.float64)))
-        return super()._forward(x + b * y.to(x), t, cond, shape)
+        times = t if isinstance(t, Mixed) else Mixed(((t, len(x)),))
+        seen = [x[rows] + self._share(s) * y[rows].to(x) for s, rows in times.parts()]
+        return super()._forward(torch.cat(seen), t, cond, shape)
+
+    def _share(self, t: float) -> float:
+        return float(self.law.b(torch.tensor(t, dtype=torch.float64)))
 
 
 def _own(cond: Encoded) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from .. import random
-from .base import Condition, Encoded, Model
+from ..process import Masked
+from .base import Condition, Encoded, Mixed, Model
 from .hooked import held_again, made
 
 _encodings: WeakKeyDictionary[Model, dict[Hashable, tuple[Condition, Encoded]]] = WeakKeyDictionary()
@@ -52,6 +53,11 @@ class Cond:
 
     def check(self, model: Model) -> None:
         """Raise if this evaluation is not possible with the model."""
+
+
+@dataclass(frozen=True)
+class Spread(Cond):
+    """What the network says of the variance of its step, at the user's condition; it comes with Cond()."""
 
 
 @dataclass(frozen=True)
@@ -201,24 +207,22 @@ def evaluate(
     model: Model,
     needs: Sequence[Cond],
     x: Tensor,
-    t: float,
+    t: float | Mixed,
     cond: Encoded,
     count: Callable[[int], None],
     limit: int | None = None,
     memory: Memory | None = None,
-    idle: Tensor | None = None,
 ) -> dict[Cond, Tensor]:
     """All evaluations at (x, t), in one forward pass per network (in more if there are over `limit` rows).
 
     Tokens are evaluated no more than is needed: no rows in which nothing is left to draw, whose prediction is what they
-    hold, equal rows with equal conditions once, and with a memory none that it knows from the step before; nor the rows
-    that are `idle`, bool (rows,), whose prediction nobody reads and may be anything. `count` is called with the number
-    of rows of each forward pass.
+    hold, equal rows with equal conditions once, and with a memory none that it knows from the step before. `count` is
+    called with the number of rows of each forward pass.
+
+    Rows of Gaussian processes may stand at several times, which t then says.
     """
-    if idle is not None and bool(idle.any()):
-        rest = (~idle).nonzero()[:, 0]
-        found = evaluate(model, needs, x[rest], t, rows_of(cond, rest), count, limit, memory) if len(rest) else {}
-        return {need: _spread(found.get(need), rest, x, model) for need in needs}
+    if isinstance(t, Mixed):
+        return _evaluated(model, needs, x, t, cond, count, limit)
     decided = model.process.decided(x)
     if decided is not None and bool(decided.any()):
         told, rest = model.process.told(x).to(model.dtype), (~decided).nonzero()[:, 0]
@@ -236,11 +240,17 @@ def evaluate(
     return {need: out[place] for need, out in found.items()}
 
 
-def _spread(found: Tensor | None, rest: Tensor, x: Tensor, model: Model) -> Tensor:
-    """What was said of some of the rows, and whatever else of the others."""
-    if found is None:
-        return model.process.told(x[:1]).to(model.dtype).expand(len(x), *x.shape[1:], -1)
-    return found.new_zeros(len(x), *found.shape[1:]).index_put_((rest,), found)
+def evaluate_at(
+    model: Model, x: Tensor, t: float, cond: Encoded, rows: Tensor, places: Tensor, count: Callable[[int], None]
+) -> Tensor:
+    """The predictions of tokens at masks of these rows alone, (masks, V). Rows are evaluated as `evaluate` does it."""
+    if isinstance(model.process, Masked) and model.process.ends(x):
+        return evaluate(model, (Cond(),), x, t, cond, count)[Cond()][rows, places]
+    if (same := distinct(x, cond)) is not None:
+        first, kind = same
+        x, cond, rows = x[first], rows_of(cond, first), kind[rows]
+    count(len(x))
+    return model.at_places(x, t, cond, rows, places)
 
 
 class Memory:
@@ -301,9 +311,9 @@ def distinct(x: Tensor, cond: Encoded) -> tuple[Tensor, Tensor] | None:
     Rows are told apart by a sum of their bits times odd numbers, and then compared.
     """
     key = _key(parts := _parts(x, cond))
-    kinds, place = key.unique(return_inverse=True)
-    if len(kinds) == len(x):
+    if len(set(key.tolist())) == len(x):
         return None
+    kinds, place = key.unique(return_inverse=True)
     row = torch.arange(len(x), device=x.device)
     first = torch.full_like(kinds, len(x)).scatter_reduce(0, place, row, "amin")
     fine = all(bool((v[first][place] == v).all()) for v in parts)
@@ -317,7 +327,7 @@ def _parts(x: Tensor, cond: Encoded) -> list[Tensor]:
 
 def _key(parts: list[Tensor]) -> Tensor:
     """A sum of the bits of each row times odd numbers."""
-    return torch.stack([(v * _odd(i, v.shape[1], v.device)).sum(1) for i, v in enumerate(parts)]).sum(0)
+    return reduce(torch.add, [(v * _odd(i, v.shape[1], v.device)).sum(1) for i, v in enumerate(parts)])
 
 
 @lru_cache(maxsize=32)
@@ -328,6 +338,8 @@ def _odd(part: int, count: int, device: torch.device) -> Tensor:
 
 def bits(v: Tensor) -> Tensor:
     """The bits of every number, as whole numbers (rows, numbers)."""
+    if v.dtype == torch.int64:
+        return v.reshape(len(v), -1)
     kinds = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
     v = v.detach().reshape(len(v), -1).contiguous()
     return (v if v.dtype == torch.bool else v.view(kinds[v.element_size()])).long()
@@ -337,7 +349,7 @@ def _evaluated(
     model: Model,
     needs: Sequence[Cond],
     x: Tensor,
-    t: float,
+    t: float | Mixed,
     cond: Encoded,
     count: Callable[[int], None],
     limit: int | None,
@@ -345,9 +357,9 @@ def _evaluated(
     """The evaluations of all rows."""
     rows, found = len(x), dict[Cond, Tensor]()
     if len(needs) == 1 and type(needs[0]) is Cond:  # nothing to join, to hold or to split
-        found[needs[0]] = model(x, t, cond)
+        found[needs[0]] = _said(model, x, t, cond)
         count(rows)
-        return found
+        return found | _spread_of(model, needs, rows)
     most = len(needs) if limit is None else max(1, limit // rows)
     networks: dict[Model, list[Cond]] = {}
     for need in needs:
@@ -358,12 +370,22 @@ def _evaluated(
             with ExitStack() as stack:
                 spans = (slice(i * rows, (i + 1) * rows) for i in range(len(part)))
                 held = [stack.enter_context(need.during(net, s)) for need, s in zip(part, spans, strict=True)]
-                out = net(_repeat(x, len(part)), t, joined([need.cond(net, cond) for need in part]))
+                conds = joined([need.cond(net, cond) for need in part])
+                out = _said(net, x, t, conds, len(part))
             for again in (context.again for context in held if hasattr(context, "again")):
                 held_again(out, since, again)
             count(rows * len(part))
-            found |= dict(zip(part, out.split(rows), strict=True))
+            found |= dict(zip(part, out.split(rows), strict=True)) | (
+                _spread_of(net, part, rows) if net is model else {}
+            )
     return found
+
+
+def _spread_of(model: Model, needs: Sequence[Cond], rows: int) -> dict[Cond, Tensor]:
+    """What the network has just said of the variance of its step, of the rows at the user's condition."""
+    if model.spread is None or Cond() not in needs:
+        return {}
+    return {Spread(): model.spread.split(rows)[needs.index(Cond())]}
 
 
 def rows_of(encoded: Encoded, group: Tensor) -> Encoded:
@@ -373,8 +395,10 @@ def rows_of(encoded: Encoded, group: Tensor) -> Encoded:
     return None if encoded is None else encoded[group]
 
 
-def _repeat(x: Tensor, times: int) -> Tensor:
-    return x if times == 1 else torch.cat([x] * times)
+def _said(net: Model, x: Tensor, t: float | Mixed, cond: Encoded, parts: int = 1) -> Tensor:
+    """The predictions of the rows, so many times over."""
+    x = x if parts == 1 else torch.cat([x] * parts)
+    return net.mixed(x, t * parts, cond) if isinstance(t, Mixed) else net(x, t, cond)
 
 
 def joined(conds: list[Encoded]) -> Encoded:

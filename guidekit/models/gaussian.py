@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..process import Gaussian
 from ..solvers.schedules import Cosine, Schedule
-from .base import Encoded, Model
+from .base import Encoded, Mixed, Model
 
 # (coefficient of x_t, coefficient of the network's output) in d, as functions of alpha and sigma
 PARAMETERISATIONS: dict[str, Callable[[float, float], tuple[float, float]]] = {
@@ -91,8 +91,18 @@ class GaussianModel(Model):
         return [f"shape={self.shape}", f"predicts={self.predicts!r}", f"schedule={process.schedule!r}"]
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+        return self._clean(x, t, self._forward(x, t, cond, self.shape))
+
+    def mixed(self, x: Tensor, times: Mixed, cond: Encoded) -> Tensor:
+        return self.read_out(x, times, self._forward(x, times, cond, self.shape))
+
+    def read_out(self, x: Tensor, times: Mixed, out: Tensor) -> Tensor:
+        """The clean means, from what the network says of rows at several times."""
+        return torch.cat([self._clean(x[rows], t, out[rows]) for t, rows in times.parts()])
+
+    def _clean(self, x: Tensor, t: float, out: Tensor) -> Tensor:
+        """The clean mean, from what the network says at one time."""
         a, b = PARAMETERISATIONS[self.predicts](*self.process.scales(t))
-        out = self._forward(x, t, cond, self.shape)
         if a == 0 and b == 1:
             return out.clone()  # the network may use its buffer again
         return (x * a).add_(out, alpha=b) if not out.requires_grad else x * a + out * b

@@ -46,7 +46,16 @@ class _TokenModel(Model):
         return [f"vocab_size={self.vocab_size}", f"length={self.length}"]
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
-        return normalised(self._forward(x, t, cond, (self.length, self.vocab_size)))
+        return normalised(self.logits(x, t, cond))
+
+    def at_places(self, x: Tensor, t: float, cond: Encoded, rows: Tensor, places: Tensor) -> Tensor:
+        if type(self).__call__ is not _TokenModel.__call__:
+            return super().at_places(x, t, cond, rows, places)
+        return normalised(self.logits(x, t, cond)[rows, places])
+
+    def logits(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+        """What the network says, which is not normalised yet."""
+        return self._forward(x, t, cond, (self.length, self.vocab_size))
 
 
 class MaskedModel(_TokenModel):
@@ -121,12 +130,11 @@ class MaskedModel(_TokenModel):
             return Lengths(self.vocab_size, end=self.end, lengths=self.lengths)
         return Masked(self.vocab_size, self.length if self.ordered else 0, self.end, self.alone)
 
-    def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+    def logits(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+        logits = self._cut(x, t, cond) if self.cut else super().logits(x, t, cond)
         if self.lengths is None:
-            return super().__call__(x, t, cond)
-        logits = self._cut(x, t, cond) if self.cut else self._forward(x, t, cond, (self.length, self.vocab_size))
-        logits = torch.where(torch.arange(self.vocab_size, device=x.device) == self.end, -torch.inf, logits)
-        return normalised(logits)
+            return logits
+        return torch.where(torch.arange(self.vocab_size, device=x.device) == self.end, -torch.inf, logits)
 
     def _cut(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         """Logits of rows without their ends, one forward pass for each length."""

@@ -82,13 +82,12 @@ class Process(Protocol):
         """The rows of x_t in which nothing is left to draw, bool (rows,), or None where that is never so."""
         ...
 
-    def early(self, x: Tensor, move: Move, noise: Any) -> Masking | None:
-        """The kernel of a move with this noise before the prediction is known, for what does not depend on that; None
-        where everything does."""
+    def apart(self, move: Move) -> bool:
+        """Whether the noise of a move alone says which positions are revealed, whatever the prediction; of `Masked`."""
         ...
 
     def told(self, x: Tensor) -> Tensor:
-        """The prediction of rows that are decided, or idle in the next move, for which no network is asked."""
+        """The prediction of rows that are decided, for which no network is asked."""
         ...
 
     def draws(self, move: Move) -> bool:

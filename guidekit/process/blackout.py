@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,8 +71,8 @@ class Blackout:
         """Where no element can grow."""
         return (x == self.V - 1).all(-1)
 
-    def early(self, x: Tensor, move: Move, noise: Any) -> None:
-        return None
+    def apart(self, move: Move) -> bool:
+        return False
 
     def told(self, x: Tensor) -> Tensor:
         return torch.full((*x.shape, self.V), LOG_ZERO, device=x.device).scatter_(-1, x[..., None], 0.0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,8 +115,8 @@ class Gaussian:
     def decided(self, x: Tensor) -> None:
         return None
 
-    def early(self, x: Tensor, move: Move, noise: Any) -> None:
-        return None
+    def apart(self, move: Move) -> bool:
+        return False
 
     def told(self, x: Tensor) -> Tensor:
         return x

@@ -8,7 +8,7 @@ token can change.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,11 +23,15 @@ def normalised(prediction: Tensor, rows: Tensor, places: Tensor) -> Tensor:
     return prediction[rows, places].double().log_softmax(-1)
 
 
+def letters(prediction: Tensor, gumbel: Tensor) -> Tensor:
+    """Letters drawn by predictions, which may lack a constant, and Gumbel numbers: both (places, V)."""
+    return (prediction.double().log_softmax(-1) + gumbel).argmax(-1)
+
+
 def revealed(x: Tensor, shown: Tensor, prediction: Tensor, noise: Any) -> Tensor:
     """x with letters drawn where they are `shown`; noise is a tensor, or `random.Gumbels`."""
-    rows, places = shown.nonzero(as_tuple=True)
-    log_p = normalised(prediction, rows, places)
-    return x.index_put((rows, places), (log_p + noise[rows, places, : log_p.shape[-1]]).argmax(-1))
+    where = shown.nonzero(as_tuple=True)
+    return x.index_put(where, letters(prediction[where], noise[(*where, slice(prediction.shape[-1]))]))
 
 
 @dataclass(frozen=True)
@@ -62,26 +66,14 @@ class Categorical:
 @dataclass(frozen=True, eq=False)
 class Masking:
     """x_s^i is the mask with probability `hide`, float64 (rows, length). Where it is not, a token of x_t stays, and a
-    mask becomes a letter by the prediction (rows, length, V), which may lack a constant; `mask` is the id V, and
-    `known` where x_s is masked, once that is drawn."""
+    mask becomes a letter by the prediction (rows, length, V), which may lack a constant; `mask` is the id V."""
 
     x: Tensor
     hide: Tensor
     prediction: Tensor
     mask: int
-    known: Tensor | None = None
     random = True
     history = ()
-
-    def told(self, prediction: Tensor) -> Masking:
-        """The kernel with a prediction that was not known when it was made."""
-        return replace(self, prediction=prediction)
-
-    @property
-    def idle(self) -> Tensor:
-        """The rows in which no mask is revealed, once that is drawn: they move alike for any prediction."""
-        assert self.known is not None
-        return ((self.x != self.mask) | self.known).all(-1)
 
     def push(self, noise: Any) -> Tensor:
         hidden = self.hidden(noise)
@@ -90,8 +82,6 @@ class Masking:
 
     def hidden(self, noise: Any) -> Tensor:
         """Where x_s is masked, bool (rows, length)."""
-        if self.known is not None:
-            return self.known
         rows, places = ((self.hide > 0) & (self.hide < 1)).nonzero(as_tuple=True)
         below = random.below(noise, (rows, places, self.mask), self.hide[rows, places])
         return (self.hide == 1).index_put_((rows, places), below)

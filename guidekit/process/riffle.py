@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,8 +120,8 @@ class Riffle:
     def decided(self, x: Tensor) -> None:
         return None
 
-    def early(self, x: Tensor, move: Move, noise: Any) -> None:
-        return None
+    def apart(self, move: Move) -> bool:
+        return False
 
     def told(self, x: Tensor) -> Tensor:
         return x

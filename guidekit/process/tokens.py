@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -109,8 +110,8 @@ class _Tokens:
     def decided(self, x: Tensor) -> Tensor | None:
         return None
 
-    def early(self, x: Tensor, move: Move, noise: Any) -> Masking | None:
-        return None
+    def apart(self, move: Move) -> bool:
+        return False
 
     def told(self, x: Tensor) -> Tensor:
         """log of the point masses at the tokens."""
@@ -175,12 +176,30 @@ class Masked(_Tokens):
             open = open & (x == self.end).cumsum(-1).eq(0)  # what follows the end is the end
         return ~open.any(-1)
 
-    def early(self, x: Tensor, move: Move, noise: Any) -> Masking | None:
-        if isinstance(solver_of(move), Order) or self.leaping(move) is not None:
-            return None
+    def ends(self, x: Tensor) -> bool:
+        """Whether such rows may have masks and yet be decided."""
+        return self.places > 0 and self.end is not None and bool((x == self.end).any())
+
+    def apart(self, move: Move) -> bool:
+        return not isinstance(solver_of(move), Order) and self.leaping(move) is None
+
+    def early(self, x: Tensor, move: Move) -> Masking:
+        """The kernel of a move that is `apart`, before its prediction is known."""
         kernel = self.kernel(x, (torch.zeros((), device=x.device).expand(*x.shape, self.V),), move)
         assert isinstance(kernel, Masking)
-        return replace(kernel, known=kernel.hidden(noise))
+        return kernel
+
+    def steady(self, x: Tensor, moves: Sequence[Move]) -> Tensor | None:
+        """Of the first of these moves, those in which tokens stay, and a mask with a probability that its place alone
+        decides: these probabilities, float64 (moves, 1 or length); None where the first move is none of them."""
+        ends = [move[:2] for move in takewhile(self._alike, moves)]
+        t, s = torch.tensor(ends, dtype=torch.float64, device=x.device).view(-1, 2, 1).unbind(1)
+        return self._stays(x, t, s) if ends else None
+
+    def _alike(self, move: Move) -> bool:
+        solver = solver_of(move)
+        again = move.s > move.t or (solver is not None and solver.remasked(move.t, move.s) > 0)
+        return not again and (not self.places or self.end is None or self.alone)
 
     def told(self, x: Tensor) -> Tensor:
         return super().told(x.masked_fill(x == self.V, self.end or 0))
@@ -232,9 +251,12 @@ class Masked(_Tokens):
 
     def stays(self, x: Tensor, move: Move) -> Tensor:
         """The probability u that a masked position stays masked in a move down, of shape (), (length,) or that of x."""
-        m_t, m_s = self.hidden(move.t, x), self.hidden(move.s, x)
-        u = (m_s / m_t).nan_to_num(0.0).clamp(max=1)
-        return u if self.end is None or self.alone else self._late(x, m_t, u, move)
+        u = self._stays(x, move.t, move.s)
+        return u if self.end is None or self.alone else self._late(x, self.hidden(move.t, x), u, move)
+
+    def _stays(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
+        """That of rows that are not behind."""
+        return (self.hidden(s, x) / self.hidden(t, x)).nan_to_num(0.0).clamp(max=1)
 
     def noised(self, clean: Tensor, noise: Tensor, t: float) -> Tensor:
         if not self.places or self.end is None:

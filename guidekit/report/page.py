@@ -15,7 +15,7 @@ import guidekit as gk
 from rewards.base import needs
 
 from ..engine.result import Result
-from . import compared, designed, figures, samples
+from . import compared, designed, figures, reconstructed, samples
 from .reading import Output, read, value
 from .recorder import replaced
 from .rounds import rounds
@@ -27,7 +27,7 @@ _LONG = 60  # most characters of a reward in a title
 
 def write(folder: str | Path, title: str | None = None) -> Path:
     """Write report.html into an output directory, from its result/ and, if they exist, base/, best_of_n/, summary.json,
-    samples.csv, lineage.json and run.toml. Returns the file.
+    samples.csv, lineage.json, check.json and run.toml. Returns the file.
 
     title   of this page; None is that of summary.json, or, if it has none, the model and the reward
     """
@@ -52,7 +52,8 @@ def _context(out: Output, title: str | None) -> dict[str, Any]:
     """Everything that the template shows; pictures are markup, everything else is text."""
     result, summary = out.result, out.summary
     domain = samples.domain(result, summary.get("domain"))
-    names, rows = samples.conditions(result), compared.rows(out)
+    measured, rows = summary.get("reconstructed", []), compared.rows(out)
+    names = [row["name"] for row in measured] or samples.conditions(result)
     return {
         "title": title or summary.get("title") or _title(summary),
         "subtitle": _subtitle(result, summary),
@@ -63,7 +64,8 @@ def _context(out: Output, title: str | None) -> dict[str, Any]:
         "comparison": rows,
         "own": len(rows) - 1,
         "constant": summary.get("constant", []),
-        "warnings": [str(w) for w in summary.get("warnings", [])],
+        "warnings": [str(w) for w in summary.get("warnings", [])] + _broken(out),
+        "laws": out.laws,
         "groups": _groups(result, names) if result.groups > 1 else [],
         "searched": bool(rounds(result)),
         "designed": bool(designed.rounds(result)),
@@ -71,6 +73,7 @@ def _context(out: Output, title: str | None) -> dict[str, Any]:
         "lineage": figures.lineage(out, domain),
         "distributions": figures.distributions(out),
         "plane": figures.plane(out) if domain == "other" else None,
+        "reconstructed": reconstructed.shown(out.path, result, measured),
         "shown": samples.shown(out, domain, names),
         "table": _table(out, names),
         "cost": _cost(result),
@@ -80,11 +83,15 @@ def _context(out: Output, title: str | None) -> dict[str, Any]:
     }
 
 
+def _broken(out: Output) -> list[str]:
+    return [f"The law {row['law']!r} fails: {row['found']}" for row in out.laws if row["verdict"] == "fails"]
+
+
 def _title(summary: dict[str, Any]) -> str:
     """The model and the names of the rewards that steer, without their formula."""
     weights = summary.get("weights", {})
     steering = [str(name) for name in summary.get("components", []) if weights.get(name, 1) != 0]
-    reward = _listed(steering) or summary.get("reward", "")
+    reward = summary.get("measure") or _listed(steering) or summary.get("reward", "")
     reward = reward if len(reward) <= _LONG else reward[: _LONG - 1] + "…"
     return ": ".join(v for v in (summary.get("model"), reward) if v) or "Steered samples"
 
@@ -102,7 +109,8 @@ def _rewards(summary: dict[str, Any]) -> str:
 
 
 def _subtitle(result: Result, summary: dict[str, Any]) -> str:
-    groups = f" of {result.groups} conditions" if result.groups > 1 else ""
+    what = "measurements" if summary.get("reconstructed") else "conditions"
+    groups = f" of {result.groups} {what}" if result.groups > 1 else ""
     guides = f", guided by {', '.join(map(str, summary['guides']))}" if summary.get("guides") else ""
     found = f", found by {summary['search']}" if summary.get("search") else ""
     if steps := designed.rounds(result):

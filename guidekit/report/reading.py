@@ -30,7 +30,7 @@ class Lineage:
 @dataclass(frozen=True)
 class Output:
     """An output directory. table holds the extra columns of samples.csv, or of designs.csv, by row of the result;
-    screened are the samples with which a design is compared."""
+    screened are the samples with which a design is compared, and laws what gk.check found."""
 
     path: Path
     result: Result
@@ -41,6 +41,7 @@ class Output:
     table: dict[int, dict[str, str]] = field(default_factory=dict)
     lineage: Lineage | None = None
     config: str = ""
+    laws: list[dict[str, str]] = field(default_factory=list)
 
 
 def read(folder: str | Path) -> Output:
@@ -60,6 +61,7 @@ def read(folder: str | Path) -> Output:
         table=_parsed(table, lambda text: _table(text, result)) or {},
         lineage=_parsed(path / "lineage.json", lambda text: _lineage(text, result)),
         config=_parsed(path / "run.toml", str) or "",
+        laws=_parsed(path / "check.json", _laws) or [],
     )
 
 
@@ -83,8 +85,9 @@ def _parsed(file: Path, parse: Callable[[str], Any]) -> Any:
 
 
 _SUMMARY: dict[str, type] = {
-    "domain": str, "model": str, "reward": str, "title": str, "version": str, "bibtex": str,
+    "domain": str, "measure": str, "model": str, "reward": str, "title": str, "version": str, "bibtex": str,
     "components": list, "guides": list, "columns": list, "rows": list, "warnings": list, "constant": list,
+    "reconstructed": list,
     "better": dict, "weights": dict,
 }  # fmt: skip
 
@@ -97,6 +100,10 @@ def _summary(text: str) -> dict[str, Any]:
     if not all(isinstance(row, dict) and isinstance(row["name"], str) for row in found.get("rows", [])):
         raise TypeError("'rows' are objects with a name")
     return found
+
+
+def _laws(text: str) -> list[dict[str, str]]:
+    return [{key: str(row[key]) for key in ("law", "verdict", "found")} for row in json.loads(text)]
 
 
 _TABLES = ("designs.csv", "samples.csv")

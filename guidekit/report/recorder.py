@@ -125,10 +125,10 @@ def _copy(v: Tensor) -> Tensor:
     return v.detach().to("cpu", copy=True)
 
 
-def replaced(file: Path, text: str) -> Path:
+def replaced(file: Path, content: str | bytes) -> Path:
     """Write a file atomically: it is either complete or unchanged."""
     part = file.with_name(f"{file.name}.part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(part, file)
     return file
 

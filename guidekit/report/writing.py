@@ -11,6 +11,7 @@ from rewards.base import needs
 
 from ..engine.guide import Guide
 from ..engine.result import Result
+from ..search.check import Check
 from .page import write
 from .recorder import Recorder, replaced
 
@@ -26,6 +27,7 @@ def write_result(
     reward: str = "",
     guides: Iterable[Guide] = (),
     title: str = "",
+    check: Check | None = None,
 ) -> Path:
     """Save a result into `folder` with its report.html, which is returned.
 
@@ -34,6 +36,7 @@ def write_result(
     model, reward     their names, for the page
     guides            the guides of the run, to be named and cited
     title             of the page; by default it names the model and the reward
+    check             what gk.check found of the model
 
         base = gk.sample(model, 64, reward=reward)
         result = gk.sample(model, 64, guides=guides, callbacks=[recorder])
@@ -42,12 +45,15 @@ def write_result(
     needs("jinja2", "report", "a report")
     folder, listed = Path(folder), list(guides)
     made = {"result": result, "base": base, "best_of_n": best_of_n}
-    _refuse_stale(folder, {k for k, v in made.items() if v is not None} | ({"lineage.json"} if recorder else set()))
+    given = made | {"lineage.json": recorder, "check.json": check}
+    _refuse_stale(folder, {k for k, v in given.items() if v is not None})
     for name, one in made.items():
         if one is not None:
             one.save(folder / name)
     if recorder is not None:
         recorder.save(folder, result)
+    if check is not None:
+        check.save(folder)
     summary = {
         "title": title,
         "model": model,
@@ -62,7 +68,7 @@ def write_result(
 
 def _refuse_stale(folder: Path, written: set[str]) -> None:
     """Raise if the folder has parts of an earlier run, which would be shown with this result."""
-    parts = ("base", "best_of_n", "lineage.json", "samples.csv", "run.toml")
+    parts = ("base", "best_of_n", "lineage.json", "samples.csv", "run.toml", "check.json")
     old = [name for name in parts if name not in written and (folder / name).exists()]
     if old:
         raise FileExistsError(f"{folder} has {', '.join(old)} of another run; give an empty folder, or delete them")

@@ -3,6 +3,8 @@
 A strategy proposes noise and receives the rewards of its samples; `run` drives any strategy, including your own.
 """
 
+from .active import Active, active, information
+from .align import align
 from .bank import Bank, bank
 from .budget import Budget
 from .cma import CMA, cma
@@ -18,8 +20,10 @@ from .particle_gibbs import particle_gibbs
 from .paths import paths
 from .random_search import Random, random
 from .replica_exchange import replica_exchange
+from .sequential import sequential
 from .share import share
 from .space import Space
+from .split_gibbs import split_gibbs
 from .strength import Strength, strength
 from .subspace import Subspace, subspace
 from .tree import Tree, tree
@@ -27,6 +31,7 @@ from .zero_order import ZeroOrder, zero_order
 
 __all__ = [
     "CMA",
+    "Active",
     "Bank",
     "Budget",
     "Candidates",
@@ -49,12 +54,15 @@ __all__ = [
     "Surrogate",
     "Tree",
     "ZeroOrder",
+    "active",
+    "align",
     "bank",
     "cma",
     "evolution",
     "flowopt",
     "gradient",
     "gradients",
+    "information",
     "informed",
     "joint",
     "lsd",
@@ -63,7 +71,9 @@ __all__ = [
     "random",
     "replica_exchange",
     "run",
+    "sequential",
     "share",
+    "split_gibbs",
     "strength",
     "subspace",
     "tree",

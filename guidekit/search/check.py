@@ -6,7 +6,7 @@
     rows        a row does not depend on the others of its batch
     null        the null condition and the conditions differ
     schedule    predictions are those of the process: a denoising test on data (`guidekit.search.denoising`)
-    coverage    data are as likely as the model's own draws from half-way, by their ranks
+    coverage    data, or simulated samples, are as likely as the model's own draws from half-way, by SBC and TARP
     gradient    autograd agrees with differences; of rewards that have gradients, too
     cost        no more rows reach the networks than are counted
     seed, batch_size, acts      of runs with the guides: they repeat, may be split, and differ from those without
@@ -17,8 +17,10 @@ Models that break a law give samples all the same, of another distribution.
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,11 +29,14 @@ from rewards.base import needs
 
 from ..engine.guide import Guide
 from ..engine.sample import sample
+from ..engine.whole import whole
 from ..errors import NetworkError, is_count
 from ..models.base import Model
 from ..models.networks import lent
 from . import denoising, laws
 from .laws import FAILS, Finding, Probe
+
+LEAST, SIMULATED = 8, 64  # states at which laws are tested, and samples that stand for data
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,14 @@ class Check:
         head = "<tr><th>law</th><th>verdict</th><th>found</th></tr>"
         return f"<table>{head}{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
+    def save(self, folder: str | Path) -> Path:
+        """Write check.json into an output folder, whose report shows it."""
+        file = Path(folder) / "check.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole(file) as part:
+            part.write_text(json.dumps(self.table, indent=1), encoding="utf-8")
+        return file
+
     def to_frame(self):
         """The table as a pandas DataFrame."""
         return needs("pandas", "report", "to_frame()").DataFrame(self.table)
@@ -83,9 +96,10 @@ def check(
     """Test a model of your own, and guides with it, before you trust what they sample.
 
     data    samples that the model was trained on or has never seen, as `model.read` takes them, or states: at least 8,
-            better some hundreds. Without them predictions cannot be compared with anything
+            better some hundreds. Without them predictions cannot be compared with anything but themselves
     cond    a condition, or a list of conditions, which the data have in turn
-    draws   draws for each of the data, for the test of coverage. It costs n draws steps rows; 0 leaves it out
+    draws   draws for each of the data, or without data for each of 64 samples that are simulated, for the test of
+            coverage. It costs as many rows as there are draws, times `steps`; 0 leaves it out
     steps   of the runs that are made
     n       samples of these runs, for guides that were made for so many
 
@@ -106,7 +120,7 @@ def check(
         steps = max(steps, *model.shape)  # one token at a time
     with torch.inference_mode(False), torch.no_grad(), model.lent(), lent(model.modules()):
         try:
-            clean = _states(model, data, conds, steps, seed)
+            clean = _states(model, data, conds, steps, seed, SIMULATED if draws else LEAST)
         except NetworkError as error:
             return Check((Finding("input", FAILS, str(error)),))
         probe = Probe(model, guides, clean, conds, data is not None, steps, seed, draws, n)
@@ -120,14 +134,21 @@ def _others(probe: Probe) -> list[Finding]:
     return [*(law(probe) for law in single), *laws.rewarded(probe), laws.cost(probe), *laws.guided(probe)]
 
 
-def _states(model: Model, data: Any, conds: Sequence[Any], steps: int, seed: int) -> torch.Tensor:
-    """The states of the data, or those of a few samples."""
+def _states(model: Model, data: Any, conds: Sequence[Any], steps: int, seed: int, few: int) -> torch.Tensor:
+    """The states of the data, or those of a few samples, which have the conditions in turn as data do."""
     if data is None:
-        return sample(model, 8, steps=steps, cond=conds[0] if conds else None, seed=seed).x
+        return _simulated(model, conds, steps, seed, few)
     states = model.as_states(data)
-    if len(states) < 8:
-        raise ValueError(f"check(data of {len(states)} samples): at least 8 are needed, and better some hundreds")
+    if len(states) < LEAST:
+        raise ValueError(f"check(data of {len(states)} samples): at least {LEAST} are needed, and better some hundreds")
     return states.to(model.device)
+
+
+def _simulated(model: Model, conds: Sequence[Any], steps: int, seed: int, few: int) -> torch.Tensor:
+    groups = max(1, len(conds))
+    each = -(-few // groups)
+    x = sample(model, each, steps=steps, cond=list(conds) or None, seed=seed).x
+    return x.unflatten(0, (groups, each)).transpose(0, 1).flatten(0, 1)
 
 
 def _check(model: Any, guides: Sequence[Any], draws: Any, steps: Any, n: Any) -> None:

@@ -88,7 +88,7 @@ class Options(TypedDict, total=False):
                  and otherwise that of the whole chain
     folder       every evaluation is logged there; the same call resumes from it and ends in the same result
     world        as in gk.sample: several processes share the candidates of every round, and the first writes the folder
-    holdout, steps, guides, cond, solver, seed, batch_size   as in gk.sample; progress shows a bar
+    holdout, steps, guides, cond, solver, seed, batch_size, compile   as in gk.sample; progress shows a bar
     """
 
     budget: Budget | None
@@ -103,6 +103,7 @@ class Options(TypedDict, total=False):
     progress: bool
     folder: str | Path | None
     world: Any
+    compile: bool | str | Callable
 
 
 @dataclass(frozen=True, repr=False)

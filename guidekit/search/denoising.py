@@ -12,7 +12,8 @@ normalised, and the frequencies of the data together with the noise, p(v) q(x_t^
 another order, and a wrong time, lose to them.
 
 Coverage: x_0 is one more draw from p(x_0 | x_t), so its ranks among the model's own draws from there are uniform
-(`guidekit.search.coverage`).
+(`guidekit.search.coverage`), along random directions (SBC) and by the distance from another of the data (TARP). Samples
+of the model itself may stand for the data: then the test is whether its chain undoes its own noise.
 """
 
 from __future__ import annotations
@@ -129,8 +130,8 @@ class Begin(Guide):
 
 def coverage(probe: Probe) -> Finding:
     """Ranks of the data among the model's draws from p(x_0 | x_t) half-way."""
-    if not probe.given or not probe.draws:
-        return Finding("coverage", OPEN, "data=... and draws=..., the number of draws for each of the data, are needed")
+    if not probe.draws:
+        return Finding("coverage", OPEN, "draws=..., the number of draws for each of the data, is needed")
     n, draws, model = len(probe.clean), probe.draws, probe.model
     t = probe.times([0.5])[0]
     times = [t * (1 - i / probe.steps) for i in range(probe.steps)] + [0.0]
@@ -139,13 +140,20 @@ def coverage(probe: Probe) -> Finding:
                    seed=[probe.seed + 1 + i for i in range(n)])  # fmt: skip
     weights = torch.full((n, draws), 1 / draws, dtype=torch.float64)
     keys = random.fold(random.fold(random.key(probe.seed), "ranks"), torch.arange(n))
+    values = {name: (f(probe.clean), f(found.x)) for name, f in _statistics(model, probe.seed).items()}
+    other = probe.clean.roll(1, 0)  # which knows nothing of the row
+    values["TARP"] = _apart(probe.clean, other), _apart(found.x, other.repeat_interleave(draws, 0))
     ranks = {
-        name: ranked(f(probe.clean).cpu(), f(found.x).view(n, draws).cpu(), weights,
-                     random.uniform(random.fold(keys, name)))
-        for name, f in _statistics(model, probe.seed).items()
-    }  # fmt: skip
-    p = Coverage(ranks, found).p
-    return finding("coverage", p >= LEAST, f"ranks of the data among {draws} draws from half-way: p = {p:.2g}")
+        name: ranked(a.cpu(), b.view(n, draws).cpu(), weights, random.uniform(random.fold(keys, name)))
+        for name, (a, b) in values.items()
+    }
+    p, what = Coverage(ranks, found).p, "the data" if probe.given else f"{n} simulated samples"
+    return finding("coverage", p >= LEAST, f"ranks of {what} among {draws} draws from half-way: p = {p:.2g}")
+
+
+def _apart(a: Tensor, b: Tensor) -> Tensor:
+    """Distances of rows: of tokens, at how many places they differ."""
+    return (a - b if a.is_floating_point() else a != b).double().flatten(1).norm(dim=1)
 
 
 def _statistics(model: Model, seed: int) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from ..engine.describe import describe
 from ..engine.result import Result
-from ..engine.world import world_of
 from ..errors import is_count
 from ..guides import Guide
 from ..guides.start_from import from_level
@@ -135,7 +134,8 @@ def evolve(
     checkpoint  a folder: every call is written to `calls.csv`, and the same call resumes, or goes on with a larger
                 budget, to the same result
     guides, cond, solver and batch_size   of the model's runs, as in `gk.sample`
-    world       of rounds alone, as in `refine`
+    world       as in `gk.sample`: several processes share the runs of the model and the calls of the reward, and the
+                first writes the checkpoint
 
     The result has the best distinct samples of all calls and of what was known, best first; its trace has a row for
     each round, with calls, best, top10 (the mean of the best ten), shares of the proposals, and the rank correlation of
@@ -175,11 +175,6 @@ def evolve(
         options = (tuple(guides), cond, solver, seed, batch_size, progress, world)
         common = (("evolve", offspring), model, reward, rounds, *options)
         return _Renoising(*common, level, steps, _fittest, offspring).run(start, checkpoint)
-    if world_of(world, model.device).size > 1:
-        raise ValueError(
-            "world: the design loop decides after every batch what to ask next, in one process. Spread its reward with "
-            "rewards.Pooled, run one process for each seed, or give rounds= instead of a budget, which ranks share"
-        )
     return Design(
         model,
         start,
@@ -194,6 +189,7 @@ def evolve(
         progress=progress,
         folder=checkpoint,
         surrogate=surrogate,
+        world=world,
         **design,
     ).run()
 

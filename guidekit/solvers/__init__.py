@@ -2,16 +2,20 @@
 tokens move (see `guidekit.solvers.token_solver`)."""
 
 from . import drifts, schedules, times
+from .accelerated import AcceleratedDDIM, AcceleratedDDPM
 from .ancestral import Ancestral
 from .base import Move, Point, Solver, fractions, starting_at
 from .belm import BELM
 from .blocks import Blocks
 from .churn import Churn
 from .confidence import Confidence, Entropy, Margin
+from .conjugate import Conjugate
 from .consistency import Consistency
 from .cps import CPS
+from .dc_solver import DCSolver, compensated
 from .ddim import DDIM, DDPM
 from .deis import DEIS
+from .dpm_v3 import DPMv3, Statistics, statistics
 from .dpmpp import DPMpp, SDEDPMpp
 from .er_sde import ERSDE
 from .exp_heun import ExponentialHeun
@@ -32,7 +36,9 @@ from .sa_solver import SASolver
 from .saber import Saber
 from .table import Table
 from .tau_leaping import TauLeaping
+from .ucgm import UCGM
 from .unipc import UniPC
+from .usf import USF, searched
 
 __all__ = [
     "BELM",
@@ -45,12 +51,19 @@ __all__ = [
     "GHVB",
     "LSD",
     "PNDM",
+    "UCGM",
+    "USF",
+    "AcceleratedDDIM",
+    "AcceleratedDDPM",
     "Ancestral",
     "Blocks",
     "Churn",
     "Confidence",
+    "Conjugate",
     "Consistency",
+    "DCSolver",
     "DPMpp",
+    "DPMv3",
     "Entropy",
     "Euler",
     "ExponentialHeun",
@@ -70,13 +83,17 @@ __all__ = [
     "SDEDPMpp",
     "Saber",
     "Solver",
+    "Statistics",
     "Table",
     "TauLeaping",
     "UniPC",
+    "compensated",
     "drifts",
     "fit",
     "fractions",
     "schedules",
+    "searched",
     "starting_at",
+    "statistics",
     "times",
 ]

@@ -19,7 +19,7 @@ the history of predictions is not used across it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -61,6 +61,7 @@ class Solver:
     times: str | Grid = "uniform"
 
     stochastic = False
+    spreads = False  # whether the network tells the variance of its steps
     unsteerable = ""  # why log-weights cannot correct for a proposal, where they cannot
     advice = "Take DDPM(), DDIM(eta=1.) or SDEDPMpp()"  # to a guide that needs noise and finds none
 
@@ -82,10 +83,15 @@ class Solver:
         return table
 
 
-def starting_at(table: Sequence[Move], row: int) -> list[Move]:
+def starting_at(
+    table: Sequence[Move], row: int, scales: Callable[[float], tuple[float, float]] | None = None
+) -> list[Move]:
     """The table from this row on; a multistep solver starts afresh there, as if all that it remembers had been as it is
-    at this row for long."""
+    at this row for long. With the scales of a process (t to alpha and sigma) the first row also adds the noise that a
+    state of the whole run would have besides sigma, where a solver adds some early."""
     first, *rest = table[row:]
+    if scales is not None and (early := _early(table[:row], scales)) > 1e-9 * scales(first.t)[1] ** 2:
+        first = first._replace(c=(first.c**2 + first.a**2 * early) ** 0.5)
     order = max(len(first.b), *(len(move.b) for move in rest), 1)
     if first.keep is None and order <= 2:  # a second prediction is there at the next row
         return [first._replace(b=(sum(first.b),)) if len(first.b) > 1 else first, *rest]
@@ -93,6 +99,16 @@ def starting_at(table: Sequence[Move], row: int) -> list[Move]:
     b = first.b or (0.0,)
     a, d = (sum(k * v[i] for k, v in zip(b[1:], still, strict=False)) for i in (0, 1))
     return [first._replace(a=first.a + a, b=(b[0] + d,), keep=still), *rest]
+
+
+def _early(table: Sequence[Move], scales: Callable[[float], tuple[float, float]]) -> float:
+    """How much larger than sigma^2 the variance of the noise is after these rows; 0 for tokens and with a memory."""
+    if not any(move.b for move in table) or any(len(move.b) > 1 or move.keep is not None for move in table):
+        return 0.0
+    var = scales(table[0].t)[1] ** 2
+    for move in table:
+        var = move.a**2 * var + move.c**2
+    return var - scales(table[-1].s)[1] ** 2
 
 
 def _still(keep: tuple[tuple[float, ...], ...] | None, size: int) -> tuple[tuple[float, float], ...]:

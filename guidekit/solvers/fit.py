@@ -11,6 +11,9 @@ with `inside` steps between two of them. On that grid, which has the solver's ow
                           own times
     what="both"           the coefficients along the better of these two paths, whose times are then moved one by one,
                           by two points and by one, where that helps at the end
+    what="kl"             not the path of a sample but the distribution counts: the times with the least bound of the KL
+                          divergence, and the solver's rows between them, which may be stochastic (Align Your Steps; see
+                          `guidekit.solvers.align_your_steps`)
 
 Least squares knows the states that the fitted table itself has reached, so that a row also repairs what the rows
 before it have done wrong, and the last row, to data, is fitted too. Its unknowns are the `order` + 1 numbers of a
@@ -19,8 +22,8 @@ greedy: a worse state at one point could have led to a better end. If it ends be
 taken.
 
 **Cost**: `network_rows` says how many rows it is at most; guidance doubles them. With the defaults and 8 steps these
-are n 136 for coefficients and about n 500 for both. Nothing is differentiated, and what is fitted has so few numbers
-that 64 images do. It serves this model, this number of steps and this strength of guidance.
+are n 136 for coefficients, n 162 for the KL divergence and about n 500 for both. Nothing is differentiated, and what is
+fitted has so few numbers that 64 images do. It serves this model, this number of steps and this strength of guidance.
 
 References: Pei et al. (2025), Optimal Stepsize, https://arxiv.org/abs/2503.21774; Zhang et al. (2024), IIA,
 https://arxiv.org/abs/2412.09298, which regresses on a fine grid of the same solver.
@@ -33,6 +36,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -41,13 +45,15 @@ from torch import Tensor
 from .. import random
 from ..errors import is_count
 from . import times as grids
+from .align_your_steps import aligned
 from .base import Move, Point, Solver
 from .ddim import posterior
+from .replay import replayed
 from .schedules import scales
 from .table import Table
 from .unipc import UniPC
 
-WHAT = ("times", "coefficients", "both")
+WHAT = ("times", "coefficients", "both", "kl")
 STRIDES = (2, 1)  # by how many points of the grid a time is moved
 LAST = 6  # parts of the last step of the reference
 _RIDGE = 1e-6
@@ -169,8 +175,8 @@ def network_rows(steps: int, what: str, n: int, points: int, inside: int, guidan
     """For how many rows the network is evaluated, at most, in a fit on a grid of so many steps, which are those of the
     table where only coefficients are fitted."""
     calls = inside * (points - 1) + max(inside, LAST) + 1
-    if what == "coefficients":
-        calls += steps - 1
+    if what in ("coefficients", "kl"):
+        calls += steps - 1 if what == "coefficients" else points - 1
     else:
         calls += (steps - 1) * (points - steps + 1) + 2 * (steps - 1)
     if what == "both":
@@ -190,20 +196,26 @@ def fit(
     points: int = 32,
     inside: int = 4,
     order: int = 4,
+    low: float = 0.03,
     seed: int = 0,
     batch_size: int = 256,
     progress: bool = False,
+    checkpoint: str | Path | None = None,
 ) -> Table:
     """A table of so many steps that comes nearest to this model's probability flow.
 
-    solver      deterministic, with one evaluation per step: its rows where only times are fitted, its grid otherwise
-    what        "times", "coefficients" or "both"
+    solver      with one evaluation per step, and deterministic but for "kl": its rows where only times are fitted, its
+                grid otherwise
+    what        "times", "coefficients", "both" or "kl"
     cond        one condition, or a list, each of which gets the same share of the noises
     guidance    the scale of classifier-free guidance in the runs that the table is for; 1 is none
     n           noises; by default 64, and more where samples are small: 8192 numbers in all, up to 1024 noises
-    points      of the fine grid; inside, steps of the reference between two of them
+    points      of the fine grid, and levels at which "kl" measures; inside, steps of the reference between two of them
     order       predictions in a fitted row
+    low         of "kl": the noise sigma/alpha, in units of the data, down to which the divergence counts
     progress    shows a bar, of as many network rows as the fit takes
+    checkpoint  a file in which all predictions are kept until the fit is done (`n` states for each network call): the
+                same call goes on from there, to the same table
 
     The module says how it is done, and `network_rows` how many network rows it takes.
 
@@ -215,21 +227,57 @@ def fit(
     """
     n = max(64, min(1024, 8192 // max(1, math.prod(model.shape)))) if n is None else n
     _check(model, solver, steps, what, {"n": n, "points": points, "inside": inside, "order": order})
+    _check_divergence(what, low, guidance)
     process = model.process
     own = grids.make(steps, solver.times, process.schedule, process.t_max)
-    fine = own if what == "coefficients" else grids.make(points, solver.times, process.schedule, process.t_max)
-    grid = tuple(sorted({*own, *(t for t in fine if all(abs(t - s) > 1e-4 for s in own))}, reverse=True))
+    grid = _grid(process, solver, own, what, points)
     inside = max(1, round(inside * points / (len(grid) - 1)))
     total = network_rows(steps, what, n, len(grid) - 1, inside, guidance)
+    about = {"what": what, "solver": repr(solver), "guidance": guidance}
+    whole = {"steps": steps, "n": n, "inside": inside, "order": order, "low": low, "seed": seed, "cond": repr(cond)}
     with torch.no_grad(), _lent(model), _bar(total, progress) as bar:
-        predict = _predictor(model, cond, n, guidance, batch_size, bar)
-        keys = random.fold(random.fold(random.key(seed, model.device), "fit"), torch.arange(n, device=model.device))
-        noise = process.noise(keys, process.noise_shape(model.shape), model.dtype)
-        x = process.prior(noise, grid[0])
-        found = _Fit(predict, process, solver, order, grid, _reference(process, predict, x, grid, inside))
-        end = found.found([grid.index(t) for t in own], found.start(x), what)
-    about = {"what": what, "solver": repr(solver), "guidance": guidance, "error": end.error**0.5}
-    return Table(end.rows, tuple(scales(process.schedule, grid[i]) for i in end.path), about)
+        asked = _predictor(model, cond, n, guidance, batch_size, bar)
+        with replayed(asked, checkpoint, about | whole | {"grid": grid}, bar) as predict:
+            keys = random.fold(random.fold(random.key(seed, model.device), "fit"), torch.arange(n, device=model.device))
+            noise = process.noise(keys, process.noise_shape(model.shape), model.dtype)
+            x = process.prior(noise, grid[0])
+            reference = _reference(process, predict, x, grid, inside)
+            if what == "kl":
+                losses = _losses(process, predict, reference[-1].to(x).view(x.shape), keys, grid)
+                return _aligned(process, solver, steps, grid, losses, low, about)
+            found = _Fit(predict, process, solver, order, grid, reference)
+            end = found.found([grid.index(t) for t in own], found.start(x), what)
+    levels = tuple(scales(process.schedule, grid[i]) for i in end.path)
+    return Table(end.rows, levels, about | {"error": end.error**0.5})
+
+
+def _grid(process: Any, solver: Solver, own: Sequence[float], what: str, points: int) -> tuple[float, ...]:
+    """The times of the reference: the solver's own, and with them a fine grid where times are sought."""
+    if what in ("coefficients", "kl"):
+        return tuple(own if what == "coefficients" else grids.log_snr(process.schedule, points, process.t_max))
+    fine = grids.make(points, solver.times, process.schedule, process.t_max)
+    return tuple(sorted({*own, *(t for t in fine if all(abs(t - s) > 1e-4 for s in own))}, reverse=True))
+
+
+def _aligned(
+    process: Any, solver: Solver, steps: int, grid: Sequence[float], losses: Sequence[float], low: float, about: dict
+) -> Table:
+    """The solver's rows between the times of the least divergence."""
+    levels = [scales(process.schedule, t) for t in grid[:-1]]
+    found = aligned([s / a if a else math.inf for a, s in levels], losses, steps, low)
+    times = [grid[0], *(grids.time_of(process.schedule, r, process.t_max) for r in found[1:]), 0.0]
+    rows = tuple(solver.moves(process.schedule, times))
+    return Table(rows, tuple(scales(process.schedule, t) for t in times), about | {"low": low})
+
+
+def _losses(process: Any, predict: Callable, x: Tensor, keys: Tensor, grid: Sequence[float]) -> list[float]:
+    """E|x_0 - d|^2 at the times of the grid but the last, with one noise for all times of a sample."""
+    noise = process.noise(random.fold(keys, "kl"), tuple(x.shape[1:]), x.dtype)
+    found = []
+    for t in grid[:-1]:
+        d = predict(process.noised(x, noise, t), t)
+        found.append(float((d - x).double().flatten(1).square().sum(1).mean()))
+    return found
 
 
 def _reference(process: Any, predict: Callable, x: Tensor, grid: Sequence[float], inside: int) -> Tensor:
@@ -304,9 +352,22 @@ def _check(model: Any, solver: Solver, steps: int, what: str, counts: dict[str, 
     for name, value in {"steps": steps, **counts}.items():
         if not is_count(value):
             raise ValueError(f"fit({name}={value!r}): an int of at least 1 is needed")
-    if not isinstance(solver, Solver) or solver.stochastic:
-        raise ValueError(f"fit(solver={solver!r}): a deterministic solver is needed, like gk.solvers.DPMpp()")
+    if not isinstance(solver, Solver) or (solver.stochastic and what != "kl"):
+        raise ValueError(
+            f"fit(solver={solver!r}): a deterministic solver is needed, like gk.solvers.DPMpp(); for a stochastic one "
+            'what="kl" finds times'
+        )
     if what != "coefficients" and counts["points"] < steps:
         raise ValueError(f"fit(points={counts['points']}, steps={steps}): the fine grid has fewer steps than the table")
-    if what == "times" and len(solver.moves(model.process.schedule, [model.process.t_max, 0.5, 0.2, 0.0])) != 3:
+    if what in ("times", "kl") and len(solver.moves(model.process.schedule, [model.process.t_max, 0.5, 0.2, 0.0])) != 3:
         raise ValueError(f"fit(solver={solver!r}): times are fitted for solvers with one evaluation per step")
+
+
+def _check_divergence(what: str, low: float, guidance: float) -> None:
+    if what == "kl" and guidance != 1:
+        raise ValueError(
+            f"fit(what='kl', guidance={guidance}): under guidance a prediction is no denoiser, whose loss the bound of "
+            "the divergence needs: fit with guidance=1; its times serve guided runs too"
+        )
+    if not 0 < low < math.inf:
+        raise ValueError(f"fit(low={low!r}): a level of noise above 0 is needed, at which the divergence is finite")

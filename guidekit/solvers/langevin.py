@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
+from .accelerated import AcceleratedDDPM
 from .base import Move, Point, Solver
 from .ddim import DDPM
 from .schedules import Schedule, scales
@@ -46,6 +47,8 @@ class Langevin(Solver):
     def __post_init__(self) -> None:
         if not 0 < self.snr <= 0.5**0.5 or self.count < 1:
             raise ValueError(f"{self!r}: snr lies in (0, 0.7] and count is at least 1")
+        if isinstance(self.solver, AcceleratedDDPM):
+            raise ValueError(f"{self!r}: AcceleratedDDPM adds noise early, which a Langevin step would take away")
         if self.times == "uniform":
             object.__setattr__(self, "times", self.solver.times)
 

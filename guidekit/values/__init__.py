@@ -10,8 +10,10 @@ from torch import Tensor
 from ..engine.view import View
 from .bank import Bank
 from .fit import fit
+from .flow_map import FlowMap
 from .learned import Calibration, Learned
 from .likelihood import Likelihood
+from .resubstitution import Resubstitution
 from .rollout import Rollout
 from .tweedie import Tweedie
 
@@ -24,10 +26,33 @@ class Value(Protocol):
     def __call__(self, view: View) -> Tensor: ...
 
 
+# The look-aheads that need nothing but the reward, by the names that guides and the command line take.
+NAMED = {"tweedie": Tweedie, "rollout": Rollout, "flow": FlowMap, "parent": Resubstitution}
+
+
+def named(name: str, reward: Any, who: str) -> Value:
+    """The look-ahead of this name."""
+    if name not in NAMED:
+        raise ValueError(f"{who}(value={name!r}): there is {', '.join(map(repr, NAMED))}, and gk.values")
+    return NAMED[name](reward)
+
+
 def lookahead(value: Value | None, reward: Any, alpha: float) -> Value:
     """The value that a guide uses: the given one at its temperature, or by default the reward of the clean estimate."""
     value = Tweedie(reward) if value is None else value
     return value.at(alpha) if hasattr(value, "at") else value  # type: ignore[attr-defined]
 
 
-__all__ = ["Bank", "Calibration", "Learned", "Likelihood", "Rollout", "Tweedie", "Value", "fit", "lookahead"]
+__all__ = [
+    "Bank",
+    "Calibration",
+    "FlowMap",
+    "Learned",
+    "Likelihood",
+    "Resubstitution",
+    "Rollout",
+    "Tweedie",
+    "Value",
+    "fit",
+    "lookahead",
+]

@@ -62,7 +62,7 @@ from .. import random
 from ..engine.cost import Cost
 from ..engine.describe import describe, difference, weights
 from ..engine.scoring import Scorer
-from ..engine.whole import whole
+from ..engine.whole import check_writable, whole
 from ..errors import CheckpointError, is_count
 from ..models.base import Encoded, Model, stack
 from ..models.evaluations import rows_of
@@ -294,7 +294,7 @@ def _kept(path: Path, config: str, run: Run, drawn: Callable[[Path], Rollouts]) 
     file, sampling = path / "rollouts.safetensors", path / "sampling.safetensors"
     if file.exists():
         return _read(file, config, run.model.device)
-    path.mkdir(parents=True, exist_ok=True)
+    check_writable(file)
     data = drawn(sampling)
     with whole(file) as part:
         save_file({f.name: getattr(data, f.name).cpu().contiguous() for f in fields(data)}, part, {"guidekit": config})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -20,6 +21,7 @@ from .. import random
 from ..engine.guide import Guide
 from ..engine.tree import Tree
 from ..engine.view import View
+from ..engine.whole import unwritten
 from ..models.base import Encoded, Model
 from ..process import Gaussian, Masked, Uniform
 from .learned import Scaled, call
@@ -343,6 +345,12 @@ class Regression(pl.LightningModule):
 
 class Last(ModelCheckpoint):
     """Keeps the state after the latest epoch, in one file."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        try:
+            super().on_train_epoch_end(trainer, pl_module)
+        except OSError as error:
+            raise unwritten(Path(self.dirpath or ".", "last.ckpt"), error) from error
 
 
 def seed_all(address: tuple[int, ...], device: torch.device) -> None:

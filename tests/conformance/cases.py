@@ -121,6 +121,29 @@ def masked(p: Problem) -> gk.Measurement:
     return gk.Measurement(gk.measurements.Mask(one(p)), target(p)[0], 0.0)
 
 
+@lru_cache
+def shown() -> gk.Measurement:
+    """How many tokens are 1 in one-hot rows, squared."""
+    return gk.Measurement(lambda hot: hot[..., 1].sum(1, keepdim=True).square(), torch.tensor([1.5]), 1.0)
+
+
+def shifted(p: Problem, by: float) -> gk.Guide:
+    """A calibration by a line in t."""
+    shifts = torch.tensor([0.0, by], dtype=torch.float64).view(2, *[1] * len(p.model.shape)).expand(2, *p.model.shape)
+    return gk.ScoreCalibration((0.0, 1.0), shifts)
+
+
+def painted(p: Problem, level: float) -> gk.Guide:
+    """A start by the flow of a Gaussian."""
+    x = torch.randn(50, *p.model.shape, generator=torch.Generator().manual_seed(1), dtype=p.model.dtype)
+    return gk.GaussianStart(0.4 + 1.5 * x, level)
+
+
+def below(m: int, level: float) -> int:
+    """Steps of an even grid that begin at or below this time."""
+    return sum(1 - i / m <= level + 1e-9 for i in range(m))
+
+
 def once(m: int) -> int:
     return m
 
@@ -255,6 +278,11 @@ CASES = [
         memory=True, seldom=15,
     ),
     Case("EpsilonScaling", lambda p: gk.EpsilonScaling(1.1), lambda p: gk.EpsilonScaling(1.0), "own", GAUSSIAN),
+    Case(
+        "DynamicThresholding", lambda p: gk.DynamicThresholding(0.5, 0.8),
+        lambda p: gk.DynamicThresholding(0.5, 1e9), "own", GAUSSIAN, seldom=25,
+    ),
+    Case("ScoreCalibration", lambda p: shifted(p, 0.4), lambda p: shifted(p, 0.0), "own", GAUSSIAN, seldom=25),
     Case("CADS", lambda p: gk.CADS(0.2, 0.9), lambda p: gk.CADS(stop=0.0), "own", with_=embedding),
     Case(
         "Keep", lambda p: gk.Keep(target(p), one(p)), lambda p: gk.Keep(target(p), ~one(p) & one(p)), "own", GAUSSIAN,
@@ -426,6 +454,10 @@ CASES = [
         "SelfGuidedMinority", lambda p: gk.SelfGuidedMinority(0.8, interval=2), lambda p: gk.SelfGuidedMinority(0.0),
         "own", GAUSSIAN, lambda n, m: n * (m + 3), forwards=lambda m: m + 3,
     ),
+    Case(
+        "GaussianStart", lambda p: painted(p, 0.6), lambda p: painted(p, 1.0), "own", GAUSSIAN,
+        lambda n, m: n * below(m, 0.6), forwards=lambda m: below(m, 0.6), seldom=25,
+    ),
     Case("BoostAndSkip", lambda p: gk.BoostAndSkip(1.5), lambda p: gk.BoostAndSkip(1.0), "own", GAUSSIAN),
     Case(
         "BoostAndSkip skip", lambda p: gk.BoostAndSkip(1.5, 2), lambda p: gk.BoostAndSkip(1.0, 0), "own", GAUSSIAN,
@@ -495,6 +527,14 @@ CASES = [
     Case("PredictorGuidance steer", lambda p: gk.PredictorGuidance(word, 0.4, steer=True), None, "base", TOKENS),
     Case("DCFG", lambda p: gk.DCFG(2.0), lambda p: gk.DCFG(1.0), "own", TOKENS, both),
     Case("DCFG steer", lambda p: gk.DCFG(1.5, steer=True), None, "base", TOKENS, both),
+    Case(
+        "APS", lambda p: gk.APS(shown(), iters=2, rate=0.5), lambda p: gk.APS(shown(), scale=0.0), "own", TOKENS,
+        calls=lambda n, m: 2 * n * m, seldom=20,
+    ),
+    Case(
+        "APS steer", lambda p: gk.APS(shown(), iters=2, rate=0.5, steer=True), None, "base", TOKENS,
+        calls=lambda n, m: 2 * n * m, seldom=20,
+    ),
     Case("TAG", lambda p: gk.TAG(hot, 1.0), lambda p: gk.TAG(hot, 0.0), "own", ("masked",)),
     Case(
         "Compose", lambda p: gk.Compose([other(p), None], [0.6, -0.4], own=1.2),

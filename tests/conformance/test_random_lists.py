@@ -178,7 +178,7 @@ def test_means_and_z_are_unbiased_where_the_guides_say_so(number: int):
     key = tuple(steps) if isinstance(steps, list) else steps
     mean, error = truth(list_.problem.name, key, list_.options.get("solver"), list_.target)
     # 4 features in some hundred lists: 5 standard errors fail by chance once in 2,000 suites. Weights with a heavy tail
-    # fail more often, as their error is too small where the tail was not drawn; a bias is seen again by ten times as many
+    # fail more often, as their error is too small where the tail was not drawn; a bias is seen again by ten times more
     for groups, first in ((GROUPS, 0), (10 * GROUPS, GROUPS)):
         result = list_.run(cond=[list_.problem.cond] * groups, seed=list(range(first, first + groups)))
         found = result.log_z.exp()

@@ -20,7 +20,7 @@ from ...engine.view import Step, View
 from ...errors import NetworkError, RewardError
 from ...models.base import Model
 from ...process import Gaussian
-from ...values import Value, lookahead
+from ...values import Value, lookahead, named
 
 TILTED = "p exp(r/alpha)/Z, for the weighted samples"
 NO_GRADIENT = "takes gradients in x, and tokens have none: use FKSteering or SVDD with them"
@@ -35,7 +35,7 @@ class Twisted(Guide):
     alpha: float | str | Auto
     ess: float
     resampler: Any
-    value: Value | None
+    value: Value | str | None
 
     card = Card(
         section="Steering with rewards",
@@ -80,9 +80,11 @@ def check_reward(guide: Any, positive: bool = True) -> None:
             f"{name}(alpha={alpha}): the temperature must be positive{'' if positive else ', or 0 for argmax'}"
         )
     value = getattr(guide, "value", None)
+    if isinstance(value, str):
+        object.__setattr__(guide, "value", value := named(value, guide.reward, name))
     if value is not None and not callable(value):
         raise TypeError(
-            f"{name}(value={value!r}) takes a value, like gk.values.Tweedie(reward), or a function of views"
+            f"{name}(value={value!r}) takes a value, like gk.values.Tweedie(reward), its name, or a function of views"
         )
 
 

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from rewards.base import needs
 
 from ...models.base import as_encoded
+from .attending import attending, scaled
 from .decoding import Decoder, Encoder
-from .families import Family, Plain, family_of
+from .families import Family, Plain
 from .given import with_pictures
 from .grids import Grids
+from .known import family_of
 from .model import DiffusersModel
 
 _OUTPUTS = ("image", "latent")
-TESTED = ("0.42",)  # releases of diffusers
+TESTED = ("0.41", "0.42")  # releases of diffusers
 
 
 def from_diffusers(
@@ -39,6 +41,7 @@ def from_diffusers(
     image: Any = None,
     mask_image: Any = None,
     controlnet_conditioning_scale: float | list[float] = 1.0,
+    attention_kwargs: dict[str, Any] | None = None,
 ) -> DiffusersModel:
     """A diffusers pipeline as a base model; the pipeline stays as it is and is used where it stands.
 
@@ -57,6 +60,8 @@ def from_diffusers(
                         model, and is the same for all samples
     mask_image          where a pipeline paints: white. To keep a part of a picture with other pipelines, see gk.Keep
     controlnet_conditioning_scale   of what a ControlNet adds, or a list with one for each
+    attention_kwargs   what calls of the pipeline have as cross_, joint_ or attention_kwargs: {"scale": 0.5} of a LoRA,
+                       {"ip_adapter_masks": [...]}
 
     `model.read(pictures)` makes states of pictures by the VAE, as image-to-image pipelines do, so that runs can start
     from pictures of one's own. With output="latent" samples are states, and nothing is read.
@@ -79,12 +84,13 @@ def from_diffusers(
     size = (*_frames(whole, kind, num_frames), *_size(whole, net, kind, height, width, scale))
     pixels = size[-2] * scale, size[-1] * scale
     net = with_pictures(whole, net, pixels, image, mask_image, controlnet_conditioning_scale, kind.packed)
+    net, encoding = attending(whole, net, attention_kwargs), scaled(whole, attention_kwargs) | (encode or {})
     family = kind(net, size, embedded_guidance)
     family.read(whole, scale)
     grids = Grids(scheduler, family.prepare, _options(scheduler, eta))
     vae = getattr(whole, "vae", None)
-    _check(whole, net, family, vae, output, embedded_guidance)
-    model = DiffusersModel(family, grids, whole, None, negative_prompt, dict(encode or {}), None)
+    _check(whole, net, family, vae, output, embedded_guidance, grids.spreads)
+    model = DiffusersModel(family, grids, whole, None, negative_prompt, encoding, None)
     decoder = Decoder(vae, family, grids.dtype, decode_batch) if output == "image" and whole is not None else None
     model._decode = output if callable(output) else decoder
     if whole is not None and output != "latent":
@@ -129,7 +135,7 @@ def _parts(pipe: Any) -> tuple[Any, Any, Any]:
 
 def _scale(pipe: Any, kind: type[Family]) -> int:
     """Pixels per latent."""
-    names = ("vae_scale_factor", "vae_scale_factor_spatial")
+    names = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
     found = [v for name in names if (v := getattr(pipe, name, None))]
     vae = getattr(getattr(pipe, "vae", None), "config", {})
     found += [2 ** (len(vae["block_out_channels"]) - 1)] if "block_out_channels" in vae else []
@@ -142,7 +148,9 @@ def _frames(pipe: Any, kind: type[Family], count: int | None) -> tuple[int, ...]
         if count is not None:
             raise ValueError(f"num_frames={count}: {kind.__name__} makes pictures; leave it out")
         return ()
-    every, count = int(getattr(pipe, "vae_scale_factor_temporal", 4)), kind.frames if count is None else count
+    names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+    every = next((int(v) for name in names if (v := getattr(pipe, name, None))), 4)
+    count = kind.frames if count is None else count
     if isinstance(count, bool) or not isinstance(count, int) or count < 1 or count % every != 1 % every:
         raise ValueError(f"num_frames={count!r}: one more than a multiple of {every} is needed, like {10 * every + 1}")
     return ((count - 1) // every + 1,)
@@ -174,23 +182,33 @@ def _options(scheduler: Any, eta: float) -> dict[str, Any]:
     return {"eta": float(eta)} if takes else {}
 
 
-def _check(pipe: Any, net: Any, family: Family, vae: Any, output: Any, guidance: float | None) -> None:
+def _check(pipe: Any, net: Any, family: Family, vae: Any, output: Any, guidance: float | None, spreads: bool) -> None:
     if guidance is not None and family.guidance is None:
         raise ValueError(
             f"embedded_guidance={guidance}: {type(net).__name__} takes no guidance scale as an input; "
             f"use gk.CFG({guidance})"
+        )
+    if spreads and (not isinstance(family, Plain) or net.config.get("out_channels") != 2 * family.channels):
+        raise ValueError(
+            "a scheduler with a learned variance takes a UNet2DModel with twice as many channels out as in, which says "
+            "it; take variance_type='fixed_small'"
         )
     if pipe is not None and not (isinstance(family, Plain) or family.labels or hasattr(pipe, "encode_prompt")):
         raise ValueError(
             f"{type(pipe).__name__} has no encode_prompt: of a modular pipeline give from_diffusers the classic one "
             "of the same components; guides that need predictions alone can be its guider, by guider([...])"
         )
+    if "image" in inspect.signature(getattr(pipe, "encode_prompt", len)).parameters:
+        raise ValueError(
+            f"{type(pipe).__name__} encodes a picture with each prompt, which is not supported: take the pipeline of "
+            "the same components that makes pictures of text alone"
+        )
     if pipe is not None and hasattr(pipe, "vae") and vae is None and output == "image":
         raise ValueError("the pipeline's vae is not loaded, so there are no pictures: load it, or say output='latent'")
     channels = None if vae is None else vae.config.get("latent_channels") or vae.config.get("z_dim")
-    if channels is not None and family.drawn[0] != channels:
+    if channels is not None and family.channels != channels:
         raise ValueError(
-            f"the denoiser takes {family.drawn[0]} channels and the VAE has {channels}: of pipelines that are given "
+            f"the denoiser takes {family.channels} channels and the VAE has {channels}: of pipelines that are given "
             "pictures, those that paint into one and those with a ControlNet are supported; else take the "
             "text-to-image one"
         )

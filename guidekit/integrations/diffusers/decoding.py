@@ -22,7 +22,7 @@ class Decoder:
 
     def __init__(self, vae: Any, family: Family, dtype: torch.dtype, most: int | None):
         self.vae, self.dtype, self.most = vae, dtype, most
-        self.latents, self.upcast, self.video = family.latents, family.upcast, family.frames is not None
+        self.latents, self.upcast, self.decode, self.shown = family.latents, family.upcast, family.decode, family.shown
 
     def __call__(self, x: Tensor) -> Tensor:
         done: list[Tensor] = []
@@ -50,8 +50,8 @@ class Decoder:
         if self.vae is None:
             return x
         if not _half(self.vae, self.upcast):
-            image = self.vae.decode(self.latents(x, self.vae).to(self.vae.dtype), return_dict=False)[0]
-            return self._finite(image.transpose(1, 2) if self.video else image, x)
+            image = self.decode(self.vae, self.latents(x, self.vae).to(self.vae.dtype))
+            return self._finite(self.shown(image), x)
         try:
             return self.vae.to(torch.float32).decode(self.latents(x.float(), self.vae), return_dict=False)[0]
         finally:
@@ -76,7 +76,7 @@ class Encoder:
     def __init__(self, vae: Any, family: Family, channels: int, most: int | None, device: torch.device):
         self.vae, self.most, self.device = vae, most, device
         self.state, self.upcast, self.video = family.state, family.upcast, family.frames is not None
-        self.drawn, self.pack = family.drawn, family.pack
+        self.drawn, self.pack, self.coded = family.drawn, family.pack, family.coded
         self.shape = channels, *(v * family.scale for v in family.size[-2:])
 
     @property
@@ -115,8 +115,7 @@ class Encoder:
         half = _half(self.vae, self.upcast)
         try:
             vae = self.vae.to(torch.float32) if half else self.vae
-            x = x.transpose(1, 2) if self.video else x  # videos have their channels first
-            return self.state(_mean(vae.encode(x.to(self.device, vae.dtype))), vae)
+            return self.state(_mean(vae.encode(self.coded(x).to(self.device, vae.dtype))), vae)
         finally:
             if half:
                 self.vae.to(torch.float16)

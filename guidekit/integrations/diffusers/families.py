@@ -27,14 +27,26 @@ class Family:
     pictures = False  # conditions may have pictures, by an IP-Adapter
     takes = "prompt_embeds"  # what a condition is called that is one tensor; "" where there is none
     default: tuple[int, int] | None = None  # pixels, where neither pipeline nor denoiser says
+    embedded: float | None = None  # the guidance scale of networks that take one, where none is given
     frames: int | None = None  # of a video, where the pipeline is not told; states then are (channels, frames, ...)
     states: torch.dtype | None = None  # the precision of the pipeline's states, where it is not the network's
+    out: torch.dtype | None = None  # that of predictions
 
     def __init__(self, net: Any, size: tuple[int, ...], guidance: float | None):
         self.net, self.size, self.guidance = net, size, guidance
         self.scale = 8  # pixels per latent, as the pipeline says
         self.shape: tuple[int, ...] = (getattr(net, "channels", net.config.in_channels), *size)
         self.drawn = self.shape
+        self.channels = self.shape[0]  # of latents
+
+    @classmethod
+    def scale_of(cls, net: Any, guidance: float | None) -> float | None:
+        """The guidance scale that the network takes as an input; None where it takes none."""
+        return (cls.embedded if guidance is None else guidance) if net.config.get("guidance_embeds") else None
+
+    def scales(self, x: Tensor) -> Tensor | None:
+        """The same for each row."""
+        return None if self.guidance is None else torch.full((len(x),), self.guidance, device=x.device)
 
     @classmethod
     def denoiser(cls, pipe: Any, net: Any) -> Any:
@@ -56,6 +68,14 @@ class Family:
     def prepare(self, scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(steps)
 
+    def skipped(self, strength: float, steps: int) -> int:
+        """The steps that pipelines of image to image leave out."""
+        return int(steps - steps * strength)
+
+    def guided(self, cond: Tensor, null: Tensor, scale: Any) -> Tensor:
+        """Classifier-free guidance, as the pipeline computes it."""
+        return null + scale * (cond - null)
+
     packed: Any = None  # makes packed latents of latents in space, where a family packs them
 
     def pack(self, noise: Tensor) -> Tensor:
@@ -75,6 +95,18 @@ class Family:
         """States from what the VAE encodes: the inverse of `latents`."""
         shift = getattr(vae.config, "shift_factor", None) if self.shift else None
         return self.pack((z if shift is None else z - shift) * vae.config.scaling_factor)
+
+    def decode(self, vae: Any, z: Tensor) -> Tensor:
+        """What the VAE makes of latents."""
+        return vae.decode(z, return_dict=False)[0]
+
+    def coded(self, pictures: Tensor) -> Tensor:
+        """Pictures as the VAE takes them: videos with their channels first."""
+        return pictures if self.frames is None else pictures.transpose(1, 2)
+
+    def shown(self, decoded: Tensor) -> Tensor:
+        """The inverse."""
+        return decoded if self.frames is None else decoded.transpose(1, 2)
 
 
 class Plain(Family):
@@ -110,6 +142,9 @@ class StableDiffusion(Family):
         rate = torch.exp(torch.arange(dim // 2) * -(torch.log(torch.tensor(10000.0)) / (dim // 2 - 1)))
         wave = w * rate
         return torch.cat([wave.sin(), wave.cos()])[None].expand(rows, dim).to(like)
+
+    def skipped(self, strength: float, steps: int) -> int:
+        return steps - int(steps * strength)
 
     def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
         seen, unseen, options = looked(self.net, pipe, len(negatives), options)
@@ -173,27 +208,26 @@ class StableDiffusion3(Family):
 
     def prepare(self, scheduler: Any, steps: int) -> None:
         length = self.size[0] * self.size[1] // self.net.config.patch_size**2
-        mu = {"mu": _shift(scheduler, length, 1.16)} if scheduler.config.get("use_dynamic_shifting") else {}
+        mu = {"mu": linear_shift(scheduler, length, 1.16)} if scheduler.config.get("use_dynamic_shifting") else {}
         scheduler.set_timesteps(steps, **mu)
 
 
 class Flux(Family):
     """FluxTransformer2DModel: states are packed, (tokens, channels), two by two latents a token."""
 
+    embedded = 3.5
+
     def __init__(self, net: Any, size: tuple[int, ...], guidance: float | None):
         size = (2 * (size[0] // 2), 2 * (size[1] // 2))
-        super().__init__(net, size, 3.5 if guidance is None and net.config.get("guidance_embeds") else guidance)
+        super().__init__(net, size, self.scale_of(net, guidance))
         channels = getattr(net, "channels", net.config.in_channels)
-        self.drawn = (channels // 4, *size)
+        self.drawn, self.channels = (channels // 4, *size), channels // 4
         self.shape = (size[0] * size[1] // 4, channels)
 
     def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
         assert cond is not None
-        guidance = (
-            torch.full((len(x),), self.guidance or 0.0, device=x.device) if self.net.config.guidance_embeds else None
-        )
         return self.net(
-            **self.placed(x, t, cond), guidance=guidance, pooled_projections=cond["pooled_prompt_embeds"],
+            **self.placed(x, t, cond), guidance=self.scales(x), pooled_projections=cond["pooled_prompt_embeds"],
             return_dict=False,
         )[0]  # fmt: skip
 
@@ -210,17 +244,12 @@ class Flux(Family):
 
     def encode(self, pipe: Any, prompts: Any, negatives: list, options: dict[str, Any]) -> tuple[Encoded, Encoded]:
         names = ("prompt_embeds", "pooled_prompt_embeds")
-        where: dict[str, Any] = {"prompt_2": None, "device": pipe._execution_device}
-        given = {k: v for k, v in options.items() if k.startswith("negative_")}
-        options = {k: v for k, v in options.items() if k not in given}
-        away = {k.removeprefix("negative_"): v for k, v in given.items()}
-        rest = {k: v for k, v in options.items() if k not in names}
-        cond = pipe.encode_prompt(prompts, **where | options)[:2]
-        null = pipe.encode_prompt(None if away else [n or "" for n in negatives], **where | rest | away)[:2]
+        given = {"prompt_2": None, "device": pipe._execution_device} | options
+        cond, null = (found[:2] for found in twice(pipe.encode_prompt, prompts, negatives, given, names))
         return dict(zip(names, cond, strict=True)), dict(zip(names, null, strict=True))
 
     def prepare(self, scheduler: Any, steps: int) -> None:
-        mu = _shift(scheduler, self.shape[0], 1.15)
+        mu = linear_shift(scheduler, self.shape[0], 1.15)
         if scheduler.config.get("use_flow_sigmas"):
             scheduler.set_timesteps(steps, mu=mu)
         else:
@@ -286,7 +315,7 @@ class PixArt(Family):
 class Sana(Family):
     """SanaTransformer2DModel, whose states are in float32."""
 
-    shift, states = False, torch.float32
+    shift, states, out = False, torch.float32, torch.float32
 
     def __call__(self, x: Tensor, t: Tensor, cond: Encoded | None) -> Tensor:
         assert cond is not None
@@ -392,31 +421,20 @@ class Stages:
         return net(hidden_states=hidden_states, timestep=timestep, **inputs)
 
 
-FAMILIES: dict[str, type[Family]] = {
-    "UNet2DModel": Plain,
-    "UNet2DConditionModel": StableDiffusion,
-    "SD3Transformer2DModel": StableDiffusion3,
-    "FluxTransformer2DModel": Flux,
-    "ChromaTransformer2DModel": Chroma,
-    "PixArtTransformer2DModel": PixArt,
-    "SanaTransformer2DModel": Sana,
-    "DiTTransformer2DModel": DiT,
-    "WanTransformer3DModel": Wan,
-}
-
-
-def family_of(net: Any) -> type[Family]:
-    """How this denoiser is called; torch.compile's wrapper does not matter."""
-    name = type(getattr(net, "_orig_mod", net)).__name__
-    if name not in FAMILIES:
-        raise ValueError(f"{name} is not a denoiser that is known here; {', '.join(FAMILIES)} are")
-    pooled = name == "UNet2DConditionModel" and net.config.get("addition_embed_type") == "text_time"
-    return StableDiffusionXL if pooled else FAMILIES[name]
-
-
 def _words(negatives: list) -> list[str] | None:
     """Negative prompts as encode_prompt takes them; None leaves it to the pipeline what that is."""
     return None if all(n is None for n in negatives) else [n or "" for n in negatives]
+
+
+def twice(
+    encode: Any, prompts: Any, negatives: list, options: dict[str, Any], names: tuple[str, ...]
+) -> tuple[tuple, tuple]:
+    """What a pipeline that encodes one list of texts makes of the prompts, and of the negative prompts; `names` are the
+    options in which a prompt comes that is encoded already."""
+    away = {k.removeprefix("negative_"): v for k, v in options.items() if k.startswith("negative_")}
+    given = {k: v for k, v in options.items() if not k.startswith("negative_")}
+    rest = {k: v for k, v in given.items() if k not in names}
+    return encode(prompts, **given), encode(None if away else [n or "" for n in negatives], **rest | away)
 
 
 def _pooled(found: tuple[Tensor, ...]) -> tuple[Encoded, Encoded]:
@@ -431,7 +449,7 @@ def _masked(text: Tensor, mask: Tensor) -> Encoded:
     return {"prompt_embeds": text, "prompt_attention_mask": mask}
 
 
-def _shift(scheduler: Any, length: int, most: float) -> float:
+def linear_shift(scheduler: Any, length: int, most: float) -> float:
     """The shift of a flow's times, linear in the number of tokens."""
     get = scheduler.config.get
     low, high = get("base_image_seq_len", 256), get("max_image_seq_len", 4096)

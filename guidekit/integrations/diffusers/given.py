@@ -131,7 +131,8 @@ def with_pictures(
 def _paints(pipe: Any, net: Any) -> bool:
     """Whether the denoiser sees more than it predicts, in a pipeline that is given a mask."""
     takes, makes = net.config.get("in_channels"), net.config.get("out_channels")
-    return hasattr(pipe, "mask_processor") and takes is not None and makes is not None and takes > makes
+    known = type(getattr(net, "_orig_mod", net)).__name__ in CONTROLLED
+    return known and hasattr(pipe, "mask_processor") and takes is not None and makes is not None and takes > makes
 
 
 def _check_control(pipe: Any, net: Any, name: str, image: Any, mask: Any) -> None:

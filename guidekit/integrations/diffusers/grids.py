@@ -27,8 +27,6 @@ class Grids:
 
     def __init__(self, scheduler: Any, prepare: Callable[[Any, int], None], options: dict[str, Any]):
         name = type(scheduler).__name__
-        if str(scheduler.config.get("variance_type") or "").startswith("learned"):
-            raise ValueError(f"{name} with a learned variance is not supported; take variance_type='fixed_small'")
         if name.startswith("KDPM2"):
             raise ValueError(
                 f"{name} evaluates between its noise levels and is not supported; take HeunDiscreteScheduler"
@@ -43,6 +41,7 @@ class Grids:
         first = self.stepper(10)
         self.table: Table = table(self.scheduler, *first.levels[0])
         self.predicts = _predicts(self.scheduler, self.table)
+        self.spreads = first.neutral is not None
         self.noisy = any(c > 0 for *_, c in first.affine)
 
     def identity(self) -> dict[str, Any]:

@@ -158,6 +158,8 @@ def step_hook(
                 "which a hook cannot give it: use gk.sample with gk.from_diffusers(pipe)"
             )
     model = from_diffusers(pipe, **options)
+    if model.process.grids.spreads:
+        raise ValueError("step_hook takes no learned variance: use gk.sample with gk.from_diffusers(pipe)")
     if model.family.labels:
         raise ValueError(f"{type(pipe).__name__} doubles its rows; use gk.sample with gk.from_diffusers(pipe)")
     hook, scheduler, kind = Hook(model, guides, reward, groups, seed), pipe.scheduler, type(pipe.scheduler)

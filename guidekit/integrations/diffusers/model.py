@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.describe import describe
-from ...models.base import Condition, Encoded, Model
+from ...models.base import Condition, Encoded, Mixed, Model
 from .decoding import Decoder
 from .families import Family, Plain
 from .grids import Grids
@@ -32,20 +32,31 @@ class DiffusersModel(Model):
         process = Scheduled(grids.table, grids=grids)
         super().__init__(family, process, family.shape, decode, device=device)
         self.net_dtype = getattr(family.net, "dtype", None) or self.net_dtype  # that of most, where some are kept finer
-        grids.out = self.net_dtype or torch.float32
-        grids.dtype = family.states or grids.out
-        self.solver, self._null = Scheduler(grids.name, grids.noisy), null
+        grids.out = family.out or self.net_dtype or torch.float32
+        grids.dtype = family.states or self.net_dtype or torch.float32
+        self.solver, self._null = Scheduler(grids.name, grids.noisy, grids.spreads), null
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         seen, timestep = self.process.grids.seen(x, t)
-        return self.process.clean_of(self._forward(seen, timestep, cond, self.shape), x, t)
+        if not self.process.grids.spreads:
+            return self.process.clean_of(self._forward(seen, timestep, cond, self.shape), x, t)
+        channels, *rest = self.shape
+        out, self.spread = self._forward(seen, timestep, cond, (2 * channels, *rest)).chunk(2, 1)
+        return self.process.clean_of(out, x, t)
+
+    def mixed(self, x: Tensor, times: Mixed, cond: Encoded) -> Tensor:
+        parts = list(times.parts())
+        seen, steps = zip(*(self.process.grids.seen(x[rows], t) for t, rows in parts), strict=True)
+        told = Mixed(tuple((step, len(own)) for step, own in zip(steps, seen, strict=True)))
+        out = self._forward(torch.cat(seen), told, cond, self.shape)
+        return torch.cat([self.process.clean_of(out[rows], x[rows], t) for t, rows in parts])
 
     def guided(self, x: Tensor, t: float, cond: Tensor, null: Tensor, scale: float | Tensor) -> Tensor:
-        """The tilt of classifier-free guidance by the pipeline's formula, u + w (c - u) of its network's outputs."""
+        """The tilt of classifier-free guidance by the pipeline's formula of its network's outputs."""
         if isinstance(scale, float) and scale == 1:
             return super().guided(x, t, cond, null, scale)
         c, u = (self.process.output(d, x, t).to(self.process.grids.out) for d in (cond, null))
-        return self.process.clean_of(u + scale * (c - u), x, t) - cond
+        return self.process.clean_of(self.family.guided(c, u, scale), x, t) - cond
 
     def noise(self, n: int, generator: Any = None, steps: int = 50, groups: int = 1) -> Tensor:
         """The noise of a whole run as the pipeline would draw it from this generator, for `gk.sample(noise=...)`.
@@ -63,6 +74,16 @@ class DiffusersModel(Model):
             none = torch.zeros(rows, *self.shape, device=self.device)
             chain.append((none if dtype is None else randn_tensor(none.shape, generator, self.device, kind)).to(first))
         return torch.stack([c.to(self.dtype) for c in chain]) if len(chain) > 1 else chain[0]
+
+    def level(self, strength: float, steps: int) -> float:
+        """The time at which a pipeline of image to image begins:
+
+        gk.sample(base, 4, steps=30, cond="a cat", guides=[gk.CFG(7.5), gk.StartFrom(picture, base.level(0.6, 30))])
+        """
+        if not 0 < strength <= 1 or (left := self.family.skipped(strength, steps)) >= steps:
+            raise ValueError(f"strength={strength}: a share of {steps} steps, in (0, 1], of which one at least is left")
+        grids = self.process.grids
+        return grids.times(steps)[left * getattr(grids.scheduler, "order", 1)]
 
     def decoder(self, vae: Any, most: int | None = None) -> Decoder:
         """States -> pictures by another VAE of the same latents, like AutoencoderTiny; `most` at a time."""

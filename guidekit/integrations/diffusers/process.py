@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...process import Gaussian, Normal
@@ -26,6 +27,7 @@ class Scheduler(Solver):
 
     name: str
     noisy: bool
+    spreads: bool = False
     _: KW_ONLY
     times: Any = "uniform"
 
@@ -40,14 +42,29 @@ class Scheduler(Solver):
 
 
 class Kernel:
-    """One step of the scheduler: N(mean, c^2) given what it remembers; c = 0 is a point mass.
+    """One step of the scheduler: N(mean, c^2) given what it remembers; c = 0 is a point mass. The network may say the
+    variance of each number, by its `spread` (Nichol and Dhariwal, 2021, https://arxiv.org/abs/2102.09672).
 
     predictions   the newest one, and what the scheduler remembers; after a step `history` is what the next one will
                   need besides its own prediction
     """
 
-    def __init__(self, process: Scheduled, x: Tensor, predictions: tuple[Tensor, ...], place: Place, move: Move):
+    def __init__(
+        self,
+        process: Scheduled,
+        x: Tensor,
+        predictions: tuple[Tensor, ...],
+        place: Place,
+        move: Move,
+        spread: Tensor | None = None,
+    ):
+        if process.grids.spreads and spread is None:
+            raise ValueError(
+                f"{process.grids.name} with a learned variance needs what the network says of it, which is not known "
+                "here: take solver=gk.solvers.DDPM()"
+            )
         self.process, self.x, self.predictions, self.place, self.move = process, x, predictions, place, move
+        self.spread = spread
         self.history: tuple[Tensor, ...] = ()
 
     @property
@@ -63,15 +80,18 @@ class Kernel:
         (stepper, index), (clean, *memory) = self.place, self.predictions
         grids = self.process.grids
         out = self.process.output(clean, self.x, self.move.t).to(grids.out)
-        x, self.history = stepper.step(index, self.x.to(grids.dtype), out, tuple(memory), noise)
+        x, self.history = stepper.step(index, self.x.to(grids.dtype), out, tuple(memory), noise, self.spread)
         return x.to(self.x.dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; mean, c^2), one float64 per row."""
         if not self.random:
             raise ValueError(f"a deterministic step has no log-probability; {WEIGHTED}")
-        z = (x - self.mean).double().div_(self.move.c).reshape(len(x), -1)
-        return -0.5 * z.square().sum(1) - z.shape[1] * (math.log(self.move.c) + 0.5 * math.log(2 * math.pi))
+        c = torch.full((len(x), 1), self.move.c, dtype=torch.float64, device=x.device)
+        if self.spread is not None:
+            c = self.place[0].deviation(self.place[1], self.spread).flatten(1)
+        z = (x - self.mean).double().flatten(1) / c
+        return -0.5 * z.square().sum(1) - c.log().expand_as(z).sum(1) - 0.5 * z.shape[1] * math.log(2 * math.pi)
 
     def correction(self, p: Kernel, x: Tensor) -> Tensor:
         """log p(x)/q(x), one float64 per row."""
@@ -105,9 +125,11 @@ class Scheduled(Gaussian):
         start = self.grids.start(noise, t)
         return super().prior(noise, t) if start is None else start
 
-    def kernel(self, x: Tensor, predictions: tuple[Tensor, ...], move: Move) -> Kernel | Normal:  # type: ignore[override]
+    def kernel(  # type: ignore[override]
+        self, x: Tensor, predictions: tuple[Tensor, ...], move: Move, spread: Tensor | None = None
+    ) -> Kernel | Normal:
         place = self.grids.place(move)
-        return Normal(x, predictions, move) if place is None else Kernel(self, x, predictions, place, move)
+        return Normal(x, predictions, move) if place is None else Kernel(self, x, predictions, place, move, spread)
 
     def output(self, clean: Tensor, x: Tensor, t: float) -> Tensor:
         """What the network would have to return for this clean mean, in float64: (d - A x) / B."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+_NEUTRAL = {"learned": 1.0, "learned_range": 0.0}  # of kinds of variance that the network says
 _UNIT = 1e-6  # what is small enough for no clipping
 
 
@@ -70,6 +71,8 @@ class Stepper:
         if hasattr(scheduler, "is_scale_input_called"):
             scheduler.is_scale_input_called = True
         self.timesteps = list(scheduler.timesteps)
+        # stands for what the network says of the variance, where that does not matter; None where it says nothing
+        self.neutral = _NEUTRAL.get(str(scheduler.config.get("variance_type")))
         self.points: list[Point] = []
         self._drive()
         self.levels = [self._level(i) for i in range(len(self.points))]
@@ -90,16 +93,34 @@ class Stepper:
         return other
 
     def step(
-        self, index: int, x: Tensor, out: Tensor, memory: tuple[Tensor, ...], noise: Tensor | None
+        self,
+        index: int,
+        x: Tensor,
+        out: Tensor,
+        memory: tuple[Tensor, ...],
+        noise: Tensor | None,
+        spread: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """x_s, and what the scheduler then remembers."""
-        worker = self.copy(index, memory)
+        worker, out = self.copy(index, memory), self._whole(out, spread)
         with Noise(noise):
             x_s = worker.step(out, self.timesteps[index], x, return_dict=False, **self.options)[0]
         kept: list[Tensor] = []
         if index + 1 < len(self.points) and self.points[index + 1].memory:
             _emptied(vars(worker), x.shape, kept)
         return x_s, tuple(kept)
+
+    def deviation(self, index: int, spread: Tensor) -> Tensor:
+        """The standard deviation of a step, for each number of the state, in float64."""
+        spread = spread.double()
+        zeros = torch.zeros_like(spread)
+        return self.step(index, zeros, zeros, (), torch.ones_like(zeros), spread)[0]
+
+    def _whole(self, out: Tensor, spread: Tensor | None) -> Tensor:
+        """What a network returns: its prediction, and behind its channels what it says of the variance, if it does."""
+        if self.neutral is None:
+            return out
+        return torch.cat([out, torch.full_like(out, self.neutral) if spread is None else spread.to(out)], 1)
 
     def scale(self, index: int, x: Tensor) -> Tensor:
         """What the network sees of x."""
@@ -126,7 +147,7 @@ class Stepper:
             kept: list[Tensor] = []
             before = _emptied(vars(worker), x.shape, kept)
             with Noise(None) as drawn:
-                worker.step(x, t, x, return_dict=False, **self.options)
+                worker.step(self._whole(x, None), t, x, return_dict=False, **self.options)
             if drawn.count > 1:
                 raise ValueError(f"{type(worker).__name__} draws noise {drawn.count} times a step; take another")
             self.points.append(Point(t, before, len(kept), drawn.drawn))

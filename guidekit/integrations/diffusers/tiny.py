@@ -1,27 +1,30 @@
 """Small pipelines with random weights, of the real classes, to try things out offline: they run in a second.
 
     pipe = tiny("sd")          # also "sdxl", "sd3", "flux", "chroma", "pixart", "sana", "dit", "ddpm", "wan",
+                               # "qwen", "z_image", "flux2", "klein" (Flux 2), "ltx", "hunyuan",
                                # "inpaint", "inpaint_xl", "inpaint_sd3", "fill" (Flux),
                                # "controlnet", "controlnet_xl", "controlnet_sd3", "controlnet_flux"
 
-Pictures are 32 x 32 noise. Videos are as large as those of Wan: say height=32, width=32, num_frames=5. Everything else
+Pictures are 32 x 32 noise, but for those of Flux, Qwen, Z-Image and Flux 2, and videos, which are as large as those of
+the large pipelines: say height=32, width=32, and num_frames=5. Everything else
 (prompts, schedulers, attention, saving) is as in the large ones.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from rewards.base import needs
 
+from . import tiny_newer
+from .tiny_parts import clip, t5, tokenizer, vae
+
 NAMES = (
     *("sd", "sdxl", "sd3", "flux", "chroma", "pixart", "sana", "dit", "ddpm", "wan"),
+    *tiny_newer.MAKERS,
     *("inpaint", "inpaint_xl", "inpaint_sd3", "fill"),
     *("controlnet", "controlnet_xl", "controlnet_sd3", "controlnet_flux"),
 )
@@ -45,14 +48,14 @@ def tiny(name: str = "sd", scheduler: Any = None, seed: int = 0) -> Any:
 
 def _sd(d: Any, scheduler: Any) -> Any:
     return d.StableDiffusionPipeline(
-        _vae(d), _clip(), _tokenizer(), _unet(d), scheduler or d.PNDMScheduler(**_SD, skip_prk_steps=True),
+        vae(d), clip(), tokenizer(), _unet(d), scheduler or d.PNDMScheduler(**_SD, skip_prk_steps=True),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
 
 def _inpaint(d: Any, scheduler: Any) -> Any:
     return d.StableDiffusionInpaintPipeline(
-        _vae(d), _clip(), _tokenizer(), _unet(d, in_channels=9), scheduler or d.DDIMScheduler(**_SD, clip_sample=False),
+        vae(d), clip(), tokenizer(), _unet(d, in_channels=9), scheduler or d.DDIMScheduler(**_SD, clip_sample=False),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
@@ -120,9 +123,9 @@ def _filled(net: Any, *zeros: Any) -> Any:
 
 
 def _sdxl(d: Any, scheduler: Any) -> Any:
-    token = _tokenizer()
+    token = tokenizer()
     return d.StableDiffusionXLPipeline(
-        _vae(d), _clip(), _clip(projected=True), token, token, _unet(d, **_XL),
+        vae(d), clip(), clip(projected=True), token, token, _unet(d, **_XL),
         scheduler or d.EulerDiscreteScheduler(**_SD), add_watermarker=False,
     )  # fmt: skip
 
@@ -135,11 +138,11 @@ def _mmdit(d: Any, **channels: int) -> Any:
 
 
 def _sd3(d: Any, scheduler: Any, net: Any = None, latents: int = 4) -> Any:
-    net, token = net or _mmdit(d, in_channels=4, out_channels=4), _tokenizer()
-    vae = _vae(d, shift_factor=0.06, latent_channels=latents)
+    net, token = net or _mmdit(d, in_channels=4, out_channels=4), tokenizer()
+    coder = vae(d, shift_factor=0.06, latent_channels=latents)
     return d.StableDiffusion3Pipeline(
-        net, scheduler or d.FlowMatchEulerDiscreteScheduler(shift=3.0), vae,
-        _clip(projected=True), token, _clip(projected=True), token, None, None,
+        net, scheduler or d.FlowMatchEulerDiscreteScheduler(shift=3.0), coder,
+        clip(projected=True), token, clip(projected=True), token, None, None,
     )  # fmt: skip
 
 
@@ -151,9 +154,9 @@ def _dit_of_flux(d: Any, **channels: int) -> Any:
 
 
 def _flux(d: Any, scheduler: Any, net: Any = None) -> Any:
-    net, token = net or _dit_of_flux(d, in_channels=16), _tokenizer()
+    net, token = net or _dit_of_flux(d, in_channels=16), tokenizer()
     flow = d.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    return d.FluxPipeline(scheduler or flow, _vae(d, shift_factor=0.06), _clip(), token, _t5(), token, net)
+    return d.FluxPipeline(scheduler or flow, vae(d, shift_factor=0.06), clip(), token, t5(), token, net)
 
 
 def _pixart(d: Any, scheduler: Any) -> Any:
@@ -161,7 +164,7 @@ def _pixart(d: Any, scheduler: Any) -> Any:
         sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=4, in_channels=4,
         out_channels=8, cross_attention_dim=32, caption_channels=32, use_additional_conditions=False,
     )  # fmt: skip
-    return d.PixArtSigmaPipeline(_tokenizer(), _t5(), _vae(d), net, scheduler or d.DPMSolverMultistepScheduler())
+    return d.PixArtSigmaPipeline(tokenizer(), t5(), vae(d), net, scheduler or d.DPMSolverMultistepScheduler())
 
 
 def _chroma(d: Any, scheduler: Any) -> Any:
@@ -171,7 +174,7 @@ def _chroma(d: Any, scheduler: Any) -> Any:
         approximator_layers=1,
     )  # fmt: skip
     flow = d.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    return d.ChromaPipeline(scheduler or flow, _vae(d, shift_factor=0.06), _t5(), _tokenizer(), net)
+    return d.ChromaPipeline(scheduler or flow, vae(d, shift_factor=0.06), t5(), tokenizer(), net)
 
 
 def _sana(d: Any, scheduler: Any) -> Any:
@@ -198,7 +201,7 @@ def _sana(d: Any, scheduler: Any) -> Any:
         num_key_value_heads=2, head_dim=16, bos_token_id=512, eos_token_id=513, pad_token_id=513,
     )  # fmt: skip
     flow = d.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return d.SanaPipeline(_tokenizer(), transformers.Gemma2Model(text), vae, net, scheduler or flow)
+    return d.SanaPipeline(tokenizer(), transformers.Gemma2Model(text), vae, net, scheduler or flow)
 
 
 def _dit(d: Any, scheduler: Any) -> Any:
@@ -206,7 +209,7 @@ def _dit(d: Any, scheduler: Any) -> Any:
         sample_size=16, num_layers=2, patch_size=4, attention_head_dim=8, num_attention_heads=4, in_channels=4,
         out_channels=8, num_embeds_ada_norm=1000,
     )  # fmt: skip
-    return d.DiTPipeline(net, _vae(d), scheduler or d.DDIMScheduler(clip_sample=False), id2label={0: "a", 1: "b"})
+    return d.DiTPipeline(net, vae(d), scheduler or d.DDIMScheduler(clip_sample=False), id2label={0: "a", 1: "b"})
 
 
 def _ddpm(d: Any, scheduler: Any) -> Any:
@@ -224,14 +227,14 @@ def _wan(d: Any, scheduler: Any) -> Any:
     )  # fmt: skip
     vae = d.AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
     flow = d.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    return d.WanPipeline(_tokenizer(), _t5(many=True), vae, scheduler or flow, net)
+    return d.WanPipeline(tokenizer(), t5(many=True), vae, scheduler or flow, net)
 
 
 _MAKERS: dict[str, Callable] = {
     "sd": _sd, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "chroma": _chroma, "pixart": _pixart, "sana": _sana,
     "dit": _dit, "ddpm": _ddpm, "wan": _wan, "inpaint": _inpaint, "inpaint_xl": _inpaint_xl,
     "inpaint_sd3": _inpaint_sd3, "fill": _fill, "controlnet": _controlnet, "controlnet_xl": _controlnet_xl,
-    "controlnet_sd3": _controlnet_sd3, "controlnet_flux": _controlnet_flux,
+    "controlnet_sd3": _controlnet_sd3, "controlnet_flux": _controlnet_flux, **tiny_newer.MAKERS,
 }  # fmt: skip
 _XL: dict[str, Any] = {
     "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "cross_attention_dim": 64,
@@ -248,51 +251,3 @@ def _unet(d: Any, **extra: Any) -> Any:
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     }  # fmt: skip
     return d.UNet2DConditionModel(**given | extra)
-
-
-def _vae(d: Any, **extra: Any) -> Any:
-    return d.AutoencoderKL(
-        block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1, sample_size=32,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        **{"latent_channels": 4} | extra,
-    )  # fmt: skip
-
-
-def _clip(projected: bool = False) -> Any:
-    import transformers
-
-    config = transformers.CLIPTextConfig(
-        vocab_size=514, hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
-        projection_dim=32, bos_token_id=512, eos_token_id=513, pad_token_id=513,
-    )  # fmt: skip
-    return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(config)
-
-
-def _t5(many: bool = False) -> Any:
-    """`many` languages: UMT5."""
-    import transformers
-
-    size: dict[str, Any] = {"vocab_size": 514, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
-    if many:
-        return transformers.UMT5EncoderModel(transformers.UMT5Config(**size))
-    return transformers.T5EncoderModel(transformers.T5Config(**size))
-
-
-def _tokenizer() -> Any:
-    """Letters as tokens, each with and without the end of a word."""
-    import transformers
-
-    letters = [*(c for i, c in sorted(_letters().items()))]
-    words = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    with tempfile.TemporaryDirectory() as folder:
-        vocab, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
-        vocab.write_text(json.dumps({w: i for i, w in enumerate(words)}))
-        merges.write_text("#version: 0.2\n")
-        return transformers.CLIPTokenizer(str(vocab), str(merges), model_max_length=77)
-
-
-def _letters() -> dict[int, str]:
-    """A printable letter for every byte."""
-    plain = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-    others = (b for b in range(256) if b not in plain)
-    return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}

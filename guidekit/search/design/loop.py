@@ -6,7 +6,8 @@ r"""The design loop: propose many samples, let a surrogate choose among them, as
 
 Every distinct sample is asked once, and the budget counts these calls. A batch is a twentieth of what is known, within
 `BATCH`: small while a call teaches much, and larger later. Nothing of what a round does depends on the budget, so a
-loop can be extended: the result is that of one that had the larger budget from the start.
+loop can be extended: the result is that of one that had the larger budget from the start. Over several processes all
+have the same memory and choose the same batch; they share the runs of the model and the calls.
 
 Random numbers are addressed by seed, round and proposal. With a folder, the same call resumes after the last complete
 round, with the same result, and asks nothing twice.
@@ -30,9 +31,10 @@ from tqdm.auto import tqdm
 
 from ... import random
 from ...engine.cost import Cost
-from ...engine.describe import describe
+from ...engine.describe import describe, weights
 from ...engine.result import Result, Trace
 from ...engine.scoring import Scorer
+from ...engine.world import world_of
 from ...errors import is_count
 from ...guides import Guide, StartFrom
 from ...models import Model
@@ -81,19 +83,21 @@ class Design:
     diversity: int | None = None
     distinct: int | None = None
     content: str | None = None
+    world: Any = None
     began: float = field(default_factory=time.perf_counter, init=False)
 
     def __post_init__(self) -> None:
         self._check()
+        self.world = world_of(self.world, self.model.device)
         self.learner = (
             self.surrogate if isinstance(self.surrogate, Surrogate) else Surrogate() if self.surrogate else None
         )
         domain = Domain.of(self.model, self.content, self.learner.features if self.learner else None)
         self.memory = Memory(domain, self.model, apart=self.distinct)
         of = (self.model, self.memory, self.guides, self.cond, self.solver, self.steps, self.batch_size)
-        self.study = Study(*of, reward=self.reward)
+        self.study = Study(*of, reward=self.reward, world=self.world)
         self.own = Cost()  # of the reward, apart from what the runs of the model cost
-        self.scorer = Scorer(self.own, self.model.device)
+        self.scorer = Scorer(self.own, self.model.device, world=self.world)
         self.trace, self.scaffolds = Trace(), None if self.diversity is None else Scaffolds(self.diversity)
         self.before, self.stale, self.ended = 0.0, 0, ""
         self.sources = self._sources()
@@ -209,12 +213,17 @@ class Design:
 
     def run(self) -> Result:
         """Rounds until the budget is spent."""
-        config = json.loads(json.dumps(self.described()))
-        self.log = Log.open(self.folder, config)
-        self._remember()
+        config, shown = json.loads(json.dumps(self.described())), self.progress and self.world.rank == 0
+        if self.world.size > 1:
+            networks = [*self.model.modules(), *networks_in(self.reward)]
+            self.world.agree(config | {"budget": describe(self.budget), "weights": weights(networks)})
+        self.log = self.world.first(lambda: Log.open(self.folder, config, self.world.rank == 0))
+        with self.world.together():
+            self._remember()
+        self.world.agree(("rounds in the folder", len(self.log.rounds)))
         if not self.log.rounds:
             self._begin()
-        with tqdm(total=self.budget.calls, disable=not self.progress, desc="evolve", unit=" calls") as bar:
+        with tqdm(total=self.budget.calls, disable=not shown, desc="evolve", unit=" calls") as bar:
             while (reason := self._over()) is None:
                 bar.update(self.memory.asked - bar.n)
                 self._round(len(self.log.rounds))
@@ -256,7 +265,7 @@ class Design:
             return f"rounds={budget.rounds} are done"
         if budget.rows is not None and self.study.cost.network_rows >= budget.rows:
             return f"rows={budget.rows} are spent"
-        if budget.seconds is not None and self.seconds >= budget.seconds:
+        if budget.seconds is not None and self.world.told(round(1e6 * self.seconds))[0] >= 1e6 * budget.seconds:
             return f"seconds={budget.seconds:g} have passed"
         if budget.target is not None and len(best) == self.wanted:
             worst = self.memory.calls[best[-1]].value
@@ -361,6 +370,7 @@ class Design:
             return
         first, number, domain = self.memory.asked, len(self.log.rounds), self.memory.domain
         texts = [domain.text(pool.samples[i], first + place) for place, i in enumerate(rows)]
+        self.world.agree(("the samples to be asked", texts))
         known = [self.log.known(first + place, text) for place, text in enumerate(texts)]
         new = [i for i, value in zip(rows, known, strict=True) if value is None]
         found = iter(self._scored(pool.batch(new)) if new else [])
@@ -371,7 +381,8 @@ class Design:
         calls = [Call(number, pool.sources[i], v, p) for i, v, p in zip(rows, values, said, strict=True)]
         numbered = zip(rows, calls, strict=True)
         lines = [line(domain, first + place, pool.samples[i], call) for place, (i, call) in enumerate(numbered)]
-        self.log.append(lines, first)
+        with self.world.together():
+            self.log.append(lines, first)
         self.memory.add(pool.batch(rows), [pool.x[i] for i in rows], calls)
 
     def _scored(self, samples: Any) -> list[float]:
@@ -407,7 +418,8 @@ class Design:
         """The round is over: its row in the trace and in the log."""
         self.trace.append(self._row(before, correlation, trusted, candidates))
         row = {"calls": self.memory.asked, "cut": cut, "seconds": self.seconds, "trace": self.trace[-1]}
-        self.log.end(self.memory, before, row | {"cost": [vars(self.study.cost) | {}, vars(self.own) | {}]})
+        with self.world.together():
+            self.log.end(self.memory, before, row | {"cost": [vars(self.study.cost) | {}, vars(self.own) | {}]})
 
     def _row(self, before: int, correlation: float, trusted: bool, candidates: int) -> dict[str, Any]:
         calls, best = self.memory.calls, self.memory.best(10)

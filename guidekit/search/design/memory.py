@@ -10,19 +10,20 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ... import random
 from ...engine.describe import difference
 from ...engine.result import with_nan, without_nan
-from ...engine.whole import unwritten, whole
+from ...engine.whole import check_writable, unwritten, whole
 from ...errors import CheckpointError
 from ...models import Model
 from .domain import Domain
@@ -154,35 +155,38 @@ class Memory:
 
 @dataclass
 class Log:
-    """The folder of a loop, or none."""
+    """The folder of a loop, or none; of several processes the one that leads writes it."""
 
     folder: Path | None
+    leads: bool = True
     rounds: list[dict[str, Any]] = field(default_factory=list)
     lines: list[dict[str, str]] = field(default_factory=list)  # of all calls in the file
 
     @staticmethod
-    def open(folder: str | Path | None, config: dict[str, Any]) -> Log:
-        log = Log(None if folder is None else Path(folder))
+    def open(folder: str | Path | None, config: dict[str, Any], leads: bool = True) -> Log:
+        log = Log(None if folder is None else Path(folder), leads)
         if log.folder is None:
             return log
-        log.folder.mkdir(parents=True, exist_ok=True)
         config, file = json.loads(json.dumps(config)), log.folder / "design.json"
+        if leads:
+            check_writable(file)
         if file.exists():
-            other = difference(json.loads(file.read_text(encoding="utf-8")), config)
+            other = difference(_loaded(file, _json), config)
             if other:
                 raise CheckpointError(
                     f"{folder} is of another search: {other[0]} was {other[1]!r:.80} and is {other[2]!r:.80} now; give "
                     "this one another folder, or delete that one"
                 )
             log._read()
-        _written(file, json.dumps(config, indent=1))
+        if leads:
+            _written(file, json.dumps(config, indent=1))
         return log
 
     def restore(self, memory: Memory, first: int) -> None:
         """Fill the memory with the calls of all complete rounds; so many samples were known before."""
         assert self.folder is not None or not self.rounds
         for number, row in enumerate(self.rounds):
-            states = load_file(self.folder / f"states-{number:04d}.safetensors")  # type: ignore[operator]
+            states = _loaded(self.folder / f"states-{number:04d}.safetensors", load_file)  # type: ignore[operator]
             part = self.lines[len(memory) - first : row["calls"]]
             calls = [Call(int(v["round"]), v["proposal"], float(v["value"]), float(v["predicted"])) for v in part]
             rows = iter(states["x"])
@@ -201,7 +205,7 @@ class Log:
         """Calls from this one on; those that the log has already are not written again."""
         new = lines[max(0, len(self.lines) - first) :]
         self.lines += new
-        if self.folder is None or not new:
+        if self.folder is None or not (new and self.leads):
             return
         file = self.folder / "calls.csv"
         begun = file.exists()
@@ -217,7 +221,7 @@ class Log:
     def end(self, memory: Memory, first: int, row: dict[str, Any]) -> None:
         """A round is complete: its row, and the states of what it asked, from this row of the memory on."""
         self.rounds.append(row)
-        if self.folder is None:
+        if self.folder is None or not self.leads:
             return
         own = range(first, len(memory))
         states = [x for i in own if (x := memory.states[i]) is not None]
@@ -232,7 +236,7 @@ class Log:
     def back(self) -> None:
         """Forget the last round, which a budget had cut short: it is made again, with its calls known."""
         self.rounds.pop()
-        if self.folder is not None:
+        if self.folder is not None and self.leads:
             self._write_rounds()
 
     def _write_rounds(self) -> None:
@@ -244,10 +248,10 @@ class Log:
         assert self.folder is not None
         file, rounds = self.folder / "calls.csv", self.folder / "rounds.json"
         if rounds.exists():
-            self.rounds = [with_nan(row) for row in json.loads(rounds.read_text(encoding="utf-8"))]
+            self.rounds = [with_nan(row) for row in _loaded(rounds, _json)]
         text = file.read_text(encoding="utf-8") if file.exists() else ""
         lines = text[: text.rfind("\n") + 1]
-        if lines != text:
+        if lines != text and self.leads:
             _written(file, lines)
         self.lines = list(csv.DictReader(lines.splitlines()))
         if self.rounds and self.rounds[-1]["calls"] > len(self.lines):
@@ -291,6 +295,21 @@ def measured(known: Any) -> tuple[list[str] | Any, list[float]]:
 
 
 _SAMPLE, _VALUE = ("sample", "smiles", "sequence"), ("value", "reward", "score", "y")
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _loaded(file: Path, load: Callable[[Path], Any]) -> Any:
+    """What a file of the folder holds."""
+    try:
+        return load(file)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{file} is missing or truncated ({error}). Give calls.csv of its folder as known= to a loop with another "
+            "folder, and no call is lost; or delete the folder to start anew"
+        ) from error
 
 
 def _written(file: Path, text: str) -> None:

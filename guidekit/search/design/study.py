@@ -13,6 +13,7 @@ from ...engine.checks import bound
 from ...engine.cost import Cost
 from ...engine.result import Result
 from ...engine.sample import sample
+from ...engine.world import Alone
 from ...guides import Guide
 from ...models import Model
 from ...solvers import Solver
@@ -37,6 +38,7 @@ class Study:
     cost: Cost = field(default_factory=Cost)
     left: float = math.inf  # calls of the budget, before what proposals ask of the reward by themselves
     short: bool = False  # whether a proposal of this round had to do with fewer
+    world: Alone = field(default_factory=Alone)  # the processes that share the runs of the model
 
     def allowed(self, calls: int) -> int:
         """How many of these calls a proposal may make by itself, so that one is left for what it proposes."""
@@ -74,6 +76,7 @@ class Study:
             solver=self.solver,
             seed=int(key),
             batch_size=self.batch_size,
+            world=self.world.over(n),
         )
         for name, value in vars(found.cost).items():
             if name != "seconds":
