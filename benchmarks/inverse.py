@@ -285,6 +285,7 @@ def restored(n: int, steps: int, count: int = 12) -> list[dict[str, Any]]:
         each = ByGroup([m.of(y) for y in m.simulate(truth, 1)])
         y = torch.stack([m.y for m in each.rewards]).repeat_interleave(n, 0)  # type: ignore[attr-defined]
         peer = deepinv.sampling.DDRM(Denoiser(model), sigmas=torch.linspace(1, 0, steps).numpy())
+        torch.manual_seed(0)
         with torch.no_grad():
             other = _psnr(peer(y, _physics(name, found[name]), seed=0).float().clamp(0, 1), truth, n)
         runs: dict[str, Any] = {"DDRM": steps, "DDRM, even in the noise level": even(steps)}
