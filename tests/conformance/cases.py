@@ -279,7 +279,7 @@ CASES = [
     ),
     Case("EpsilonScaling", lambda p: gk.EpsilonScaling(1.1), lambda p: gk.EpsilonScaling(1.0), "own", GAUSSIAN),
     Case(
-        "DynamicThresholding", lambda p: gk.DynamicThresholding(0.5, 0.8),
+        "DynamicThresholding", lambda p: gk.DynamicThresholding(0.5, 2.0),
         lambda p: gk.DynamicThresholding(0.5, 1e9), "own", GAUSSIAN, seldom=25,
     ),
     Case("ScoreCalibration", lambda p: shifted(p, 0.4), lambda p: shifted(p, 0.0), "own", GAUSSIAN, seldom=25),
