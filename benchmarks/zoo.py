@@ -116,11 +116,11 @@ def methods(reward: Any, n: int, alpha: float, tokens: bool) -> dict[str, tuple[
     return {
         "unguided": (n, []),
         f"best of {K}": (n, [gk.BestOfN(reward, K)]),
+        f"best of {2 * K}": (n, [gk.BestOfN(reward, 2 * K)]),
         "SVDD": (n, [gk.SVDD(reward, 0.0, K)]),
         "SVDD, weighted": (n, [gk.SVDD(reward, alpha, K), gk.Resample()]),
         "FK steering": (K * n, [gk.FKSteering(reward, alpha)]),
         **(parent if tokens else {}),
-        f"best of {2 * K}": (n, [gk.BestOfN(reward, 2 * K)]),
     }
 
 
@@ -157,7 +157,7 @@ _HEAD = """\
 Does steering give better samples than drawing more and keeping the best? This page compares them on the
 [bundled models](zoo.md) at equal cost: every method gets four times the network evaluations (NFE) of the unguided run.
 Two stand beside them: best-of-8 with eight times, and, for tokens, "SVDD by the parent" with those of the unguided run.
-Of molecules the NFE are fewer than that, for rows that are equal, or in which nothing is left to draw, are not evaluated.
+Of molecules the NFE are fewer than that: rows that are equal, or in which nothing is left to draw, are not evaluated.
 `python benchmarks/zoo.py` runs the comparison, writes `benchmarks/results/zoo.json` and makes this page from it.
 
 The guiding reward says little by itself, because it is what the method optimises. Look at the held-out measures, which
@@ -180,8 +180,8 @@ _TAIL = """\
   collapses onto near copies of a few images, most of which the judge does not take for sandals.
 * **Molecules: mostly it does not pay.** The unguided model draws good molecules often enough that best-of-4 beats plain
   SVDD. Weighted SVDD and FK steering are slightly better than best-of-4, but about half of their molecules are
-  duplicates. By the parent, SVDD needs a third of its evaluations for about the same reward, and is still behind best-of-4,
-  which needs few reward calls.
+  duplicates. By the parent, SVDD needs a third of its evaluations for about the same reward, and is still behind
+  best-of-4, which needs few reward calls.
 
 Steering also needs many more reward calls than best-of-4, as the last column shows. If your reward costs as much as the
 network, that matters more than the network evaluations."""
