@@ -14,8 +14,9 @@ of all statistics together; the bias and the central shares are those of log p(y
 is right.
 
 Pictures: test images of Fashion-MNIST, not seen in training, measured with noise 0.05. Residual is the root mean
-square of y - A x of single samples over the noise; PSNR is that of the mean of the samples; spread is the root mean
-square standard deviation of the samples over the root mean square error of their mean, ((n - 1)/(n + 1))^1/2
+square of y - A x of single samples over the noise; PSNR is that of the mean of the samples; features is the distance
+of single samples to the truth, as LPIPS measures it, in unit features of the classifier that judges; spread is the root
+mean square standard deviation of the samples over the root mean square error of their mean, ((n - 1)/(n + 1))^1/2
 if they are n draws of the posterior.
 
 Populations: the same of weighted particles, of which 4 draws are taken in three ways. DDRM: beside that of deepinv on
@@ -319,11 +320,20 @@ def judged(each: ByGroup, truth: Tensor, samples: Tensor, weights: Tensor, n: in
     mean = (w * x).sum(1)
     error = (mean - truth).square().flatten(1).mean(1)
     spread = (w * (x - mean[:, None]).square()).sum(1).flatten(1).mean(1)
+    far = (seen(samples).view(len(truth), n, -1) - seen(truth)[:, None]).norm(dim=-1)
     return {
         "residual": float((weights * residual).sum() / len(truth) / NOISE),
         "psnr": float((-10 * error.log10()).mean()),
+        "features": float((weights.view(-1, n) * far).sum(1).mean()),
         "spread": float(spread.mean().sqrt() / error.mean().sqrt()),
     }
+
+
+def seen(images: Tensor) -> Tensor:
+    """Features of images by the classifier that judges, of length 1."""
+    judge: Any = gk.zoo.network("fashion-judge")
+    with torch.no_grad():
+        return torch.nn.functional.normalize(judge.features(images.float()), dim=1)
 
 
 class Denoiser(torch.nn.Module):
@@ -437,7 +447,8 @@ def _text(line: dict[str, Any]) -> str:
 COLUMNS = {
     "mixture": {"mean": "mean", "covariance": "covariance", "sliced": "sliced Wasserstein", "seconds": "seconds"},
     "coverage": {"p": "p", "fit": "bias of the fit", "half": "within 50 %", "most": "within 90 %", "tarp": "p of TARP"},
-    "pictures": {"residual": "residual", "psnr": "PSNR", "spread": "spread", "rows": "rows", "seconds": "seconds"},
+    "pictures": {"residual": "residual", "psnr": "PSNR", "features": "features", "spread": "spread", "rows": "rows",
+                 "seconds": "seconds"},
     "populations": {"residual": "residual", "psnr": "PSNR", "spread": "spread", "rows": "rows"},
     "DDRM": {"psnr": "PSNR", "gain": "more than deepinv's", "error": "standard error"},
 }  # fmt: skip
