@@ -145,6 +145,7 @@ def linear_fit() -> Learned:
 TIMES = (11 / 12, 8 / 12, 6 / 12, 3 / 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", TIMES)
 def test_a_soft_value_is_alpha_log_mean_exp_of_the_reward_given_the_state(t: float):
     x = states(MIXTURE, t)
