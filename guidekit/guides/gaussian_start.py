@@ -56,7 +56,7 @@ class GaussianStart(Guide):
             2023,
             "2303.02490",
         ),
-        example="gk.GaussianStart(right.exact_sample(100), 0.7)",
+        example="gk.GaussianStart(other.exact_sample(100), 0.7)",
     )
 
     def bind(self, model: Model) -> Guide:

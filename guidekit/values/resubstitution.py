@@ -40,5 +40,4 @@ class Resubstitution:
             raise ValueError(f"Resubstitution fills in masks, and {process} has none; take gk.values.Tweedie")
         if view.t == 0 or view.before is None:
             return view.score(self.reward) if view.t == 0 else torch.full_like(view.zeros(), torch.nan)
-        x = torch.where(view.x >= process.V, process.clean(view.before, view.x), view.x)
-        return view.scorer(self.reward, view.decode(x), view.group)
+        return view.scorer(self.reward, view.decode(process.clean(view.before, view.x)), view.group)
