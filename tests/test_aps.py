@@ -131,3 +131,22 @@ def test_what_does_not_fit_is_said_before_the_network_is_called():
         gk.APS(measured(), E, rate=0)
     with pytest.raises(ValueError, match="is for tokens"):
         run(gk.APS(measured(), E), gk.analytic.GaussianMixture([1.0], [0.0], [1.0]))
+
+
+def test_a_sharp_measurement_is_followed_and_not_overshot():
+    """x + .4 y = 1.5 +- .2 of two numbers on a grid: a few large steps go past it."""
+    places = torch.linspace(-3.5, 3.5, 24)[:, None]
+    at = torch.stack(torch.meshgrid(places[:, 0], places[:, 0], indexing="ij"), -1)
+    law = gk.analytic.GaussianMixture([0.5, 0.5], [[-1.5, 1.0], [1.5, -1.0]], [0.7, 0.7])
+    table = gk.analytic.TokenTable(law.log_prob(at.view(-1, 2)).view(24, 24))
+    operator = lambda e: e[..., 0] @ torch.tensor([[1.0], [0.4]])  # noqa: E731
+    m = gk.Measurement(operator, torch.tensor([1.5]), 0.2)
+    near = {}
+    for name, guides in {
+        "plain": [],
+        "large": [gk.APS(m, places, iters=5, rate=0.3)],
+        "aps": [gk.APS(m, places)],
+    }.items():
+        x = gk.sample(table, 600, steps=12, guides=guides).x
+        near[name] = float((m.rest(places[x]).abs() < 0.6).double().mean())
+    assert near["aps"] > max(near["large"], near["plain"]) + 0.06, near  # a standard error is 0.02

@@ -49,15 +49,15 @@ class APS(Guide):
     embed        (V, d), the embedding of each token; None is one-hot rows
     scale        times the gradient, a number or a function of t
     iters        steps of mirror ascent
-    rate         their size, in (0, 1]
+    rate         their size, in (0, 1]: with larger ones a sharp likelihood overshoots, since g is of first order
     quantised    False takes the mean embedding itself
     """
 
     measurement: Any
     embed: Tensor | None = None
     scale: Scale = 1.0
-    iters: int = 5
-    rate: float = 0.3
+    iters: int = 60
+    rate: float = 0.05
     quantised: bool = True
 
     grad = "clean"
