@@ -86,6 +86,31 @@ def test_a_child_is_scored_with_what_was_said_of_its_parent():
     assert (view.x == 3).any() and not torch.equal(filled, torch.where(view.x == 3, view.clean, view.x))
 
 
+class Children(gk.SVDD):
+    """Keeps the children that it was shown at the third step, and what its value says of them."""
+
+    def log_weight(self, view: Any, memo: Any) -> Any:
+        if view.step.index == 3:
+            seen.append((view, self.value(view)))  # type: ignore[misc]
+        return super().log_weight(view, memo)
+
+
+def test_each_child_is_completed_by_its_own_parent():
+    """The network asked again about the survivors of the step before says what the children were scored with."""
+    p, before = PROBLEMS["masked"], {}
+    seen.clear()
+    guide = Children(p.reward, 0.0, 3, value=gk.values.Resubstitution(p.reward))
+    keep = lambda population, step: before.setdefault(step.index, (population.x, step.t))  # noqa: E731
+    gk.sample(p.model, 50, steps=5, cond=0, guides=[guide], callbacks=[keep], batch_size=20)
+    views, values = zip(*seen, strict=True)
+    x, found = torch.cat([v.x for v in views]), torch.cat(values)
+    parents, t = before[2]
+    said = p.model(parents, t, p.model.encode_all([0] * 50)).argmax(-1).repeat_interleave(3, 0)
+    filled = torch.where(x == 3, said, x)
+    assert torch.equal(found, p.reward(filled).double())
+    assert not torch.equal(found, p.reward(torch.where(x == 3, said.roll(3, 0), x)).double())
+
+
 @pytest.mark.parametrize("solver", [None, gk.solvers.FirstHitting()])
 @pytest.mark.parametrize("alpha", [0.7, 0.0])
 @pytest.mark.usefixtures("every_row")

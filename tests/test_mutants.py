@@ -350,6 +350,7 @@ MUTANTS = [
     ("relatives of the best", "search/design/memory.py", ".sum(1) >= apart).all())", ".sum(1) >= apart).any())", "tests/test_design.py::test_distinct_designs_differ_as_much_as_asked_and_the_loop_looks_for_them"),
     ("a ridge of noise times variance", "measurements/measurement.py", "max(self.noise**2 / variance, 1e-6)", "max(self.noise**2 * variance, 1e-6)", MEASURED + "::test_pigdm_adds_the_score_of_a_gaussian_with_unit_covariance"),
     ("a flow map that starts at the estimate", "values/flow_map.py", "x, times = view.x, torch", "x, times = view.clean, torch", "tests/test_lookaheads.py::test_a_flow_map_is_the_reward_at_the_end_of_the_flow[student-3]"),
+    ("children completed by the parent of others", "engine/run.py", "before = pop.predictions[0] if index", "before = pop.predictions[0].roll(1, 0) if index", "tests/test_lookaheads.py::test_each_child_is_completed_by_its_own_parent"),
     ("children made anew by their parent", "values/resubstitution.py", "process.clean(view.before, view.x)", "view.before.argmax(-1)", "tests/test_lookaheads.py::test_a_child_is_scored_with_what_was_said_of_its_parent"),
     ("the measurement of the first group for all", "measurements/measurement.py", "else y[group]", "else y[group * 0]", MEASURED + "::test_measurements_of_conditions_are_run_side_by_side"),
     ("the likelihood's gradient uphill", "values/likelihood.py", "slope = -((e - e.detach())", "slope = ((e - e.detach())", "tests/test_measurement.py::test_the_look_ahead_is_the_log_density_of_a_gaussian_with_its_gradient"),
