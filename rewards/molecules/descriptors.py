@@ -60,6 +60,11 @@ def canonical(smiles: Any) -> str | None:
     >>> canonical("OCC"), canonical("C1CC")
     ('CCO', None)
     """
+    return _canonical(smiles) if isinstance(smiles, str) else None
+
+
+@lru_cache(1 << 14)
+def _canonical(smiles: str) -> str | None:
     from rdkit import Chem
 
     mol = parsed(smiles)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random as python
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from rewards.molecules.descriptors import blocked, parsed
@@ -23,6 +24,7 @@ ORDERS = (0.6, 0.35, 0.05)  # of single, double and triple bonds to new atoms
 LARGEST_RING = 6
 RINGS = {3: 0.05, 4: 0.05, 5: 0.45, 6: 0.45}  # sizes of rings that are closed
 TRIES = 20
+PARENTS, CUTS = 1 << 10, 1 << 12  # that are remembered: good parents are drawn again and again
 
 
 def mutated(smiles: str, rng: python.Random) -> str | None:
@@ -46,7 +48,15 @@ def _tried(make: Callable[[], Any], parents: set[str]) -> str | None:
 
 
 def editable(smiles: str) -> Any:
-    """A graph whose hydrogens follow from the valences."""
+    """A graph of one's own whose hydrogens follow from the valences."""
+    from rdkit import Chem
+
+    return Chem.RWMol(_graph(smiles))
+
+
+@lru_cache(PARENTS)
+def _graph(smiles: str) -> Any:
+    """The same, shared."""
     from rdkit import Chem
 
     mol = Chem.RWMol(parsed(smiles))
@@ -225,38 +235,47 @@ class _Piece:
 
 
 def _crossover(first: str, second: str, rng: python.Random) -> Any:
-    a, b = editable(first), editable(second)
     cut = rng.choice((_acyclic_cut, _ring_cut))
-    pieces = [_pieces(mol, cut(mol, rng)) for mol in (a, b)]
+    pieces = [_pieces(smiles, cut(smiles, rng)) for smiles in (first, second)]
     return _joined(rng.choice(pieces[0]), rng.choice(pieces[1]), rng) if all(pieces) else None
 
 
-def _acyclic_cut(mol: Any, rng: python.Random) -> list[int]:
-    single = [b.GetIdx() for b in mol.GetBonds() if b.GetBondType() == _bond(1) and not b.IsInRing()]
-    return [rng.choice(single)] if single else []
+def _acyclic_cut(smiles: str, rng: python.Random) -> tuple[int, ...]:
+    single = _acyclic_bonds(smiles)
+    return (rng.choice(single),) if single else ()
 
 
-def _ring_cut(mol: Any, rng: python.Random) -> list[int]:
+def _ring_cut(smiles: str, rng: python.Random) -> tuple[int, ...]:
     """Two bonds of one ring, with one or two atoms of the ring between them."""
-    rings = mol.GetRingInfo().BondRings()
+    rings = _graph(smiles).GetRingInfo().BondRings()
     if not rings:
-        return []
+        return ()
     ring = rng.choice(rings)
     first = rng.randrange(len(ring))
-    return [ring[first], ring[(first + rng.choice((1, 2))) % len(ring)]]
+    return ring[first], ring[(first + rng.choice((1, 2))) % len(ring)]
 
 
-def _pieces(mol: Any, bonds: list[int]) -> list[_Piece]:
+@lru_cache(PARENTS)
+def _acyclic_bonds(smiles: str) -> list[int]:
+    """Single bonds outside of rings."""
+    return [b.GetIdx() for b in _graph(smiles).GetBonds() if b.GetBondType() == _bond(1) and not b.IsInRing()]
+
+
+@lru_cache(CUTS)
+def _pieces(smiles: str, bonds: tuple[int, ...]) -> list[_Piece]:
     """The two pieces into which a molecule falls without these bonds, or none."""
     from rdkit import Chem
 
+    if not bonds:
+        return []
+    mol = editable(smiles)
     ends = [(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in map(mol.GetBondWithIdx, bonds)]
     for pair in ends:
         if mol.GetBondBetweenAtoms(*pair) is not None:
             mol.RemoveBond(*pair)
     atoms: list[tuple[int, ...]] = []
     found = Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False, fragsMolAtomMapping=atoms)
-    if not bonds or len(found) != 2:
+    if len(found) != 2:
         return []
     lost = [a for pair in ends for a in pair]
     return [_Piece(m, tuple(own.index(a) for a in lost if a in own)) for m, own in zip(found, atoms, strict=True)]

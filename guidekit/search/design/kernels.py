@@ -80,7 +80,7 @@ class Counts:
 
 def _codes(row: Mapping[int, int]) -> np.ndarray:
     features, counts = (np.fromiter(v, np.int64, len(row)) for v in (row.keys(), row.values()))
-    level = np.concatenate([*(np.arange(n) for n in counts), np.zeros(0, np.int64)]).astype(np.int64)
+    level = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
     return np.sort(np.repeat(features, counts) * LEVELS + level)
 
 

@@ -58,6 +58,7 @@ class Memory:
     calls: list[Call] = field(default_factory=list)
     states: list[Tensor | None] = field(default_factory=list)
     names: dict[Hashable, int] = field(default_factory=dict)
+    unwritten: set[int] = field(default_factory=set)  # rows that the model cannot write, which are not read again
     apart: int | None = None  # parents are taken from samples that differ from each other at so many places
     features: Features | None = None
 
@@ -116,9 +117,11 @@ class Memory:
 
     def state(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """States (rows, *shape), and whether the model can write the sample; where it cannot, masks (or NaN)."""
-        unknown = [i for i in dict.fromkeys(rows) if self.states[i] is None]
+        unknown = [i for i in dict.fromkeys(rows) if self.states[i] is None and i not in self.unwritten]
         for i, x in zip(unknown, self._read(unknown), strict=True):
             self.states[i] = x
+            if x is None:
+                self.unwritten.add(i)
         found = [self.states[i] for i in rows]
         blank = self._blank()
         x = torch.stack([blank if s is None else s for s in found]) if found else blank[None][:0]
@@ -135,6 +138,8 @@ class Memory:
     def _read(self, rows: Sequence[int]) -> list[Tensor | None]:
         if not rows:
             return []
+        if len(rows) > 1 and self.domain.texts:  # of texts any may be foreign, and a batch would be read in vain
+            return [x for i in rows for x in self._read([i])]
         try:
             return list(self.model.read(self.batch(rows)).cpu())
         except ValueError:
