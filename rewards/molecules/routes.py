@@ -54,7 +54,7 @@ class Routes(Molecule):
         finder.target_smiles = smiles
         finder.tree_search()
         finder.build_routes()
-        return float(finder.extract_statistics()["is_solved"])
+        return float(finder.extract_statistics()["number_of_solved_routes"] > 0)  # "is_solved" is of the best-ranked
 
 
 @lru_cache(1)
