@@ -12,6 +12,8 @@ steering or with SVDD (4 candidates) for quality. Written to benchmarks/results/
     quality      share of all samples that are different molecules with QED >= .6 and SA <= 4
     diversity    mean Tanimoto distance between the molecules of a drug
     distance     mean Tanimoto distance to the drug
+
+With several seeds, "deviation" has the standard deviations of these means over seeds.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ import argparse
 import csv
 import json
 import re
-from itertools import product
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -90,15 +92,25 @@ def judged(samples: list[str], drug: str, kept: str) -> dict[str, float]:
 
 def measured(task: str, n: int, seeds: int, steered: bool) -> dict[str, Any]:
     """Means over drugs and seeds."""
-    model, rows = gk.zoo.load(MODEL), []
+    model, rows = gk.zoo.load(MODEL), list[list[dict[str, float]]]()
     with (FOLDER / "data" / "fragments.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
-    for seed, row in product(range(seeds), table):
-        kept = parts(row, task, n, np.random.default_rng(seed))
-        rows.append(judged(drawn(model, kept, n, steered, seed), row["smiles"], query(row[task])))
-        print(task, row["name"], rows[-1], flush=True)
-    means = {k: round(sum(r[k] for r in rows) / len(rows), 4) for k in rows[0]}
-    return {"n": n, "seeds": seeds, **means}
+    for seed in range(seeds):
+        rows.append([])
+        for row in table:
+            kept = parts(row, task, n, np.random.default_rng(seed))
+            samples = drawn(model, kept, n, steered, seed)
+            rows[-1].append(judged(samples, row["smiles"], query(row[task])))
+            print(task, row["name"], rows[-1][-1], flush=True)
+    return {"n": n, "seeds": seeds, **summed(rows)}
+
+
+def summed(rows: list[list[dict[str, float]]]) -> dict[str, Any]:
+    """The mean over seeds of the means over drugs, and with several seeds the standard deviation of these; of rows by
+    seed and drug."""
+    each = {k: [mean(row[k] for row in own) for own in rows] for k in rows[0][0]}
+    found: dict[str, Any] = {k: round(mean(v), 4) for k, v in each.items()}
+    return found | ({"deviation": {k: round(stdev(v), 4) for k, v in each.items()}} if len(rows) > 1 else {})
 
 
 def query(part: str) -> str:

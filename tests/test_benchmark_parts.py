@@ -55,3 +55,9 @@ def test_every_part_of_the_table_fits_the_model_also_scaffolds_with_six_open_bon
     for part in given:
         kept = model.template(part).sum(1) == 1
         assert 0 < kept.sum() < model.length and kept[: int(kept.sum())].all()
+
+
+def test_the_deviation_is_that_of_the_means_over_drugs():
+    rows = [[{"quality": 0.1}, {"quality": 0.5}], [{"quality": 0.4}, {"quality": 0.4}]]  # two seeds, two drugs
+    assert parts.summed(rows) == {"quality": 0.35, "deviation": {"quality": round(0.1 / 2**0.5, 4)}}
+    assert parts.summed(rows[:1]) == {"quality": 0.3}
