@@ -110,6 +110,8 @@ def test_a_bench_is_written_and_only_what_is_missing_is_run_again(tmp_path, monk
     monkeypatch.setattr(pmo.Bench, "asked", lambda *a: pytest.fail("a finished run is made again"))
     again = ask(*given, "--budget", "60")
     assert again.exit_code == 0 and again.stdout == first.stdout
+    other = ask(*given, "--budget", "60", "--model", "molecules")
+    assert other.exit_code == 2 and "begin with molecules of druglike; give --model druglike" in other.stderr
 
 
 def test_what_is_wrong_with_a_bench_is_said_before_it_runs(tmp_path, monkeypatch):
@@ -142,3 +144,14 @@ def test_the_table_of_the_page_is_that_of_the_stored_runs():
         own = [row for row in rows if int(row["calls"]) == budget]
         assert "\n".join(pmo.lines(own, budget)) in page
         assert f"--budget {budget} --tasks {','.join(dict.fromkeys(row['task'] for row in own))}" in page
+
+
+def test_the_models_are_compared_on_the_page_as_they_are_stored_and_the_better_one_is_the_default():
+    with (ROOT / "benchmarks" / "results" / "pmo_models.csv").open(encoding="utf-8", newline="") as file:
+        area = {(row["task"], row["model"]): (float(row["top10"]), float(row["area"])) for row in csv.DictReader(file)}
+    page, models = (ROOT / "docs" / "pmo.md").read_text(encoding="utf-8"), ("molecules", "druglike")
+    tasks = dict.fromkeys(task for task, _ in area)
+    for task in tasks:
+        cells = ("{:.3f} / {:.3f}".format(*area[task, m]) for m in models)
+        assert f"| {task} | {' | '.join(cells)} |" in page
+    assert max(models, key=lambda m: sum(area[task, m][1] for task in tasks)) == pmo.MODEL

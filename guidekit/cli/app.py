@@ -551,7 +551,7 @@ def bench_pmo(
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Whole numbers with commas between them.")] = "0",
-    model: Annotated[str, typer.Option(help="A bundled model of molecules.")] = "molecules",
+    model: Annotated[str, typer.Option(help="A bundled model of molecules.")] = "druglike",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
