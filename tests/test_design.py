@@ -7,6 +7,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -252,6 +253,9 @@ def test_what_is_not_as_required_is_never_asked():
         gk.evolve(letters(), 8, landscape, budget=Budget(calls=60), require=lambda texts: [False] * len(texts))
     with pytest.raises(ValueError, match=r"require returned shape \(1,\) for"):
         gk.evolve(letters(), 8, landscape, budget=Budget(calls=60), require=lambda texts: [True])
+    start = ["D" * LENGTH, "A" * LENGTH, "D" * LENGTH]
+    with pytest.warns(UserWarning, match="of 2 samples of start 1 are asked: they do not fulfil require"):
+        gk.evolve(letters(), start, landscape, population=3, budget=Budget(calls=3), require=fine)
 
 
 def test_constraints_of_guides_hold_in_all_that_is_asked():
@@ -287,6 +291,23 @@ def test_no_scaffold_is_asked_more_often_than_diversity_says():
 
 
 # samples that the model cannot write ----------------------------------------------------------------------------------
+
+
+def test_every_sample_is_read_once_also_where_the_model_cannot_write_it():
+    read: list[str] = []
+
+    def reader(samples: list[str]) -> Tensor:
+        read.extend(samples)
+        if "B" in samples:
+            raise ValueError("no B")
+        return torch.zeros(len(samples), 1)
+
+    model = SimpleNamespace(read=reader, shape=(1,), dtype=torch.float32, process=SimpleNamespace())
+    memory = S.design.Memory(S.design.domain.Domain("text"), model)  # type: ignore[arg-type]
+    memory.add(["A", "B", "C"], [None] * 3, [S.design.memory.Call(0, "Fresh", 1.0, math.nan)] * 3)
+    for _ in range(2):
+        assert memory.state([0, 1, 1, 2])[1].tolist() == [True, False, False, True]
+    assert read == ["A", "B", "C"]
 
 
 def test_molecules_outside_the_vocabulary_are_samples_with_a_state_of_masks():

@@ -127,6 +127,16 @@ def test_a_batch_is_chosen_as_if_all_before_were_known():
     assert chosen(torch.zeros(3).double(), posterior.at(twice)[1], 2, 1.0, noise) in ([0, 2], [2, 0])
 
 
+@pytest.mark.parametrize("kappa", [0.3, 1.0, 2.0])
+def test_kappa_says_how_like_a_good_sample_the_next_one_is(kappa: float):
+    """Of a sample one deviation above the mean and one below that shares nothing, mean k and variance 1 - k^2."""
+    n, good, bad = 200, dict.fromkeys(range(200), 1), dict.fromkeys(range(1000, 1200), 1)
+    shared = [{**dict.fromkeys(range(s), 1), **dict.fromkeys(range(10**4 * s + s, 10**4 * s + n), 1)} for s in range(n)]
+    posterior = Posterior.of(Counts.of([good, bad]), torch.tensor([1.0, -1.0]), 1e-6)
+    first = chosen(*posterior.at(Counts.of(shared)), 1, kappa, 0.0)[0]
+    assert first / (2 * n - first) == pytest.approx(1 / (1 + kappa**2) ** 0.5, abs=0.01)  # two steps of the grid
+
+
 def test_rank_correlation_leaves_out_what_is_unknown():
     a = torch.tensor([1.0, 2.0, 3.0, 10.0, torch.nan])
     b = torch.tensor([5.0, 6.0, 7.0, 100.0, 0.0])

@@ -155,3 +155,14 @@ def test_the_models_are_compared_on_the_page_as_they_are_stored_and_the_better_o
         cells = ("{:.3f} / {:.3f}".format(*area[task, m]) for m in models)
         assert f"| {task} | {' | '.join(cells)} |" in page
     assert max(models, key=lambda m: sum(area[task, m][1] for task in tasks)) == pmo.MODEL
+
+
+def test_the_kappas_are_compared_on_the_page_as_they_are_stored():
+    with (ROOT / "benchmarks" / "results" / "pmo_kappa.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    page = (ROOT / "docs" / "pmo.md").read_text(encoding="utf-8")
+    for i in range(0, len(rows), 3):
+        cells = (f"{float(row['top10']):.3f} / {float(row['area']):.3f}" for row in rows[i : i + 3])
+        assert f"| {rows[i]['task']}, {rows[i]['seed']} | {' | '.join(cells)} |" in page
+    areas = {(row["task"], row["seed"], row["kappa"]): float(row["area"]) for row in rows}
+    assert all(areas[task, seed, "1"] > area for (task, seed, kappa), area in areas.items() if kappa == "0.3")

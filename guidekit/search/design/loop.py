@@ -305,8 +305,10 @@ class Design:
         before, pool = len(self.memory), self._pool()
         if self.given is not None:
             pool.add("start", self.given)
-            if not len(pool):
-                warnings.warn("no sample of start is new and fulfils require: none of them was asked", stacklevel=4)
+            names = set(self.memory.domain.names(self.given.samples))
+            if (lost := len(names - self.memory.names.keys()) - len(pool)) or not len(pool):
+                told = "they do not fulfil require, or diversity leaves no room" if lost else "all are known already"
+                warnings.warn(f"of {len(names)} samples of start {len(pool)} are asked: {told}", stacklevel=4)
         given, room = len(pool), 0
         fresh = next((p for p in self.sources if isinstance(p, Fresh)), Fresh())
         for i in range(STALE):
