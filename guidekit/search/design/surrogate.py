@@ -97,8 +97,8 @@ def _ranks(values: Tensor) -> Tensor:
 class Surrogate:
     """How a surrogate learns and chooses.
 
-    kappa      weight of the standard deviation in mean + kappa sd. Of candidates with a kernel k to one sample that is y
-               standard deviations above the mean, the largest k y + kappa (1 - k^2)^(1/2) is at
+    kappa      weight of the standard deviation in mean + kappa sd. Of candidates with a kernel k to one sample that is
+               y standard deviations above the mean, the largest k y + kappa (1 - k^2)^(1/2) is at
                k = y / (y^2 + kappa^2)^(1/2): with 0.3 the next sample is a lookalike of the best (0.99 where y is 2)
     noise      variance of the noise g, as a share of the variance of the rewards
     points     most samples that it learns from: half of them the best, half the newest
