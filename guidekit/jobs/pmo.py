@@ -20,6 +20,7 @@ import heapq
 import io
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -175,6 +176,10 @@ def evolved(
         return [Called(row["sample"], float(row["value"])) for row in csv.DictReader(file)]
 
 
+class _Spent(Exception):
+    """All calls of the budget were made."""
+
+
 def by_mol_ga(reward: Reward, first: list[str], calls: int, seed: int) -> list[Called]:
     """The calls of mol_ga (Tripp and Hernandez-Lobato, 2023, https://arxiv.org/abs/2310.09267) with its own settings,
     50 children a generation."""
@@ -186,10 +191,13 @@ def by_mol_ga(reward: Reward, first: list[str], calls: int, seed: int) -> list[C
         values = reward(smiles).nan_to_num(0.0).tolist()
         for text, value in zip(smiles, values, strict=True):
             found.setdefault(canonical(text) or text, value)
+        if len(found) >= calls:
+            raise _Spent
         return values
 
     generations = 2 * (calls - len(first)) // 50  # children that are known already cost nothing
-    default_ga(first, score, generations, 50, rng=random.Random(seed))
+    with suppress(_Spent):
+        default_ga(first, score, generations, 50, rng=random.Random(seed))
     return [Called(text, value) for text, value in found.items()][:calls]
 
 
