@@ -23,7 +23,8 @@ Populations: the same of weighted particles, of which 4 draws are taken in three
 more images, by the PSNR of single images, so that the difference has a standard error.
 
 With --peers the samplers of deepinv and of azula, where they are installed, run on the same network and the same
-measurements, through wrappers; `--parts --peers` runs them alone. Written to benchmarks/results/inverse.json.
+measurements, through the wrappers of benchmarks.inverse_peers; `--parts --peers coverage` runs those of one part alone.
+Written to benchmarks/results/inverse.json.
 """
 
 from __future__ import annotations
@@ -452,8 +453,7 @@ def _text(line: dict[str, Any]) -> str:
 PEERS = ("coverage", "pictures")
 COLUMNS = {
     "mixture": {"mean": "mean", "covariance": "covariance", "sliced": "sliced Wasserstein", "seconds": "seconds"},
-    "coverage": {"p": "p", "fit": "bias of the fit", "half": "within 50 %", "most": "within 90 %", "tarp": "p of TARP",
-                 "rows": "rows"},
+    "coverage": {"p": "p", "fit": "bias of the fit", "half": "within 50 %", "most": "within 90 %", "tarp": "p of TARP"},
     "pictures": {"residual": "residual", "psnr": "PSNR", "features": "features", "spread": "spread", "rows": "rows",
                  "seconds": "seconds"},
     "populations": {"residual": "residual", "psnr": "PSNR", "spread": "spread", "rows": "rows"},

@@ -16,6 +16,7 @@ An operator without a decomposition solves both by conjugate gradients, which ta
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -263,9 +264,14 @@ class Whitened(Linear):
 
 
 def as_operator(operator: Any) -> Any:
-    """A Linear where the operator is one, or has an adjoint, or is a matrix; else the function of samples itself."""
+    """A Linear where the operator is one, or has an adjoint, or is a matrix; else the function of samples itself. Of a
+    physics of deepinv that is not linear it is A, without the noise that a call adds: what it names A_adjoint is none.
+    """
     if isinstance(operator, Linear):
         return operator
+    deepinv = sys.modules.get("deepinv")  # whoever has a physics has imported it
+    if deepinv and isinstance(operator, deepinv.physics.Physics):
+        return Given(operator) if isinstance(operator, deepinv.physics.LinearPhysics) else operator.A
     if hasattr(operator, "A") and (hasattr(operator, "adjoint") or hasattr(operator, "A_adjoint")):
         return Given(operator)
     if isinstance(operator, Tensor) or hasattr(operator, "__array_interface__"):
