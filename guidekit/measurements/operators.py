@@ -89,7 +89,10 @@ class Mask(Linear):
     def __init__(self, where: Any):
         self.where = torch.as_tensor(where)
         if self.where.dtype != torch.bool or not self.where.any():
-            raise ValueError(f"Mask(where): a boolean tensor with some True is needed, not {self.where.dtype}")
+            given = "one that is False everywhere" if self.where.dtype == torch.bool else str(self.where.dtype)
+            raise ValueError(
+                f"Mask(where): a boolean tensor with some True, which are measured, is needed, not {given}"
+            )
         self.measured = self.where
 
     def A(self, x: Tensor) -> Tensor:
@@ -208,7 +211,10 @@ class Matrix(Linear):
 
     def A(self, x: Tensor) -> Tensor:
         if x[0].numel() != self.matrix.shape[1]:
-            raise ValueError(f"a matrix with {self.matrix.shape[1]} columns, and samples of {tuple(x.shape[1:])}")
+            raise ValueError(
+                f"a matrix with {self.matrix.shape[1]} columns, and samples of {tuple(x.shape[1:])}, which are "
+                f"{x[0].numel()} numbers"
+            )
         return x.flatten(1) @ self.matrix.to(x).mT
 
     def adjoint(self, y: Tensor) -> Tensor:
