@@ -1,5 +1,5 @@
 r"""Tweedie moment projected diffusion, TMPD (Boys et al., 2023), https://arxiv.org/abs/2310.06721, with the
-covariance by vector-Jacobian products as in moment matching posterior sampling, MMPS (Rozet et al., 2024),
+covariance by conjugate gradients as in moment matching posterior sampling, MMPS (Rozet et al., 2024),
 https://arxiv.org/abs/2405.13712.
 
 x_0 given x_t is taken as Gaussian with its true first two moments, by Tweedie's formulas
@@ -7,11 +7,10 @@ x_0 given x_t is taken as Gaussian with its true first two moments, by Tweedie's
     d = E[x_0 | x_t],        C = Cov[x_0 | x_t] = (sigma_t^2/alpha_t) dd/dx_t,
     d <- d + C A^T (A C A^T + noise^2)^-1 (y - A d).
 
-The inverse is found by `iters` steps of minimal residuals, each of which is a vector-Jacobian product, a backward
+The inverse is found by `iters` steps of conjugate gradients, each of which is a vector-Jacobian product, a backward
 pass through the network. Exact for Gaussian data of any covariance; elsewhere p(x_0 | x_t) is no Gaussian, and it is
-a heuristic. TMPD itself replaces A C A^T by its row sums, which saves the iterations. The paper on MMPS solves by
-conjugate gradients, which take C for symmetric and positive. The Jacobian of a trained network is neither: then they
-diverge, where minimal residuals (`measurements.operators.least_residual`) go down.
+a heuristic. TMPD itself replaces A C A^T by its row sums, which saves the iterations. A trained network's Jacobian is
+not quite symmetric, as conjugate gradients need it, so a few iterations are better than many.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class TMPD(Inverse):
     backward passes; any solver, and any linear operator with an adjoint.
 
     scale   times the tilt, a number or a function of t
-    iters   steps of minimal residuals
+    iters   steps of conjugate gradients
     """
 
     measurement: Any

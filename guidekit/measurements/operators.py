@@ -10,8 +10,7 @@ which the zeros of the null space are counted:
 
     (A^T A + rho)^-1 v = spectral(1/(s^2 + rho), v),        A^+ y = spectral(1/s^2 where s > cut, A^T y).
 
-An operator without a decomposition solves both by conjugate gradients, which take A and A^T alone. `least_residual` is
-for matrices that are not symmetric, as those of a network's Jacobian are.
+An operator without a decomposition solves both by conjugate gradients, which take A and A^T alone.
 """
 
 from __future__ import annotations
@@ -305,27 +304,6 @@ def gradients(M: Callable[[Tensor], Tensor], v: Tensor, start: Tensor | None, it
         x, r = x + step * p, r - step * q
         before, square = square, _dot(r, r)
         p = r + torch.where(going, square / before, 0.0) * p
-    return x
-
-
-def least_residual(M: Callable[[Tensor], Tensor], v: Tensor, iters: int) -> Tensor:
-    """The x in span(v, M v, ..., M^(iters - 1) v) of the smallest |v - M x|, for an M that need not be symmetric or
-    positive, as GMRES finds it (Saad & Schultz, 1986): here by directions p whose images q = M p are orthonormal.
-    Rows are independent; one product with M an iteration."""
-    x, r, p, past = torch.zeros_like(v), v, v, []
-    for _ in range(iters):
-        q = M(p)
-        whole = _dot(q, q)
-        for before, image in past:
-            share = _dot(q, image)
-            p, q = p - share * before, q - share * image
-        square = _dot(q, q)
-        size = torch.where(square > torch.finfo(v.dtype).eps * whole, square, torch.inf).rsqrt()  # 0: nothing new
-        p, q = size * p, size * q
-        step = _dot(r, q)
-        x, r = x + step * p, r - step * q
-        past.append((p, q))
-        p = q
     return x
 
 

@@ -5,7 +5,7 @@ r"""The likelihood of a linear measurement at x_t, with the clean sample taken a
     covariance = "unit"      C = r_t^2 1, r_t^2 = sigma_t^2/(alpha_t^2 + sigma_t^2): the posterior variance of unit data
                              (PiGDM; Song et al., 2023, https://openreview.net/forum?id=9_gsMA8MRKQ)
                  "tweedie"   C = (sigma_t^2/alpha_t) dd/dx_t, the covariance itself, by vector-Jacobian products and
-                             minimal residuals (TMPD; Boys et al., 2023, https://arxiv.org/abs/2310.06721; MMPS;
+                             conjugate gradients (TMPD; Boys et al., 2023, https://arxiv.org/abs/2310.06721; MMPS;
                              Rozet et al., 2024, https://arxiv.org/abs/2405.13712)
 
 V = -e^T (A C A^T + noise^2)^-1 e/2 with e = y - A d. Terms that do not depend on d are left out, and C counts as
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..engine.view import View
 from ..measurements.measurement import Problem, problem
-from ..measurements.operators import least_residual
+from ..measurements.operators import gradients
 from ..models.base import Model
 
 COVARIANCES = ("unit", "tweedie")
@@ -37,7 +37,7 @@ class Likelihood:
 
     measurement  a `gk.Measurement`, or a `rewards.ByGroup` of them
     covariance   "unit", or "tweedie", which only guides that take gradients through the network can use (TDS, DAS)
-    iters        "tweedie": steps of minimal residuals, each of them a backward pass through the network
+    iters        "tweedie": conjugate-gradient steps, each of them a backward pass through the network
     """
 
     measurement: Any
@@ -88,7 +88,7 @@ def weighed(view: View, own: Problem, e: Tensor, covariance: str, iters: int) ->
         (pulled,) = torch.autograd.grad(view.clean, view.x, own.operator.adjoint(w), retain_graph=True)
         return own.operator.A(sigma**2 / alpha * pulled) + own.noise**2 * w
 
-    return least_residual(through, e, iters).detach()
+    return gradients(through, e, None, iters).detach()
 
 
 def unit_variance(view: View) -> float:
