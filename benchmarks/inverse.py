@@ -44,6 +44,7 @@ from torch import Tensor
 import guidekit as gk
 from guidekit.measurements import Blur, Downsample, Linear, Mask, Matrix
 from guidekit.measurements.measurement import problem
+from guidekit.search.coverage import Coverage
 from guidekit.zoo import card, data
 from rewards import ByGroup
 
@@ -224,7 +225,7 @@ def covered_peers(count: int, draws: int, steps: int, noise: float) -> list[dict
     return rows
 
 
-def _covers(method: str, found: gk.Coverage, rows: int) -> dict[str, Any]:
+def _covers(method: str, found: Coverage, rows: int) -> dict[str, Any]:
     """A row of the table of coverage."""
     first, *_, last = found.table
     line = {"problem": "deblurring", "method": method, "p": found.p, "fit": first["bias"], "half": first["within 50 %"],
