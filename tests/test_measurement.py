@@ -424,7 +424,8 @@ def test_arguments_are_checked_where_they_are_given():
         gk.Measurement(EYE, torch.zeros(2), Poisson()).of(torch.tensor([3.0, -2.0]))
     with pytest.raises(ValueError, match=r"not finite; what is not measured belongs in a Mask"):
         gk.Measurement(EYE, torch.tensor([math.nan, 0.0]))
-    gk.Measurement(Mask(torch.tensor([False, True])), torch.tensor([math.nan, 0.0]))  # whose other entries are not read
+    for y in (torch.tensor([math.nan, 0.0]), torch.tensor([[math.nan, 0.0]])):
+        gk.Measurement(Mask(torch.tensor([False, True])), y)  # whose other entries are not read
     with pytest.raises(ValueError, match=r"one that is False everywhere"):
         Mask(torch.zeros(3).bool())
     with pytest.raises(ValueError, match=r"Blur measures numbers, and this model makes tokens: give a function"):

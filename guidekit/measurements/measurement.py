@@ -170,8 +170,8 @@ class Measurement(Reward):
     def _check(self) -> None:
         """Raise where y holds, among what is measured, numbers that cannot have been measured."""
         where, y = getattr(self.operator, "measured", None), self.y
-        if where is not None and where.shape == y.shape:
-            y = y[where.to(y.device)]
+        if where is not None and y.shape[y.dim() - where.dim() :] == where.shape:
+            y = y[..., where.to(y.device)]
         if not bool(y.isfinite().all()):
             raise ValueError(
                 "Measurement(y): it holds numbers that are not finite; what is not measured belongs in a Mask"
