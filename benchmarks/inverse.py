@@ -23,7 +23,8 @@ Populations: the same of weighted particles, of which 4 draws are taken in three
 more images, by the PSNR of single images, so that the difference has a standard error.
 
 With --peers the samplers of deepinv and of azula, where they are installed, run on the same network and the same
-measurements, through wrappers; `--parts --peers` runs them alone. Written to benchmarks/results/inverse.json.
+measurements, through the wrappers of benchmarks.inverse_peers; `--parts --peers coverage` runs those of one part alone.
+Written to benchmarks/results/inverse.json.
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ from torch import Tensor
 import guidekit as gk
 from guidekit.measurements import Blur, Downsample, Linear, Mask, Matrix
 from guidekit.measurements.measurement import problem
+from guidekit.search.coverage import Coverage
 from guidekit.zoo import card, data
 from rewards import ByGroup
+
+from .inverse_peers import Clean, Denoiser, Drawn, azula_denoiser, vector_samplers
 
 OUT = Path(__file__).parent / "results" / "inverse.json"
 Methods = dict[str, tuple[Callable[[Any], list[gk.Guide]], int]]  # and rows per step
@@ -194,11 +198,40 @@ def covered(methods: Methods, count: int, draws: int, steps: int, noise: float) 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", gk.CollapseWarning)
             found = gk.coverage(model, m, make, count, draws=draws, steps=steps // cost, truth=truth)
-        first, *_, last = found.table
-        rows.append({"problem": "deblurring", "method": method, "p": found.p, "fit": first["bias"],
-                     "half": first["within 50 %"], "most": first["within 90 %"], "tarp": last["p"]})  # fmt: skip
-        print(_text(rows[-1]), flush=True)
+        rows.append(_covers(method, found, found.result.cost.network_rows))
     return rows
+
+
+def covered_peers(count: int, draws: int, steps: int, noise: float) -> list[dict[str, Any]]:
+    """The same of the samplers of the packages that are installed: on the same measurements, with as many network
+    evaluations, by the same statistics."""
+    model, A, rows = base(), operators()["deblurring"], []
+    m = gk.Measurement(A, torch.zeros(D), noise)
+    truth = model.exact_sample(count, seed=7)
+    net, mean = Clean(model), model.weights @ model.means
+    apart = model.means - mean
+    cov = (model.weights @ model.stds**2) * torch.eye(D) + apart.mT @ (model.weights[:, None] * apart)
+    for name, draw in vector_samplers(net, A, D, noise, steps, cov).items():
+        before = net.rows
+
+        def drawn(each: Any, draw: Any = draw) -> list[gk.Guide]:
+            y = torch.stack([m.y for m in each.rewards]).repeat_interleave(draws, 0)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                return [Drawn(draw(y, draws).view(count, draws, D))]
+
+        found = gk.coverage(model, m, drawn, count, draws=draws, steps=1, truth=truth)
+        rows.append(_covers(name, found, net.rows - before))
+    return rows
+
+
+def _covers(method: str, found: Coverage, rows: int) -> dict[str, Any]:
+    """A row of the table of coverage."""
+    first, *_, last = found.table
+    line = {"problem": "deblurring", "method": method, "p": found.p, "fit": first["bias"], "half": first["within 50 %"],
+            "most": first["within 90 %"], "tarp": last["p"], "rows": rows}  # fmt: skip
+    print(_text(line), flush=True)
+    return line
 
 
 # pictures ----------------------------------------------------------------------------------------------------------
@@ -285,7 +318,7 @@ def restored(n: int, steps: int, count: int = 12) -> list[dict[str, Any]]:
         m = gk.Measurement(found[name], found[name].A(truth[:1])[0] * 0, NOISE)
         each = ByGroup([m.of(y) for y in m.simulate(truth, 1)])
         y = torch.stack([m.y for m in each.rewards]).repeat_interleave(n, 0)  # type: ignore[attr-defined]
-        peer = deepinv.sampling.DDRM(Denoiser(model), sigmas=torch.linspace(1, 0, steps).numpy())
+        peer = deepinv.sampling.DDRM(pictured(Clean(model)), sigmas=torch.linspace(1, 0, steps).numpy())
         torch.manual_seed(0)
         with torch.no_grad():
             other = _psnr(peer(y, _physics(name, found[name]), seed=0).float().clamp(0, 1), truth, n)
@@ -336,22 +369,10 @@ def seen(images: Tensor) -> Tensor:
         return torch.nn.functional.normalize(judge.features(images.float()), dim=1)
 
 
-class Denoiser(torch.nn.Module):
-    """The bundled network as deepinv asks for it: x + sigma z -> E[x], of images between 0 and 1."""
-
-    def __init__(self, model: gk.Model):
-        super().__init__()
-        own = card("fashion")
-        self.model, self.mean, self.std, self.rows = model, own["mean"], own["std"], 0
-
-    def forward(self, x: Tensor, sigma: Any, **_: Any) -> Tensor:
-        level = float(torch.as_tensor(sigma).flatten()[0]) / self.std
-        t = min(2 / torch.pi * float(torch.atan(torch.tensor(level))), 0.999)
-        alpha = float(torch.cos(torch.tensor(torch.pi * t / 2)))
-        state = (alpha * (x - self.mean) / self.std).float()
-        null = torch.as_tensor(self.model.null).expand(len(x))
-        self.rows += len(x)
-        return (self.model(state, t, null) * self.std + self.mean).to(x)
+def pictured(net: Clean) -> Denoiser:
+    """The bundled network, of images between 0 and 1."""
+    own = card("fashion")
+    return Denoiser(net, own["mean"], own["std"])
 
 
 def _deepinv(
@@ -364,12 +385,12 @@ def _deepinv(
     y = torch.stack([m.y for m in each.rewards]).repeat_interleave(n, 0)  # type: ignore[attr-defined]
     rows = []
     for method in ("DiffPIR",) if name == "down-sampling" else ("DDRM", "DiffPIR"):  # its DDRM needs singular values
-        net = Denoiser(model)
+        net = Clean(model)
         if method == "DDRM":
-            sampler = deepinv.sampling.DDRM(net, sigmas=torch.linspace(1, 0, steps).numpy())
+            sampler = deepinv.sampling.DDRM(pictured(net), sigmas=torch.linspace(1, 0, steps).numpy())
         else:
             fidelity = deepinv.optim.data_fidelity.L2()
-            sampler = deepinv.sampling.DiffPIR(net, fidelity, sigma=NOISE, max_iter=steps)
+            sampler = deepinv.sampling.DiffPIR(pictured(net), fidelity, sigma=NOISE, max_iter=steps)
         start = time.process_time()
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
@@ -385,34 +406,20 @@ def _azula(
     model: gk.Model, name: str, A: Linear, each: ByGroup, truth: Tensor, n: int, steps: int
 ) -> list[dict[str, Any]]:
     """azula's MMPS, TMPD and DiffPIR, in states, with as many steps of its DDPM."""
-    from azula import denoise, guidance, linalg, noise, sample  # type: ignore[import-not-found]
+    from azula import guidance, linalg, sample  # type: ignore[import-not-found]
 
     own, size = problem("azula", each, model), model.shape
-
-    class Clean(denoise.Denoiser):
-        """The bundled network: the time is that at which it sees this ratio of noise to signal."""
-
-        rows, schedule = 0, noise.CosineSchedule()
-
-        def forward(self, x: Tensor, t: Tensor, **_: Any) -> Any:
-            alpha, sigma = self.schedule(t)
-            seen = min(float(2 / torch.pi * torch.atan(sigma / alpha)), 0.999)
-            null = torch.as_tensor(model.null).expand(len(x))
-            self.rows += len(x)
-            states = (x / (alpha**2 + sigma**2).sqrt()).view(len(x), *size)
-            return denoise.DiracPosterior(model(states, seen, null).flatten(1).to(x))
-
     y = own.y.repeat_interleave(n, 0).flatten(1)
     apply = lambda x: A.A(x.view(len(x), *size)).flatten(1)  # noqa: E731
     variance, rows = own.noise**2, []
     for method in ("MMPS", "TMPD", "DiffPIR"):
-        net = Clean()
+        net = Clean(model)
         if method == "MMPS":
             cov = linalg.covariance.IsotropicCovariance(variance)
-            guided = guidance.mmps.MMPSDenoiser(net, y, apply, cov, iterations=3)
+            guided = guidance.mmps.MMPSDenoiser(azula_denoiser(net), y, apply, cov, iterations=3)
         else:
             make = guidance.tmpd.TMPDenoiser if method == "TMPD" else guidance.diffpir.DiffPIRDenoiser
-            guided = make(net, y, apply, variance)
+            guided = make(azula_denoiser(net), y, apply, variance)
         sampler = sample.DDPMSampler(guided, steps=steps, silent=True)
         start = time.process_time()
         with torch.random.fork_rng():
@@ -444,6 +451,7 @@ def _text(line: dict[str, Any]) -> str:
     return "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in line.items())
 
 
+PEERS = ("coverage", "pictures")
 COLUMNS = {
     "mixture": {"mean": "mean", "covariance": "covariance", "sliced": "sliced Wasserstein", "seconds": "seconds"},
     "coverage": {"p": "p", "fit": "bias of the fit", "half": "within 50 %", "most": "within 90 %", "tarp": "p of TARP"},
@@ -509,10 +517,13 @@ def main() -> None:
     parser.add_argument("--image-steps", type=int, default=24)
     parser.add_argument("--parts", nargs="*", choices=list(COLUMNS), default=list(COLUMNS), help="the others are kept")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--peers", action="store_true")
+    parser.add_argument(
+        "--peers", nargs="*", choices=PEERS, default=(), help="their samplers in these parts, or in all"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", action="store_true", help="print the tables of docs/inverse.md, and run nothing")
     args = parser.parse_args()
+    args.peers = PEERS if args.peers == [] else args.peers
     if args.table:
         known = json.loads(args.out.read_text())
         print(*(table(known, part) for part in COLUMNS), sep="\n\n")
@@ -521,8 +532,13 @@ def main() -> None:
     for part in args.parts:
         new = run(part, {name: METHODS[name] for name in args.methods}, args)
         found[part] = merged(found.get(part, []), new)
-    if args.peers:
-        found["pictures"] = merged(found.get("pictures", []), peers(args.images, args.samples, args.image_steps))
+    for part in args.peers:
+        new = (
+            peers(args.images, args.samples, args.image_steps)
+            if part == "pictures"
+            else covered_peers(args.simulations, args.n, args.steps, args.noise)
+        )
+        found[part] = merged(found.get(part, []), new)
     found["settings"] = {k: v for k, v in vars(args).items() if k not in ("out", "peers", "table", "parts", "methods")}
     args.out.write_text(json.dumps(found, indent=1) + "\n")
 

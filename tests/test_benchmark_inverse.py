@@ -31,3 +31,10 @@ def test_every_method_of_the_benchmark_is_in_the_tables_at_equal_rows():
         assert {(row["problem"], row["method"]) for row in own} == {(p, m) for p in problems for m in METHODS}
         rows = [row["rows"] for row in own]
         assert 0.95 * max(rows) < min(rows)  # STSL takes one row, and not two, in pure noise
+
+
+def test_samplers_of_other_packages_have_as_many_network_evaluations_in_the_test_of_coverage():
+    peers = [row for row in FOUND["coverage"] if row["method"] not in METHODS]
+    settings = FOUND["settings"]
+    assert {row["method"].split()[0] for row in peers} == {"azula", "deepinv"} and len(peers) == 11
+    assert {row["rows"] for row in peers} == {settings["simulations"] * settings["n"] * settings["steps"]}

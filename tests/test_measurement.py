@@ -420,6 +420,16 @@ def test_arguments_are_checked_where_they_are_given():
         gk.Measurement(EYE, torch.zeros(2), -1.0)
     with pytest.raises(TypeError, match=r"gk.Measurement.*is needed, or a ByGroup of them, not function"):
         gk.PiGDM(lambda x: x)
+    with pytest.raises(ValueError, match=r"counts of photons are not negative, and y goes down to -2"):
+        gk.Measurement(EYE, torch.zeros(2), Poisson()).of(torch.tensor([3.0, -2.0]))
+    with pytest.raises(ValueError, match=r"not finite; what is not measured belongs in a Mask"):
+        gk.Measurement(EYE, torch.tensor([math.nan, 0.0]))
+    for y in (torch.tensor([math.nan, 0.0]), torch.tensor([[math.nan, 0.0]])):
+        gk.Measurement(Mask(torch.tensor([False, True])), y)  # whose other entries are not read
+    with pytest.raises(ValueError, match=r"one that is False everywhere"):
+        Mask(torch.zeros(3).bool())
+    with pytest.raises(ValueError, match=r"Blur measures numbers, and this model makes tokens: give a function"):
+        run(gk.FKSteering(gk.Measurement(Blur(1.0), torch.zeros(3)), 1.0), gk.analytic.TokenTable(torch.zeros(3, 3)))
     with pytest.raises(ValueError, match=r"Blur needs either sigma"):
         Blur()
     with pytest.raises(ValueError, match=r"blocks of 3 x 3 do not fill"):

@@ -25,8 +25,8 @@ from .. import random
 from ..models.base import Model
 from ..models.networks import lent
 from ..process import Gaussian as GaussianProcess
-from .noise import Correlated, Gaussian, Noise
-from .operators import Linear, Matrix, Whitened, as_operator
+from .noise import Correlated, Gaussian, Noise, Poisson
+from .operators import Blur, Downsample, Linear, Mask, Matrix, Whitened, as_operator
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -78,6 +78,7 @@ class Measurement(Reward):
                 "measures as a matrix"
             )
         self.differentiable = True if self.linear else None
+        self._check()
 
     @property
     def linear(self) -> bool:
@@ -112,6 +113,7 @@ class Measurement(Reward):
         """The same measurement with another outcome y."""
         other = copy.copy(self)
         other.y = torch.as_tensor(y)
+        other._check()
         return other
 
     def simulate(self, samples: Any, seed: int = 0) -> Tensor:
@@ -132,6 +134,13 @@ class Measurement(Reward):
         if self.exact:
             raise ValueError(
                 "Measurement(noise=0) has no density p(y | x) to weigh or steer by; give its noise a value"
+            )
+        if getattr(model.process, "V", None) is not None and isinstance(
+            self.operator, (Mask, Blur, Downsample, Matrix)
+        ):
+            raise ValueError(
+                f"Measurement: {type(self.operator).__name__} measures numbers, and this model makes tokens: give a "
+                "function of a batch of its samples that returns a tensor"
             )
         if isinstance(model.process, GaussianProcess):
             with torch.set_grad_enabled(gradient):
@@ -157,6 +166,20 @@ class Measurement(Reward):
             "sample, and y "
             "is that of one sample, without a row axis"
         )
+
+    def _check(self) -> None:
+        """Raise where y holds, among what is measured, numbers that cannot have been measured."""
+        where, y = getattr(self.operator, "measured", None), self.y
+        if where is not None and y.shape[y.dim() - where.dim() :] == where.shape:
+            y = y[..., where.to(y.device)]
+        if not bool(y.isfinite().all()):
+            raise ValueError(
+                "Measurement(y): it holds numbers that are not finite; what is not measured belongs in a Mask"
+            )
+        if isinstance(self.noise, Poisson) and bool((y < 0).any()):
+            raise ValueError(
+                f"Measurement(y, Poisson): counts of photons are not negative, and y goes down to {float(y.min()):g}"
+            )
 
     def _measured(self, u: Tensor) -> Tensor | None:
         """Which entries of one measurement are measured."""

@@ -16,6 +16,7 @@ An operator without a decomposition solves both by conjugate gradients, which ta
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,7 +88,10 @@ class Mask(Linear):
     def __init__(self, where: Any):
         self.where = torch.as_tensor(where)
         if self.where.dtype != torch.bool or not self.where.any():
-            raise ValueError(f"Mask(where): a boolean tensor with some True is needed, not {self.where.dtype}")
+            given = "one that is False everywhere" if self.where.dtype == torch.bool else str(self.where.dtype)
+            raise ValueError(
+                f"Mask(where): a boolean tensor with some True, which are measured, is needed, not {given}"
+            )
         self.measured = self.where
 
     def A(self, x: Tensor) -> Tensor:
@@ -206,7 +210,10 @@ class Matrix(Linear):
 
     def A(self, x: Tensor) -> Tensor:
         if x[0].numel() != self.matrix.shape[1]:
-            raise ValueError(f"a matrix with {self.matrix.shape[1]} columns, and samples of {tuple(x.shape[1:])}")
+            raise ValueError(
+                f"a matrix with {self.matrix.shape[1]} columns, and samples of {tuple(x.shape[1:])}, which are "
+                f"{x[0].numel()} numbers"
+            )
         return x.flatten(1) @ self.matrix.to(x).mT
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -263,9 +270,14 @@ class Whitened(Linear):
 
 
 def as_operator(operator: Any) -> Any:
-    """A Linear where the operator is one, or has an adjoint, or is a matrix; else the function of samples itself."""
+    """A Linear where the operator is one, or has an adjoint, or is a matrix; else the function of samples itself. Of a
+    physics of deepinv that is not linear it is A, without the noise that a call adds: what it names A_adjoint is none.
+    """
     if isinstance(operator, Linear):
         return operator
+    deepinv = sys.modules.get("deepinv")  # whoever has a physics has imported it
+    if deepinv and isinstance(operator, deepinv.physics.Physics):
+        return Given(operator) if isinstance(operator, deepinv.physics.LinearPhysics) else operator.A
     if hasattr(operator, "A") and (hasattr(operator, "adjoint") or hasattr(operator, "A_adjoint")):
         return Given(operator)
     if isinstance(operator, Tensor) or hasattr(operator, "__array_interface__"):
