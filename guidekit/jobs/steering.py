@@ -466,9 +466,10 @@ class Bench:
         return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(self.out.glob("runs/*/*/*.json"))]
 
     def plan(self) -> Iterator[tuple[str, str, str, int, int]]:
-        """(task, method, by, size, seed), the seeds one after the other. A best of N is one run for both tables."""
-        for seed in self.seeds:
-            for by, sizes in (("rows", self.rows), ("calls", self.calls)):
+        """(task, method, by, size, seed): by rows and then by calls, the seeds one after the other. A best of N is one
+        run for both tables."""
+        for by, sizes in (("rows", self.rows), ("calls", self.calls)):
+            for seed in self.seeds:
                 for task in self.tasks:
                     for method in self.methods:
                         for size in self.sizes(method, by, sizes):
@@ -484,24 +485,27 @@ class Bench:
         return list(sizes)
 
     def run(self) -> dict[str, Any]:
-        """All runs, and what they say."""
-        done = set[Path]()
-        for task, method, by, size, seed in self.plan():
-            file = self.file(task, method, by, size, seed)
-            if file in done:
-                continue
-            done.add(file)
-            if not file.exists() or "failed" in json.loads(file.read_text(encoding="utf-8")):
-                record = self.made(task, method, by, size, seed)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                part = file.with_suffix(".part")
-                part.write_text(json.dumps(without_nan(record)) + "\n", encoding="utf-8")
-                part.replace(file)
-                said = record.get("failed") or "reward {reward:.3f}, held out {held_out:.3f}".format(**record)
-                self.tell(f"{task}, {method}, {by} {size}, seed {seed}: {said}")
-        found = self.found()
-        self.write(found)
+        """All runs, and what they say. The tables are also written where it is interrupted."""
+        try:
+            for run in dict.fromkeys(self.plan()):
+                self.carry_out(*run)
+        finally:
+            found = self.found()
+            self.write(found)
         return found
+
+    def carry_out(self, task: str, method: str, by: str, size: int, seed: int) -> None:
+        """Make a run, unless it was finished before."""
+        file = self.file(task, method, by, size, seed)
+        if file.exists() and "failed" not in json.loads(file.read_text(encoding="utf-8")):
+            return
+        record = self.made(task, method, by, size, seed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(without_nan(record)) + "\n", encoding="utf-8")
+        part.replace(file)
+        said = record.get("failed") or "reward {reward:.3f}, held out {held_out:.3f}".format(**record)
+        self.tell(f"{task}, {method}, {by} {size}, seed {seed}: {said}")
 
     def file(self, task: str, method: str, by: str, size: int, seed: int) -> Path:
         name = "".join(c if c.isalnum() else "_" for c in method)
