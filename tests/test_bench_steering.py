@@ -118,19 +118,30 @@ def test_a_method_that_takes_more_than_its_quota_has_failed(toys, monkeypatch):
     assert bench.run()["rows"][0]["failed"] == "ValueError: took 144 network rows and had 72"
 
 
+def test_rows_that_are_random_are_those_of_an_unguided_sample():
+    """A model that is asked for half of its steps on average has half of the rows to spend, and a fifth for chance."""
+    plain = gk.sample(numbers().model, 8, steps=4)
+    for most, rows in ((2.0, 38), (4.0, 64)):
+        quota = steering.Quota(8, 4, "rows", 2, 0, most)
+        assert quota.whole == 16 * most
+        quota.check(replace(plain, cost=replace(plain.cost, network_rows=rows)))
+        with pytest.raises(ValueError, match=f"took {rows + 1} network rows and had {quota.whole}"):
+            quota.check(replace(plain, cost=replace(plain.cost, network_rows=rows + 1)))
+
+
 def test_what_is_measured_is_drawn_by_weight():
     """All weight is on the third of six particles, of which three samples are drawn; and one of each of two groups."""
     base = numbers()
     plain = gk.sample(base.model, 6, steps=2)
     heavy = replace(plain, log_weights=torch.tensor([-50.0, -50, 0, -50, -50, -50], dtype=torch.float64))
     study = steering.Study(replace(base, alpha=1.0), base.model, replace(plain, rewards=plain.x[:, 0]), plain.x, 1.0)
-    found = study.measured("FK steering", heavy, steering.Quota(3, 2, "rows", 2, 0))
+    found = study.measured("FK steering", heavy, steering.Quota(3, 2, "rows", 2, 0, 2.0))
     assert found["reward"] == pytest.approx(float(plain.x[2, 0])) and found["unique"] == pytest.approx(1 / 3)
     assert found["held_out"] == pytest.approx(float(plain.x[2, 0] + 10 * plain.x[2, 1]), rel=1e-5)
     assert found["ess"] == pytest.approx(1 / 6) and found["rows"] == 4.0  # 6 particles, 2 steps, 3 samples
     groups = gk.sample(base.model, 3, steps=2, cond=[None, None])
     two = replace(groups, log_weights=torch.tensor([0.0, -50, -50, -50, -50, 0.0], dtype=torch.float64))
-    found = study.measured("FK steering", two, steering.Quota(2, 2, "rows", 3, 0))
+    found = study.measured("FK steering", two, steering.Quota(2, 2, "rows", 3, 0, 2.0))
     assert found["reward"] == pytest.approx(float((groups.x[0, 0] + groups.x[5, 0]) / 2))
 
 
@@ -202,3 +213,11 @@ def test_what_is_wrong_is_said_before_it_runs(toys):
     assert answer.exit_code == 2 and "has runs of n=6, steps=4" in answer.stderr
     with pytest.raises(ConfigError, match="another folder"):
         steering.Bench(Path("out"))
+
+
+def test_the_tables_of_the_page_are_those_of_the_stored_runs():
+    found = json.loads((ROOT / "benchmarks" / "results" / "equal_cost.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "equal_cost.md").read_text(encoding="utf-8")
+    assert "\n".join(steering.lines(found)) in page and found["rows"] == steering.summary(found["runs"])
+    for name in ("n", "steps", "kl", "pilot"):
+        assert all(run[name] == found["settings"][name] for run in found["runs"])

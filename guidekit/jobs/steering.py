@@ -53,6 +53,7 @@ AHEAD = 8  # times the rows of a method, with which best-of-N stands beside it
 CANDIDATES = 10  # of SVDD where a child costs no network row
 BATCH = 256  # rows of a forward
 PILOT = 10_000  # seed of the pilot runs
+SLACK = 1.2  # times its rows that a method may take where the rows of a sample are random
 LOSS = 0.1  # of the diversity, that a method may lose against best-of-N
 NUMBERS = ("reward", "held_out", "natural", "diversity", "unique", "ess", "of_possible", "rows", "calls", "seconds")
 
@@ -84,13 +85,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Quota:
-    """What a method may spend on n samples: `size` times the rows of an unguided run, or `size` calls a sample."""
+    """What a method may spend on n samples: `size` times the rows of an unguided run, or `size` calls a sample.
+
+    unit   rows of an unguided sample: its steps, or fewer where a model is not asked when nothing is left to draw
+    """
 
     n: int
     steps: int
     by: str
     size: int
     seed: int
+    unit: float
 
     def times(self, rows: float, calls: float, first: tuple[float, float] = (0.0, 0.0), least: int = 1) -> int:
         """How often something fits that takes so many unguided runs' rows, and so many calls a sample, after what was
@@ -105,7 +110,14 @@ class Quota:
     @property
     def whole(self) -> int:
         """The rows or calls of all samples."""
-        return self.size * self.n * (self.steps if self.by == "rows" else 1)
+        return math.floor(self.size * self.n * (self.unit if self.by == "rows" else 1))
+
+    def check(self, result: Result) -> None:
+        """Raise where a method took more, up to chance if the rows of a sample are random."""
+        name = "network rows" if self.by == "rows" else "reward calls"
+        spent = result.cost.network_rows if self.by == "rows" else result.cost.reward_calls
+        if spent > self.whole * (SLACK if self.by == "rows" and self.unit < self.steps else 1):
+            raise ValueError(f"took {spent} {name} and had {self.whole}")
 
     def draw(
         self, model: Model, guides: Sequence[Guide], particles: int = 1, each: bool = False, **more: Any
@@ -162,8 +174,8 @@ def grown(model: Model, task: Task, q: Quota) -> Result:
     tree = search.Tree(
         model, task.reward, alpha=task.alpha, parallel=at_once, steps=q.steps, seed=q.seed, batch_size=BATCH
     )
-    spent: Callable[[], int] = lambda: tree.run.cost.network_rows if q.by == "rows" else tree.run.cost.reward_calls  # noqa: E731
-    while spent() + at_once * (q.steps if q.by == "rows" else 1) <= q.whole:
+    name, each = ("network_rows", math.ceil(q.unit)) if q.by == "rows" else ("reward_calls", 1)
+    while getattr(tree.run.cost, name) + at_once * each <= q.whole:
         tree.grow(at_once)
         if tree.roots[0].visits > q.whole:  # calls of molecules that were met before are free
             break
@@ -384,6 +396,11 @@ class Study:
         steered = replace(task, alpha=strength_of(pilot, task.reward, kl, None).alpha)
         return Study(steered, model, pilot, others.samples, kl)
 
+    @property
+    def unit(self) -> float:
+        """Network rows of an unguided sample."""
+        return self.pilot.cost.network_rows / len(self.pilot)
+
     def possible(self, kl: float) -> float:
         """The highest mean reward that so many nats allow, as the unguided samples have it; NaN if they are too few."""
         if len(self.pilot) < 10 * math.exp(kl):
@@ -515,18 +532,18 @@ class Bench:
         """The numbers of a run, or why it failed."""
         settings = {"n": self.n, "steps": self.steps, "kl": self.kl, "pilot": self.pilot}
         about = {"task": task, "method": method, "by": by, "size": size, "seed": seed} | settings
-        quota = Quota(self.n, self.steps, by, size, seed)
         try:
             if task not in self.studies:
                 self.studies[task] = Study.of(TASKS[task](), self.steps, self.pilot, self.kl, self.out / "pilots")
             study = self.studies[task]
+            quota = Quota(self.n, self.steps, by, size, seed, study.unit)
             began = time.process_time()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 result = (METHODS | self.own)[method](study.model, study.task, quota)
                 result = result if isinstance(result, Result) else quota.draw(study.model, result)
             seconds = time.process_time() - began
-            _check_spent(result, quota)
+            quota.check(result)
             return about | study.measured(method, result, quota) | {"seconds": seconds}
         except Exception as error:  # of any method, also of the user's: the others go on
             return about | {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
@@ -582,13 +599,6 @@ def _distinct(result: Result) -> int:
     return len(set(own)) if isinstance(own, list) else len(torch.as_tensor(own).flatten(1).unique(dim=0))
 
 
-def _check_spent(result: Result, q: Quota) -> None:
-    """Raise where a method took more than its quota."""
-    spent = result.cost.network_rows if q.by == "rows" else result.cost.reward_calls
-    if spent > q.whole:
-        raise ValueError(f"took {spent} {'network rows' if q.by == 'rows' else 'reward calls'} and had {q.whole}")
-
-
 # the numbers ---------------------------------------------------------------------------------------------------------
 
 
@@ -624,12 +634,18 @@ def ahead(found: dict[str, Any]) -> list[dict[str, Any]]:
         if other is None or row["method"] in ("unguided", "best of N", "CFG"):
             continue
         sign = 1 if found["tasks"][row["task"]]["better"] == "higher" else -1
+        row, other = (_known(r) for r in (row, other))
         reached = row["held_out"] >= other["held_out"]
         natural = sign * (row["natural"] - other["natural"]) >= -(other["natural_sd"] or 0.0)
         diverse = row["diversity"] >= (1 - LOSS) * other["diversity"]
         own = {k: row[k] for k in ("task", "method", "size")} | {"n": other["size"]}
         compared.append(own | {"reached": reached, "natural": natural, "diverse": diverse})
     return compared
+
+
+def _known(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with NaN for numbers that are unknown."""
+    return row | {k: math.nan for k in ("held_out", "natural", "diversity") if row[k] is None}
 
 
 HEAD = ("method", "reward", "held out", "", "diversity", "unique", "ESS", "of possible", "rows", "calls", "seconds")
@@ -717,7 +733,7 @@ def draw(found: dict[str, Any], task: str, file: Path) -> None:
     for panel, by in zip(axes, ("rows", "calls"), strict=True):
         for name in colours:
             own = sorted((row for row in _of_table(found, task, by) if row["method"] == name), key=lambda r: r[by])
-            own = [row for row in own if row[by]]
+            own = [row for row in own if row[by] and row["held_out"] is not None]
             line = "-" if name == "best of N" else ":"
             panel.errorbar(
                 [row[by] for row in own], [row["held_out"] for row in own],
