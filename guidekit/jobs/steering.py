@@ -657,7 +657,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     for task, about in found["tasks"].items():
         for by in ("rows", "calls"):
             rows = _of_table(found, task, by)
-            if not rows:
+            if all(row["method"] == "unguided" for row in rows):
                 continue
             arrow = {"higher": "↑", "lower": "↓"}[about["better"]]
             head = [name or f"{about['nature']} {arrow}" for name in HEAD]
