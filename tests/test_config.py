@@ -436,6 +436,7 @@ def test_a_run_of_bending_guides_alone_is_compared_with_the_model(mine):
     ("guides", "kept"),
     [
         (("cfg:2", "cads", "svdd"), ["CFG", "CADS"]),
+        (("cfg:2", "pag:3", "svdd"), ["CFG", "PAG"]),
         (("cfg:scale=2,steer=true", "svdd"), []),
         (("start_from:x=mine.py:x", "svdd"), ["StartFrom"]),
         (("apg:2", "hallucination:alpha=1", "svdd"), ["APG"]),

@@ -511,7 +511,7 @@ def evaluate(
         return typer.echo(f"{text}\n\n{listed(best)}" if top else text)
 
 
-bench = typer.Typer(cls=Bench, no_args_is_help=True, help="Measure the cost of guides, or methods on the tasks of PMO.")
+bench = typer.Typer(cls=Bench, no_args_is_help=True, help="Measure the cost of guides, or what methods reach.")
 app.add_typer(bench, name="bench")
 
 
@@ -562,14 +562,49 @@ def bench_pmo(
     with answered(debug, out):
         from ..jobs.pmo import TASKS, Bench as Pmo, lines as table
 
-        try:
-            numbers = tuple(int(seed) for seed in seeds.split(","))
-        except ValueError as error:
-            raise ConfigError(f"--seeds {seeds!r}: whole numbers with commas between them, like 0,1,2") from error
+        numbers = _numbers(seeds, "seeds")
         named = tuple(sorted(TASKS)) if tasks is None else _split(tasks, ",")
         told = partial(typer.echo, err=True)
         found = Pmo(out, named, _split(methods or "", ";"), budget, numbers, model, told).run()
         put(found) if as_json else typer.echo("\n".join(table(found, budget)))
+
+
+@bench.command("steering")
+def bench_steering(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of all runs; those that are finished are kept.")],
+    tasks: Annotated[str | None, typer.Option(help="Tasks with commas between them; all 6 by default.")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Methods with semicolons between them, mine.py:NAME for your own. By default all."),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Samples of a run.")] = 32,
+    steps: Annotated[int, typer.Option(help="Steps of a run.")] = 16,
+    rows: Annotated[str, typer.Option(help="Quotas: so many times the network rows of an unguided run.")] = "4",
+    calls: Annotated[str, typer.Option(help="Quotas: so many reward calls a sample.")] = "72",
+    seeds: Annotated[str, typer.Option(help="Whole numbers with commas between them.")] = "0,1,2",
+    kl: Annotated[float, typer.Option(help="Nats from the model, which decide the temperature of a task.")] = 3.0,
+    pilot: Annotated[int, typer.Option(help="Unguided samples by which the temperature is found.")] = 512,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run methods of steering on bundled models, at equal network rows and at equal reward calls.
+
+    guidekit bench steering --tasks dna_cell_type --methods "best of N; SVDD; refine" --rows 2,4 --out out/steering
+    """
+    with answered(debug, out):
+        from ..jobs.steering import Bench as Steering, lines as table
+
+        sizes = {"rows": _numbers(rows, "rows"), "calls": _numbers(calls, "calls"), "seeds": _numbers(seeds, "seeds")}
+        given = {"n": n, "steps": steps, "kl": kl, "pilot": pilot, "tell": partial(typer.echo, err=True)}
+        found = Steering(out, _split(tasks or "", ","), _split(methods or "", ";"), **sizes, **given).run()
+        put(found) if as_json else typer.echo("\n".join(table(found)))
+
+
+def _numbers(text: str, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in _split(text, ","))
+    except ValueError as error:
+        raise ConfigError(f"--{name} {text!r}: whole numbers with commas between them, like 0,1,2") from error
 
 
 def _split(text: str, mark: str) -> tuple[str, ...]:
