@@ -3,6 +3,7 @@ tokens move (see `guidekit.solvers.token_solver`)."""
 
 from . import drifts, schedules, times
 from .accelerated import AcceleratedDDIM, AcceleratedDDPM
+from .analytic_dpm import AnalyticDPM
 from .ancestral import Ancestral
 from .base import Move, Point, Solver, fractions, starting_at
 from .belm import BELM
@@ -55,6 +56,7 @@ __all__ = [
     "USF",
     "AcceleratedDDIM",
     "AcceleratedDDPM",
+    "AnalyticDPM",
     "Ancestral",
     "Blocks",
     "Churn",

@@ -39,11 +39,10 @@ import torch
 from torch import Tensor
 
 from .. import random
-from ..errors import is_count
 from . import times as grids
 from .base import Move, Point, Solver
 from .ddim import posterior
-from .fit import _bar, _lent, _predictor
+from .fitting import check, noises, started
 from .multistep import integrals, log_snr, remembered, usable
 from .schedules import Schedule, scales
 from .times import Grid
@@ -155,14 +154,13 @@ def statistics(
     >>> all(abs(l - 1 / (1 + math.exp(2 * v))) < 1e-3 for v, l in zip(found.log_snr, found.l))  # unit variance
     True
     """
-    n = max(64, min(1024, 8192 // max(1, math.prod(model.shape)))) if n is None else n
-    _check(model, n, points)
+    n = noises(model, n)
+    check("statistics", model, n=n, points=points)
+    if points < 8:
+        raise ValueError(f"statistics(points={points}): an int of at least 8 is needed")
     process = model.process
     times = grids.make(points, "log_snr", process.schedule, process.t_max)
-    with torch.no_grad(), _lent(model), _bar(2 * points * n * (1 if guidance == 1 else 2), progress) as bar:
-        predict = _predictor(model, cond, n, guidance, batch_size, bar)
-        keys = random.fold(random.fold(random.key(seed, model.device), "fit"), torch.arange(n, device=model.device))
-        x = process.prior(process.noise(keys, process.noise_shape(model.shape), model.dtype), times[0])
+    with started(model, times[0], 2 * points, cond, guidance, n, seed, batch_size, progress) as (x, keys, predict, _):
         probe = random.normal(random.fold(keys, "probe"), tuple(x.shape[1:]), x.dtype).sign()
         found, history = [], ()
         for move in UniPC(3).moves(process.schedule, times):
@@ -187,11 +185,3 @@ def _growth(f: Tensor, lam: tuple[float, ...]) -> tuple[float, ...]:
     """s: the regression of f' on f at every level."""
     rate = torch.gradient(f, spacing=(torch.tensor(lam, dtype=f.dtype, device=f.device),), dim=0, edge_order=2)[0]
     return tuple((((f * rate).sum(1)) / f.square().sum(1)).tolist())
-
-
-def _check(model: Any, n: int, points: int) -> None:
-    if not hasattr(getattr(model, "process", None), "schedule"):
-        raise ValueError(f"statistics(model={model!r}): DPMv3 is for Gaussian processes")
-    for name, value, least in (("n", n, 1), ("points", points, 8)):
-        if not is_count(value) or value < least:
-            raise ValueError(f"statistics({name}={value!r}): an int of at least {least} is needed")
