@@ -24,6 +24,7 @@ from guidekit.solvers import (
     UCGM,
     AcceleratedDDIM,
     AcceleratedDDPM,
+    AnalyticDPM,
     Churn,
     Conjugate,
     Consistency,
@@ -87,6 +88,7 @@ STOCHASTIC = {
     "ucgm0": UCGM(0.0, 0.3),
     "ucgm.3": UCGM(0.3, 0.3),
     "half": AcceleratedDDPM(),
+    "analytic": AnalyticDPM(SMOOTH),
 }
 SOLVERS = DETERMINISTIC | STOCHASTIC
 ORDERS = {
@@ -94,7 +96,14 @@ ORDERS = {
     "dpmpp3": 3, "ball": 1, "ball3": 1, "ghvb1": 1, "ghvb2": 2, "exponential": 2, "pseudo": 2, "sa0": 3,
     "ucgm": 2, "accelerated": 2, "conjugate": 1, "dc": 1, "v3_2": 3, "v3_3": 3,
 }  # fmt: skip
-OTHER = {"conjugate", "v3_2", "v3_3", "half", "ucgm.3"}  # which treat more than d, or more noise than sigma, as given
+OTHER = {
+    "conjugate",
+    "v3_2",
+    "v3_3",
+    "half",
+    "ucgm.3",
+    "analytic",
+}  # which treat more than d, or more noise than sigma, as given
 WANDERING = [0.9, 0.7, 0.5, 0.35, 0.2, 0.6, 0.45, 0.3, 0.1, 0.05, 0.0]
 solvers = pytest.mark.parametrize("name", SOLVERS)
 lawful = pytest.mark.parametrize("name", [name for name in SOLVERS if name not in OTHER])
@@ -753,7 +762,7 @@ def test_the_law_of_a_stochastic_solver_becomes_that_of_the_data_as_steps_grow(n
     assert gap[100] < 1.95 / math.sqrt(n)  # P = 1e-3 for exact samples
 
 
-slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("cps", "ucgm.3")]
+slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("cps", "ucgm.3", "analytic")]
 
 
 @pytest.mark.parametrize("name", ["er2", "langevin3", *late, *slow])

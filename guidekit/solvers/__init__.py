@@ -6,6 +6,7 @@ from .accelerated import AcceleratedDDIM, AcceleratedDDPM
 from .analytic_dpm import AnalyticDPM
 from .ancestral import Ancestral
 from .base import Move, Point, Solver, fractions, starting_at
+from .bdia import BDIA
 from .belm import BELM
 from .blocks import Blocks
 from .churn import Churn
@@ -42,6 +43,7 @@ from .unipc import UniPC
 from .usf import USF, searched
 
 __all__ = [
+    "BDIA",
     "BELM",
     "CPS",
     "DDIM",

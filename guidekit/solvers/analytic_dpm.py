@@ -4,8 +4,8 @@ The reverse kernel given the data is
 
     x_s = alpha_s x_0 + sqrt(sigma_s^2 - lambda^2) (x_t - alpha_t x_0)/sigma_t + lambda z
 
-with the noise lambda of DDIM(eta). DDIM has the prediction d in the place of x_0, and loses the spread of x_0 around it.
-The Gaussian kernel with the least KL divergence from the true one has the same mean and, as one number for all entries,
+with the noise lambda of DDIM(eta). DDIM has the prediction d in the place of x_0, and loses the spread around it. The
+Gaussian kernel with the least KL divergence from the true one has the same mean and, as one number for all entries,
 
     c^2 = lambda^2 + b^2 E[tr Cov(x_0|x_t)]/dim,      b = alpha_s - alpha_t sqrt(sigma_s^2 - lambda^2)/sigma_t,
     E[tr Cov(x_0|x_t)]/dim = (sigma_t/alpha_t)^2 (1 - l),      l = sigma_t^2 E|score|^2/dim
