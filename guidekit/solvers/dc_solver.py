@@ -22,19 +22,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from ..errors import is_count
-from . import times as grids
 from .base import Move, Point, Solver
-from .fitting import INSIDE, check, distance, flow, noises, started
+from .fitting import INSIDE, Options, distance, flow, started
 from .multistep import lagrange, remembered, usable
 from .schedules import Schedule, scales
 from .times import Grid
 from .unipc import UniPC, corrector, predictor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _FIRST = tuple(k / 4 for k in range(9))
 _AROUND = tuple(k / 16 for k in (-3, -2, -1, 1, 2, 3))
@@ -89,12 +91,7 @@ def compensated(
     order: int = 2,
     *,
     times: str | Grid = "uniform",
-    cond: Any = None,
-    guidance: float = 1.0,
-    n: int | None = None,
-    seed: int = 0,
-    batch_size: int = 256,
-    progress: bool = False,
+    **options: Unpack[Options],
 ) -> DCSolver:
     """DC-Solver with ratios for so many steps of this model. The arguments are those of `gk.solvers.fit`; it takes
     n (28 steps - 45) network rows, twice as many with guidance, and no gradients.
@@ -104,18 +101,15 @@ def compensated(
     >>> len(compensated(base, steps=6).ratios)
     3
     """
-    n = noises(model, n)
-    check("compensated", model, n=n)
     if not is_count(steps) or steps < 4:
         raise ValueError(f"compensated(steps={steps!r}): the first ratio is that of the third step, so give at least 4")
     solver = DCSolver((1.0,) * (steps - 3), order, times=times)
-    process, grid = model.process, grids.make(steps, times, model.process.schedule, model.process.t_max)
     calls = (INSIDE + len(_FIRST) + len(_AROUND) + 1) * steps - 45
-    with started(model, grid[0], calls, cond, guidance, n, seed, batch_size, progress) as (x, _, predict, _):
-        reference = flow(process, predict, x, grid)
+    with started("compensated", model, steps, times, calls, **options) as (grid, x, _, predict, _):
+        reference = flow(model.process, predict, x, grid)
         history = (predict(x, grid[0]),)
         for i in range(steps - 1):
-            step = _Step(process, predict, grid, i, x, history, reference)
+            step = _Step(model.process, predict, grid, i, x, history, reference)
             if i >= 2:
                 best = min(_FIRST, key=lambda rho: step.off(solver, rho))
                 best = min((best, *(best + k for k in _AROUND)), key=lambda rho: step.off(solver, rho))

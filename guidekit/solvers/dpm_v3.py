@@ -32,21 +32,23 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import random
-from . import times as grids
 from .base import Move, Point, Solver
 from .ddim import posterior
-from .fitting import check, noises, started
+from .fitting import Options, check, started
 from .multistep import integrals, log_snr, remembered, usable
 from .schedules import Schedule, scales
 from .times import Grid
 from .unipc import UniPC
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _PROBE = 0.03  # the length of a probe of the Jacobian, in units of the noise
 
@@ -137,13 +139,8 @@ class DPMv3(Solver):
 def statistics(
     model: Any,
     *,
-    cond: Any = None,
-    guidance: float = 1.0,
-    n: int | None = None,
     points: int = 64,
-    seed: int = 0,
-    batch_size: int = 256,
-    progress: bool = False,
+    **options: Unpack[Options],
 ) -> Statistics:
     """The statistics of a model for `DPMv3`, at so many levels of noise, from n noises (64, and more where samples are
     small). It costs 2 n evaluations a level, and twice as many with guidance, which is the scale of classifier-free
@@ -154,13 +151,11 @@ def statistics(
     >>> all(abs(l - 1 / (1 + math.exp(2 * v))) < 1e-3 for v, l in zip(found.log_snr, found.l))  # unit variance
     True
     """
-    n = noises(model, n)
-    check("statistics", model, n=n, points=points)
+    check("statistics", model, points=points)
     if points < 8:
         raise ValueError(f"statistics(points={points}): an int of at least 8 is needed")
     process = model.process
-    times = grids.make(points, "log_snr", process.schedule, process.t_max)
-    with started(model, times[0], 2 * points, cond, guidance, n, seed, batch_size, progress) as (x, keys, predict, _):
+    with started("statistics", model, points, "log_snr", 2 * points, **options) as (times, x, keys, predict, _):
         probe = random.normal(random.fold(keys, "probe"), tuple(x.shape[1:]), x.dtype).sign()
         found, history = [], ()
         for move in UniPC(3).moves(process.schedule, times):

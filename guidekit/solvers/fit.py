@@ -46,7 +46,7 @@ from . import times as grids
 from .align_your_steps import aligned
 from .base import Move, Point, Solver
 from .ddim import posterior
-from .fitting import LAST, Predict, check, flow, noises, rows, started
+from .fitting import LAST, Options, Predict, check, flow, noises, rows, started
 from .replay import replayed
 from .schedules import scales
 from .table import Table
@@ -231,9 +231,12 @@ def fit(
     inside = max(1, round(inside * points / (len(grid) - 1)))
     calls = network_rows(steps, what, 1, len(grid) - 1, inside)
     about = {"what": what, "solver": repr(solver), "guidance": guidance}
+    options: Options = {
+        "cond": cond, "guidance": guidance, "n": n, "seed": seed, "batch_size": batch_size, "progress": progress
+    }  # fmt: skip
     whole = {"steps": steps, "n": n, "inside": inside, "order": order, "low": low, "seed": seed, "cond": repr(cond)}
     with (
-        started(model, grid[0], calls, cond, guidance, n, seed, batch_size, progress) as (x, keys, asked, bar),
+        started("fit", model, grid, "uniform", calls, **options) as (_, x, keys, asked, bar),
         replayed(asked, checkpoint, about | whole | {"grid": grid}, bar) as predict,
     ):
         reference = flow(process, predict, x, grid, inside)

@@ -9,13 +9,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from .. import random
 from ..errors import is_count
+from . import times as grids
+from .times import Grid
 from .unipc import UniPC
 
 INSIDE = 12  # steps of the reference in one step of a table, where nothing is said
@@ -24,9 +26,21 @@ LAST = 6  # parts of the last step of the reference
 Predict = Callable[[Tensor, float], Tensor]
 
 
-class Start(NamedTuple):
-    """n states at the first time, the keys of their noises, and (x, t) -> the guided prediction of all of them."""
+class Options(TypedDict, total=False):
+    """What all fits are told of the runs that they are for: see `gk.solvers.fit`."""
 
+    cond: Any
+    guidance: float
+    n: int | None
+    seed: int
+    batch_size: int
+    progress: bool
+
+
+class Start(NamedTuple):
+    """The times, n states at the first one, the keys of their noises, and (x, t) -> the guided prediction of them."""
+
+    grid: list[float]
     x: Tensor
     keys: Tensor
     predict: Predict
@@ -54,22 +68,32 @@ def rows(calls: int, n: int, guidance: float) -> int:
 
 @contextmanager
 def started(
-    model: Any, t: float, calls: int, cond: Any, guidance: float, n: int, seed: int, batch_size: int, progress: bool
+    function: str,
+    model: Any,
+    steps: int | Sequence[float],
+    times: str | Grid,
+    calls: int,
+    *,
+    cond: Any = None,
+    guidance: float = 1.0,
+    n: int | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = False,
 ) -> Iterator[Start]:
-    """A context with noises of the model at time t, its networks in evaluation mode, no gradients, and a bar for so
-    many evaluations."""
+    """A context with noises of the model at the first of these times, its networks in evaluation mode, no gradients,
+    and a bar for so many evaluations."""
     from tqdm.auto import tqdm
 
-    total = rows(calls, n, guidance)
-    with (
-        torch.no_grad(),
-        _lent(model),
-        tqdm(total=total, unit="row", desc="fit", dynamic_ncols=True, disable=not progress) as bar,
-    ):
+    n = noises(model, n)
+    check(function, model, n=n)
+    process = model.process
+    grid = grids.make(steps, times, process.schedule, process.t_max)
+    shown = {"unit": "row", "desc": "fit", "dynamic_ncols": True, "disable": not progress}
+    with torch.no_grad(), _lent(model), tqdm(total=rows(calls, n, guidance), **shown) as bar:
         keys = random.fold(random.fold(random.key(seed, model.device), "fit"), torch.arange(n, device=model.device))
-        process = model.process
-        x = process.prior(process.noise(keys, process.noise_shape(model.shape), model.dtype), t)
-        yield Start(x, keys, _predictor(model, cond, n, guidance, batch_size, bar), bar)
+        x = process.prior(process.noise(keys, process.noise_shape(model.shape), model.dtype), grid[0])
+        yield Start(grid, x, keys, _predictor(model, cond, n, guidance, batch_size, bar), bar)
 
 
 def flow(process: Any, predict: Predict, x: Tensor, grid: Sequence[float], inside: int = INSIDE) -> Tensor:

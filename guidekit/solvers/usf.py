@@ -18,20 +18,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from ..errors import is_count
-from . import times as grids
 from .base import Move, Point, Solver
 from .ddim import DDIM
 from .deis import DEIS
 from .dpmpp import DPMpp
-from .fitting import INSIDE, check, distance, flow, noises, started
+from .fitting import INSIDE, Options, check, distance, flow, started
 from .multistep import noise
 from .schedules import Schedule, scales
 from .times import Grid
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 AMONG = (
     *(DPMpp(order) for order in (1, 2, 3)),
@@ -94,12 +96,7 @@ def searched(
     *,
     beam: int = 4,
     times: str | Grid = "uniform",
-    cond: Any = None,
-    guidance: float = 1.0,
-    n: int | None = None,
-    seed: int = 0,
-    batch_size: int = 256,
-    progress: bool = False,
+    **options: Unpack[Options],
 ) -> USF:
     """The solver of each of so many steps, among these, with which the samples of this model come nearest to its
     probability flow. It takes up to n steps (beam + 12) network rows, twice as many with guidance; the other arguments
@@ -110,18 +107,12 @@ def searched(
     >>> len(searched(base, steps=6).solvers)
     5
     """
-    n = noises(model, n)
-    check("searched", model, n=n, beam=beam)
+    check("searched", model, beam=beam)
     if not is_count(steps) or steps < 2:
         raise ValueError(f"searched(steps={steps!r}): the last step is no choice, so give at least 2")
     USF((*among,))  # which refuses what cannot be a step
-    process, grid = model.process, grids.make(steps, times, model.process.schedule, model.process.t_max)
-    with started(model, grid[0], steps * (beam + INSIDE), cond, guidance, n, seed, batch_size, progress) as (
-        x,
-        _,
-        predict,
-        _,
-    ):
+    process, calls = model.process, steps * (beam + INSIDE)
+    with started("searched", model, steps, times, calls, **options) as (grid, x, _, predict, _):
         reference = flow(process, predict, x, grid)
         found = [_State((), x, (predict(x, grid[0]),), 0.0)]
         for i in range(1, steps):
