@@ -37,6 +37,7 @@ from guidekit.solvers import (
     Langevin,
     PseudoHeun,
     SASolver,
+    SDEDPMpp,
     Statistics,
     UniPC,
     starting_at,
@@ -658,15 +659,18 @@ class Levels:
         return torch.tensor(alpha), torch.tensor(sigma)
 
 
-def states_of(scheduler, levels, rows, calls):
-    """The states of a diffusers scheduler that predicts noise, with the exact denoiser."""
+def states_of(scheduler, levels, rows, calls, noise=None, **options):
+    """The states of a diffusers scheduler that predicts noise, with the exact denoiser, and with this noise in every
+    step."""
     schedule = Levels(levels)
     denoise, found = denoiser(schedule), [rows]
     x = rows
     for t, call in calls:
         alpha, sigma = schedule.levels[schedule.grid[call]]
         e = (x - alpha * denoise(x, schedule.grid[call])) / sigma
-        x = scheduler.step(torch.tensor(e)[:, None], t, torch.tensor(x)[:, None]).prev_sample[:, 0].numpy()
+        own = {} if noise is None else {"variance_noise": torch.tensor(noise[call])[:, None]}
+        x = scheduler.step(torch.tensor(e)[:, None], t, torch.tensor(x)[:, None], **own, **options)
+        x = x.prev_sample[:, 0].numpy()
         found.append(x)
     return found, schedule
 
@@ -694,6 +698,37 @@ def test_the_states_are_those_of_diffusers(name, options, solver, checked):
     theirs, schedule = states_of(scheduler, levels, rows, zip(scheduler.timesteps, range(20), strict=True))
     ours = follow(solver.moves(schedule, schedule.grid), denoiser(schedule), rows)
     for a, b in zip(ours[: checked + 1], theirs[: checked + 1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@quiet
+@pytest.mark.parametrize("order", [1, 2])
+def test_with_the_same_noise_the_states_of_the_sde_solver_are_those_of_diffusers(order):
+    diffusers = pytest.importorskip("diffusers")
+    options = {"solver_order": order, "algorithm_type": "sde-dpmsolver++"}
+    scheduler = diffusers.DPMSolverMultistepScheduler(**VP | options)
+    scheduler.set_timesteps(20)
+    levels = [(1 / math.hypot(1, r), r / math.hypot(1, r)) for r in scheduler.sigmas.double().numpy()]
+    rows, noise = np.linspace(-2, 2, 9), np.random.default_rng(5).normal(size=(20, 9))
+    theirs, schedule = states_of(scheduler, levels, rows, zip(scheduler.timesteps, range(20), strict=True), noise)
+    ours = follow(SDEDPMpp(order).moves(schedule, schedule.grid), denoiser(schedule), rows, noise)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@quiet
+@pytest.mark.parametrize("solver", [DDIM(), DDIM(0.5), DDPM()], ids=["ddim", "ddim.5", "ddpm"])
+def test_with_the_same_noise_the_states_of_ddim_are_those_of_diffusers(solver):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(**VP, clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(20)
+    kept = [*(scheduler.alphas_cumprod[t].double().item() for t in scheduler.timesteps), 1.0]
+    levels = [(a**0.5, (1 - a) ** 0.5) for a in kept]
+    rows, noise = np.linspace(-2, 2, 9), np.random.default_rng(5).normal(size=(20, 9))
+    calls, eta = zip(scheduler.timesteps, range(20), strict=True), 1.0 if solver == DDPM() else solver.eta
+    theirs, schedule = states_of(scheduler, levels, rows, calls, noise if eta else None, eta=eta)
+    ours = follow(solver.moves(schedule, schedule.grid), denoiser(schedule), rows, noise)
+    for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
