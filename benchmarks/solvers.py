@@ -256,10 +256,11 @@ def main() -> None:
         "UniPC(3)": ("log_snr",), "DEIS(3)": ("uniform",), "UCGM": ("uniform",), "DPMv3(2)": ("uniform", "log_snr"),
         "DCSolver(2)": ("uniform", "log_snr"), "USF": ("log_snr",),
     }  # fmt: skip
-    exact: dict[str, Any] = {"everything": True, "only": solvers, "reference": 400, "points": 40, "inside": 8}
     todo: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "2-D": lambda: compared(mixture(2), 500, None, every, **exact, n=1024),
-        "64-D": lambda: compared(mixture(64), 500, None, every, **exact, n=256),
+        "2-D": lambda: compared(mixture(2), 500, None, every, everything=True, only=solvers, n=1024, points=40),
+        "64-D": lambda: compared(
+            mixture(64), 500, None, every, everything=True, only=solvers, reference=400, n=256, points=40, inside=8
+        ),
         "law": lambda: law(solvers),
         "parallel": lambda: [] if solvers else parallel(),
         "fashion": lambda: compared(

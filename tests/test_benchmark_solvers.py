@@ -14,6 +14,7 @@ SHOWN = {  # on the page: in the stored run
     "`DDIM()`": "DDIM, uniform",
     "`DPMpp(2)`": "DPMpp(2), uniform",
     '`DPMpp(2, times="log_snr")`': "DPMpp(2), log_snr",
+    "`UniPC(2)`": "UniPC(2), uniform",
     '`UniPC(3, times="log_snr")`': "UniPC(3), log_snr",
     "`DEIS(3)`": "DEIS(3), uniform",
     "diffusers, DPM-Solver++ 2M": "diffusers DPM-Solver++ 2M",
