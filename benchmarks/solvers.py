@@ -146,8 +146,7 @@ def compared(
         for calls in budgets if what == "coefficients" else fits:
             if wanted("fit") and (what == "both" or everything):
                 start = time.process_time()
-                finer = size | {"points": max(size["points"], calls)}
-                table = fit(model, base, calls, what, cond=cond, seed=1, **finer)  # type: ignore[arg-type]
+                table = fit(model, base, calls, what, cond=cond, seed=1, **size)  # type: ignore[arg-type]
                 found = row(f"fitted {what}", calls, sampled(table, calls))
                 rows.append(found | {"seconds to fit": round(time.process_time() - start, 1)})
     for name in filter(wanted, PEERS):

@@ -78,3 +78,13 @@ def test_the_accelerated_ddpm_has_about_half_of_the_error_of_ddpm_or_less(calls:
 @pytest.mark.parametrize("calls", [5, 8, 12, 20])
 def test_the_best_variance_leaves_a_quarter_of_the_error_of_ddpm_or_less(calls: int):
     assert errors("law", "AnalyticDPM")[calls] < 0.25 * errors("law", "DDPM")[calls]
+
+
+def test_the_errors_of_many_calls_are_those_of_the_stored_run():
+    coefficients, own, theirs = (
+        errors("64-D", k) for k in ("fitted coefficients", "UniPC(2), uniform", "diffusers UniPC")
+    )
+    assert f"error of {coefficients[35]:.4f} at 35 calls, and\ndiffusers' UniPC {theirs[35]:.4f}" in PAGE
+    assert (
+        f"has {own[50]:.4f}, diffusers' UniPC {theirs[50]:.4f}, and fitted coefficients {coefficients[50]:.4f}" in PAGE
+    )
