@@ -36,6 +36,7 @@ from guidekit.solvers import (
     UCGM,
     AcceleratedDDIM,
     AcceleratedDDPM,
+    AnalyticDPM,
     DPMpp,
     DPMv3,
     Heun,
@@ -109,10 +110,11 @@ def compared(
     fits: tuple[int, ...] = (5, 8, 12, 20),
     everything: bool = False,
     only: Collection[str] | None = None,
+    reference: int = 120,
     **size: int,
 ) -> list[dict[str, Any]]:
-    """Rows of errors on so many noises: of our solvers on these grids, of the peers and of fitted tables; or of only
-    these."""
+    """Rows of errors on so many noises, against a solution in `reference` steps: of our solvers on these grids, of the
+    peers and of fitted tables (of coefficients alone for all budgets, where there is everything); or of only these."""
     dtype, groups = model.dtype, 1 if cond is None else len(cond)
     noise = torch.randn(noises, *model.shape, generator=torch.Generator().manual_seed(77), dtype=dtype)
     run = {"noise": noise, "cond": cond}
@@ -120,7 +122,7 @@ def compared(
     def sampled(solver: Solver, steps: int) -> Tensor:
         return gk.sample(model, noises // groups, steps=steps, solver=solver, **run).x
 
-    fine = sampled(UniPC(3), 120)
+    fine = sampled(UniPC(3), reference)
 
     def row(name: str, calls: int, x: Tensor) -> dict[str, Any]:
         error = float((x - fine).double().square().mean().sqrt())
@@ -141,7 +143,7 @@ def compared(
                 solver = MEASURED[name](model, grid, calls, known, **options)
                 rows.append(row(f"{name}, {grid}", calls, sampled(solver, calls)))
     for what, base in (("times", DPMpp(2)), ("coefficients", DPMpp(2)), ("both", DPMpp(2))):
-        for calls in fits:
+        for calls in budgets if what == "coefficients" else fits:
             if wanted("fit") and (what == "both" or everything):
                 start = time.process_time()
                 table = fit(model, base, calls, what, cond=cond, seed=1, **size)  # type: ignore[arg-type]
@@ -180,7 +182,7 @@ def law(only: Collection[str] | None = None) -> list[dict[str, Any]]:
     model, n = mixture(2), 40_000
     b = torch.tensor([1.0, 0.0], dtype=torch.float64)
     exact, rows = float(model.log_z(linear=b)), []  # type: ignore[attr-defined]
-    for name, solver in NOISY.items():
+    for name, solver in {**NOISY, "AnalyticDPM": AnalyticDPM(statistics(model))}.items():
         for calls in CALLS if only is None or name in only else ():
             w = gk.sample(model, n, steps=calls, solver=solver, seed=3).x[:, 0].exp()
             rows.append({
@@ -243,19 +245,21 @@ def draw(found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--only", nargs="+", choices=("2-D", "64-D", "fashion", "law", "parallel"))
-    parser.add_argument("--solvers", nargs="+", choices=(*OURS, *MEASURED, *NOISY, *PEERS, "fit"))
+    parser.add_argument("--solvers", nargs="+", choices=(*OURS, *MEASURED, *NOISY, "AnalyticDPM", *PEERS, "fit"))
     only, solvers = vars(parser.parse_args()).values()
     torch.set_num_threads(1)
     found = json.loads(OUT.read_text()) if (only or solvers) and OUT.exists() else {}
     every: dict[str, tuple[str, ...]] = dict.fromkeys((*OURS, *MEASURED), ("uniform", "log_snr", "karras"))
     few: dict[str, tuple[str, ...]] = {
-        "DDIM": ("uniform",), "DPMpp(2)": ("uniform", "log_snr"), "UniPC(3)": ("log_snr",), "DEIS(3)": ("uniform",),
-        "UCGM": ("uniform",), "DPMv3(2)": ("uniform", "log_snr"), "DCSolver(2)": ("uniform", "log_snr"),
-        "USF": ("log_snr",),
+        "DDIM": ("uniform",), "DPMpp(2)": ("uniform", "log_snr"), "UniPC(2)": ("uniform", "log_snr"),
+        "UniPC(3)": ("log_snr",), "DEIS(3)": ("uniform",), "UCGM": ("uniform",), "DPMv3(2)": ("uniform", "log_snr"),
+        "DCSolver(2)": ("uniform", "log_snr"), "USF": ("log_snr",),
     }  # fmt: skip
     todo: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "2-D": lambda: compared(mixture(2), 500, None, every, everything=True, only=solvers, n=1024, points=40),
-        "64-D": lambda: compared(mixture(64), 500, None, every, everything=True, only=solvers, n=256, points=40),
+        "64-D": lambda: compared(
+            mixture(64), 500, None, every, everything=True, only=solvers, reference=400, n=256, points=40, inside=8
+        ),
         "law": lambda: law(solvers),
         "parallel": lambda: [] if solvers else parallel(),
         "fashion": lambda: compared(

@@ -14,6 +14,7 @@ SHOWN = {  # on the page: in the stored run
     "`DDIM()`": "DDIM, uniform",
     "`DPMpp(2)`": "DPMpp(2), uniform",
     '`DPMpp(2, times="log_snr")`': "DPMpp(2), log_snr",
+    "`UniPC(2)`": "UniPC(2), uniform",
     '`UniPC(3, times="log_snr")`': "UniPC(3), log_snr",
     "`DEIS(3)`": "DEIS(3), uniform",
     "diffusers, DPM-Solver++ 2M": "diffusers DPM-Solver++ 2M",
@@ -28,7 +29,7 @@ SHOWN = {  # on the page: in the stored run
 }
 NOISY = (
     "DDPM", "DDIM(0.5)", "SDEDPMpp(2)", "ERSDE(2)", "ERSDE(3)", "SASolver(1)", "CPS(0.5)", "AcceleratedDDPM",
-    "UCGM(0.1, 0.3)",
+    "UCGM(0.1, 0.3)", "AnalyticDPM",
 )  # fmt: skip
 STEPS = ("DCSolver(2)", "USF")  # fitted to a number of steps
 
@@ -72,3 +73,18 @@ def test_what_is_measured_or_fitted_is_ahead_of_what_is_not_on_images_at_eight_c
 @pytest.mark.parametrize("calls", [8, 12, 20, 35, 50])
 def test_the_accelerated_ddpm_has_about_half_of_the_error_of_ddpm_or_less(calls: int):
     assert errors("law", "AcceleratedDDPM")[calls] < 0.55 * errors("law", "DDPM")[calls]
+
+
+@pytest.mark.parametrize("calls", [5, 8, 12, 20])
+def test_the_best_variance_leaves_a_quarter_of_the_error_of_ddpm_or_less(calls: int):
+    assert errors("law", "AnalyticDPM")[calls] < 0.25 * errors("law", "DDPM")[calls]
+
+
+def test_the_errors_of_many_calls_are_those_of_the_stored_run():
+    coefficients, own, theirs = (
+        errors("64-D", k) for k in ("fitted coefficients", "UniPC(2), uniform", "diffusers UniPC")
+    )
+    assert f"error of {coefficients[35]:.4f} at 35 calls, and\ndiffusers' UniPC {theirs[35]:.4f}" in PAGE
+    assert (
+        f"has {own[50]:.4f}, diffusers' UniPC {theirs[50]:.4f}, and fitted coefficients {coefficients[50]:.4f}" in PAGE
+    )

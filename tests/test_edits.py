@@ -107,6 +107,17 @@ def test_a_reversible_sampler_brings_any_sample_back_with_any_network_and_any_nu
     assert (plain - x).abs().max() > 10 * (again - x).abs().max()  # the second part of the noise is needed
 
 
+def test_bdia_brings_any_sample_back_and_amplifies_rounding_as_its_gamma_says():
+    """Up, a difference of states is divided by gamma at every step: 0.8^-19 is 70."""
+    model, solver = network(torch.float64), gk.solvers.BDIA(0.8)
+    x = 2 * torch.randn(10, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    options: Any = {"cond": [1, 2], "steps": 20, "guides": [gk.CFG(3.0)], "solver": solver}
+    noise = gk.invert(model, x, method="reversible", **options)
+    assert (gk.sample(model, 5, noise=noise, **options).x - x).abs().max() < 1e-10 * x.abs().max()
+    other = gk.sample(model, 5, noise=noise, **options | {"solver": gk.solvers.BELM()}).x
+    assert (other - x).abs().max() > 0.01
+
+
 def test_of_its_own_samples_a_reversible_sampler_finds_their_noise():
     """The second part vanishes as steps grow, for it is what x_T and the state after it lack to a step of DDIM."""
     model = mixture()

@@ -24,6 +24,7 @@ from guidekit.solvers import (
     UCGM,
     AcceleratedDDIM,
     AcceleratedDDPM,
+    AnalyticDPM,
     Churn,
     Conjugate,
     Consistency,
@@ -36,6 +37,7 @@ from guidekit.solvers import (
     Langevin,
     PseudoHeun,
     SASolver,
+    SDEDPMpp,
     Statistics,
     UniPC,
     starting_at,
@@ -87,6 +89,7 @@ STOCHASTIC = {
     "ucgm0": UCGM(0.0, 0.3),
     "ucgm.3": UCGM(0.3, 0.3),
     "half": AcceleratedDDPM(),
+    "analytic": AnalyticDPM(SMOOTH),
 }
 SOLVERS = DETERMINISTIC | STOCHASTIC
 ORDERS = {
@@ -94,7 +97,14 @@ ORDERS = {
     "dpmpp3": 3, "ball": 1, "ball3": 1, "ghvb1": 1, "ghvb2": 2, "exponential": 2, "pseudo": 2, "sa0": 3,
     "ucgm": 2, "accelerated": 2, "conjugate": 1, "dc": 1, "v3_2": 3, "v3_3": 3,
 }  # fmt: skip
-OTHER = {"conjugate", "v3_2", "v3_3", "half", "ucgm.3"}  # which treat more than d, or more noise than sigma, as given
+OTHER = {
+    "conjugate",
+    "v3_2",
+    "v3_3",
+    "half",
+    "ucgm.3",
+    "analytic",
+}  # which treat more than d, or more noise than sigma, as given
 WANDERING = [0.9, 0.7, 0.5, 0.35, 0.2, 0.6, 0.45, 0.3, 0.1, 0.05, 0.0]
 solvers = pytest.mark.parametrize("name", SOLVERS)
 lawful = pytest.mark.parametrize("name", [name for name in SOLVERS if name not in OTHER])
@@ -312,12 +322,12 @@ def test_noise_that_is_added_early_is_made_up_for_where_a_table_starts_later(sch
         x[:2] = scales(schedule, table[0].t)
         return [(v[1:] ** 2).sum() for v in follow(table, lambda x, t: data, x, np.eye(len(table), len(x), 2))]
 
-    later = starting_at(whole, row, lambda t: scales(schedule, t))
+    later = starting_at(whole, row)
     assert variances(later)[1:] == pytest.approx(variances(whole)[row + 1 :], rel=1e-6, abs=1e-12)
     if name == "half":
-        assert variances(starting_at(whole, row))[1] < 0.98 * variances(whole)[row + 1]
+        assert variances(whole[row:])[1] < 0.98 * variances(whole)[row + 1]
     else:
-        assert later == starting_at(whole, row)
+        assert later[0].c == whole[row].c
 
 
 # methods that are others -------------------------------------------------------------------------------------------
@@ -649,15 +659,18 @@ class Levels:
         return torch.tensor(alpha), torch.tensor(sigma)
 
 
-def states_of(scheduler, levels, rows, calls):
-    """The states of a diffusers scheduler that predicts noise, with the exact denoiser."""
+def states_of(scheduler, levels, rows, calls, noise=None, **options):
+    """The states of a diffusers scheduler that predicts noise, with the exact denoiser, and with this noise in every
+    step."""
     schedule = Levels(levels)
     denoise, found = denoiser(schedule), [rows]
     x = rows
     for t, call in calls:
         alpha, sigma = schedule.levels[schedule.grid[call]]
         e = (x - alpha * denoise(x, schedule.grid[call])) / sigma
-        x = scheduler.step(torch.tensor(e)[:, None], t, torch.tensor(x)[:, None]).prev_sample[:, 0].numpy()
+        own = {} if noise is None else {"variance_noise": torch.tensor(noise[call])[:, None]}
+        x = scheduler.step(torch.tensor(e)[:, None], t, torch.tensor(x)[:, None], **own, **options)
+        x = x.prev_sample[:, 0].numpy()
         found.append(x)
     return found, schedule
 
@@ -685,6 +698,37 @@ def test_the_states_are_those_of_diffusers(name, options, solver, checked):
     theirs, schedule = states_of(scheduler, levels, rows, zip(scheduler.timesteps, range(20), strict=True))
     ours = follow(solver.moves(schedule, schedule.grid), denoiser(schedule), rows)
     for a, b in zip(ours[: checked + 1], theirs[: checked + 1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@quiet
+@pytest.mark.parametrize("order", [1, 2])
+def test_with_the_same_noise_the_states_of_the_sde_solver_are_those_of_diffusers(order):
+    diffusers = pytest.importorskip("diffusers")
+    options = {"solver_order": order, "algorithm_type": "sde-dpmsolver++"}
+    scheduler = diffusers.DPMSolverMultistepScheduler(**VP | options)
+    scheduler.set_timesteps(20)
+    levels = [(1 / math.hypot(1, r), r / math.hypot(1, r)) for r in scheduler.sigmas.double().numpy()]
+    rows, noise = np.linspace(-2, 2, 9), np.random.default_rng(5).normal(size=(20, 9))
+    theirs, schedule = states_of(scheduler, levels, rows, zip(scheduler.timesteps, range(20), strict=True), noise)
+    ours = follow(SDEDPMpp(order).moves(schedule, schedule.grid), denoiser(schedule), rows, noise)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@quiet
+@pytest.mark.parametrize("solver", [DDIM(), DDIM(0.5), DDPM()], ids=["ddim", "ddim.5", "ddpm"])
+def test_with_the_same_noise_the_states_of_ddim_are_those_of_diffusers(solver):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(**VP, clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(20)
+    kept = [*(scheduler.alphas_cumprod[t].double().item() for t in scheduler.timesteps), 1.0]
+    levels = [(a**0.5, (1 - a) ** 0.5) for a in kept]
+    rows, noise = np.linspace(-2, 2, 9), np.random.default_rng(5).normal(size=(20, 9))
+    calls, eta = zip(scheduler.timesteps, range(20), strict=True), 1.0 if solver == DDPM() else solver.eta
+    theirs, schedule = states_of(scheduler, levels, rows, calls, noise if eta else None, eta=eta)
+    ours = follow(solver.moves(schedule, schedule.grid), denoiser(schedule), rows, noise)
+    for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -753,7 +797,7 @@ def test_the_law_of_a_stochastic_solver_becomes_that_of_the_data_as_steps_grow(n
     assert gap[100] < 1.95 / math.sqrt(n)  # P = 1e-3 for exact samples
 
 
-slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("cps", "ucgm.3")]
+slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("cps", "ucgm.3", "analytic")]
 
 
 @pytest.mark.parametrize("name", ["er2", "langevin3", *late, *slow])

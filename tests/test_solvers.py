@@ -15,7 +15,7 @@ from scipy import stats
 from scipy.special import logsumexp, ndtr
 
 import guidekit as gk
-from guidekit.solvers import BELM, DDIM, DDPM, DPMpp, Euler, Heun, SDEDPMpp, Solver, times
+from guidekit.solvers import BDIA, BELM, DDIM, DDPM, DPMpp, Euler, Heun, SDEDPMpp, Solver, times
 from guidekit.solvers.base import starting_at
 from guidekit.solvers.schedules import EDM, VE, Cosine, Flow, Linear
 
@@ -421,6 +421,29 @@ def test_belm_is_the_published_formula_where_steps_shrink_and_bdia_where_they_gr
     assert kinds == {True, False}
 
 
+@pytest.mark.parametrize("name", ["cosine", "flow", "ve"])
+@pytest.mark.parametrize("gamma", [1.0, 0.6])
+def test_bdia_is_ddim_down_and_what_ddim_up_misses_of_the_state_before(name, gamma):
+    schedule, grid, denoise = SCHEDULES[name], [0.9, 0.8, 0.7, 0.35, 0.3, 0.0], denoiser(SCHEDULES[name])
+    start = scales(schedule, 0.9)[1] * np.array([1.1, -0.7, 0.2])
+    states = follow(BDIA(gamma).moves(schedule, grid), denoise, start)
+    first = follow(DDIM().moves(schedule, grid), denoise, start)[1]
+    np.testing.assert_allclose(states[1], first, rtol=1e-12)
+    for b, t, s, x_b, x, x_s in zip(grid, grid[1:], grid[2:], states, states[1:], states[2:], strict=False):
+        alpha, sigma = scales(schedule, t)
+        d = denoise(x, t)
+        up, down = (v[0] * d + v[1] * (x - alpha * d) / sigma for v in (scales(schedule, b), scales(schedule, s)))
+        np.testing.assert_allclose(x_s, down + gamma * (x_b - up), rtol=1e-9)
+
+
+def test_bdia_has_second_order_with_gamma_one_on_even_steps_and_first_order_otherwise():
+    schedule, (high, low), numbers = Flow(), INNER["flow"], [32, 64, 128]
+    for gamma, order in ((1.0, 2), (0.5, 1)):
+        grids = [np.linspace(high, low, n + 1).tolist() for n in numbers]
+        errors = [error(BDIA(gamma), schedule, grid, [ASYMMETRIC]) for grid in grids]
+        assert errors[-1] < 0.02 / 10 ** (order - 1) and abs(slope(numbers, errors) - order) < 0.25
+
+
 @pytest.mark.parametrize("name", ["cosine", "edm"])
 def test_belm_starts_afresh_where_a_run_begins_later(name):
     """The first step is that of DDIM, takes no second part of the noise, and is remembered as the line it was."""
@@ -497,6 +520,7 @@ def test_time_cannot_go_up_from_where_nothing_but_noise_is_left():
         (lambda: DDIM(-0.1), r"DDIM\(eta=-0.1\): eta lies in \[0, 1\]"),
         (lambda: DPMpp(4), r"DPMpp\(order=4\): there is order 1, order 2 and order 3"),
         (lambda: SDEDPMpp(0), r"SDEDPMpp\(order=0\): there is order 1 and order 2"),
+        (lambda: BDIA(0.0), r"BDIA\(gamma=0.0\): gamma lies in \(0, 1\]"),
         (lambda: BELM().moves(Cosine(), [1.0, 0.0]), r"BELM\(times='uniform'\) needs two steps at least"),
         (lambda: BELM().moves(Cosine(), [0.5, 0.7, 0.0]), r"a first one that goes down in time"),
     ],

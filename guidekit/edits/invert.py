@@ -46,8 +46,8 @@ def invert(
     samples      as `model.read` takes them, or states (groups*n, *shape)
     cond         the condition that describes the samples, or a list with one for each group of them
     method       of a deterministic sampler, the starting noise: "ddim", "fixed_point" (closer, for `iterations` times
-                 the evaluations), "renoise" (their average, where they do not settle). Of BELM(), both parts of its
-                 starting noise: "reversible", up to rounding. Of a stochastic one, the noise of its whole chain:
+                 the evaluations), "renoise" (their average, where they do not settle). Of BELM() or BDIA(), both parts
+                 of its starting noise: "reversible", up to rounding. Of a stochastic one, the noise of its whole chain:
                  "chain" or "edit_friendly". Tokens have one method, "chain", which is also taken where none is named
     steps, guides, solver, batch_size   as in gk.sample, and the same there. The solver is DDIM() by default, BELM() for
                  "reversible", and DDPM() for chains

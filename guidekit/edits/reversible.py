@@ -1,6 +1,6 @@
-r"""Inversion of a reversible sampler: BELM (Wang et al., 2024, https://arxiv.org/abs/2410.07273) run backwards.
+r"""Inversion of reversible samplers: BELM (Wang et al., 2024, https://arxiv.org/abs/2410.07273) and BDIA run backwards.
 
-A move of `BELM` is linear in m, the slope of the straight line from x_t to the state x_b before it, and is solved for m
+A move of theirs is linear in m, the slope of the straight line from x_t to the state x_b before it, and is solved for m
 with the prediction at x_t alone. In its coordinates y = x/r and w,
 
     m = (x_s - a x_t - b_0 d(x_t)) / b_1,      y_b = y_t + (w_b - w_t) m.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..solvers import BELM, Point
+from ..solvers import BDIA, BELM, Point
 from ..solvers.heun import straight
 from . import chain, deterministic
 from .walk import Walk
@@ -23,8 +23,8 @@ from .walk import Walk
 
 def check(walk: Walk) -> None:
     """The sampler is a reversible one."""
-    if not isinstance(walk.run.solver, BELM):
-        raise ValueError(f"solver={walk.run.solver!r}: method='reversible' needs gk.solvers.BELM()")
+    if not isinstance(walk.run.solver, BELM | BDIA):
+        raise ValueError(f"solver={walk.run.solver!r}: method='reversible' needs gk.solvers.BELM() or BDIA()")
     walk.check_no_memory()
 
 

@@ -80,7 +80,7 @@ class BoostAndSkip(Guide):
         firsts = [i for i, move in enumerate(moves) if move.s != move.t]  # the corrector moves of Heun belong to a step
         if self.skip == 0 or self.skip >= len(firsts):
             return moves if self.skip == 0 else []
-        return starting_at(moves, firsts[self.skip], model.process.scales)
+        return starting_at(moves, firsts[self.skip])
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
         x = model.process.prior(noise, model.process.t_max) if self.skip else population.x

@@ -179,7 +179,7 @@ class Corrector(Guide):
                 f"powers that add up to {self.total:g} start where a trace of the data is left, and the {len(moves)} "
                 "steps have no such time but their last: give more steps"
             )
-        return starting_at(moves, traces[0], model.process.scales)
+        return starting_at(moves, traces[0])
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
         return population.x if self._from_noise(model) else population.x / self.total**0.5

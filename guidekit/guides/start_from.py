@@ -127,7 +127,7 @@ class StartFrom(Guide):
         below = next((i for i in downs if moves[i].t <= level + 1e-6), downs[-1] if downs else 0)
         if moves:
             self._check_begins(moves[below].t, level)
-        return starting_at(moves, below, model.process.scales) if below else moves
+        return starting_at(moves, below) if below else moves
 
     def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
         own = self.x.to(population.x).view(-1, *model.shape)

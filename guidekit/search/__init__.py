@@ -26,6 +26,7 @@ from .space import Space
 from .split_gibbs import split_gibbs
 from .strength import Strength, strength
 from .subspace import Subspace, subspace
+from .times import Times, times
 from .tree import Tree, tree
 from .zero_order import ZeroOrder, zero_order
 
@@ -52,6 +53,7 @@ __all__ = [
     "Study",
     "Subspace",
     "Surrogate",
+    "Times",
     "Tree",
     "ZeroOrder",
     "active",
@@ -76,6 +78,7 @@ __all__ = [
     "split_gibbs",
     "strength",
     "subspace",
+    "times",
     "tree",
     "zero_order",
 ]

@@ -3,8 +3,10 @@ tokens move (see `guidekit.solvers.token_solver`)."""
 
 from . import drifts, schedules, times
 from .accelerated import AcceleratedDDIM, AcceleratedDDPM
+from .analytic_dpm import AnalyticDPM
 from .ancestral import Ancestral
 from .base import Move, Point, Solver, fractions, starting_at
+from .bdia import BDIA
 from .belm import BELM
 from .blocks import Blocks
 from .churn import Churn
@@ -41,6 +43,7 @@ from .unipc import UniPC
 from .usf import USF, searched
 
 __all__ = [
+    "BDIA",
     "BELM",
     "CPS",
     "DDIM",
@@ -55,6 +58,7 @@ __all__ = [
     "USF",
     "AcceleratedDDIM",
     "AcceleratedDDPM",
+    "AnalyticDPM",
     "Ancestral",
     "Blocks",
     "Churn",

@@ -67,7 +67,7 @@ class AcceleratedDDPM(Solver):
             more = _between(s, after) / 2
             a = t.alpha * s.sigma**2 / (s.alpha * t.sigma**2)
             c = s.sigma**2 - a**2 * (t.sigma**2 + extra) + more
-            table.append(Move(t.t, s.t, a, (s.alpha - a * t.alpha,), max(c, 0.0) ** 0.5))
+            table.append(Move(t.t, s.t, a, (s.alpha - a * t.alpha,), max(c, 0.0) ** 0.5, early=extra))
             extra = more
         return table
 

@@ -19,7 +19,7 @@ the history of predictions is not used across it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -34,7 +34,8 @@ class Move(NamedTuple):
     """One row of the table: from t to s by x_s = a x_t + sum_i b_i d_i + c z. Token processes use t and s alone.
 
     `keep` has one line for each thing that the next row finds as its d_1, d_2...: coefficients for x_t, d_0, d_1...
-    None keeps the predictions d_0, d_1... of this row. b has an entry for everything kept, be it 0.
+    None keeps the predictions d_0, d_1... of this row. b has an entry for everything kept, be it 0. `early` is the
+    variance of the noise in x_t beyond sigma_t^2, where the rows before have added some that belongs to this one.
     """
 
     t: float
@@ -43,6 +44,7 @@ class Move(NamedTuple):
     b: tuple[float, ...] = ()
     c: float = 0.0
     keep: tuple[tuple[float, ...], ...] | None = None
+    early: float = 0.0
 
 
 class Point(NamedTuple):
@@ -83,15 +85,12 @@ class Solver:
         return table
 
 
-def starting_at(
-    table: Sequence[Move], row: int, scales: Callable[[float], tuple[float, float]] | None = None
-) -> list[Move]:
+def starting_at(table: Sequence[Move], row: int) -> list[Move]:
     """The table from this row on; a multistep solver starts afresh there, as if all that it remembers had been as it is
-    at this row for long. With the scales of a process (t to alpha and sigma) the first row also adds the noise that a
-    state of the whole run would have besides sigma, where a solver adds some early."""
+    at this row for long. The first row also adds the noise that rows before it would have added early."""
     first, *rest = table[row:]
-    if scales is not None and (early := _early(table[:row], scales)) > 1e-9 * scales(first.t)[1] ** 2:
-        first = first._replace(c=(first.c**2 + first.a**2 * early) ** 0.5)
+    if first.early:
+        first = first._replace(c=(first.c**2 + first.a**2 * first.early) ** 0.5, early=0.0)
     order = max(len(first.b), *(len(move.b) for move in rest), 1)
     if first.keep is None and order <= 2:  # a second prediction is there at the next row
         return [first._replace(b=(sum(first.b),)) if len(first.b) > 1 else first, *rest]
@@ -99,16 +98,6 @@ def starting_at(
     b = first.b or (0.0,)
     a, d = (sum(k * v[i] for k, v in zip(b[1:], still, strict=False)) for i in (0, 1))
     return [first._replace(a=first.a + a, b=(b[0] + d,), keep=still), *rest]
-
-
-def _early(table: Sequence[Move], scales: Callable[[float], tuple[float, float]]) -> float:
-    """How much larger than sigma^2 the variance of the noise is after these rows; 0 for tokens and with a memory."""
-    if not any(move.b for move in table) or any(len(move.b) > 1 or move.keep is not None for move in table):
-        return 0.0
-    var = scales(table[0].t)[1] ** 2
-    for move in table:
-        var = move.a**2 * var + move.c**2
-    return var - scales(table[-1].s)[1] ** 2
 
 
 def _still(keep: tuple[tuple[float, ...], ...] | None, size: int) -> tuple[tuple[float, float], ...]:

@@ -15,13 +15,12 @@ that it returns has two parts, and the first step adds the second part, times si
 
 The paper uses w = sigma/alpha, which is infinite in pure noise; the coordinates here are finite.
 
-References: Wang et al. (2024), https://arxiv.org/abs/2410.07273; BDIA: Zhang et al. (2023),
-https://arxiv.org/abs/2307.10829.
+Reference: Wang et al. (2024), https://arxiv.org/abs/2410.07273; BDIA is in `guidekit.solvers.bdia`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .base import Move, Point, Solver
@@ -35,22 +34,32 @@ class BELM(Solver):
     """O-BELM: second order, one evaluation per step, deterministic, and reversible: for edits of one's own samples."""
 
     def step(self, t: Point, s: Point, last: Point | None) -> list[Move]:
-        down, (w, r), (w_s, r_s) = posterior(t, s, 0.0), *(straight(p, t.alpha == s.alpha) for p in (t, s))
-        f, h = (1 / (r * w), -1 / w), w - w_s  # of x_t and d
-        if last is None:
-            return [down._replace(keep=(f,))]
-        k = straight(last, t.alpha == s.alpha)[0] - w
-        gain = min(1.0, h / k) ** 2 * k  # A k
-        a, b = (v - r_s * gain * u for v, u in zip((down.a, *down.b), f, strict=True))
-        keep = (*(u * (1 + gain / h) for u in f), -gain / h)  # (y_t - y_s) / h
-        return [down._replace(a=a, b=(b, r_s * gain), keep=(keep,))]
+        return [two_step(t, s, last, lambda h, k, *_: min(1.0, h / k) ** 2)]
 
     def moves(self, schedule: Schedule, times: Sequence[float]) -> list[Move]:
-        first, *rest = super().moves(schedule, times)
-        if not rest or first.s > first.t:
-            raise ValueError(f"solver={self!r} needs two steps at least, and a first one that goes down in time")
-        assert first.keep is not None
-        t, s = (Point(v, *scales(schedule, v)) for v in first[:2])
-        (w, _), (w_s, r_s) = (straight(p, t.alpha == s.alpha) for p in (t, s))
-        keep = (*first.keep[0], -s.sigma / (r_s * (w - w_s)))
-        return [first._replace(b=(*first.b, s.sigma), keep=(keep,)), *rest]
+        return opened(self, super().moves(schedule, times), schedule)
+
+
+def two_step(t: Point, s: Point, last: Point | None, share: Callable[[float, float, float, float], float]) -> Move:
+    """The formula above, with A = share(h, k, r_s, r_b); DDIM's step where nothing was before."""
+    down, (w, r), (w_s, r_s) = posterior(t, s, 0.0), *(straight(p, t.alpha == s.alpha) for p in (t, s))
+    f, h = (1 / (r * w), -1 / w), w - w_s  # of x_t and d
+    if last is None:
+        return down._replace(keep=(f,))
+    w_b, r_b = straight(last, t.alpha == s.alpha)
+    gain = share(h, w_b - w, r_s, r_b) * (w_b - w)  # A k
+    a, b = (v - r_s * gain * u for v, u in zip((down.a, *down.b), f, strict=True))
+    keep = (*(u * (1 + gain / h) for u in f), -gain / h)  # (y_t - y_s) / h
+    return down._replace(a=a, b=(b, r_s * gain), keep=(keep,))
+
+
+def opened(solver: Solver, table: list[Move], schedule: Schedule) -> list[Move]:
+    """The table whose first step also takes the second part of the noise."""
+    first, *rest = table
+    if not rest or first.s > first.t:
+        raise ValueError(f"solver={solver!r} needs two steps at least, and a first one that goes down in time")
+    assert first.keep is not None
+    t, s = (Point(v, *scales(schedule, v)) for v in first[:2])
+    (w, _), (w_s, r_s) = (straight(p, t.alpha == s.alpha) for p in (t, s))
+    keep = (*first.keep[0], -s.sigma / (r_s * (w - w_s)))
+    return [first._replace(b=(*first.b, s.sigma), keep=(keep,)), *rest]

@@ -20,28 +20,26 @@ guidance, which guess ratios from other fits, are not here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from .. import random
 from ..errors import is_count
-from . import times as grids
 from .base import Move, Point, Solver
-from .fit import _bar, _check, _lent, _predictor, _reference
+from .fitting import INSIDE, Options, distance, flow, started
 from .multistep import lagrange, remembered, usable
 from .schedules import Schedule, scales
 from .times import Grid
 from .unipc import UniPC, corrector, predictor
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 _FIRST = tuple(k / 4 for k in range(9))
 _AROUND = tuple(k / 16 for k in (-3, -2, -1, 1, 2, 3))
-_INSIDE = 12  # steps of the reference in one step
 
 
 @dataclass(frozen=True)
@@ -93,12 +91,7 @@ def compensated(
     order: int = 2,
     *,
     times: str | Grid = "uniform",
-    cond: Any = None,
-    guidance: float = 1.0,
-    n: int | None = None,
-    seed: int = 0,
-    batch_size: int = 256,
-    progress: bool = False,
+    **options: Unpack[Options],
 ) -> DCSolver:
     """DC-Solver with ratios for so many steps of this model. The arguments are those of `gk.solvers.fit`; it takes
     n (28 steps - 45) network rows, twice as many with guidance, and no gradients.
@@ -108,22 +101,15 @@ def compensated(
     >>> len(compensated(base, steps=6).ratios)
     3
     """
-    n = max(64, min(1024, 8192 // max(1, math.prod(model.shape)))) if n is None else n
     if not is_count(steps) or steps < 4:
         raise ValueError(f"compensated(steps={steps!r}): the first ratio is that of the third step, so give at least 4")
     solver = DCSolver((1.0,) * (steps - 3), order, times=times)
-    _check(model, solver, steps, "coefficients", {"n": n})
-    process = model.process
-    grid = grids.make(steps, times, process.schedule, process.t_max)
-    rows = n * ((_INSIDE + len(_FIRST) + len(_AROUND) + 1) * steps - 45) * (1 if guidance == 1 else 2)
-    with torch.no_grad(), _lent(model), _bar(rows, progress) as bar:
-        predict = _predictor(model, cond, n, guidance, batch_size, bar)
-        keys = random.fold(random.fold(random.key(seed, model.device), "fit"), torch.arange(n, device=model.device))
-        x = process.prior(process.noise(keys, process.noise_shape(model.shape), model.dtype), grid[0])
-        reference = _reference(process, predict, x, grid, _INSIDE)
+    calls = (INSIDE + len(_FIRST) + len(_AROUND) + 1) * steps - 45
+    with started("compensated", model, steps, times, calls, **options) as (grid, x, _, predict, _):
+        reference = flow(model.process, predict, x, grid)
         history = (predict(x, grid[0]),)
         for i in range(steps - 1):
-            step = _Step(process, predict, grid, i, x, history, reference)
+            step = _Step(model.process, predict, grid, i, x, history, reference)
             if i >= 2:
                 best = min(_FIRST, key=lambda rho: step.off(solver, rho))
                 best = min((best, *(best + k for k in _AROUND)), key=lambda rho: step.off(solver, rho))
@@ -167,7 +153,7 @@ class _Step:
                 nodes = usable(past, solver.order)
                 x = x + _combined(corrector(s, nodes), [d, *older]) - _combined(predictor(s, nodes), older)
                 wanted = self.reference[self.i + 1]
-            self.found[rho] = float((x.flatten(1).double() - wanted).square().mean())
+            self.found[rho] = distance(x, wanted)
         return self.found[rho]
 
 

@@ -32,22 +32,23 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import random
-from ..errors import is_count
-from . import times as grids
 from .base import Move, Point, Solver
 from .ddim import posterior
-from .fit import _bar, _lent, _predictor
+from .fitting import Options, check, started
 from .multistep import integrals, log_snr, remembered, usable
 from .schedules import Schedule, scales
 from .times import Grid
 from .unipc import UniPC
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _PROBE = 0.03  # the length of a probe of the Jacobian, in units of the noise
 
@@ -138,13 +139,8 @@ class DPMv3(Solver):
 def statistics(
     model: Any,
     *,
-    cond: Any = None,
-    guidance: float = 1.0,
-    n: int | None = None,
     points: int = 64,
-    seed: int = 0,
-    batch_size: int = 256,
-    progress: bool = False,
+    **options: Unpack[Options],
 ) -> Statistics:
     """The statistics of a model for `DPMv3`, at so many levels of noise, from n noises (64, and more where samples are
     small). It costs 2 n evaluations a level, and twice as many with guidance, which is the scale of classifier-free
@@ -155,14 +151,11 @@ def statistics(
     >>> all(abs(l - 1 / (1 + math.exp(2 * v))) < 1e-3 for v, l in zip(found.log_snr, found.l))  # unit variance
     True
     """
-    n = max(64, min(1024, 8192 // max(1, math.prod(model.shape)))) if n is None else n
-    _check(model, n, points)
+    check("statistics", model, points=points)
+    if points < 8:
+        raise ValueError(f"statistics(points={points}): an int of at least 8 is needed")
     process = model.process
-    times = grids.make(points, "log_snr", process.schedule, process.t_max)
-    with torch.no_grad(), _lent(model), _bar(2 * points * n * (1 if guidance == 1 else 2), progress) as bar:
-        predict = _predictor(model, cond, n, guidance, batch_size, bar)
-        keys = random.fold(random.fold(random.key(seed, model.device), "fit"), torch.arange(n, device=model.device))
-        x = process.prior(process.noise(keys, process.noise_shape(model.shape), model.dtype), times[0])
+    with started("statistics", model, points, "log_snr", 2 * points, **options) as (times, x, keys, predict, _):
         probe = random.normal(random.fold(keys, "probe"), tuple(x.shape[1:]), x.dtype).sign()
         found, history = [], ()
         for move in UniPC(3).moves(process.schedule, times):
@@ -187,11 +180,3 @@ def _growth(f: Tensor, lam: tuple[float, ...]) -> tuple[float, ...]:
     """s: the regression of f' on f at every level."""
     rate = torch.gradient(f, spacing=(torch.tensor(lam, dtype=f.dtype, device=f.device),), dim=0, edge_order=2)[0]
     return tuple((((f * rate).sum(1)) / f.square().sum(1)).tolist())
-
-
-def _check(model: Any, n: int, points: int) -> None:
-    if not hasattr(getattr(model, "process", None), "schedule"):
-        raise ValueError(f"statistics(model={model!r}): DPMv3 is for Gaussian processes")
-    for name, value, least in (("n", n, 1), ("points", points, 8)):
-        if not is_count(value) or value < least:
-            raise ValueError(f"statistics({name}={value!r}): an int of at least {least} is needed")

@@ -32,10 +32,9 @@ https://arxiv.org/abs/2412.09298, which regresses on a fine grid of the same sol
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,19 +42,17 @@ import torch
 from torch import Tensor
 
 from .. import random
-from ..errors import is_count
 from . import times as grids
 from .align_your_steps import aligned
 from .base import Move, Point, Solver
 from .ddim import posterior
+from .fitting import LAST, Options, Predict, check, flow, noises, rows, started
 from .replay import replayed
 from .schedules import scales
 from .table import Table
-from .unipc import UniPC
 
 WHAT = ("times", "coefficients", "both", "kl")
 STRIDES = (2, 1)  # by how many points of the grid a time is moved
-LAST = 6  # parts of the last step of the reference
 _RIDGE = 1e-6
 _MEMORY = 4  # earlier predictions that a solver may look at
 
@@ -82,7 +79,7 @@ class _Option(NamedTuple):
 class _Fit:
     """The model at its conditions with a grid of times, and the probability flow there, (times, n, size) in float64."""
 
-    predict: Callable[[Tensor, float], Tensor]
+    predict: Predict
     process: Any
     solver: Solver
     order: int
@@ -181,7 +178,7 @@ def network_rows(steps: int, what: str, n: int, points: int, inside: int, guidan
         calls += (steps - 1) * (points - steps + 1) + 2 * (steps - 1)
     if what == "both":
         calls += len(STRIDES) * steps * (steps - 1)
-    return n * calls * (1 if guidance == 1 else 2)
+    return rows(calls, n, guidance)
 
 
 def fit(
@@ -225,28 +222,29 @@ def fit(
     >>> fitted.about["error"] < 0.02
     True
     """
-    n = max(64, min(1024, 8192 // max(1, math.prod(model.shape)))) if n is None else n
+    n = noises(model, n)
     _check(model, solver, steps, what, {"n": n, "points": points, "inside": inside, "order": order})
     _check_divergence(what, low, guidance)
     process = model.process
     own = grids.make(steps, solver.times, process.schedule, process.t_max)
     grid = _grid(process, solver, own, what, points)
     inside = max(1, round(inside * points / (len(grid) - 1)))
-    total = network_rows(steps, what, n, len(grid) - 1, inside, guidance)
+    calls = network_rows(steps, what, 1, len(grid) - 1, inside)
     about = {"what": what, "solver": repr(solver), "guidance": guidance}
+    options: Options = {
+        "cond": cond, "guidance": guidance, "n": n, "seed": seed, "batch_size": batch_size, "progress": progress
+    }  # fmt: skip
     whole = {"steps": steps, "n": n, "inside": inside, "order": order, "low": low, "seed": seed, "cond": repr(cond)}
-    with torch.no_grad(), _lent(model), _bar(total, progress) as bar:
-        asked = _predictor(model, cond, n, guidance, batch_size, bar)
-        with replayed(asked, checkpoint, about | whole | {"grid": grid}, bar) as predict:
-            keys = random.fold(random.fold(random.key(seed, model.device), "fit"), torch.arange(n, device=model.device))
-            noise = process.noise(keys, process.noise_shape(model.shape), model.dtype)
-            x = process.prior(noise, grid[0])
-            reference = _reference(process, predict, x, grid, inside)
-            if what == "kl":
-                losses = _losses(process, predict, reference[-1].to(x).view(x.shape), keys, grid)
-                return _aligned(process, solver, steps, grid, losses, low, about)
-            found = _Fit(predict, process, solver, order, grid, reference)
-            end = found.found([grid.index(t) for t in own], found.start(x), what)
+    with (
+        started("fit", model, grid, "uniform", calls, **options) as (_, x, keys, asked, bar),
+        replayed(asked, checkpoint, about | whole | {"grid": grid}, bar) as predict,
+    ):
+        reference = flow(process, predict, x, grid, inside)
+        if what == "kl":
+            losses = _losses(process, predict, reference[-1].to(x).view(x.shape), keys, grid)
+            return _aligned(process, solver, steps, grid, losses, low, about)
+        found = _Fit(predict, process, solver, order, grid, reference)
+        end = found.found([grid.index(t) for t in own], found.start(x), what)
     levels = tuple(scales(process.schedule, grid[i]) for i in end.path)
     return Table(end.rows, levels, about | {"error": end.error**0.5})
 
@@ -270,7 +268,7 @@ def _aligned(
     return Table(rows, tuple(scales(process.schedule, t) for t in times), about | {"low": low})
 
 
-def _losses(process: Any, predict: Callable, x: Tensor, keys: Tensor, grid: Sequence[float]) -> list[float]:
+def _losses(process: Any, predict: Predict, x: Tensor, keys: Tensor, grid: Sequence[float]) -> list[float]:
     """E|x_0 - d|^2 at the times of the grid but the last, with one noise for all times of a sample."""
     noise = process.noise(random.fold(keys, "kl"), tuple(x.shape[1:]), x.dtype)
     found = []
@@ -280,78 +278,10 @@ def _losses(process: Any, predict: Callable, x: Tensor, keys: Tensor, grid: Sequ
     return found
 
 
-def _reference(process: Any, predict: Callable, x: Tensor, grid: Sequence[float], inside: int) -> Tensor:
-    """The probability flow at the times of the grid, (times, n, size) in float64, by UniPC of order 3, with each step
-    of the grid divided evenly into `inside`, and the last one, to data, ever more finely into `LAST` at least."""
-    times, kept = [grid[0]], [0]
-    for t, s in pairwise(grid):
-        parts, power = (inside, 1) if s > 0 else (max(inside, LAST), 3)
-        times += [t + (s - t) * (1 - (1 - i / parts) ** power) for i in range(1, parts + 1)]
-        kept.append(len(times) - 1)
-    found, history = [x.double()], (predict(x, times[0]),)
-    for i, move in enumerate(UniPC(3).moves(process.schedule, times)):
-        x = process.kernel(x, history, move).push(None)
-        history = (predict(x, move.s), *history[:3]) if move.s > 0 else ()
-        found += [x.double()] if i + 1 in kept else []
-    return torch.stack(found).flatten(2)
-
-
-def _predictor(model: Any, cond: Any, n: int, guidance: float, batch_size: int, bar: Any) -> Callable:
-    """(x, t) -> the guided prediction of n rows."""
-    conds = cond if isinstance(cond, list) else [cond]
-    group = torch.arange(n, device=model.device) * len(conds) // n
-    encoded = _taken(model.encode_all(conds), group)
-
-    def predict(x: Tensor, t: float) -> Tensor:
-        parts = []
-        for rows in torch.arange(n, device=x.device).split(batch_size):
-            own = _taken(encoded, rows)
-            d = model(x[rows], t, own)
-            if guidance != 1:
-                d = d + model.guided(x[rows], t, d, model(x[rows], t, model.nulled(own)), guidance)
-            parts.append(d)
-            bar.update(len(rows) * (1 if guidance == 1 else 2))
-        return torch.cat(parts)
-
-    return predict
-
-
-def _taken(encoded: Any, rows: Tensor) -> Any:
-    """These rows of encoded conditions: a tensor, a dict of tensors, or None."""
-    if isinstance(encoded, dict):
-        return {k: v[rows] for k, v in encoded.items()}
-    return None if encoded is None else encoded[rows]
-
-
-@contextmanager
-def _lent(model: Any) -> Iterator[None]:
-    """A context with the model's networks in evaluation mode."""
-    modules = [m for net in model.modules() for m in net.modules()]
-    modes = [m.training for m in modules]
-    with model.lent():
-        try:
-            for m in modules:
-                m.training = False
-            yield
-        finally:
-            for m, mode in zip(modules, modes, strict=True):
-                m.training = mode
-
-
-def _bar(total: int, shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, unit="row", desc="fit", dynamic_ncols=True, disable=not shown)
-
-
 def _check(model: Any, solver: Solver, steps: int, what: str, counts: dict[str, int]) -> None:
-    if not hasattr(getattr(model, "process", None), "schedule"):
-        raise ValueError(f"fit(model={model!r}): tables are for Gaussian processes")
+    check("fit", model, steps=steps, **counts)
     if what not in WHAT:
         raise ValueError(f"fit(what={what!r}): there is {', '.join(map(repr, WHAT))}")
-    for name, value in {"steps": steps, **counts}.items():
-        if not is_count(value):
-            raise ValueError(f"fit({name}={value!r}): an int of at least 1 is needed")
     if not isinstance(solver, Solver) or (solver.stochastic and what != "kl"):
         raise ValueError(
             f"fit(solver={solver!r}): a deterministic solver is needed, like gk.solvers.DPMpp(); for a stochastic one "

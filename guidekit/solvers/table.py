@@ -102,5 +102,7 @@ class Table(Solver):
             raise ValueError(f"{file} is not a table of gk.solvers.fit: {error}") from error
 
 
-def _move(t: float, s: float, a: float, b: list[float], c: float, keep: list[list[float]] | None) -> Move:
-    return Move(t, s, a, tuple(b), c, None if keep is None else tuple(tuple(line) for line in keep))
+def _move(
+    t: float, s: float, a: float, b: list[float], c: float, keep: list[list[float]] | None, early: float = 0.0
+) -> Move:
+    return Move(t, s, a, tuple(b), c, None if keep is None else tuple(tuple(line) for line in keep), early)

@@ -16,27 +16,25 @@ Reference: Liu et al. (2023), https://arxiv.org/abs/2312.07243.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from .. import random
 from ..errors import is_count
-from . import times as grids
 from .base import Move, Point, Solver
 from .ddim import DDIM
 from .deis import DEIS
 from .dpmpp import DPMpp
-from .fit import _bar, _check, _lent, _predictor, _reference
+from .fitting import INSIDE, Options, check, distance, flow, started
 from .multistep import noise
 from .schedules import Schedule, scales
 from .times import Grid
 
-_INSIDE = 12  # steps of the reference in one step
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 AMONG = (
     *(DPMpp(order) for order in (1, 2, 3)),
     *(DEIS(order, space) for order in (2, 3) for space in ("t", "rho", "log_rho")),
@@ -98,12 +96,7 @@ def searched(
     *,
     beam: int = 4,
     times: str | Grid = "uniform",
-    cond: Any = None,
-    guidance: float = 1.0,
-    n: int | None = None,
-    seed: int = 0,
-    batch_size: int = 256,
-    progress: bool = False,
+    **options: Unpack[Options],
 ) -> USF:
     """The solver of each of so many steps, among these, with which the samples of this model come nearest to its
     probability flow. It takes up to n steps (beam + 12) network rows, twice as many with guidance; the other arguments
@@ -114,28 +107,20 @@ def searched(
     >>> len(searched(base, steps=6).solvers)
     5
     """
-    n = max(64, min(1024, 8192 // max(1, math.prod(model.shape)))) if n is None else n
+    check("searched", model, beam=beam)
     if not is_count(steps) or steps < 2:
         raise ValueError(f"searched(steps={steps!r}): the last step is no choice, so give at least 2")
-    _check(model, USF((*among,)), steps, "coefficients", {"n": n, "beam": beam})
-    process = model.process
-    grid = grids.make(steps, times, process.schedule, process.t_max)
-    with (
-        torch.no_grad(),
-        _lent(model),
-        _bar(n * steps * (beam + _INSIDE) * (1 if guidance == 1 else 2), progress) as bar,
-    ):
-        predict = _predictor(model, cond, n, guidance, batch_size, bar)
-        keys = random.fold(random.fold(random.key(seed, model.device), "fit"), torch.arange(n, device=model.device))
-        x = process.prior(process.noise(keys, process.noise_shape(model.shape), model.dtype), grid[0])
-        reference = _reference(process, predict, x, grid, _INSIDE)
+    USF((*among,))  # which refuses what cannot be a step
+    process, calls = model.process, steps * (beam + INSIDE)
+    with started("searched", model, steps, times, calls, **options) as (grid, x, _, predict, _):
+        reference = flow(process, predict, x, grid)
         found = [_State((), x, (predict(x, grid[0]),), 0.0)]
         for i in range(1, steps):
             ahead = [_led(process, state, solver, grid[: i + 1], reference[i]) for state in found for solver in among]
             kept = {state.error: state for state in reversed(ahead)}  # of equal rows the first
             best = [kept[error] for error in sorted(kept)[:beam]]
             found = [state._replace(history=(predict(state.x, grid[i]), *state.history)) for state in best]
-        last = min(found, key=lambda state: _distance(state.history[0], reference[-1]))
+        last = min(found, key=lambda state: distance(state.history[0], reference[-1]))
     return USF(last.solvers, times=times)
 
 
@@ -146,8 +131,4 @@ def _led(process: Any, state: _State, solver: Solver, times: Sequence[float], wa
     (row,) = USF(solvers).rows(process.schedule, points[0], tuple(points[1:]))
     kernel = process.kernel(state.x, state.history, row)
     x = kernel.push(None)
-    return _State(solvers, x, kernel.history, _distance(x, wanted))
-
-
-def _distance(x: Tensor, wanted: Tensor) -> float:
-    return float((x.flatten(1).double() - wanted).square().mean())
+    return _State(solvers, x, kernel.history, distance(x, wanted))
