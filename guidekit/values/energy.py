@@ -46,6 +46,7 @@ from ..process import Masked
 
 NOTHING = 2 * math.log(2)  # the loss of E = 0
 _ROUNDS = 20  # after each of which the energy is measured on held-out data, and saved
+_TIMES = 4  # at which it is measured
 _FEWEST = 20  # samples
 
 
@@ -70,7 +71,9 @@ class Energy:
 
     def __post_init__(self) -> None:
         if not callable(self.net):
-            raise TypeError(f"Energy(net) takes a network (x_0, x_t, t, cond) -> (rows,), not {type(self.net).__name__}")
+            raise TypeError(
+                f"Energy(net) takes a network (x_0, x_t, t, cond) -> (rows,), not {type(self.net).__name__}"
+            )
         object.__setattr__(self, "digest", weights(networks_in(self.net)))
 
     def __call__(self, x_0: Tensor, x_t: Tensor, t: float, cond: Encoded) -> Tensor:
@@ -82,7 +85,7 @@ class Energy:
 class Pairs(nn.Module):
     """A network of tokens that reads pairs (x_0, x_t): a token that x_t masks is another one than where it is known."""
 
-    def __init__(self, net: nn.Module, V: int):
+    def __init__(self, net: Any, V: int):
         super().__init__()
         self.net, self.V = net, V
 
@@ -133,7 +136,7 @@ def fit_energy(
     cond: Any = None,
     updates: int = 2000,
     batch_size: int = 256,
-    rate: float = 1e-3,
+    rate: float = 3e-3,
     holdout: float = 0.1,
     file: str | Path | None = None,
     seed: int = 0,
@@ -146,8 +149,8 @@ def fit_energy(
                  `gk.values.fit` for tokens, of pairs (x_0, x_t): a linear path of places and words, and attention
                  beside it from the middle of the fit on. It starts from E = 0
     cond         the condition of all data, or a list of those of each row
-    updates      of Adam, at a rate that falls to 0, each with `batch_size` rows at one time. Each evaluates the model on
-                 these rows once
+    updates      of Adam, at a rate that falls to 0, each with `batch_size` rows at one time, on which the model is
+                 evaluated once
     holdout      the share of the data that is not trained on. The energy that is best there is returned
     file         keeps the state of the fit (safetensors), twenty times: the same call goes on with an interrupted one
                  and ends with the same weights, and returns those of a finished one
@@ -158,7 +161,7 @@ def fit_energy(
     >>> import torch, guidekit as gk
     >>> twins = torch.tensor([[0, 0], [1, 1]]).repeat(50, 1)  # of which a network has learned the tokens one by one
     >>> apart = gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 2), 2, 2)
-    >>> energy = fit_energy(apart, twins, updates=200, rate=0.05)
+    >>> energy = fit_energy(apart, twins, updates=60, batch_size=32, rate=0.1)
     >>> x = gk.sample(apart, 100, steps=1, guides=[gk.EDLM(energy)]).x
     >>> bool((x[:, 0] == x[:, 1]).double().mean() > 0.9)
     True
@@ -173,14 +176,17 @@ def fit_energy(
     with torch.inference_mode(False), torch.random.fork_rng(), lent(model.modules()), model.lent():
         fit = _Fit(_net(net, model, x, conds, seed), options)
         drawn = _Draws(model, x, conds, key)
-        fit.run(drawn, train, held, None if file is None else Path(file), _config(model, x, conds, net, options))
-    if not fit.best_loss < NOTHING:
+        measured = [drawn.some(held, batch_size, -1 - i) for i in range(_TIMES)]
+        fit.run(drawn, train, measured, None if file is None else Path(file), _config(model, x, conds, net, options))
+        each = torch.cat([_losses(fit.best, of) for of in measured])
+    if not NOTHING - float(each.mean()) > 2 * float(each.std()) / len(held) ** 0.5:
         warnings.warn(
-            f"the energy tells held-out data and the model's completions apart no better than E = 0, whose loss is "
-            f"{NOTHING:.4f}: either the prediction lacks nothing, or more data, updates or another net are needed",
+            f"the energy tells held-out data and the model's completions apart no better than E = 0: its loss is "
+            f"{float(each.mean()):.4f}, and that of E = 0 {NOTHING:.4f}. Either the prediction lacks nothing, or more "
+            "data, more updates or another net are needed",
             stacklevel=2,
         )
-    return Energy(fit.best, fit.best_loss)
+    return Energy(fit.best, float(each.mean()))
 
 
 def _data(model: Model, data: Any, cond: Any) -> tuple[Tensor, Encoded]:
@@ -199,10 +205,10 @@ def _data(model: Model, data: Any, cond: Any) -> tuple[Tensor, Encoded]:
 
 
 def _net(net: nn.Module | None, model: Model, x: Tensor, conds: Encoded, seed: int) -> nn.Module:
-    from .nets import Context, Tokens, seed_all
-
-    seed_all((seed, -1), model.device)
     if net is None:
+        from .nets import Context, Tokens
+
+        torch.manual_seed(seed)
         V = model.process.V  # type: ignore[attr-defined]
         return Pairs(Tokens(2 * V, model.shape[0], Context(conds, 64)), V).to(model.device)
     if not isinstance(net, nn.Module) or not any(p.requires_grad for p in net.parameters()):
@@ -245,41 +251,45 @@ class _Draws:
 
 
 def contrast(net: Callable, of: Contrast) -> Tensor:
-    """The loss of each row."""
+    """The loss of each row, (rows,)."""
     ours, theirs = (net(x, of.x_t, of.t, of.cond) for x in (of.x_0, of.other))
     return softplus(ours) + softplus(-theirs)
+
+
+def _losses(net: nn.Module, of: Contrast) -> Tensor:
+    """The losses of rows that are not trained on."""
+    net.eval()
+    with torch.no_grad():
+        return contrast(net, of).double()
 
 
 class _Fit:
     """The network, that which was best so far, and the state of Adam."""
 
     def __init__(self, net: nn.Module, options: Options):
-        self.net, self.best, self.options = net.train(), copy.deepcopy(net).eval().requires_grad_(False), options
+        self.net, self.best, self.options = net, copy.deepcopy(net).eval().requires_grad_(False), options
         self.adam = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], options.rate)
         self.best_loss, self.done = math.inf, 0
 
-    def run(self, drawn: _Draws, train: Tensor, held: Tensor, file: Path | None, config: str) -> None:
+    def run(self, drawn: _Draws, rows: Tensor, held: list[Contrast], file: Path | None, config: str) -> None:
         sizes = self.options.sizes()
         if file is not None:
             check_writable(file)
             self.load(file, config)
         if self.done == len(sizes):
             return
-        own = min(self.options.batch_size, 4 * len(held))
-        measured = [drawn.some(held, own, -1 - i) for i in range(8)]
-        self.measure(measured)
+        self.measure(held)
         while self.done < len(sizes):
-            self.train(drawn, train, range(sum(sizes[: self.done]), sum(sizes[: self.done + 1])))
+            self.train(drawn, rows, range(sum(sizes[: self.done]), sum(sizes[: self.done + 1])))
             self.done += 1
-            self.measure(measured)
+            self.measure(held)
             if file is not None:
                 self.save(file, config)
 
     def train(self, drawn: _Draws, rows: Tensor, updates: range) -> None:
-        from .nets import Tokens, seed_all
-
-        seed_all((self.options.seed, self.done), rows.device)  # of dropout
-        if isinstance(self.net, Pairs) and isinstance(self.net.net, Tokens):
+        torch.manual_seed(int(random.fold(random.key(self.options.seed), self.done)))  # for dropout
+        self.net.train()
+        if isinstance(self.net, Pairs):
             self.net.net.joined.fill_(2 * updates.start >= self.options.updates)
         with torch.enable_grad():
             for update in updates:
@@ -290,10 +300,7 @@ class _Fit:
                 self.adam.step()
 
     def measure(self, held: list[Contrast]) -> None:
-        self.net.eval()
-        with torch.no_grad():
-            loss = float(torch.stack([contrast(self.net, of).mean() for of in held]).mean())
-        self.net.train()
+        loss = float(torch.cat([_losses(self.net, of) for of in held]).mean())
         if not math.isfinite(loss):
             raise RuntimeError(f"the fit of the energy diverged: its loss is {loss}; take a smaller rate")
         if loss < self.best_loss:
@@ -317,7 +324,7 @@ class _Fit:
             return
         try:
             with safe_open(str(file), "pt") as tensors:
-                about, found = tensors.metadata(), {k: tensors.get_tensor(k) for k in tensors.keys()}
+                about, found = tensors.metadata(), {k: tensors.get_tensor(k) for k in list(tensors.keys())}
             before, self.done, self.best_loss = json.loads(about["guidekit"]), int(about["done"]), float(about["loss"])
         except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
