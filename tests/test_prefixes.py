@@ -61,8 +61,8 @@ def test_equal_texts_under_two_conditions_are_two():
 
 
 def test_a_name_that_leads_to_another_text_leads_to_nothing():
-    """The names of all nodes are exchanged, so that every row meets a node of another text: it does not take its states,
-    and logits are the same."""
+    """The names of all nodes are exchanged, so that every row meets a node of another text: it does not take its
+    states, and logits are the same."""
     net, cond, g = bundled("tokens"), conditions("tokens"), torch.Generator().manual_seed(3)
     x, t, cached = torch.randint(1, V, (N, L), generator=g), torch.ones(N), Prefixes(net, end=0)
     x[:, 4:] = V
