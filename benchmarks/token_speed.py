@@ -36,7 +36,7 @@ import guidekit as gk
 OUT = Path(__file__).parent / "results" / "token_speed.json"
 ROOT, BEFORE = Path(__file__).resolve().parent.parent, "91a6854"
 ROWS, LENGTH = 32, 200
-CASES = [(V, steps) for V in (4, 20, 59) for steps in (50, 200, 1000)]
+STEPS = (50, 200, 1000)
 
 
 class Table:
@@ -162,9 +162,10 @@ def beside(n: int, rounds: int) -> dict[str, Any]:
     return found
 
 
-def loops(repeats: int) -> dict[str, Any]:
+def loops(letters: list[int], repeats: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    return {f"V = {V}, {steps} steps": ratio(V, steps, repeats if steps < 1000 else 2) for V, steps in CASES}
+    cases = [(V, steps) for V in letters for steps in STEPS]
+    return {f"V = {V}, {steps} steps": ratio(V, steps, repeats if steps < 1000 else 2) for V, steps in cases}
 
 
 def memories() -> dict[str, float]:
@@ -175,6 +176,7 @@ def memories() -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--letters", nargs="+", type=int, default=[4, 20, 59], help="of the loops; others stay")
     parser.add_argument("--molecules", type=int, default=64, help="how many, by each commit")
     parser.add_argument("--rounds", type=int, default=1, help="how often the two commits take turns")
     parser.add_argument("--repeats", type=int, default=3, help="how often the loops take turns")
@@ -183,14 +185,14 @@ def main() -> None:
         name, make = PARTS[part]
         made = make(options)
         found: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
-        found[name] = made
+        found[name] = found.get(name, {}) | made
         OUT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(json.dumps({name: found[name]}, indent=1), flush=True)
 
 
 PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], Any]]] = {
-    "loops": ("a step of 32 x 200 tokens", lambda options: loops(options.repeats)),
-    "dna": ("network rows of a DNA sequence", lambda options: {f"{n} steps": dna(n) for n in (50, 200, 1000)}),
+    "loops": ("a step of 32 x 200 tokens", lambda options: loops(options.letters, options.repeats)),
+    "dna": ("network rows of a DNA sequence", lambda options: {f"{n} steps": dna(n) for n in STEPS}),
     "memory": ("100,000 particles of 200 letters, GiB", lambda options: memories()),
     "molecules": ("molecules", lambda options: beside(options.molecules, options.rounds)),
 }
