@@ -1,6 +1,6 @@
 """What sampling of tokens costs beside the network: time over a plain loop, memory, and time beside an earlier commit.
 
-    python benchmarks/token_speed.py [--parts loops dna memory molecules] [--molecules 64]
+    python benchmarks/token_speed.py [--parts loops dna memory molecules] [--molecules 64] [--candidates 0 10]
 
 writes benchmarks/results/token_speed.json, each part as soon as it is there. Times are processor time on one thread,
 and the least of several; what is compared takes turns. The plain loop is ancestral sampling in float64 with torch's
@@ -151,12 +151,13 @@ def git(*words: str) -> None:
     subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, check=True)
 
 
-def beside(n: int, rounds: int) -> dict[str, Any]:
+def beside(n: int, candidates: list[int], rounds: int) -> dict[str, Any]:
     """Molecules of this checkout and of the earlier commit, in turn: the least time of each."""
     found: dict[str, Any] = {"the other": BEFORE}
     with before() as other:
-        for name, call in {f"{n} molecules": f"{n}, 0", f"{n} molecules, SVDD of 10 candidates": f"{n}, 10"}.items():
-            turns = [[elsewhere(folder, f"molecules({call})") for folder in (ROOT, other)] for _ in range(rounds)]
+        for k in candidates:
+            name = f"{n} molecules" + (f", SVDD of {k} candidates" if k else "")
+            turns = [[elsewhere(folder, f"molecules({n}, {k})") for folder in (ROOT, other)] for _ in range(rounds)]
             ours, theirs = (min(side, key=lambda run: run["seconds"]) for side in zip(*turns, strict=True))
             found[name] = {"ours": ours, "other": theirs, "times faster": round(theirs["seconds"] / ours["seconds"], 2)}
     return found
@@ -178,6 +179,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--letters", nargs="+", type=int, default=[4, 20, 59], help="of the loops; others stay")
     parser.add_argument("--molecules", type=int, default=64, help="how many, by each commit")
+    parser.add_argument("--candidates", nargs="+", type=int, default=[0, 10], help="of SVDD; 0 is without it")
     parser.add_argument("--rounds", type=int, default=1, help="how often the two commits take turns")
     parser.add_argument("--repeats", type=int, default=3, help="how often the loops take turns")
     options = parser.parse_args()
@@ -194,7 +196,7 @@ PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], Any]]] = {
     "loops": ("a step of 32 x 200 tokens", lambda options: loops(options.letters, options.repeats)),
     "dna": ("network rows of a DNA sequence", lambda options: {f"{n} steps": dna(n) for n in STEPS}),
     "memory": ("100,000 particles of 200 letters, GiB", lambda options: memories()),
-    "molecules": ("molecules", lambda options: beside(options.molecules, options.rounds)),
+    "molecules": ("molecules", lambda options: beside(options.molecules, options.candidates, options.rounds)),
 }
 
 

@@ -40,7 +40,8 @@ def of_two(p: np.ndarray, log_w: np.ndarray) -> np.ndarray:
 def of_state(x_0: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
     """An energy of the masked sequence, the time and the condition too."""
     hidden = (x_t == V).double()
-    return (0.3 + t) * energy(x_0) + 0.9 * hidden[:, 0] * (x_0[:, 0] == 1) + 0.4 * hidden.sum(1) * (x_0[:, 2] == cond)
+    known = 2 * (1 - hidden[:, 0]) * (x_0[:, 1] == 1) + 2 * hidden[:, 1] * (x_0[:, 2] == 0)
+    return (0.3 + t) * energy(x_0) + known + 0.6 * hidden.sum(1) * (x_0[:, 0] == cond)
 
 
 KINDS = {
