@@ -37,16 +37,39 @@ def of_two(p: np.ndarray, log_w: np.ndarray) -> np.ndarray:
     return 2 * p * (first @ p)
 
 
+def of_state(x_0: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    """An energy of the masked sequence, the time and the condition too."""
+    hidden = (x_t == V).double()
+    known = 2 * (1 - hidden[:, 0]) * (x_0[:, 1] == 1) + 2 * hidden[:, 1] * (x_0[:, 2] == 0)
+    return (0.3 + t) * energy(x_0) + known + 0.6 * hidden.sum(1) * (x_0[:, 0] == cond)
+
+
+KINDS = {
+    "energy": (energy, False),
+    "residual": (clean, True),
+    "of the state": (gk.values.Energy(of_state), False),
+}
+
+
+def energies_at(kind: str, x: np.ndarray, t: float) -> np.ndarray:
+    """The energies of all clean sequences at x_t."""
+    found, n = KINDS[kind][0], len(STATES)
+    if kind == "of the state":
+        own = MASKED.model.encode(0).expand(n)
+        return of_state(STATES, torch.tensor(x).expand(n, L), torch.full((n,), t), own).double().numpy()
+    return found(STATES).double().numpy()
+
+
 @lru_cache
-def law(residual: bool) -> np.ndarray:
-    energies = (clean if residual else energy)(STATES).double().numpy()
+def law(kind: str) -> np.ndarray:
+    residual = KINDS[kind][1]
 
     def moved(states: np.ndarray, x: np.ndarray, t: float, s: float) -> np.ndarray:
         marginals = marginals_of_tokens(OWN, x, t, uniform=False)
         fits = ((STATES.numpy() == x) | (x == V)).all(1)
         p = np.prod([marginals[i][STATES[:, i]] if x[i] == V else np.ones(len(STATES)) for i in range(L)], 0) * fits
         with np.errstate(divide="ignore", invalid="ignore"):
-            log_w = np.where(p > 0, -energies - (np.log(p) if residual else 0), -np.inf)
+            log_w = np.where(p > 0, -energies_at(kind, x, t) - (np.log(p) if residual else 0), -np.inf)
         found = np.zeros(len(states))
         for x_0, chance in zip(STATES.numpy(), of_two(p, log_w), strict=True):
             if chance > 0:
@@ -64,19 +87,19 @@ def counted(x: torch.Tensor) -> np.ndarray:
     return np.bincount((x * V ** torch.arange(L - 1, -1, -1)).sum(1).numpy(), minlength=V**L)
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_samples_follow_the_enumerated_chain_of_two_candidates(residual: bool):
-    n, guide = 10_000, gk.EDLM(clean if residual else energy, 2, residual)
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_follow_the_enumerated_chain_of_two_candidates(kind: str):
+    n, guide = 10_000, gk.EDLM(KINDS[kind][0], 2, KINDS[kind][1])
     x = gk.sample(MASKED.model, n, steps=STEPS, cond=0, guides=[guide], seed=4).x
-    expected = n * law(residual)
+    expected = n * law(kind)
     assert ((counted(x) - expected) ** 2 / expected).sum() < 66  # of 26 degrees of freedom: by chance once in 2 10^4
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_weights_tilt_that_law_exactly(residual: bool):
-    guides = [gk.EDLM(clean if residual else energy, 2, residual), gk.FKSteering(MASKED.reward, 0.7, ess=0.9)]
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_tilt_that_law_exactly(kind: str):
+    guides = [gk.EDLM(KINDS[kind][0], 2, KINDS[kind][1]), gk.FKSteering(MASKED.reward, 0.7, ess=0.9)]
     found = estimates(MASKED, populations(MASKED, 800, 4, guides, steps=STEPS))
-    w = law(residual) * np.exp(MASKED.reward(STATES).double().numpy() / 0.7)
+    w = law(kind) * np.exp(MASKED.reward(STATES).double().numpy() / 0.7)
     truth = (w[:, None] * MASKED.features(STATES).double().numpy()).sum(0)
     assert np.abs(deviations(found, truth, np.zeros(4))).max() < 4.5
 
@@ -141,6 +164,8 @@ def test_proposals_and_constraints_are_refused(guides, message: str):
 def test_what_means_nothing_is_an_error():
     with pytest.raises(ValueError, match=r"candidates=0.*at least 1"):
         gk.EDLM(energy, 0)
+    with pytest.raises(ValueError, match=r"residual=True.*what the prediction lacks.*residual=False"):
+        gk.EDLM(gk.values.Energy(of_state), residual=True)
     with pytest.raises(TypeError, match="function of tokens"):
         gk.EDLM(3.0)  # type: ignore[arg-type]
     ordered = gk.analytic.TokenTable(torch.zeros(2, 2), "ordered")

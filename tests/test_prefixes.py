@@ -60,6 +60,44 @@ def test_equal_texts_under_two_conditions_are_two():
         assert not torch.allclose(exact[0], exact[1])
 
 
+def test_a_name_that_leads_to_another_text_leads_to_nothing():
+    """The names of all nodes are exchanged, so that every row meets a node of another text: it does not take its
+    states, and logits are the same."""
+    net, cond, g = bundled("tokens"), conditions("tokens"), torch.Generator().manual_seed(3)
+    x, t, cached = torch.randint(1, V, (N, L), generator=g), torch.ones(N), Prefixes(net, end=0)
+    x[:, 4:] = V
+    cached(x, t, cond)
+    tree, full = cached.tree, cached.tree.count
+    assert full > 2 * N
+    tree.columns[0, :full] = tree.columns[0, :full].roll(5)
+    tree.settle()
+    exact, again = (v(x, t, cond)[:, 4] for v in (net, cached))
+    torch.testing.assert_close(again, exact, atol=1e-12, rtol=1e-10)
+    assert tree.count > full  # they were computed again
+
+
+def test_states_of_another_text_are_found_by_verify():
+    net, cond, g = bundled("tokens"), conditions("tokens"), torch.Generator().manual_seed(3)
+    x, cached = torch.randint(1, V, (N, L), generator=g), Prefixes(net, end=0)
+    cached.verify(x, cond)
+    assert cached.tree.states is not None
+    cached.tree.states[: cached.tree.count] = cached.tree.states[: cached.tree.count].roll(5, 0)
+    with pytest.raises(gk.NetworkError, match=r"do not belong to their text: before token \d of row \d.*`extend` must"):
+        cached.verify(x, cond)
+
+    class Forgets(PrefixNet):
+        """Its states are those of the text without the token that they were asked for."""
+
+        def extend(self, tokens: Tensor, kept: Tensor | None, cond: Any) -> tuple[Tensor, Tensor]:
+            logits, states = super().extend(tokens, kept, cond)
+            return logits, torch.zeros_like(states)
+
+    torch.manual_seed(0)
+    wrong = Forgets(V, L, (2, 3), 64, 2).double().eval().requires_grad_(False)
+    with pytest.raises(gk.NetworkError, match="before token 1 of row 0, 1, 2"):
+        Prefixes(wrong, end=0).verify(x, cond)
+
+
 def test_what_follows_the_next_token_is_the_end_or_open():
     net = bundled("masks")
     x = torch.tensor([[3, 2, *[V] * (L - 2)], [3, 0, *[V] * (L - 2)], [2] * L])

@@ -11,6 +11,8 @@ model, and the energy above its difference to the prediction:
 
     w_k = exp(-E(x_0^k)),      residual: w_k = exp(-E(x_0^k))/prod_i p_i(x_0^{k, i}).
 
+`gk.values.fit_energy` fits the former to data by noise contrast, E(x_0, x_t, t), the paper's other way.
+
 So the law is that of the chain with a self-normalised estimate of p(x_0 | x_t): its error is of the order of 1/K, and
 gone in the limit of many candidates. If exp(-E) is then the exact clean law (residual), samples follow it with any
 number of steps. Weights of other guides (`FKSteering`, `SVDD`) tilt the law with K candidates exactly. The paper takes
@@ -31,8 +33,10 @@ from ..engine.guide import Guide
 from ..engine.view import View
 from ..errors import NetworkError, is_count
 from ..models.base import Model
+from ..models.evaluations import rows_of
 from ..models.tokens import LOG_ZERO
 from ..process import Masked
+from ..values import Energy
 from .shared.constrained import Within
 
 _ROWS = 4096  # sequences per call of the energy, if the run has no batch_size
@@ -43,7 +47,7 @@ class EDLM(Guide):
     """Draws the tokens of a step together, by an energy of whole sequences. No extra NFE; `candidates` energies per
     particle and step, at most the run's `batch_size` at a time.
 
-    energy       tokens (rows, length) without masks -> E(x), (rows,)
+    energy       tokens (rows, length) without masks -> E(x), (rows,); or a `gk.values.Energy`, E(x_0, x_t, t)
     candidates   K, sequences of which one is taken
     residual     False: E(x) is what the prediction lacks. True: -log p(x) of the clean sequences, up to a constant
 
@@ -54,7 +58,7 @@ class EDLM(Guide):
     torch.Size([4, 3])
     """
 
-    energy: Callable[[Tensor], Tensor]
+    energy: Callable[[Tensor], Tensor] | Energy
     candidates: int = 16
     residual: bool = False
 
@@ -83,6 +87,11 @@ class EDLM(Guide):
             raise TypeError(f"EDLM(energy) is a function of tokens (rows, length), not {type(self.energy).__name__}")
         if not is_count(self.candidates):
             raise ValueError(f"EDLM(candidates={self.candidates!r}): an int of at least 1")
+        if self.residual and isinstance(self.energy, Energy):
+            raise ValueError(
+                "EDLM(residual=True) takes -log p(x) of whole sequences, and this Energy is what the prediction lacks: "
+                "give residual=False"
+            )
 
     def check(self, model: Model, steps: int) -> None:
         if self.steer:
@@ -111,7 +120,7 @@ class EDLM(Guide):
     def finish(self, view: View, prediction: Tensor) -> Tensor:
         log_p = prediction.double().log_softmax(-1)
         drawn = torch.stack([self._drawn(view, log_p, k) for k in range(self.candidates)], 1)
-        log_w = -self._energies(drawn.flatten(0, 1), view.limit).view(drawn.shape[:2])
+        log_w = -self._energies(view, drawn.flatten(0, 1)).view(drawn.shape[:2])
         if self.residual:
             log_w = log_w - self._log_probs(view, log_p, drawn)
         log_w = log_w.nan_to_num(-torch.inf, posinf=torch.inf)
@@ -129,8 +138,10 @@ class EDLM(Guide):
         each = log_p[:, None].expand(*drawn.shape, -1).gather(-1, drawn[..., None])[..., 0]
         return torch.where((view.x == log_p.shape[-1])[:, None], each, 0.0).sum(-1)
 
-    def _energies(self, x: Tensor, limit: int | None) -> Tensor:
-        found = [self.energy(part) for part in x.split(limit or _ROWS)]
+    def _energies(self, view: View, x_0: Tensor) -> Tensor:
+        """The energies of the candidates of all rows, one row after the other."""
+        row, size = torch.arange(len(x_0), device=x_0.device) // self.candidates, view.limit or _ROWS
+        found = [self._asked(view, *part) for part in zip(x_0.split(size), row.split(size), strict=True)]
         for part in found:
             if not isinstance(part, Tensor) or part.dim() != 1:
                 given = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
@@ -138,3 +149,8 @@ class EDLM(Guide):
                     f"the energy returned {given} for sequences: one number for each, (rows,), is needed"
                 )
         return torch.cat(found).double()
+
+    def _asked(self, view: View, x_0: Tensor, row: Tensor) -> Tensor:
+        if isinstance(self.energy, Energy):
+            return self.energy(x_0, view.x[row], view.t, rows_of(view.cond, row))
+        return self.energy(x_0)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import random
+from ..errors import NetworkError
 from .evaluations import bits, rows_of
 
 NONE = -1  # no node, no token
@@ -76,6 +77,28 @@ class Prefixes(nn.Module):
     def bytes(self) -> int:
         """The memory of what is kept."""
         return self.tree.bytes
+
+    @torch.no_grad()
+    def verify(self, tokens: Tensor, cond: Any = None, tolerance: float = 1e-3) -> None:
+        """Raise NetworkError if what is kept gives other logits than the whole text does: a check of a network of your
+        own, which reads these texts (rows, length) one token after the other, as a run does.
+
+        cond        encoded conditions, one for each row, or None
+        tolerance   by how much logits may differ, which are rounded in another way
+        """
+        t = torch.ones(len(tokens), device=tokens.device)
+        for n in range(tokens.shape[1]):
+            x = tokens.clone()
+            x[:, n:] = self.vocab
+            found, whole = self(x, t, cond), Prefixes(self.net, self.end)(x, t, cond)
+            off = (found - whole).abs().flatten(1).amax(1)
+            bad = (~(off <= tolerance)).nonzero()[:, 0].tolist()
+            if bad:
+                raise NetworkError(
+                    f"kept states do not belong to their text: before token {n} of row {', '.join(map(str, bad[:8]))} "
+                    f"(counted from 0) the logits are off by {float(off[bad].max()):.2g}. `extend` must return the "
+                    "states of the tokens that it was given, and logits that depend on these and on `kept` alone"
+                )
 
     def forward(self, tokens: Tensor, t: Tensor, cond: Any) -> Tensor:
         with self._lock:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..engine.view import View
 from .bank import Bank
+from .energy import Energy, fit_energy
 from .fit import fit
 from .flow_map import FlowMap
 from .learned import Calibration, Learned
@@ -46,6 +47,7 @@ def lookahead(value: Value | None, reward: Any, alpha: float) -> Value:
 __all__ = [
     "Bank",
     "Calibration",
+    "Energy",
     "FlowMap",
     "Learned",
     "Likelihood",
@@ -54,5 +56,6 @@ __all__ = [
     "Tweedie",
     "Value",
     "fit",
+    "fit_energy",
     "lookahead",
 ]
