@@ -67,6 +67,7 @@ def differences(a: gk.Result, b: gk.Result) -> list[str]:
     ):
         found.append(f"{a.cost} {b.cost}")
     columns = ("t", "ess", "entropy", "resampled", "distinct", "mean_reward", "max_reward")
+    columns = [k for k in columns if all(k in row for row in a.trace)]
     found += [k for k in columns if not torch.allclose(a.trace[k].double(), b.trace[k].double(), **close)]
     flat = [torch.cat([v.double().flatten() for v in leaves(r.memos)] or [torch.zeros(0)]) for r in (a, b)]
     return found if torch.allclose(*flat, **close) else [*found, "memos"]

@@ -201,6 +201,7 @@ def fit(
     batch_size: int = 256,
     progress: bool = False,
     checkpoint: str | Path | None = None,
+    world: Any = None,
 ) -> Table:
     """A table of so many steps that comes nearest to this model's probability flow.
 
@@ -216,6 +217,8 @@ def fit(
     progress    shows a bar, of as many network rows as the fit takes
     checkpoint  a file in which all predictions are kept until the fit is done (`n` states for each network call): the
                 same call goes on from there, to the same table
+    world       as in `gk.sample`: several processes share the rows of every network call, each makes the same table of
+                them, and the first writes the checkpoint
 
     The module says how it is done, and `network_rows` how many network rows it takes.
 
@@ -225,6 +228,9 @@ def fit(
     >>> fitted.about["error"] < 0.02
     True
     """
+    from ..engine.describe import describe, weights  # the engine knows solvers
+    from ..engine.world import world_of
+
     n = max(64, min(1024, 8192 // max(1, math.prod(model.shape)))) if n is None else n
     _check(model, solver, steps, what, {"n": n, "points": points, "inside": inside, "order": order})
     _check_divergence(what, low, guidance)
@@ -233,11 +239,15 @@ def fit(
     grid = _grid(process, solver, own, what, points)
     inside = max(1, round(inside * points / (len(grid) - 1)))
     total = network_rows(steps, what, n, len(grid) - 1, inside, guidance)
+    ranks = world_of(world, model.device).over(n)
     about = {"what": what, "solver": repr(solver), "guidance": guidance}
     whole = {"steps": steps, "n": n, "inside": inside, "order": order, "low": low, "seed": seed, "cond": repr(cond)}
-    with torch.no_grad(), _lent(model), _bar(total, progress) as bar:
-        asked = _predictor(model, cond, n, guidance, batch_size, bar)
-        with replayed(asked, checkpoint, about | whole | {"grid": grid}, bar) as predict:
+    if ranks.size > 1:
+        own = {"solver": describe(solver), "model": describe(model), "weights": weights(model.modules())}
+        ranks.agree(about | whole | own)
+    with torch.no_grad(), _lent(model), _bar(total, progress and ranks.rank == 0) as bar:
+        asked = _predictor(model, cond, n, guidance, batch_size, bar, ranks)
+        with replayed(asked, checkpoint, about | whole | {"grid": grid}, bar, ranks) as predict:
             keys = random.fold(random.fold(random.key(seed, model.device), "fit"), torch.arange(n, device=model.device))
             noise = process.noise(keys, process.noise_shape(model.shape), model.dtype)
             x = process.prior(noise, grid[0])
@@ -296,22 +306,23 @@ def _reference(process: Any, predict: Callable, x: Tensor, grid: Sequence[float]
     return torch.stack(found).flatten(2)
 
 
-def _predictor(model: Any, cond: Any, n: int, guidance: float, batch_size: int, bar: Any) -> Callable:
-    """(x, t) -> the guided prediction of n rows."""
+def _predictor(model: Any, cond: Any, n: int, guidance: float, batch_size: int, bar: Any, world: Any) -> Callable:
+    """(x, t) -> the guided prediction of n rows, which the processes share."""
     conds = cond if isinstance(cond, list) else [cond]
     group = torch.arange(n, device=model.device) * len(conds) // n
     encoded = _taken(model.encode_all(conds), group)
 
     def predict(x: Tensor, t: float) -> Tensor:
         parts = []
-        for rows in torch.arange(n, device=x.device).split(batch_size):
-            own = _taken(encoded, rows)
-            d = model(x[rows], t, own)
-            if guidance != 1:
-                d = d + model.guided(x[rows], t, d, model(x[rows], t, model.nulled(own)), guidance)
-            parts.append(d)
-            bar.update(len(rows) * (1 if guidance == 1 else 2))
-        return torch.cat(parts)
+        with world.together():
+            for rows in torch.arange(n, device=x.device)[world.share(n)].split(batch_size):
+                own = _taken(encoded, rows)
+                d = model(x[rows], t, own)
+                if guidance != 1:
+                    d = d + model.guided(x[rows], t, d, model(x[rows], t, model.nulled(own)), guidance)
+                parts.append(d)
+        bar.update(n * (1 if guidance == 1 else 2))
+        return world.rows(torch.cat(parts))
 
     return predict
 
