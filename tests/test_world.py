@@ -395,6 +395,29 @@ def test_bits_callbacks_checkpoints_and_errors(tmp_path: Path):
     assert answers[0]["strings"] == spelled(gk.sample(problem.model, N, steps=3).x)
 
 
+def valued(folder: str) -> dict[str, Any]:
+    """A value that all ranks fit, as torchrun starts them, and the same call again."""
+    os.environ |= {"RANK": str(dist.get_rank()), "LOCAL_RANK": str(dist.get_rank()), "WORLD_SIZE": "2"}
+    os.environ |= {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    os.environ["TORCHELASTIC_RUN_ID"] = "none"
+    given: dict[str, Any] = {"rollouts": 40, "steps": 4, "epochs": 3}
+    alone = gk.values.fit(PLANE, tallied, **given).net.state_dict()
+    ASKED.clear()
+    there = [gk.values.fit(PLANE, tallied, **given, folder=folder, world="auto").net.state_dict() for _ in range(2)]
+    same = [all(torch.equal(v, there[1][k]) for k, v in there[0].items())]
+    same.append(all(torch.allclose(v, there[0][k], atol=1e-3) for k, v in alone.items()))
+    return {"same": same, "asked": sum(ASKED), "weights": [v.double().sum().item() for v in there[0].values()]}
+
+
+@pytest.mark.slow
+def test_a_value_is_fitted_to_rollouts_of_all_ranks_by_the_first_one(tmp_path: Path):
+    first, second = on(2, tmp_path / "world", valued, str(tmp_path / "fit"))
+    assert "error" not in first, first
+    assert first["same"] == second["same"] == [True, True]
+    assert first["weights"] == second["weights"]
+    assert first["asked"] == second["asked"] == 20
+
+
 def test_a_rank_that_dies_ends_the_job_with_its_reason(tmp_path: Path):
     (folder := tmp_path / "world").mkdir()
     context = mp.get_context("spawn")

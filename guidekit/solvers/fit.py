@@ -243,8 +243,8 @@ def fit(
     about = {"what": what, "solver": repr(solver), "guidance": guidance}
     whole = {"steps": steps, "n": n, "inside": inside, "order": order, "low": low, "seed": seed, "cond": repr(cond)}
     if ranks.size > 1:
-        own = {"solver": describe(solver), "model": describe(model), "weights": weights(model.modules())}
-        ranks.agree(about | whole | own)
+        same = {"solver": describe(solver), "model": describe(model), "weights": weights(model.modules())}
+        ranks.agree(about | whole | same)
     with torch.no_grad(), _lent(model), _bar(total, progress and ranks.rank == 0) as bar:
         asked = _predictor(model, cond, n, guidance, batch_size, bar, ranks)
         with replayed(asked, checkpoint, about | whole | {"grid": grid}, bar, ranks) as predict:
