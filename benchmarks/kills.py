@@ -1,6 +1,6 @@
 """Kill -9 at random points, and go on: the results must be those of a run that nobody killed, byte for byte.
 
-    python -m benchmarks.kills [POINTS]
+    python -m benchmarks.kills [POINTS] [RUN ...]
 
 Every run is a forked process, or two that share a population; the moment of death is drawn uniformly from the time that
 the whole run takes. Of two processes one is killed, and the other has to end by itself. Then the same call continues,
@@ -34,7 +34,7 @@ from guidekit.engine import checkpoint
 
 RESULTS = Path(__file__).parent / "results" / "kills.json"
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
-PATIENCE = 120.0  # seconds that a process may take to end
+PATIENCE = 600.0  # seconds that a process may take to end
 
 PLANE = gk.analytic.GaussianMixture([0.7, 0.3], [[-1.0, 0.5], [2.0, 1.0]], [0.5, 0.8])
 TABLE = gk.analytic.TokenTable(torch.linspace(-1, 1, 3**4).view(3, 3, 3, 3))
@@ -44,14 +44,14 @@ def reward(x: torch.Tensor) -> torch.Tensor:
     return x[:, 0].double() - 0.2 * x[:, -1].double() ** 2
 
 
-def sampled(folder: Path, **options: Any) -> list[torch.Tensor]:
+def sampled(folder: Path, steps: int = 40, **options: Any) -> list[torch.Tensor]:
     guides = [gk.FKSteering(reward, 0.5, ess=1.0)]
-    found = gk.sample(PLANE, 32, steps=40, guides=guides, checkpoint=folder / "run.ckpt", **options)
+    found = gk.sample(PLANE, 32, steps=steps, guides=guides, checkpoint=folder / "run.ckpt", **options)
     return [found.x, found.log_weights, found.ancestors]
 
 
 def shared(folder: Path) -> list[torch.Tensor]:
-    return sampled(folder, world="auto", batch_size=8)
+    return sampled(folder, steps=10, world="auto", batch_size=8)
 
 
 def searched(folder: Path) -> list[torch.Tensor]:
@@ -154,14 +154,15 @@ def kills(name: str, points: int, seed: int = 0) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main(points: int = 20) -> None:
+def main(points: int = 20, *names: str) -> None:
     checkpoint._SHARE = 1e9  # write after every step, so that there is something to tear
-    found: dict[str, Any] = {}
-    for name in RUNS:
-        found[name] = kills(name, points)
-        print(name, json.dumps(found[name]), flush=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), table(found)), encoding="utf-8")
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    for name in names or RUNS:
+        before[name] = kills(name, points)
+        print(name, json.dumps(before[name]), flush=True)
+        found = {name: before[name] for name in RUNS if name in before}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), table(found)), encoding="utf-8")
 
 
 def table(found: dict[str, Any]) -> str:
@@ -179,4 +180,4 @@ def filled(page: str, lines: str) -> str:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:2]), *sys.argv[2:])

@@ -316,7 +316,7 @@ def fitted(file: str) -> float:
     alone = gk.solvers.fit(PLANE, gk.solvers.DPMpp(), 3, **given)
     there = gk.solvers.fit(PLANE, gk.solvers.DPMpp(), 3, **given, checkpoint=file, world="auto")
     assert not Path(file).exists()
-    return max(abs(p - q) for a, b in zip(alone.rows, there.rows, strict=True) for p, q in zip(a.b, b.b, strict=True))
+    return max(abs(p - q) for a, b in zip(alone.table, there.table, strict=True) for p, q in zip(a.b, b.b, strict=True))
 
 
 class Nosy(gk.Guide):

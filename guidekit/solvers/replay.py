@@ -36,8 +36,9 @@ def replayed(
         return
     yield Replay(predict, Path(file), about, bar, world)
     world.agree("all have read it")
-    if world.rank == 0:
-        Path(file).unlink()
+    with world.together():
+        if world.rank == 0:
+            Path(file).unlink()
 
 
 class Replay:
