@@ -111,6 +111,8 @@ def attempt(name: str, folder: Path, number: int, after: float | None) -> tuple[
         if after is not None and spent >= after and pids[-1] not in codes:
             os.kill(pids[-1], signal.SIGKILL)
         if spent > PATIENCE:
+            for pid in set(pids) - codes.keys():
+                os.kill(pid, signal.SIGKILL)
             raise TimeoutError(f"{name}: a process has not ended in {PATIENCE:g} s")
         for pid in pids:
             done, code = os.waitpid(pid, os.WNOHANG) if pid not in codes else (0, 0)
@@ -180,4 +182,4 @@ def filled(page: str, lines: str) -> str:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:2]), *sys.argv[2:])
+    main(int(sys.argv[1]) if sys.argv[1:] else 20, *sys.argv[2:])
