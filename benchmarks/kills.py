@@ -4,7 +4,8 @@
 
 Every run is a forked process, or two that share a population; the moment of death is drawn uniformly from the time that
 the whole run takes. Of two processes one is killed, and the other has to end by itself. Then the same call continues,
-and is killed again half of the times, until it ends. A checkpoint is written after every step, so that there is
+and is killed again half of the times, until it ends. The clock starts when the processes have met: one that waits in
+init_process_group for a dead one does so until its timeout, unless torchrun ends it. A checkpoint is written after every step, so that there is
 something to tear. The outcome is written to results/kills.json and as a table into docs/scaling.md.
 """
 
@@ -91,6 +92,8 @@ def child(name: str, folder: Path, rank: int, size: int, number: int) -> int:
         if size > 1:
             store = FileStore(str(folder / f"store.{number}"), size)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+            dist.barrier()
+        (folder / f"ready.{number}.{rank}").touch()
         found = RUNS[name][1](folder)
         digest = hashlib.sha256(b"".join(v.contiguous().numpy().tobytes() for v in found)).hexdigest()
         (folder / f"found.{rank}").write_text(digest)
@@ -105,10 +108,12 @@ def attempt(name: str, folder: Path, number: int, after: float | None) -> tuple[
     kill came in time."""
     size = RUNS[name][2]
     pids = [child(name, folder, rank, size, number) for rank in range(size)]
-    began, codes = time.monotonic(), dict[int, int]()
+    began, codes, ready = time.monotonic(), dict[int, int](), False
     while len(codes) < size:
+        if not ready and all((folder / f"ready.{number}.{rank}").exists() for rank in range(size)):
+            began, ready = time.monotonic(), True
         spent = time.monotonic() - began
-        if after is not None and spent >= after and pids[-1] not in codes:
+        if ready and after is not None and spent >= after and pids[-1] not in codes:
             os.kill(pids[-1], signal.SIGKILL)
         if spent > PATIENCE:
             for pid in set(pids) - codes.keys():
