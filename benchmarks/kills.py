@@ -5,8 +5,9 @@
 Every run is a forked process, or two that share a population; the moment of death is drawn uniformly from the time that
 the whole run takes. Of two processes one is killed, and the other has to end by itself. Then the same call continues,
 and is killed again half of the times, until it ends. The clock starts when the processes have met: one that waits in
-init_process_group for a dead one does so until its timeout, unless torchrun ends it. A checkpoint is written after every step, so that there is
-something to tear. The outcome is written to results/kills.json and as a table into docs/scaling.md.
+init_process_group for a dead one does so until its timeout, unless torchrun ends it. A checkpoint is written after
+every step, so that there is something to tear. The outcome is written to results/kills.json and as a table into
+docs/scaling.md.
 """
 
 from __future__ import annotations

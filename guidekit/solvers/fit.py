@@ -306,8 +306,13 @@ def _reference(process: Any, predict: Callable, x: Tensor, grid: Sequence[float]
     return torch.stack(found).flatten(2)
 
 
-def _predictor(model: Any, cond: Any, n: int, guidance: float, batch_size: int, bar: Any, world: Any) -> Callable:
-    """(x, t) -> the guided prediction of n rows, which the processes share."""
+def _predictor(
+    model: Any, cond: Any, n: int, guidance: float, batch_size: int, bar: Any, ranks: Any = None
+) -> Callable:
+    """(x, t) -> the guided prediction of n rows, which the ranks share if there are several."""
+    from ..engine.world import Alone
+
+    world = ranks or Alone()
     conds = cond if isinstance(cond, list) else [cond]
     group = torch.arange(n, device=model.device) * len(conds) // n
     encoded = _taken(model.encode_all(conds), group)
