@@ -72,7 +72,7 @@ def timed(base: gk.Model, which: str, n: int, device: str) -> dict[str, float]:
     options: dict[str, Any] = {"steps": STEPS, "cond": PROMPT, "batch_size": BATCH, "solver": gk.solvers.DDPM()}
     backend = False if "compiled" not in which else True if device != "cpu" else "aot_eager"
     run = gk.Run(base, n, guides=guides(which), compile=backend, **options)
-    with torch.no_grad(), run.borrowed():
+    with run.borrowed():
         wait()
         began = time.perf_counter()
         population = run.start()

@@ -113,7 +113,7 @@ def tilted(net: nn.Module, guides, steps: int = 3, **options) -> list[Tensor]:
     """What all particles move with at the looks of a run."""
     found = []
     run = gk.Run(wrap(net), 4, steps=steps, guides=guides, **options)
-    with run.borrowed(), torch.no_grad():
+    with run.borrowed():
         pop = run.start()
         for index in range(steps):
             found.append((pop.proposals or pop.predictions)[0])

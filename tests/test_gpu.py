@@ -63,7 +63,7 @@ def test_the_loop_does_not_wait_for_the_device(name: str):
     problem = PROBLEMS[name]
     guides = [gk.CFG(1.5), gk.FKSteering(problem.reward, problem.alpha)]
     run = gk.Run(on_device(name), 64, steps=STEPS, guides=guides, cond=problem.cond)
-    with torch.no_grad(), run.borrowed():
+    with run.borrowed():
         pop = run.start()  # caches what it needs
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")

@@ -21,6 +21,8 @@ STANDARD = {"_replace", "_version"}  # of named tuples and tensors: public by th
 LATE = {
     ("guidekit.jobs.config", "guidekit.jobs.execute"): "Config.run is a shortcut for execute.run, which reads a Config",
     ("guidekit.jobs.config", "guidekit.jobs.folder"): "the type of what Config.run returns",
+    ("guidekit.solvers.fitting", "guidekit.engine.world"): "ranks share the rows of a fit; the engine knows solvers",
+    ("guidekit.solvers.fitting", "guidekit.engine.describe"): "what they must agree on: the same model, by its weights",
     ("guidekit.zoo", "guidekit.zoo.values"): "zoo.value is a shortcut; the values are made from the models of the zoo",
 }
 

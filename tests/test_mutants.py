@@ -60,8 +60,8 @@ MUTANTS = [
     (
         "the variance of the null row",
         "models/evaluations.py",
-        "[needs.index(Cond())]",
-        "[-1]",
+        "spread.split(rows)[part.index(Cond())]",
+        "spread.split(rows)[-1]",
         "tests/test_learned_variance.py::test_guidance_leaves_the_variance_at_the_condition",
     ),
     (
@@ -325,8 +325,8 @@ MUTANTS = [
     ("the smallest score first", "process/riffle.py", "(self.scores + noise).argsort(dim=1, descending=True)", "(self.scores + noise).argsort(dim=1)", "tests/test_riffle.py"),
     ("falling sequences", "process/riffle.py", "place.diff(dim=1) < 0", "place.diff(dim=1) > 0", "tests/test_riffle.py"),
     ("shuffles added and not multiplied", "process/riffle.py", "2 ** round(", "2 * round(", "tests/test_riffle.py"),
-    ("informed moves against their proposals", "search/informed.py", "back.log_prob(x) - there.log_prob(moved)", "there.log_prob(moved) - back.log_prob(x)", "tests/test_informed.py"),
-    ("a way back by the gradient from before", "search/informed.py", "self.moves.kernel(y, log_p, moved, slopes,", "self.moves.kernel(y, log_p, moved, slope,", "tests/test_informed.py"),
+    ("informed moves against their proposals", "search/informed.py", "back.log_prob(x) - there.log_prob(here)", "there.log_prob(here) - back.log_prob(x)", "tests/test_informed.py"),
+    ("a way back by the gradient from before", "search/informed.py", "self.moves.kernel(y, log_p, here, tree.take(slopes, mine),", "self.moves.kernel(y, log_p, here, slope,", "tests/test_informed.py"),
     ("gradients of what was refused", "search/informed.py", "torch.where(accepted[:, None, None], slopes, slope)", "slopes", "tests/test_informed.py::test_the_gradient_that_is_kept_is_the_one_at_the_sample"),
     ("letters that the model sees before it weighs them", "search/informed.py", "(changed & (rank >= j))[rows]", "(changed & (rank > j))[rows]", "tests/test_informed.py"),
     ("rewards in units of 1/alpha", "search/informed.py", "_rise(scores_of(state), rewards) / self.alpha", "_rise(scores_of(state), rewards) * self.alpha", "tests/test_informed.py"),

@@ -79,7 +79,7 @@ def device() -> Iterator[FakeTensorMode]:
 
 
 def stepped(run: gk.Run) -> gk.Population:
-    with torch.no_grad(), run.borrowed():
+    with run.borrowed():
         population = run.start()
         for index in range(len(run.moves)):
             population = run.advance(population, index)

@@ -67,6 +67,7 @@ def differences(a: gk.Result, b: gk.Result) -> list[str]:
     ):
         found.append(f"{a.cost} {b.cost}")
     columns = ("t", "ess", "entropy", "resampled", "distinct", "mean_reward", "max_reward")
+    columns = [k for k in columns if all(k in row for row in a.trace)]
     found += [k for k in columns if not torch.allclose(a.trace[k].double(), b.trace[k].double(), **close)]
     flat = [torch.cat([v.double().flatten() for v in leaves(r.memos)] or [torch.zeros(0)]) for r in (a, b)]
     return found if torch.allclose(*flat, **close) else [*found, "memos"]
@@ -184,10 +185,26 @@ SEARCHES: dict[str, Callable[..., Any]] = {
     "refine": lambda **o: gk.refine(PLANE, 5, reward, rounds=2, steps=3, **o),
     "evolve": lambda **o: gk.evolve(PLANE, PLANE.exact_sample(5), reward, rounds=2, offspring=2, steps=3, **o),
     "design": lambda **o: design(24, **o),
+    "informed": lambda **o: gk.search.informed(TABLE, 5, ones, alpha=0.5, rounds=3, max_edits=2, **o),
+    "slopes": lambda **o: gk.search.informed(TABLE, 5, ones, alpha=0.5, rounds=3, gradient=True, exact=True, **o),
+    "single": lambda **o: gk.search.informed(TABLE, 1, ones, alpha=0.5, rounds=2, **o),
+    "split": lambda **o: gk.search.split_gibbs(TABLE, 5, TOTAL, rounds=2, moves=2, **o),
+    "gibbs": lambda **o: gk.search.particle_gibbs(
+        PLANE, 2, [gk.FKSteering(reward, 0.5)], particles=3, sweeps=2, steps=3, **o
+    ),
+    "replicas": lambda **o: gk.search.replica_exchange(PLANE, 3, reward, alphas=[0.5], sweeps=2, steps=3, **o),
 }
+ROUNDS = {"refine", "evolve", "informed", "slopes", "single", "split", "gibbs", "replicas"}  # with steps of their own
+TABLE = gk.analytic.TokenTable(torch.linspace(-1, 1, 81, dtype=torch.float64).sin().view(3, 3, 3, 3))
+TOTAL = gk.Measurement(lambda x: x.double().sum(1, keepdim=True), torch.tensor([5.0], dtype=torch.float64), noise=0.3)
 LETTERS = gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 4, dtype=torch.float64), 4, 6, dtype=torch.float64)
 PLANE = gk.analytic.GaussianMixture([0.7, 0.3], [[-1.0, 0.5], [2.0, 1.0]], [0.5, 0.8])
 DDIM: dict[str, Any] = {"solver": gk.solvers.DDIM()}
+
+
+def ones(x: torch.Tensor) -> torch.Tensor:
+    """How many letters are 1, of samples and of one-hot rows."""
+    return (x[..., 1] if x.dim() == 3 else x == 1).double().sum(1)
 
 
 ASKED: list[int] = []
@@ -208,7 +225,7 @@ def searched(folder: str) -> dict[str, list[str]]:
     """Searches over ranks find what one process finds, at its cost."""
     found = {}
     for name, search in SEARCHES.items():
-        given = {} if name in ("refine", "evolve") else {"steps": 4, "seed": 3}
+        given = {} if name in ROUNDS else {"steps": 4, "seed": 3}
         alone, there = search(**given), search(**given, world="auto")
         found[name] = differences(alone, there)
         if alone.cost.reward_calls != there.cost.reward_calls:
@@ -246,6 +263,7 @@ def refused() -> list[str]:
         lambda: gk.sample(model, 4, steps=3, guides=[gk.FKSteering(_fails, 1.0)], world="auto"),
         lambda: gk.sample(model, 4, steps=3, world="all"),
         lambda: gk.sample(model, 4, steps=3, guides=[Nosy()], world="auto"),
+        lambda: gk.search.tree(PLANE, 2, reward, alpha=1.0, steps=3, world="auto"),
     )
     for run in runs:
         try:
@@ -263,9 +281,42 @@ class Shuffle(gk.Guide):
         return population.select(order, population.by_group(population.log_w))
 
 
+class Spreading(gk.process.Gaussian):
+    """Moves by what the network says besides its prediction."""
+
+    def kernel(self, x: torch.Tensor, predictions: tuple, move: Any, spread: torch.Tensor) -> Any:  # type: ignore[override]
+        return super().kernel(x + 0.1 * spread, predictions, move)
+
+
+class Telling(gk.analytic.GaussianMixture):
+    def told(self, x: torch.Tensor, t: float, cond: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return self(x, t, cond), x.sin()
+
+
 def shuffled() -> list[str]:
-    given = {"steps": 5, "guides": [Shuffle()]}
-    return differences(gk.sample(PLANE, 21, **given), gk.sample(PLANE, 21, **given, world="auto"))
+    given, found = {"steps": 5, "guides": [Shuffle()]}, []
+    telling = Telling(PLANE.weights, PLANE.means, PLANE.stds)
+    telling.process = Spreading(PLANE.schedule)
+    for model in (PLANE, telling):
+        found += differences(gk.sample(model, 21, **given), gk.sample(model, 21, **given, world="auto"))
+    return found
+
+
+def odd() -> int:
+    """Samples of which one, on one rank alone, cannot be decoded: no text, where all others are."""
+    model = gk.analytic.GaussianMixture([1.0], [0.0], [1.0])
+    top = float(gk.sample(model, N, steps=2).x.max()) - 1e-4
+    model._decode = lambda x: [None if v > top else "" for v in x[:, 0].tolist()]
+    return gk.sample(model, N, steps=2, world="auto").samples.count(None)
+
+
+def fitted(file: str) -> float:
+    """The largest difference of the coefficients of two solvers, one of them fitted by all ranks."""
+    given: dict[str, Any] = {"n": 9, "points": 6, "inside": 2}
+    alone = gk.solvers.fit(PLANE, gk.solvers.DPMpp(), 3, **given)
+    there = gk.solvers.fit(PLANE, gk.solvers.DPMpp(), 3, **given, checkpoint=file, world="auto")
+    assert not Path(file).exists()
+    return max(abs(p - q) for a, b in zip(alone.table, there.table, strict=True) for p, q in zip(a.b, b.b, strict=True))
 
 
 class Nosy(gk.Guide):
@@ -303,6 +354,7 @@ def several(file: str) -> dict[str, Any]:
     all_rows()
     found = {"bits": same_batches(), "refused": refused(), "searched": searched(f"{file}.search")}
     found["searched"]["shuffled"] = shuffled()
+    found |= {"odd": odd(), "fitted": fitted(f"{file}.fit")}
     return found | seen_and_interrupted(file)
 
 
@@ -318,12 +370,15 @@ def test_bits_callbacks_checkpoints_and_errors(tmp_path: Path):
         assert found["strings"] == answers[0]["strings"]
         assert {k: v for k, v in found["searched"].items() if v} == {}
         assert {"other", "design", "islands"} < found["searched"].keys()
-        few, other, failed, world, nosy = found["refused"]
+        few, other, failed, world, nosy, tree = found["refused"]
         assert "2 processes, and 1 particles" in few
         assert "rank 1 of 2 is about to make another run than rank 0" in other
         assert "no oracle here" in failed
         assert "world='all'" in world
         assert "have its log_weight put what it needs into its memo" in nosy
+        assert "a tree grows in one process" in tree
+        assert found["odd"] == 1
+        assert found["fitted"] < 1e-9
     whole = gk.search.evolution(PLANE, 3, reward, steps=4, rounds=4)
     more = gk.search.evolution(PLANE, 3, reward, steps=4, rounds=4, folder=f"{file}.search")  # goes on alone
     assert differences(whole, more) == []
@@ -338,6 +393,29 @@ def test_bits_callbacks_checkpoints_and_errors(tmp_path: Path):
     assert here.ancestors.shape == (STEPS, N)
     assert differences(gk.sample(problem.model, N, steps=STEPS, guides=[steering], seed=2), here) == []
     assert answers[0]["strings"] == spelled(gk.sample(problem.model, N, steps=3).x)
+
+
+def valued(folder: str) -> dict[str, Any]:
+    """A value that all ranks fit, as torchrun starts them, and the same call again."""
+    os.environ |= {"RANK": str(dist.get_rank()), "LOCAL_RANK": str(dist.get_rank()), "WORLD_SIZE": "2"}
+    os.environ |= {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    os.environ["TORCHELASTIC_RUN_ID"] = "none"
+    given: dict[str, Any] = {"rollouts": 40, "steps": 4, "epochs": 3}
+    alone = gk.values.fit(PLANE, tallied, **given).net.state_dict()
+    ASKED.clear()
+    there = [gk.values.fit(PLANE, tallied, **given, folder=folder, world="auto").net.state_dict() for _ in range(2)]
+    same = [all(torch.equal(v, there[1][k]) for k, v in there[0].items())]
+    same.append(all(torch.allclose(v, there[0][k], atol=1e-3) for k, v in alone.items()))
+    return {"same": same, "asked": sum(ASKED), "weights": [v.double().sum().item() for v in there[0].values()]}
+
+
+@pytest.mark.slow
+def test_a_value_is_fitted_to_rollouts_of_all_ranks_by_the_first_one(tmp_path: Path):
+    first, second = on(2, tmp_path / "world", valued, str(tmp_path / "fit"))
+    assert "error" not in first, first
+    assert first["same"] == second["same"] == [True, True]
+    assert first["weights"] == second["weights"]
+    assert first["asked"] == second["asked"] == 20
 
 
 def test_a_rank_that_dies_ends_the_job_with_its_reason(tmp_path: Path):
@@ -363,7 +441,7 @@ def test_alone_every_world_is_this_process():
         gk.sample(model, 3, world=2)
 
 
-@pytest.mark.parametrize("name", ["world", "memory"])
+@pytest.mark.parametrize("name", ["world", "memory", "kills"])
 def test_the_tables_of_the_page_are_those_of_the_stored_runs(name: str):
     module = runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
     page, file = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"), module["RESULTS"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..engine.guide import Guide
@@ -76,7 +75,7 @@ def invert(
     if gaussian and solver is None:
         solver = METHODS[method]()
     walk = Walk.of(model, x, cond, guides, solver, steps, seed, batch_size)
-    with torch.inference_mode(False), torch.no_grad(), walk.run.borrowed():
+    with walk.run.borrowed():
         found = _found(walk, x, method, iterations, shift)
         walk.run.settle()
     return found

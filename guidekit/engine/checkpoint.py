@@ -43,10 +43,19 @@ class Checkpoint:
 
     def load(self) -> tuple[Population | None, int]:
         """The saved population and the number of moves it has behind it, or (None, 0) where there is no file."""
-        there = self.path.exists()
-        self.run.world.agree(("checkpoint", there))
+        there, world = self.path.exists(), self.run.world
+        world.agree(("checkpoint", there))
         if not there:
             return None, 0
+        with world.together():
+            pop, index, records, cost = self._read()
+        world.agree(("steps in the checkpoint", index))
+        self._index = index
+        self.run.resume(records, cost if world.rank == 0 else Cost())
+        return pop.take(self.run.share(index)), index
+
+    def _read(self) -> tuple[Population, int, list[Record], Cost]:
+        """The saved population, the number of moves behind it, their records, and what they have cost."""
         try:
             with safe_open(str(self.path), "pt", device=str(self.run.model.device)) as file:
                 text = json.loads((file.metadata() or {})["guidekit"])
@@ -61,15 +70,13 @@ class Checkpoint:
                 or len(pop) != self.run.groups * self.run.step(index).n
             ):
                 raise ValueError(f"{index} steps, {len(records)} records, {len(pop)} rows")
+            return pop, index, records, cost
         except CheckpointError:
             raise
         except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"checkpoint {self.path} is truncated or was not written by guidekit ({error}); delete it to start anew"
             ) from error
-        self._index = index
-        self.run.resume(records, cost if self.run.world.rank == 0 else Cost())
-        return pop.take(self.run.share(index)), index
 
     def save(self, pop: Population, index: int, force: bool = False) -> None:
         """Write the state after `index` moves, unless that would take more than a small share of the time."""
@@ -77,7 +84,8 @@ class Checkpoint:
         world, due = self.run.world, force or (now - self._saved_at) * _SHARE >= self._took
         if index == self._index or world.told(due) == [False]:
             return
-        self.run.settle()
+        with world.together():
+            self.run.settle()
         pop, cost = world.whole(pop), world.cost(replace(self.run.cost, seconds=self.run.seconds))
         with world.together():
             self._write(pop, index, cost)

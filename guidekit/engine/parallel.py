@@ -189,7 +189,7 @@ def parallel(
         batch_size=batch_size,
     )  # fmt: skip
     _check(run, window, tolerance)
-    with torch.inference_mode(False), torch.no_grad(), run.borrowed(), Bar(run, progress) as bar:
+    with run.borrowed(), Bar(run, progress) as bar:
         chain = _Chain(run, window, tolerance, {0: run.begun()})
         while chain.base < len(run.moves):
             chain.advance()

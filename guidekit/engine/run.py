@@ -27,7 +27,7 @@ from ..models.compiled import Compiler, compiling
 from ..models.evaluations import Cond, Memory, Spread, evaluate, evaluate_at, rows_of
 from ..models.networks import lent, networks_in
 from ..process import Masked
-from ..solvers import Solver
+from ..solvers import Move, Solver
 from . import checks, tree
 from .ahead import MOVES, POSITIONS, Ahead, Part, ahead
 from .cost import Cost
@@ -71,16 +71,29 @@ class Run:
         checks.check_compile(compile, model)
         self.compiler = Compiler("inductor" if compile is True else compile) if compile else None
         self.islands = Islands(1) if islands is None else islands
-        solver = model.solver if solver is None else solver
-        self.model, self.n, self.guides, self.solver = model, n, checks.bound(guides, model), solver
+        self.model, self.n, self.guides = model, n, checks.bound(guides, model)
+        self.solver = model.solver if solver is None else solver
         self.reward, self.seed, self.batch_size, self.holdout = reward, seed, batch_size, holdout
-        moves = model.moves(steps, solver)
+        moves = model.moves(steps, self.solver)
         self.conditions = checks.conditions(model, cond)
         self.groups = len(self.conditions)
         self.keys = checks.keys(seed, self.groups, model.device)
-        checks.check_guides(self.guides, model, solver, len(moves))
+        self._plan(moves)
+        checks.check_noise(noise, model, self.groups * self.steps[0].n, self.moves)
+        self.given = noise
+        self.noise: Callable[[Population, int], Any] = Noise(model, self.keys, [s.n for s in self.steps], noise)
+        self._empty()
+        self.world = world_of(world, model.device)
+        checks.check_world(self.world, self.groups, self.steps)
+        if self.world.size > 1 and self.world is not world:
+            self.world.agree(self.describe() | {"weights": weights(self.modules())})
+        self._clock = time.perf_counter()
+
+    def _plan(self, moves: list[Move]) -> None:
+        """What happens when: the moves that the guides leave, the steps between them, and who acts at each of these."""
+        checks.check_guides(self.guides, self.model, self.solver, len(moves))
         check_auto(self.guides, self.groups)
-        self.moves = reduce(lambda moves, guide: guide.moves(model, moves), self.guides, moves)
+        self.moves = reduce(lambda moves, guide: guide.moves(self.model, moves), self.guides, moves)
         if not self.moves:
             raise ValueError(f"the guides leave none of the {len(moves)} steps")
         self.seats = seated(self.guides)
@@ -90,31 +103,27 @@ class Run:
         self.acts = [acting(self.seats, s, self.steps[s.index - 1] if s.index else None) for s in self.steps]
         self.widths = [self._children(step) for step in self.steps[:-1]]
         self.rows = max(step.n for step in self.steps)  # of one group, at the widest
-        checks.check_noise(noise, model, self.groups * self.steps[0].n, self.moves)
-        self.noise: Callable[[Population, int], Any] = Noise(model, self.keys, [s.n for s in self.steps], noise)
-        self.given = noise
-        self.paste = self.pasted if any("paste" in seat.hooks for seat in self.seats) else None
         self.order = max(1, *(len(m.b) for m in self.moves))
+        self.paste = self.pasted if any("paste" in seat.hooks for seat in self.seats) else None
         self.steered = any(g.steer for g in self.guides)
         self.blind = not any(g.sees_prediction for g in self.guides if g.has("log_weight") or g.has("select"))
         self.judge = next((r for g in self.guides if (r := g.judge) is not None), None)
-        self._ids = torch.arange(self.groups * self.rows, device=model.device)
+
+    def _empty(self) -> None:
+        """What a run remembers and counts on its way, with nothing in it."""
+        device = self.model.device
+        self._ids = torch.arange(self.groups * self.rows, device=device)
+        self._encoded = self.model.encode_all(self.conditions)
         self.memory = Memory()
         self.watched = True  # whether somebody reads the predictions of populations, who steps by hand or calls back
-        self.overlaps = model.device.type != "cpu"  # whether the next rows are asked for before these are scored
+        self.overlaps = device.type != "cpu"  # whether the next rows are asked for before these are scored
         self._apart = [self._is_apart(step) for step in self.steps]
         self._ahead: dict[int, Ahead] = {}  # what is known of the next moves, by the first row of a part
         self._left: Tensor | None = None  # the states from which that is
         self.cost = Cost()
-        self.score = Scorer(self.cost, model.device, stepwise=True)
+        self.score = Scorer(self.cost, device, stepwise=True)
         self.records: list[Record] = []
-        self._encoded = model.encode_all(self.conditions)
         self._faults: list[Fault] = []
-        self.world = world_of(world, model.device)
-        checks.check_world(self.world, self.groups, self.steps)
-        if self.world.size > 1 and self.world is not world:
-            self.world.agree(self.describe() | {"weights": weights(self.modules())})
-        self._clock = time.perf_counter()
 
     @property
     def seconds(self) -> float:
@@ -154,8 +163,8 @@ class Run:
     @contextmanager
     def borrowed(self) -> Iterator[None]:
         """Context in which the networks are in evaluation mode, and compiled if the run says so; afterwards they are as
-        they were."""
-        with ExitStack() as stack:
+        they were. No graph is kept but where a guide asks for it."""
+        with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
             for model in self.models:
                 stack.enter_context(model.lent())
             stack.enter_context(lent(self.modules()))
@@ -190,7 +199,9 @@ class Run:
         """
         if self._alone(index):
             return self.select(self._glided(pop, index), index + 1)
-        pop = pop if pop.predictions else self.look(pop, index)  # which another sitting may have left out
+        if not pop.predictions:  # which another sitting may have left out
+            with self.world.together():
+                pop = self.look(pop, index)
         width, after = self.widths[index], index + 1
         late = width > 1 and self.blind
         with self.world.together():

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import random
@@ -145,7 +144,7 @@ def _result(
 ) -> Result:
     """The result of one run."""
     run.watched = bool(callbacks)
-    with torch.inference_mode(False), torch.no_grad(), run.borrowed(), Bar(run, progress) as bar:
+    with run.borrowed(), Bar(run, progress) as bar:
         return run.result(_loop(run, bar, callbacks, Checkpoint(checkpoint, run) if checkpoint else None))
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, replace
+from dataclasses import astuple, fields, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from .population import Population
 from .tree import Tree
 
 _LIGHT = ("log_w", "group", "slot", "parent", "root", "rewards")  # what every rank knows of all particles
-_HEAVY = ("x", "predictions", "proposals", "shown")
+_HEAVY = tuple(f.name for f in fields(Population) if f.name not in (*_LIGHT, "memos", "groups", "branch"))
 
 Selection = Callable[[Population], Population]
 Made = TypeVar("Made")
@@ -66,6 +66,9 @@ class Alone:
     def first(self, make: Callable[[], Made]) -> Made:
         """What this makes on every rank, on rank 0 before the others."""
         return make()
+
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite these with those of rank 0."""
 
     def selected(self, selection: Selection, pop: Population, read: frozenset[int], parents: int) -> Population:
         """The particles that are here after a selection of the whole population, which reads the memos of the guides in
@@ -140,6 +143,11 @@ class Shared(Alone):
                 made = make() if turn else made
         return made  # type: ignore[return-value]
 
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        for v in tensors:
+            self._call(dist.broadcast, sent := v.to(self.wire).contiguous(), dist.get_global_rank(self.group, 0))
+            v.copy_(sent)
+
     def told(self, *values: int) -> list[int]:
         return self._gathered(torch.tensor([values]), [1] * self.size)[0].tolist()
 
@@ -168,7 +176,8 @@ class Shared(Alone):
             return self.rows(samples)
         if isinstance(samples, np.ndarray):
             return self.rows(torch.from_numpy(samples)).numpy()
-        return self._texts(samples) if all(isinstance(s, str) for s in samples) else None
+        texts = torch.tensor([all(isinstance(s, str) for s in samples)])
+        return self._texts(samples) if bool(self._gathered(texts, [1] * self.size).all()) else None
 
     def cost(self, cost: Cost) -> Cost:
         spent = torch.tensor([astuple(cost)], dtype=torch.float64)

@@ -59,7 +59,6 @@ class Model:
     null: Encoded
     timed: bool = True  # whether the network reads t; a network says that it does not by `timed = False`
     compiles: bool = True  # whether it has a network of its own that torch.compile can make fast
-    spread: Tensor | None = None  # what the last forward pass said of the variance of its step, where networks do
     solver: Solver | None = None  # of its runs, where none is given; None is the process's own
 
     def __init__(
@@ -89,6 +88,10 @@ class Model:
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         """The prediction at x_t, by one forward pass of the network. cond has one entry per row, or is None."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its network predicts")
+
+    def told(self, x: Tensor, t: float, cond: Encoded) -> tuple[Tensor, Tensor | None]:
+        """The prediction, and what the same forward pass says of the variance of the step, where the network does."""
+        return self(x, t, cond), None
 
     def mixed(self, x: Tensor, times: Mixed, cond: Encoded) -> Tensor:
         """The predictions of rows that stand at several times, by one forward pass of the network."""

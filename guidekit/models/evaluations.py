@@ -357,9 +357,9 @@ def _evaluated(
     """The evaluations of all rows."""
     rows, found = len(x), dict[Cond, Tensor]()
     if len(needs) == 1 and type(needs[0]) is Cond:  # nothing to join, to hold or to split
-        found[needs[0]] = _said(model, x, t, cond)
+        found[needs[0]], spread = _said(model, x, t, cond)
         count(rows)
-        return found | _spread_of(model, needs, rows)
+        return found if spread is None else found | {Spread(): spread}
     most = len(needs) if limit is None else max(1, limit // rows)
     networks: dict[Model, list[Cond]] = {}
     for need in needs:
@@ -371,21 +371,14 @@ def _evaluated(
                 spans = (slice(i * rows, (i + 1) * rows) for i in range(len(part)))
                 held = [stack.enter_context(need.during(net, s)) for need, s in zip(part, spans, strict=True)]
                 conds = joined([need.cond(net, cond) for need in part])
-                out = _said(net, x, t, conds, len(part))
+                out, spread = _said(net, x, t, conds, len(part))
             for again in (context.again for context in held if hasattr(context, "again")):
                 held_again(out, since, again)
             count(rows * len(part))
-            found |= dict(zip(part, out.split(rows), strict=True)) | (
-                _spread_of(net, part, rows) if net is model else {}
-            )
+            found |= dict(zip(part, out.split(rows), strict=True))
+            if spread is not None and net is model and Cond() in part:
+                found[Spread()] = spread.split(rows)[part.index(Cond())]
     return found
-
-
-def _spread_of(model: Model, needs: Sequence[Cond], rows: int) -> dict[Cond, Tensor]:
-    """What the network has just said of the variance of its step, of the rows at the user's condition."""
-    if model.spread is None or Cond() not in needs:
-        return {}
-    return {Spread(): model.spread.split(rows)[needs.index(Cond())]}
 
 
 def rows_of(encoded: Encoded, group: Tensor) -> Encoded:
@@ -395,10 +388,10 @@ def rows_of(encoded: Encoded, group: Tensor) -> Encoded:
     return None if encoded is None else encoded[group]
 
 
-def _said(net: Model, x: Tensor, t: float | Mixed, cond: Encoded, parts: int = 1) -> Tensor:
-    """The predictions of the rows, so many times over."""
+def _said(net: Model, x: Tensor, t: float | Mixed, cond: Encoded, parts: int = 1) -> tuple[Tensor, Tensor | None]:
+    """The predictions of the rows, so many times over, and what is said of the variance of the step."""
     x = x if parts == 1 else torch.cat([x] * parts)
-    return net.mixed(x, t * parts, cond) if isinstance(t, Mixed) else net(x, t, cond)
+    return (net.mixed(x, t * parts, cond), None) if isinstance(t, Mixed) else net.told(x, t, cond)
 
 
 def joined(conds: list[Encoded]) -> Encoded:

@@ -15,7 +15,6 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..engine.population import Population
@@ -61,7 +60,7 @@ def align(
     truth = _truth(model, own, n, cond, inside, seed)
     pop, told = run.begun(), []
     encoded = rows_of(model.encode_all(run.conditions), pop.group)
-    with torch.no_grad(), run.borrowed():
+    with run.borrowed():
         for i, move in enumerate(run.moves):
             found = []
             for t in _tried(own, i, count):

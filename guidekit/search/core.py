@@ -303,7 +303,7 @@ class Search:
     def sampled(self, z: Tensor, cost: Cost | None = None) -> Tensor:
         """Final states of candidates (cells, k, *shape), as rows of their run."""
         run = self.runs(z.shape[1], self.part.rows(z))
-        with torch.inference_mode(False), torch.no_grad(), run.borrowed():
+        with run.borrowed():
             pop = run.start()
             for index in range(len(run.moves)):
                 pop = run.advance(pop, index)
@@ -322,7 +322,7 @@ class Search:
         """Decoded samples of rows, with the networks in evaluation mode."""
         world, alive = self.world.over(len(x)), torch.tensor(self.alive, device=x.device)
         group, mine = alive.repeat_interleave(len(x) // len(alive)), world.share(len(x))
-        with torch.no_grad(), self.run.borrowed():
+        with self.run.borrowed():
             with world.together():
                 own = self.run.decode(x[mine], group[mine])
             samples = world.samples(own)

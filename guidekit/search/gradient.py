@@ -109,11 +109,10 @@ def gradients(run: Run, noise: Tensor, reward: Any, rows: Tensor | None = None) 
     rows    which rows of the run the noise belongs to; None is all
     """
     rows = torch.arange(noise.shape[1], device=noise.device) if rows is None else rows
-    with torch.inference_mode(False), run.borrowed(), lent(networks_in(reward)):
-        with torch.no_grad():
-            states: list[State] = [(run.model.process.prior(noise[0], run.moves[0].t),)]
-            for index in range(len(run.moves)):
-                states.append(_moved(run, index, states[-1], noise[index + 1], rows))
+    with run.borrowed(), lent(networks_in(reward)):
+        states: list[State] = [(run.model.process.prior(noise[0], run.moves[0].t),)]
+        for index in range(len(run.moves)):
+            states.append(_moved(run, index, states[-1], noise[index + 1], rows))
         rewards, adjoint = _rewarded(run, states[-1][0], reward, rows)
         found, grads = states[-1][0], [torch.zeros_like(z) for z in noise]
         back: State = (adjoint, *[torch.zeros_like(d) for d in states[-1][1:]])

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..engine.guide import Guide, Scale
@@ -152,7 +151,7 @@ def _heads(model: Model, layers: Layers, cond: Any) -> list[Head]:
     asked = known if layers is None else [layers] if isinstance(layers, str) else list(layers)
     names = [n for p in asked for n in ([m for m in known if m == p or m.startswith(p + ".")] or [p])]
     run = Run(model, 1, steps=1, cond=cond[0] if isinstance(cond, list) else cond)
-    with counting(model, list(dict.fromkeys(names))) as count, run.borrowed(), torch.no_grad():
+    with counting(model, list(dict.fromkeys(names))) as count, run.borrowed():
         run.start()
     return [(name, head) for name in dict.fromkeys(names) for head in range(count.get(name, 0))]
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from rewards import as_reward
 
 from .. import random
+from ..engine import tree
 from ..engine.cost import Cost
 from ..engine.describe import describe
 from ..engine.result import Result
@@ -40,6 +41,7 @@ from ..errors import is_count
 from ..guides import Guide
 from ..models import Model
 from ..models.networks import lent, networks_in
+from .core import book
 from .moves import Moves
 from .rounds import Rounds, as_result, merged, scores_of
 
@@ -63,6 +65,7 @@ def informed(
     batch_size: int | None = None,
     progress: bool = False,
     checkpoint: str | Path | None = None,
+    world: Any = None,
 ) -> Result:
     """Samples of a masked model moved towards p exp(reward/alpha), each on its own, a few tokens a round.
 
@@ -75,6 +78,7 @@ def informed(
     max_edits   at most so many places of a sample differ from where it started
     guides      constraints alone: `gk.Keep`, `gk.Sites`, `gk.MaxEdits`, which hold in every round
     checkpoint  a folder, from which the same call resumes, or goes on with more rounds, to the same result
+    world       as in `gk.sample`: several processes share the samples of every round, and the first writes the folder
 
     One row of the network and one call of the reward (with its gradient) a round and sample. The trace has the share of
     accepted moves. Rewards go up and down, as samples of a law do; the rounds may end whenever they no longer rise.
@@ -87,7 +91,7 @@ def informed(
     >>> bool(better.rewards.mean() > first.rewards.mean() + 0.5)
     True
     """
-    common = (("informed",), model, reward, rounds, tuple(guides), cond, None, seed, batch_size, progress, None)
+    common = (("informed",), model, reward, rounds, tuple(guides), cond, None, seed, batch_size, progress, world)
     return _Informed(*common, alpha, share, exact, gradient, max_edits).run(start, checkpoint)
 
 
@@ -151,36 +155,49 @@ class _Informed(Rounds):
 
     def scored(self, x: Tensor, samples: Any, group: Tensor, cost: Cost) -> tuple[Tensor, Tensor | None]:
         """Rewards (rows,), and their gradients at one-hot rows (rows, L, V)."""
-        scorer = Scorer(cost, x.device)
-        with lent([*self.model.modules(), *networks_in(self.reward)]):
-            if self.gradient:
-                rewards, slope = self.moves.sloped(scorer, self.reward, x, group)
-            else:
-                rewards, slope = scorer(self.reward, samples, group), None
-        scorer.settle()
-        return rewards, slope
+        networks = [*self.model.modules(), *networks_in(self.reward)]
+        if not self.gradient:
+            scorer = Scorer(cost, x.device, world=self.world)
+            with lent(networks):
+                rewards = scorer(self.reward, samples, group)
+            scorer.settle()
+            return rewards, None
+        world, own = self.world.over(len(x)), Cost()
+        mine = world.share(len(x))
+        with lent(networks), world.together():
+            rewards, slope = self.moves.sloped(scorer := Scorer(own, x.device), self.reward, x[mine], group[mine])
+            scorer.settle()
+        book(cost, world.cost(own))
+        return world.rows(rewards), world.rows(slope)
 
     # a round -----------------------------------------------------------------------------------------------------
 
     def following(self, state: Result, number: int) -> Result:
-        began, cost, device = time.perf_counter(), Cost(), state.x.device
+        began, cost, own, device = time.perf_counter(), Cost(), Cost(), state.x.device
+        world = self.world.over(len(state))
+        mine = world.share(len(state))
         key = random.fold(random.fold(random.key(self.seed, device), "informed"), number)
         keys = random.fold(key, state.row % (len(state) // state.groups))
-        (slope, origin), x = state.memos, state.x
+        (slope, origin), x, group = tree.take(state.memos, mine), state.x[mine], state.group[mine]
         with torch.no_grad(), self.model.lent(), lent(self.model.modules()):
-            y, order = self.moves.masked(x, state.group, keys)
-            log_p = self.moves.predicted(y, state.group, cost.network)
-            there = self.moves.kernel(y, log_p, x, slope, origin, state.group)
-            noise = random.gumbel(random.fold(keys, "letters"), self.model.process.noise_shape(self.model.shape))
-            moved = there.push(noise)
+            with world.together():
+                y, order = self.moves.masked(x, group, keys[mine])
+                log_p = self.moves.predicted(y, group, own.network)
+                there = self.moves.kernel(y, log_p, x, slope, origin, group)
+                drawn = random.fold(keys[mine], "letters")
+                here = there.push(random.gumbel(drawn, self.model.process.noise_shape(self.model.shape)))
+            moved = world.rows(here)
             rewards, slopes, samples = self._looked(state, moved, cost)
-            back = self.moves.kernel(y, log_p, moved, slopes, origin, state.group)
-            ratio = self._prior(y, log_p, x, moved, order, state.group, cost)
-        ratio = ratio + back.log_prob(x) - there.log_prob(moved) + _rise(scores_of(state), rewards) / self.alpha
-        accepted = (moved != x).any(1) & (random.uniform(random.fold(keys, "accepted")).log() < ratio)
+            with world.together():
+                back = self.moves.kernel(y, log_p, here, tree.take(slopes, mine), origin, group)
+                ratio = self._prior(y, log_p, x, here, order, group, own) + back.log_prob(x) - there.log_prob(here)
+        ratio = world.rows(ratio) + _rise(scores_of(state), rewards) / self.alpha
+        accepted = (moved != state.x).any(1) & (random.uniform(random.fold(keys, "accepted")).log() < ratio)
+        book(cost, world.cost(own))
         new = replace(as_result(moved, samples, rewards, state.groups, cost, {}), memos=(state.row,))
         chosen = torch.where(accepted, len(state) + state.row, state.row)
         state = merged(state, new, chosen, state.row, time.perf_counter() - began, self.moves.level)
+        slope, origin = state.memos
         kept = None if slope is None or slopes is None else torch.where(accepted[:, None, None], slopes, slope)
         return replace(state, memos=(kept, origin))
 

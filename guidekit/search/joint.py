@@ -73,7 +73,7 @@ def joint(
 
 def _paths(run: Run) -> Paths:
     x, log_p = [], []
-    with torch.no_grad(), run.borrowed():
+    with run.borrowed():
         population = run.start()
         for index in range(len(run.moves)):
             x.append(population.x)

@@ -28,7 +28,7 @@ def lsd(model: Model, n: int = 64, *, cond: Any = None, seed: int = 0, batch_siz
         raise ValueError("lsd: this model draws lengths, and rows have different numbers of masks: take FirstHitting()")
     run = Run(model, n, steps=model.shape[0], solver=FirstHitting(), cond=cond, seed=seed, batch_size=batch_size)
     found: list[float] = []
-    with torch.no_grad(), run.borrowed():
+    with run.borrowed():
         population = run.start()
         for index in range(len(run.moves)):
             masked = population.x == model.process.V  # type: ignore[attr-defined]

@@ -137,7 +137,7 @@ class _Levels:
         """Run on until candidates are scored: the population at the next branching point, and the clean estimates."""
         space, run = self.search.space, self.search.runs(z.shape[1], self.search.space.rows(z))
         following = (*self.points, len(run.moves))[level + 1]
-        with torch.inference_mode(False), torch.no_grad(), run.borrowed():
+        with run.borrowed():
             pop = run.start() if kept is None or parents is None else self._branched(run, kept, parents, level)
             for index in range(self.points[level], self.ends[level]):
                 pop = run.advance(pop, index)

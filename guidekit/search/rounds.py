@@ -70,6 +70,7 @@ class Rounds:
         folder, start = None if checkpoint is None else Path(checkpoint), self.given(start)
         config = json.loads(json.dumps(self.described(start)))
         there = self.world.first(lambda: _found(folder))
+        self.world.agree(("a folder to resume from", there))
         state = _resumed(folder, config) if folder and there else self.first(start, config)
         done = len(state.trace)
         self.world.agree((config, done))
@@ -108,7 +109,7 @@ class Rounds:
 
     def sample(self, n: int, steps: int | Sequence[float], guides: Sequence[Guide], number: int) -> Result:
         options = {"cond": self.cond, "reward": self.reward, "solver": self.solver, "batch_size": self.batch_size}
-        options["world"] = self.world
+        options["world"] = self.world.over(n * (len(self.cond) if isinstance(self.cond, list) else 1))
         key = random.fold(random.fold(random.key(self.seed), "refine"), number)
         return sample(self.model, n, steps=steps, guides=guides, seed=int(key), **options)
 

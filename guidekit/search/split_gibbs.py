@@ -46,6 +46,7 @@ from ..models.base import stack
 from ..models.evaluations import Cond, evaluate, rows_of
 from ..models.networks import lent, networks_in
 from ..process import Masked, Uniform
+from .core import book
 from .rounds import Rounds, as_result, merged
 
 CHAIN = 50  # steps of the run that draws the first samples, at most
@@ -67,6 +68,7 @@ def split_gibbs(
     batch_size: int | None = None,
     progress: bool = False,
     checkpoint: str | Path | None = None,
+    world: Any = None,
 ) -> Result:
     """Samples of the posterior p(x) p(y | x)^(1/alpha) of a model of tokens, each by a chain of its own; no gradients.
 
@@ -77,6 +79,7 @@ def split_gibbs(
     moves        Metropolis steps of a round; None is the length
     steps        of a run from z, under uniform noise alone
     checkpoint   a folder, from which the same call resumes, or goes on with more rounds, to the same result
+    world        as in `gk.sample`: several processes share the samples of every round, and the first writes the folder
 
     Cost of a round: `moves` + 1 measurements of samples that changed, and as many network evaluations as places were
     replaced, about t times the length (under uniform noise, `steps`). result.memos[0] are the copies z.
@@ -88,7 +91,7 @@ def split_gibbs(
     >>> bool((found.x.sum(1) - 5).abs().double().mean() < 0.5)
     True
     """
-    common = (("split_gibbs",), model, measurement, rounds, (), cond, None, seed, batch_size, progress, None)
+    common = (("split_gibbs",), model, measurement, rounds, (), cond, None, seed, batch_size, progress, world)
     return _SplitGibbs(*common, alpha, levels, anneal, moves, steps).run(start, checkpoint)
 
 
@@ -149,7 +152,7 @@ class _SplitGibbs(Rounds):
         began, cost, t = time.perf_counter(), Cost(), self.level(number)
         key = random.fold(random.fold(random.key(self.seed, state.x.device), "split gibbs"), number)
         keys = random.fold(key, state.row % (len(state) // state.groups))
-        scorer = Scorer(cost, state.x.device)
+        scorer = Scorer(cost, state.x.device, world=self.world)
         with torch.no_grad(), self.model.lent(), lent([*self.model.modules(), *networks_in(self.reward)]):
             z = self._fitted(state.memos[0], state.x, t, state.group, random.fold(keys, "z"), scorer)
             x = self._drawn(z, state.x, t, state.group, random.fold(keys, "x"), cost, number)
@@ -191,10 +194,16 @@ class _SplitGibbs(Rounds):
         if isinstance(self.model.process, Masked):
             same = t / self._V / (1 - t + t / self._V)
             replaced = random.uniform(random.fold(keys, "replaced"), z.shape[1:]) < torch.where(z == x, same, 1.0)
-            return self._filled(torch.where(replaced, self._V, z), group, keys, cost)
+            y, world, own = torch.where(replaced, self._V, z), self.world.over(len(z)), Cost()
+            mine = world.share(len(z))
+            with world.together():
+                x = self._filled(y[mine], group[mine], keys[mine], own)
+            book(cost, world.cost(own))
+            return world.rows(x)
         own = int(random.fold(random.fold(random.key(self.seed), "from z"), number))
         times = [t * (1 - j / self.steps) for j in range(self.steps)] + [0.0]
         given = {"cond": self.cond, "batch_size": self.batch_size, "seed": own}
+        given["world"] = self.world.over(len(z))
         run = sample(self.model, len(z) // self._groups, steps=times, guides=[_At(z)], **given)
         cost.network_rows += run.cost.network_rows
         cost.network_calls += run.cost.network_calls

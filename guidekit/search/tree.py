@@ -42,6 +42,7 @@ from ..engine.population import Population
 from ..engine.result import Result
 from ..engine.run import Run
 from ..engine.unique import thinned
+from ..engine.world import world_of
 from ..errors import is_count
 from ..guides import Guide
 from ..models import Model
@@ -112,6 +113,8 @@ class Tree:
                 f"first={first!r}, power={power!r}, explore={explore!r}, parallel={parallel!r}: at least 1, between 0 "
                 "and 1, at least 0, and a number of simulations"
             )
+        if world_of(options.get("world"), model.device).size > 1:
+            raise ValueError("a tree grows in one process: leave out world=, and grow one of another seed on each rank")
         self.run = Run(model, parallel, steps=steps, guides=guides, reward=reward, **options)
         _check(self.run)
         self.reward, self.alpha, self.greedy, self.parallel = reward, float(alpha), greedy, parallel
@@ -130,7 +133,7 @@ class Tree:
         """So many simulations more for each condition."""
         if not is_count(simulations):
             raise ValueError(f"simulations={simulations!r}: at least 1")
-        with torch.inference_mode(False), torch.no_grad(), self.run.borrowed():
+        with self.run.borrowed():
             for done in range(0, simulations, self.parallel):
                 self._round(min(self.parallel, simulations - done))
             self.run.settle()
@@ -147,7 +150,7 @@ class Tree:
         rows = [leaf for leaves, _ in picked for leaf in leaves]
         pop = Population.cat([leaf.pop for leaf in rows if leaf.pop is not None])
         rewards = torch.tensor([leaf.value * self.alpha for leaf in rows], dtype=torch.float64, device=pop.x.device)
-        with torch.no_grad(), self.run.borrowed():
+        with self.run.borrowed():
             samples = self.run.decode(pop.x, pop.group)
         sizes = {"alpha": self.alpha, "greedy": self.greedy, "simulations": [root.visits for root in self.roots]}
         config = self.run.describe() | {"search": "tree", "n": n, "setting": describe(sizes)}

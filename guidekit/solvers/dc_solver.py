@@ -105,7 +105,7 @@ def compensated(
         raise ValueError(f"compensated(steps={steps!r}): the first ratio is that of the third step, so give at least 4")
     solver = DCSolver((1.0,) * (steps - 3), order, times=times)
     calls = (INSIDE + len(_FIRST) + len(_AROUND) + 1) * steps - 45
-    with started("compensated", model, steps, times, calls, **options) as (grid, x, _, predict, _):
+    with started("compensated", model, steps, times, calls, **options) as (grid, x, _, predict, *_):
         reference = flow(model.process, predict, x, grid)
         history = (predict(x, grid[0]),)
         for i in range(steps - 1):

@@ -155,7 +155,7 @@ def statistics(
     if points < 8:
         raise ValueError(f"statistics(points={points}): an int of at least 8 is needed")
     process = model.process
-    with started("statistics", model, points, "log_snr", 2 * points, **options) as (times, x, keys, predict, _):
+    with started("statistics", model, points, "log_snr", 2 * points, **options) as (times, x, keys, predict, *_):
         probe = random.normal(random.fold(keys, "probe"), tuple(x.shape[1:]), x.dtype).sign()
         found, history = [], ()
         for move in UniPC(3).moves(process.schedule, times):

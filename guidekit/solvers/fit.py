@@ -198,6 +198,7 @@ def fit(
     batch_size: int = 256,
     progress: bool = False,
     checkpoint: str | Path | None = None,
+    world: Any = None,
 ) -> Table:
     """A table of so many steps that comes nearest to this model's probability flow.
 
@@ -213,6 +214,8 @@ def fit(
     progress    shows a bar, of as many network rows as the fit takes
     checkpoint  a file in which all predictions are kept until the fit is done (`n` states for each network call): the
                 same call goes on from there, to the same table
+    world       as in `gk.sample`: several processes share the rows of every network call, each makes the same table of
+                them, and the first writes the checkpoint
 
     The module says how it is done, and `network_rows` how many network rows it takes.
 
@@ -232,12 +235,20 @@ def fit(
     calls = network_rows(steps, what, 1, len(grid) - 1, inside)
     about = {"what": what, "solver": repr(solver), "guidance": guidance}
     options: Options = {
-        "cond": cond, "guidance": guidance, "n": n, "seed": seed, "batch_size": batch_size, "progress": progress
+        "cond": cond, "guidance": guidance, "n": n, "seed": seed, "batch_size": batch_size, "progress": progress,
+        "world": world,
     }  # fmt: skip
     whole = {"steps": steps, "n": n, "inside": inside, "order": order, "low": low, "seed": seed, "cond": repr(cond)}
     with (
-        started("fit", model, grid, "uniform", calls, **options) as (_, x, keys, asked, bar),
-        replayed(asked, checkpoint, about | whole | {"grid": grid}, bar) as predict,
+        started("fit", model, grid, "uniform", calls, about=about | whole, **options) as (
+            _,
+            x,
+            keys,
+            asked,
+            bar,
+            ranks,
+        ),
+        replayed(asked, checkpoint, about | whole | {"grid": grid}, bar, ranks) as predict,
     ):
         reference = flow(process, predict, x, grid, inside)
         if what == "kl":

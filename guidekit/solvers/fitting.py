@@ -35,16 +35,19 @@ class Options(TypedDict, total=False):
     seed: int
     batch_size: int
     progress: bool
+    world: Any
 
 
 class Start(NamedTuple):
-    """The times, n states at the first one, the keys of their noises, and (x, t) -> the guided prediction of them."""
+    """The times, n states at the first one, the keys of their noises, (x, t) -> the guided prediction of them, and the
+    processes that share its rows."""
 
     grid: list[float]
     x: Tensor
     keys: Tensor
     predict: Predict
     bar: Any
+    world: Any
 
 
 def noises(model: Any, n: int | None) -> int:
@@ -74,26 +77,35 @@ def started(
     times: str | Grid,
     calls: int,
     *,
+    about: Any = None,
     cond: Any = None,
     guidance: float = 1.0,
     n: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
     progress: bool = False,
+    world: Any = None,
 ) -> Iterator[Start]:
     """A context with noises of the model at the first of these times, its networks in evaluation mode, no gradients,
-    and a bar for so many evaluations."""
+    and a bar for so many evaluations. Several processes have to agree on all of this, and on `about`."""
     from tqdm.auto import tqdm
+
+    from ..engine.describe import describe, weights  # the engine knows solvers
+    from ..engine.world import world_of
 
     n = noises(model, n)
     check(function, model, n=n)
     process = model.process
     grid = grids.make(steps, times, process.schedule, process.t_max)
-    shown = {"unit": "row", "desc": "fit", "dynamic_ncols": True, "disable": not progress}
+    ranks = world_of(world, model.device).over(n)
+    if ranks.size > 1:
+        same = {"grid": grid, "guidance": guidance, "n": n, "seed": seed, "cond": repr(cond), "about": about}
+        ranks.agree(same | {"function": function, "model": describe(model), "weights": weights(model.modules())})
+    shown = {"unit": "row", "desc": "fit", "dynamic_ncols": True, "disable": not (progress and ranks.rank == 0)}
     with torch.no_grad(), _lent(model), tqdm(total=rows(calls, n, guidance), **shown) as bar:
         keys = random.fold(random.fold(random.key(seed, model.device), "fit"), torch.arange(n, device=model.device))
         x = process.prior(process.noise(keys, process.noise_shape(model.shape), model.dtype), grid[0])
-        yield Start(grid, x, keys, _predictor(model, cond, n, guidance, batch_size, bar), bar)
+        yield Start(grid, x, keys, _predictor(model, cond, n, guidance, batch_size, bar, ranks), bar, ranks)
 
 
 def flow(process: Any, predict: Predict, x: Tensor, grid: Sequence[float], inside: int = INSIDE) -> Tensor:
@@ -117,22 +129,23 @@ def distance(x: Tensor, wanted: Tensor) -> float:
     return float((x.flatten(1).double() - wanted).square().mean())
 
 
-def _predictor(model: Any, cond: Any, n: int, guidance: float, batch_size: int, bar: Any) -> Predict:
-    """(x, t) -> the guided prediction of n rows."""
+def _predictor(model: Any, cond: Any, n: int, guidance: float, batch_size: int, bar: Any, world: Any) -> Predict:
+    """(x, t) -> the guided prediction of n rows, which the processes share."""
     conds = cond if isinstance(cond, list) else [cond]
     group = torch.arange(n, device=model.device) * len(conds) // n
     encoded = _taken(model.encode_all(conds), group)
 
     def predict(x: Tensor, t: float) -> Tensor:
         parts = []
-        for rows in torch.arange(n, device=x.device).split(batch_size):
-            own = _taken(encoded, rows)
-            d = model(x[rows], t, own)
-            if guidance != 1:
-                d = d + model.guided(x[rows], t, d, model(x[rows], t, model.nulled(own)), guidance)
-            parts.append(d)
-            bar.update(len(rows) * (1 if guidance == 1 else 2))
-        return torch.cat(parts)
+        with world.together():
+            for rows in torch.arange(n, device=x.device)[world.share(n)].split(batch_size):
+                own = _taken(encoded, rows)
+                d = model(x[rows], t, own)
+                if guidance != 1:
+                    d = d + model.guided(x[rows], t, d, model(x[rows], t, model.nulled(own)), guidance)
+                parts.append(d)
+        bar.update(n * (1 if guidance == 1 else 2))
+        return world.rows(torch.cat(parts))
 
     return predict
 

@@ -2,7 +2,8 @@
 
 A fit is a function of the network's predictions, which it asks for in a fixed order. The file has one line that
 describes the fit, and then the predictions, one after the other. The same fit reads them instead of asking again, but
-for the first, which shows that the network is the same. The file is deleted when the fit is done.
+for the first, which shows that the network is the same. The file is deleted when the fit is done. Of several processes
+that make a fit together all read it, and the first one writes.
 """
 
 from __future__ import annotations
@@ -26,22 +27,27 @@ _NEAR = 1e-3  # of the first prediction, by which that of the same network may d
 
 
 @contextmanager
-def replayed(predict: Predict, file: str | Path | None, about: dict[str, Any], bar: Any) -> Iterator[Predict]:
+def replayed(
+    predict: Predict, file: str | Path | None, about: dict[str, Any], bar: Any, world: Any
+) -> Iterator[Predict]:
     """A context that gives `predict` with a memory in this file, which is deleted if all goes well; None has none."""
     if file is None:
         yield predict
         return
-    yield Replay(predict, Path(file), about, bar)
-    Path(file).unlink()
+    yield Replay(predict, Path(file), about, bar, world)
+    world.agree("all have read it")
+    with world.together():
+        if world.rank == 0:
+            Path(file).unlink()
 
 
 class Replay:
     """Predictions, from the file as far as it goes. The bar moves on by the rows of what is read, too."""
 
-    def __init__(self, predict: Predict, file: Path, about: dict[str, Any], bar: Any):
-        self.predict, self.file, self.bar, self.rows = predict, file, bar, 0
+    def __init__(self, predict: Predict, file: Path, about: dict[str, Any], bar: Any, world: Any):
+        self.predict, self.file, self.bar, self.world, self.rows = predict, file, bar, world, 0
         self.head = (_ADDRESS.sub("", json.dumps(about, sort_keys=True)) + "\n").encode()
-        self.asked, self.known = 0, self._begun()
+        self.asked, self.known = 0, world.told(world.first(self._begun))[0]
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         number, self.asked = self.asked, self.asked + 1
@@ -54,7 +60,9 @@ class Replay:
         self.rows = self.bar.n - before
         if known:
             return self._same(told, self._read(0, x))
-        self._write(number, told)
+        with self.world.together():
+            if self.world.rank == 0:
+                self._write(number, told)
         return told
 
     def _begun(self) -> int:

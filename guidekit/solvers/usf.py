@@ -112,7 +112,7 @@ def searched(
         raise ValueError(f"searched(steps={steps!r}): the last step is no choice, so give at least 2")
     USF((*among,))  # which refuses what cannot be a step
     process, calls = model.process, steps * (beam + INSIDE)
-    with started("searched", model, steps, times, calls, **options) as (grid, x, _, predict, _):
+    with started("searched", model, steps, times, calls, **options) as (grid, x, _, predict, *_):
         reference = flow(process, predict, x, grid)
         found = [_State((), x, (predict(x, grid[0]),), 0.0)]
         for i in range(1, steps):

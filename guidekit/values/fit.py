@@ -63,6 +63,7 @@ from ..engine.cost import Cost
 from ..engine.describe import describe, difference, weights
 from ..engine.scoring import Scorer
 from ..engine.whole import check_writable, whole
+from ..engine.world import Alone
 from ..errors import CheckpointError, is_count
 from ..models.base import Encoded, Model, stack
 from ..models.evaluations import rows_of
@@ -149,6 +150,7 @@ def fit(
     seed: int = 0,
     progress: bool = False,
     trainer: Mapping[str, Any] | None = None,
+    world: Any = None,
 ) -> Learned:
     """Train the value of a reward on rollouts of a model.
 
@@ -174,6 +176,8 @@ def fit(
     seed          decides everything; the global random generators are left as they were
     progress      show progress bars
     trainer       further options of pytorch_lightning.Trainer, like {"logger": CSVLogger("logs"), "callbacks": [...]}
+    world         as in `gk.sample`: several processes share the rollouts and the calls of the reward; the first one
+                  trains, writes the folder, and tells the others the weights
 
     Returns the weights that were best on held-out rollouts; `.calibration` says how well they predict, at each time. A
     UserWarning says so if they predict no better than a constant.
@@ -192,8 +196,9 @@ def fit(
     options = Options(alpha, target, rollouts, per_rollout, batch_size, epochs, lr, holdout, patience, seed, decay)
     as_reward(reward)
     run = Run(
-        model, rollouts, steps=steps, guides=guides, cond=cond, reward=reward, solver=solver, batch_size=batch_size
-    )
+        model, rollouts, steps=steps, guides=guides, cond=cond, reward=reward, solver=solver, batch_size=batch_size,
+        world=world,
+    )  # fmt: skip
     with ExitStack() as held_open:
         for context in (_quiet(), _isolated(), torch.inference_mode(False)):
             held_open.enter_context(context)
@@ -201,14 +206,16 @@ def fit(
         conds = stack([model.encode(c) for c in run.conditions])
         _check_net(net, run, conds)
         config = _config(run, net, options, extra)
+        run.world.agree(config)
         drawn = partial(_draw, run, steps, options, progress)
         data, unscored = _scored(drawn(None) if folder is None else _kept(Path(folder), config, run, drawn), reward)
         train, held = _split(data, options)
         module = _module(net, model, train, conds, options, config)
         loaders = Batches(train, conds, options, shuffled=True), Batches(held, conds, options, shuffled=False)
         path = folder or held_open.enter_context(tempfile.TemporaryDirectory(prefix="guidekit-"))
-        done = _train(module, loaders, Path(path), options, progress, model.device, extra)
+        done = _led(run.world, partial(_train, module, loaders, Path(path), options, progress, model.device, extra))
         best = module.best.to(model.device)
+        run.world.copy_first(best.state_dict().values())
         calibration = _calibration(module, loaders[1], len(train), unscored, done, options)
         for mine, theirs in zip(best.parameters(), module.net.parameters(), strict=True):
             mine.requires_grad_(theirs.requires_grad)
@@ -292,13 +299,19 @@ class Rollouts:
 def _kept(path: Path, config: str, run: Run, drawn: Callable[[Path], Rollouts]) -> Rollouts:
     """The rollouts in the folder, or new ones, which are then stored there."""
     file, sampling = path / "rollouts.safetensors", path / "sampling.safetensors"
-    if file.exists():
+    run.world.agree(("rollouts in the folder", there := file.exists()))
+    if there:
         return _read(file, config, run.model.device)
-    check_writable(file)
+    with run.world.together():
+        if run.world.rank == 0:
+            check_writable(file)
     data = drawn(sampling)
-    with whole(file) as part:
-        save_file({f.name: getattr(data, f.name).cpu().contiguous() for f in fields(data)}, part, {"guidekit": config})
-    sampling.unlink(missing_ok=True)
+    with run.world.together():
+        if run.world.rank == 0:
+            tensors = {f.name: getattr(data, f.name).cpu().contiguous() for f in fields(data)}
+            with whole(file) as part:
+                save_file(tensors, part, {"guidekit": config})
+            sampling.unlink(missing_ok=True)
     return data
 
 
@@ -321,14 +334,17 @@ def _draw(run: Run, steps: Any, options: Options, progress: bool, file: Path | N
         progress=progress,
         callbacks=[lambda pop, step: ends.append(pop) if step.last else None],
         checkpoint=file,
+        world=run.world,
     )
     if not ends and file:  # stopped between the last step and here
-        file.unlink()
+        with run.world.together():
+            if run.world.rank == 0:
+                file.unlink()
         return _draw(run, steps, options, progress, file)
     index, x = ends[0].memos[-1]
     t = torch.tensor([move.t for move in run.moves], dtype=run.model.dtype, device=x.device)[index]
     with lent(networks_in(run.reward)):
-        reward = Scorer(Cost(), run.model.device)(run.reward, result.samples).detach()
+        reward = Scorer(Cost(), run.model.device, world=run.world)(run.reward, result.samples).detach()
     return Rollouts(x, t, result.x, reward, result.weights * run.n, result.group, ends[0].root)
 
 
@@ -430,6 +446,22 @@ def _module(net: nn.Module | None, model: Model, train: Rollouts, conds: Encoded
     return Regression(scaled, copies, loss, options, config)
 
 
+def _led(world: Alone, train: Callable[[Callable[[int], Any]], int]) -> int:
+    """Have rank 0 train, and say so after each epoch, as a collective call that waits for longer gives up. Returns the
+    epochs done."""
+    done = 0
+    with world.together():
+        if world.rank == 0:
+            try:
+                done = train(world.told)
+            finally:
+                world.told(-1)
+        else:
+            while world.told(0)[0] >= 0:
+                pass
+    return world.told(done)[0]
+
+
 def _train(
     module: Any,
     loaders: tuple[Batches, Batches],
@@ -438,9 +470,12 @@ def _train(
     progress: bool,
     device: torch.device,
     extra: dict[str, Any],
+    tell: Callable[[int], Any],
 ) -> int:
-    """Run Lightning's Trainer, from the last checkpoint in the folder if there is one. Returns the epochs done."""
+    """Run Lightning's Trainer, from the last checkpoint in the folder if there is one, and tell the number of each
+    epoch. Returns the epochs done."""
     import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import LambdaCallback
 
     from .nets import Last
 
@@ -456,7 +491,8 @@ def _train(
         "num_sanity_val_steps": 0,
     }
     own = {"max_epochs": options.epochs, "enable_progress_bar": progress}
-    own["callbacks"] = [kept, *_listed(extra.get("callbacks"))]
+    told = LambdaCallback(on_train_epoch_end=lambda trainer, _: tell(trainer.current_epoch))
+    own["callbacks"] = [kept, told, *_listed(extra.get("callbacks"))]
     trainer = pl.Trainer(**settings | extra | own)
     _check_checkpoint(last, module.config)
     try:

@@ -37,12 +37,15 @@ class DiffusersModel(Model):
         self.solver, self._null = Scheduler(grids.name, grids.noisy, grids.spreads), null
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+        return self.told(x, t, cond)[0]
+
+    def told(self, x: Tensor, t: float, cond: Encoded) -> tuple[Tensor, Tensor | None]:
         seen, timestep = self.process.grids.seen(x, t)
         if not self.process.grids.spreads:
-            return self.process.clean_of(self._forward(seen, timestep, cond, self.shape), x, t)
+            return self.process.clean_of(self._forward(seen, timestep, cond, self.shape), x, t), None
         channels, *rest = self.shape
-        out, self.spread = self._forward(seen, timestep, cond, (2 * channels, *rest)).chunk(2, 1)
-        return self.process.clean_of(out, x, t)
+        out, spread = self._forward(seen, timestep, cond, (2 * channels, *rest)).chunk(2, 1)
+        return self.process.clean_of(out, x, t), spread
 
     def mixed(self, x: Tensor, times: Mixed, cond: Encoded) -> Tensor:
         parts = list(times.parts())
