@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..engine.view import View
 from .bank import Bank
+from .explained import Explained, explained
 from .fit import fit
 from .flow_map import FlowMap
 from .learned import Calibration, Learned
@@ -46,6 +47,7 @@ def lookahead(value: Value | None, reward: Any, alpha: float) -> Value:
 __all__ = [
     "Bank",
     "Calibration",
+    "Explained",
     "FlowMap",
     "Learned",
     "Likelihood",
@@ -53,6 +55,7 @@ __all__ = [
     "Rollout",
     "Tweedie",
     "Value",
+    "explained",
     "fit",
     "lookahead",
 ]

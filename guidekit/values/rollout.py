@@ -7,6 +7,11 @@ For tokens, a single step already draws x_0 from prod_i p(x_0^i | x_t), given by
 network evaluation, as in the text experiments of Feynman-Kac steering. For a Gaussian process the last step is
 deterministic, so a single step returns the clean mean; more steps cost k (steps - 1) network evaluations per particle.
 
+Particles finish with noise of their own. With `shared` all particles of a group that stand at one time finish with the
+same noise, j by j, so that V is a fixed function of x_t there: children of one parent, which share almost all of their
+state, then differ by what they hold and hardly by luck. Every sample follows p(x_0 | x_t) as before, and weights stay
+exact, as they are for any function V.
+
 References: Singhal et al. (2025), https://arxiv.org/abs/2501.06848; Li et al. (2024), https://arxiv.org/abs/2408.08252.
 """
 
@@ -29,6 +34,7 @@ class Rollout:
     """The soft mean of the reward over k samples drawn in `steps` steps each, evenly spaced from t to 0.
 
     alpha   the temperature; None takes that of the guide
+    shared  finish all particles of a group with the same noise
 
     The first step uses the guided prediction, the others the model at the user's condition. A sample that cannot be
     scored counts as exp(r/alpha) = 0, the weight that it would have at the end; the plain mean leaves it out.
@@ -38,6 +44,7 @@ class Rollout:
     steps: int = 1
     k: int = 4
     alpha: float | None = None
+    shared: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.k < 1:
@@ -64,7 +71,8 @@ class Rollout:
         assert view.prediction is not None
         x, prediction = view.x, view.prediction
         times = [view.t * (1 - i / self.steps) for i in range(self.steps)] + [0.0]
-        keys = random.fold(random.fold(view.key, "rollout"), copy)
+        key = view.step.key[view.group] if self.shared else view.key
+        keys = random.fold(random.fold(key, "rollout"), copy)
         for i, (t, _) in enumerate(pairwise(times)):
             move = process.moves(times[i:], None)[0]
             prediction = prediction if i == 0 else next(iter(view.evaluate(x, t).values()))
