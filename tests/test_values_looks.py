@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_values_fit import STEPS, V, enumerated, quick, same, small, token_reward
 from torch import Tensor
 
 import guidekit as gk
@@ -18,6 +17,8 @@ from guidekit.engine.guide import Guide
 from guidekit.values.fit import solved
 from guidekit.values.learned import Correction, Scaled, call, soft_mean
 from guidekit.values.nets import Nothing, Record
+
+from .test_values_fit import STEPS, V, enumerated, quick, same, small, token_reward
 
 pytestmark = pytest.mark.filterwarnings("ignore::guidekit.CollapseWarning")
 
@@ -254,8 +255,8 @@ def test_completions_with_shared_noise_follow_the_factorised_posterior():
 
 
 def test_what_can_be_explained_is_the_variance_of_the_exact_mean():
-    """var E[r | x_t] / var r by enumeration; the exact value explains it, and one of the wrong scale less: with 2 V - 1
-    the error has the variance of r - V and that of V. Within 4.5 standard errors, (1 - c^2)/sqrt(n) of a correlation."""
+    """var E[r | x_t] / var r by enumeration, within 4.5 standard errors, (1 - c^2)/sqrt(n) of a correlation. The exact
+    value V would explain it; 2 V - 1 has the error r - V, and V besides."""
     model, grid, law, exact = table()
     value, n = Told(1), 1500
     times = [1 - i / STEPS for i in (2, 4)]
