@@ -10,7 +10,6 @@ independent, so that their covariance is the variance of E[r | x_t]. What is exp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,39 +25,40 @@ from ..engine.tree import Tree
 from ..engine.view import Step, View
 from ..errors import is_count
 from ..models import Model
-from .learned import Look
+from .learned import Look, seen
 
 
 class Explained(NamedTuple):
-    """Of the states at time t: the share of the reward's variance that the value explains (NaN without a value), the
-    share that can be explained, and the standard error of the latter."""
+    """Of the states at time t: the share of the reward's variance that each value explains, the share that can be
+    explained, and the standard error of the latter."""
 
     t: float
-    explained: float
+    explained: tuple[float, ...]
     possible: float
     noise: float
 
 
 @dataclass(frozen=True)
 class _Asked(Guide):
-    """Keeps the states at some steps, and what a value says of them."""
+    """Keeps the states at some steps, and what values say of them."""
 
     steps: tuple[int, ...]
-    value: Look | None
+    values: tuple[Look, ...]
 
     @property
     def sees_prediction(self) -> bool:  # type: ignore[override]
-        return self.value is not None and getattr(self.value, "sees_prediction", True)
+        return any(getattr(value, "sees_prediction", True) for value in self.values)
 
     def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
         found, states = memo or (
-            view.zeros()[:, None].repeat(1, len(self.steps)),
+            view.zeros()[:, None, None].repeat(1, len(self.steps), len(self.values)),
             view.x.new_zeros(len(view.x), len(self.steps), *view.x.shape[1:]),
         )
         if view.step.index in self.steps:
             place = torch.arange(len(self.steps), device=view.x.device) == self.steps.index(view.step.index)
-            if self.value is not None:
-                found = torch.where(place, self.value(view).detach()[:, None], found)
+            said = seen(self.values, view)
+            if said is not None:
+                found = torch.where(place[:, None], said.detach()[:, None], found)
             states = torch.where(place[(..., *[None] * (view.x.dim() - 1))], view.x.detach()[:, None], states)
         return 0.0, (found, states)
 
@@ -76,24 +76,24 @@ class _From(Guide):
 def explained(
     model: Model,
     reward: Any,
-    value: Look | None = None,
+    *values: Look,
     n: int = 256,
-    *,
     times: Sequence[float] = (0.9, 0.75, 0.5, 0.25, 0.1),
     steps: int = 50,
     cond: Any = None,
     batch_size: int | None = None,
     seed: int = 0,
 ) -> tuple[Explained, ...]:
-    """What a value explains of the reward to come, at the times of the grid nearest to these, over n new rollouts.
+    """What values explain of the reward to come, at the times of the grid nearest to these, over n new rollouts.
 
-    Without a value it says what there is to be explained: where that is little, no look-ahead helps, however good.
+    Without values it says what there is to be explained: where that is little, no look-ahead helps, however good.
     Completions cost a run from each of the times.
 
     >>> import guidekit as gk
     >>> base = gk.analytic.GaussianMixture([1.0], [0.0], [1.0])
-    >>> rows = explained(base, lambda x: x[:, 0], gk.values.Tweedie(lambda x: x[:, 0]), 200, times=[0.5], steps=10)
-    >>> abs(rows[0].explained - 0.5) < 0.2, abs(rows[0].possible - 0.5) < 0.2
+    >>> value = gk.values.Tweedie(lambda x: x[:, 0])
+    >>> rows = explained(base, lambda x: x[:, 0], value, n=200, times=[0.5], steps=10)
+    >>> abs(rows[0].explained[0] - 0.5) < 0.2, abs(rows[0].possible - 0.5) < 0.2
     (True, True)
     """
     from ..engine.run import Run
@@ -107,20 +107,22 @@ def explained(
     grid = [move.t for move in Run(model, n, steps=steps, cond=cond, batch_size=batch_size).moves] + [0.0]
     asked = tuple(sorted({min(range(len(grid) - 1), key=lambda i: abs(grid[i] - t)) for t in times}))
     options: dict[str, Any] = {"cond": cond, "batch_size": batch_size, "reward": reward}
-    first = sample(model, n, steps=steps, guides=[_Asked(asked, value)], seed=seed, **options)
+    first = sample(model, n, steps=steps, guides=[_Asked(asked, values)], seed=seed, **options)
     found, states = first.memos[0]
     rows = []
     for i, index in enumerate(asked):
         again = sample(model, n, steps=grid[index:], guides=[_From(states[:, i])], seed=seed + 1 + i, **options)
-        rows.append(_row(grid[index], found[:, i], first.rewards, again.rewards, value is not None))
+        rows.append(_row(grid[index], found[:, i], first.rewards, again.rewards))
     return tuple(rows)
 
 
-def _row(t: float, value: Tensor, first: Tensor, second: Tensor, valued: bool) -> Explained:
-    """What is explained where both rewards and the value are known."""
-    known = first.isfinite() & second.isfinite() & value.isfinite()
-    v, both = value[known], torch.stack([first[known], second[known]])
+def _row(t: float, values: Tensor, first: Tensor | None, second: Tensor | None) -> Explained:
+    """What is explained where both rewards and all values (n, values) are known."""
+    assert first is not None and second is not None
+    known = first.isfinite() & second.isfinite() & values.isfinite().all(1)
+    both = torch.stack([first[known], second[known]])
     own = (both - both.mean()).square().mean()
-    possible = float(((both[0] - both.mean()) * (both[1] - both.mean())).mean() / own)
-    share = float(1 - (both - v - (both - v).mean()).square().mean() / own) if valued else math.nan
-    return Explained(t, share, possible, (1 - possible**2) / max(int(known.sum()) - 1, 1) ** 0.5)
+    possible = float((both - both.mean()).prod(0).mean() / own)
+    left = [both - v - (both - v).mean() for v in values[known].unbind(1)]
+    shares = tuple(float(1 - error.square().mean() / own) for error in left)
+    return Explained(t, shares, possible, (1 - possible**2) / max(int(known.sum()) - 1, 1) ** 0.5)

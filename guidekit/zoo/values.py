@@ -26,6 +26,7 @@ from ..engine.sample import sample
 from ..guides import SVDD, BestOfN
 from ..models import Model
 from ..models.base import stack
+from ..process import Masked
 from ..values.learned import Correction, Scaled
 from . import WEIGHTS, card, load, network, written
 from .data import CLASSES
@@ -35,7 +36,8 @@ from .data import CLASSES
 class Task:
     """The model, the reward with its description for the card, another to judge by, and how the value is fitted.
 
-    A value with `completions` is that of so many, corrected, without a network.
+    A value with `completions` is that of so many, by what the network said of the parent, corrected; a `linear` one has
+    the linear path of tokens besides.
     """
 
     model: str
@@ -47,6 +49,7 @@ class Task:
     rollouts: int = 2000
     steps: int = 40
     completions: int = 0
+    linear: bool = False
     fit: dict[str, Any] = field(default_factory=lambda: {"epochs": 60})
 
     @property
@@ -54,7 +57,7 @@ class Task:
         """The look-aheads that the value corrects."""
         if not self.completions:
             return ()
-        return (values.Rollout(self.reward(), k=self.completions, alpha=self.alpha, shared=True),)
+        return (values.Rollout(self.reward(), k=self.completions, alpha=self.alpha, shared=True, parent=True),)
 
 
 def _cell(oracle: str = "dna-oracle") -> Any:
@@ -78,7 +81,7 @@ def _bag(name: str = "fashion-classifier") -> Any:
 TASKS = {
     "dna-value": Task(
         "dna", _cell, "rewards.dna.CellType('HepG2'), log-odds by dna-oracle", partial(_cell, "dna-judge"),
-        "the same by dna-judge", 4, 320, 20, 8, {"per_rollout": 4, "epochs": 0},
+        "the same by dna-judge", 4, 320, 20, 8, False, {"per_rollout": 4, "epochs": 0},
     ),
     "fashion-value": Task(
         "fashion", _bag, "log-probability of a bag by fashion-classifier", partial(_bag, "fashion-judge"),
@@ -86,7 +89,7 @@ TASKS = {
     ),
     "molecules-value": Task(
         "molecules", partial(_molecule, "LogP"), "rewards.molecules.LogP()", partial(_molecule, "QED"), "QED",
-        1, 500, 20, 8, {"per_rollout": 6, "epochs": 0},
+        1, 600, 20, 8, True, {"per_rollout": 8, "epochs": 20, "patience": 3, "lr": 1e-2},
     ),
 }  # fmt: skip
 
@@ -96,9 +99,19 @@ def blank(name: str, model: Model) -> Scaled:
     from ..values.nets import Nothing, default
 
     if TASKS[name].completions:
-        return Scaled(Nothing(), path=Correction(1))
+        return Scaled(inner(name, model) or Nothing(), path=Correction(1))
     dtype = model.dtype if model.dtype.is_floating_point else torch.float32
     return Scaled(default(model, torch.zeros(2, *model.shape, dtype=dtype), stack([model.encode(None)])))
+
+
+def inner(name: str, model: Model) -> nn.Module | None:
+    """The network beside the completions, untrained."""
+    if not TASKS[name].linear:
+        return None
+    from ..values.nets import Words
+
+    assert isinstance(model.process, Masked)
+    return Words(model.process.states, model.shape[0])
 
 
 def load_value(name: str, device: torch.device | str | None = None) -> values.Learned:
@@ -118,8 +131,8 @@ def train(name: str, folder: Path, weights: Path = WEIGHTS, progress: bool = Tru
     task, began = TASKS[name], time.perf_counter()
     model = load(task.model)
     value = values.fit(
-        model, task.reward(), alpha=task.alpha, rollouts=task.rollouts, steps=task.steps, batch_size=256,
-        looks=task.looks, folder=folder / name, progress=progress, **task.fit,
+        model, task.reward(), inner(name, model), alpha=task.alpha, rollouts=task.rollouts, steps=task.steps,
+        batch_size=256, looks=task.looks, folder=folder / name, progress=progress, **task.fit,
     )  # fmt: skip
     found = value.calibration
     assert isinstance(value.net, nn.Module) and found is not None
@@ -145,12 +158,13 @@ def train(name: str, folder: Path, weights: Path = WEIGHTS, progress: bool = Tru
     written(name, value.net, about, weights)
 
 
-def explained(name: str, n: int, seed: int = 1) -> tuple[values.Explained, ...]:
-    """What the value explains of the reward at each time, and what can be explained, over n new rollouts."""
+def explained(name: str, n: int, seed: int = 1, **options: Any) -> tuple[values.Explained, ...]:
+    """What the value explains of the reward at each time, and what can be explained, over n new rollouts; `options` as
+    in `gk.values.explained`."""
     task, model = TASKS[name], load(TASKS[name].model)
     return values.explained(
-        model, task.reward(), load_value(name), n, steps=task.steps, batch_size=256, seed=seed
-    )  # fmt: skip
+        model, task.reward(), load_value(name), n=n, steps=task.steps, batch_size=256, seed=seed, **options
+    )
 
 
 def measured(name: str, n: int) -> dict[str, Any]:
@@ -159,7 +173,7 @@ def measured(name: str, n: int) -> dict[str, Any]:
     reward, judge, few = task.reward(), task.judge(), max(8, n // 8)
     found: dict[str, Any] = {
         f"explained variance at t = {row.t:.3g} on {n} new rollouts, and the most that is possible": [
-            round(row.explained, 3), round(row.possible, 3)
+            round(row.explained[0], 3), round(row.possible, 3)
         ] for row in explained(name, n)
     }  # fmt: skip
     learned = SVDD(reward, candidates=4, value=value)
