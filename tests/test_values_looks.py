@@ -252,8 +252,8 @@ def test_completions_with_shared_noise_follow_the_factorised_posterior():
 
 
 def test_a_child_is_completed_by_what_was_said_of_its_parent():
-    """After one move, whose parent is masked everywhere, the masks of x are filled in from the marginals of p, which the
-    tokens of x do not change: E r(x) over these, within 4.5 standard errors, and at no further network rows."""
+    """After one move, whose parent is masked everywhere, the masks of x are filled in from the marginals of p, which
+    the tokens of x do not change: E r(x) over these, within 4.5 standard errors, at no further network rows."""
     model, n = table()[0], 6000
     probe = Asked(gk.values.Rollout(token_reward, 1, 4, 0.0, parent=True))
     result = gk.sample(model, n, steps=3, guides=[probe], seed=5)

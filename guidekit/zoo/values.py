@@ -81,7 +81,7 @@ def _bag(name: str = "fashion-classifier") -> Any:
 TASKS = {
     "dna-value": Task(
         "dna", _cell, "rewards.dna.CellType('HepG2'), log-odds by dna-oracle", partial(_cell, "dna-judge"),
-        "the same by dna-judge", 4, 320, 20, 8, False, {"per_rollout": 4, "epochs": 0},
+        "the same by dna-judge", 4, 192, 20, 8, False, {"per_rollout": 4, "epochs": 0},
     ),
     "fashion-value": Task(
         "fashion", _bag, "log-probability of a bag by fashion-classifier", partial(_bag, "fashion-judge"),
@@ -89,7 +89,7 @@ TASKS = {
     ),
     "molecules-value": Task(
         "molecules", partial(_molecule, "LogP"), "rewards.molecules.LogP()", partial(_molecule, "QED"), "QED",
-        1, 600, 20, 8, True, {"per_rollout": 8, "epochs": 20, "patience": 3, "lr": 1e-2},
+        1, 400, 20, 8, True, {"per_rollout": 8, "epochs": 20, "patience": 3, "lr": 1e-2},
     ),
 }  # fmt: skip
 
