@@ -111,7 +111,9 @@ def explained(
     found, states = first.memos[0]
     rows = []
     for i, index in enumerate(asked):
-        again = sample(model, n, steps=grid[index:], guides=[_From(states[:, i])], seed=seed + 1 + i, **options)
+        again = sample(
+            model, n, steps=grid[index:], guides=[_From(states[:, i].contiguous())], seed=seed + 1 + i, **options
+        )
         rows.append(_row(grid[index], found[:, i], first.rewards, again.rewards))
     return tuple(rows)
 
