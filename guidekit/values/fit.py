@@ -279,7 +279,7 @@ def _looks(looks: Any, reward: Any, options: Options, net: Any) -> tuple[Look, .
         raise ValueError(f"fit(epochs=0): {what}; leave out net and give looks=[gk.values.Rollout(reward, k=8)]")
     values = [named(look, reward, "fit") if isinstance(look, str) else look for look in looks]
     at = 0.0 if options.target == "mean" else options.alpha
-    return tuple(look.at(at) if hasattr(look, "at") else look for look in values)
+    return tuple(look.at(at) if hasattr(look, "at") else look for look in values)  # type: ignore[attr-defined]
 
 
 def _check_net(net: Any, run: Run, conds: Encoded) -> None:
