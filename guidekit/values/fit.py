@@ -182,7 +182,7 @@ def fit(
                   looks, 0 leaves out the network
     decay         weight decay of AdamW, in units of the learning rate: larger where rollouts are few
     looks         look-aheads that the value corrects, or their names (`gk.values.NAMED`), as explained in the module's
-                  docstring: with [gk.values.Rollout(reward, k=8)] a few hundred rollouts are enough. The value then
+                  docstring: with [gk.values.Rollout(reward, k=8)] some hundred rollouts may be enough. The value then
                   costs what they cost, and they are asked for each recorded state
     holdout       fraction of the rollouts that is held out, for early stopping and for `calibration`
     folder        keeps the rollouts and the state of training: the same call resumes an interrupted fit and ends with
