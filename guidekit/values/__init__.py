@@ -14,6 +14,7 @@ from .fit import fit
 from .flow_map import FlowMap
 from .learned import Calibration, Learned
 from .likelihood import Likelihood
+from .names import NAMED as NAMED, named as named
 from .resubstitution import Resubstitution
 from .rollout import Rollout
 from .tweedie import Tweedie
@@ -25,17 +26,6 @@ class Value(Protocol):
     that uses it."""
 
     def __call__(self, view: View) -> Tensor: ...
-
-
-# The look-aheads that need nothing but the reward, by the names that guides and the command line take.
-NAMED = {"tweedie": Tweedie, "rollout": Rollout, "flow": FlowMap, "parent": Resubstitution}
-
-
-def named(name: str, reward: Any, who: str) -> Value:
-    """The look-ahead of this name."""
-    if name not in NAMED:
-        raise ValueError(f"{who}(value={name!r}): there is {', '.join(map(repr, NAMED))}, and gk.values")
-    return NAMED[name](reward)
 
 
 def lookahead(value: Value | None, reward: Any, alpha: float) -> Value:

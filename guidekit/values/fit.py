@@ -79,6 +79,7 @@ from ..models.evaluations import rows_of
 from ..models.networks import lent, networks_in
 from ..solvers import Solver
 from .learned import Calibration, Correction, Interval, Learned, Look, Scaled, bins, call, intervals, soft_mean
+from .names import named
 
 if TYPE_CHECKING:
     from ..engine.guide import Guide
@@ -268,8 +269,6 @@ def _trainer_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _looks(looks: Any, reward: Any, options: Options, net: Any) -> tuple[Look, ...]:
     """The look-aheads, each at the temperature of the fit."""
-    from . import named
-
     if looks and isinstance(net, Scaled) and net.path is None:
         raise ValueError("fit(net=..., looks=...): this net is of a value without look-aheads; give its inner net")
     if not isinstance(looks, (list, tuple)) or not all(isinstance(v, str) or callable(v) for v in looks):
@@ -279,7 +278,7 @@ def _looks(looks: Any, reward: Any, options: Options, net: Any) -> tuple[Look, .
         raise ValueError(f"fit(epochs=0): {what}; leave out net and give looks=[gk.values.Rollout(reward, k=8)]")
     values = [named(look, reward, "fit") if isinstance(look, str) else look for look in looks]
     at = 0.0 if options.target == "mean" else options.alpha
-    return tuple(look.at(at) if hasattr(look, "at") else look for look in values)  # type: ignore[attr-defined]
+    return tuple(look.at(at) if hasattr(look, "at") else look for look in values)
 
 
 def _check_net(net: Any, run: Run, conds: Encoded) -> None:
