@@ -219,7 +219,7 @@ def fit(
         conds = stack([model.encode(c) for c in run.conditions])
         _check_net(net, run, conds)
         config = _config(run, net, options, extra, ahead)
-        drawn = partial(_draw, run, steps, options, progress, ahead)
+        drawn = partial(_draw, run, steps, options, progress, looks=ahead)
         data, unscored = _scored(drawn(None) if folder is None else _kept(Path(folder), config, run, drawn), reward)
         train, held = _split(data, options)
         module = _module(net, model, train, conds, options, config)
@@ -339,7 +339,7 @@ def _kept(path: Path, config: str, run: Run, drawn: Callable[[Path], Rollouts]) 
 
 
 def _draw(
-    run: Run, steps: Any, options: Options, progress: bool, looks: tuple[Look, ...], file: Path | None
+    run: Run, steps: Any, options: Options, progress: bool, file: Path | None, looks: tuple[Look, ...] = ()
 ) -> Rollouts:
     """Sample with a recorder in the list of guides. `file` is a checkpoint, from which an interrupted run resumes."""
     from ..engine.sample import sample
@@ -362,7 +362,7 @@ def _draw(
     )
     if not ends and file:  # stopped between the last step and here
         file.unlink()
-        return _draw(run, steps, options, progress, looks, file)
+        return _draw(run, steps, options, progress, file, looks)
     index, x, known = ends[0].memos[-1]
     t = torch.tensor([move.t for move in run.moves], dtype=run.model.dtype, device=x.device)[index]
     with lent(networks_in(run.reward)):
