@@ -10,10 +10,12 @@ from torch import Tensor
 from ..engine.view import View
 from .bank import Bank
 from .energy import Energy, fit_energy
+from .explained import Explained, explained
 from .fit import fit
 from .flow_map import FlowMap
 from .learned import Calibration, Learned
 from .likelihood import Likelihood
+from .names import NAMED as NAMED, named as named
 from .resubstitution import Resubstitution
 from .rollout import Rollout
 from .tweedie import Tweedie
@@ -27,17 +29,6 @@ class Value(Protocol):
     def __call__(self, view: View) -> Tensor: ...
 
 
-# The look-aheads that need nothing but the reward, by the names that guides and the command line take.
-NAMED = {"tweedie": Tweedie, "rollout": Rollout, "flow": FlowMap, "parent": Resubstitution}
-
-
-def named(name: str, reward: Any, who: str) -> Value:
-    """The look-ahead of this name."""
-    if name not in NAMED:
-        raise ValueError(f"{who}(value={name!r}): there is {', '.join(map(repr, NAMED))}, and gk.values")
-    return NAMED[name](reward)
-
-
 def lookahead(value: Value | None, reward: Any, alpha: float) -> Value:
     """The value that a guide uses: the given one at its temperature, or by default the reward of the clean estimate."""
     value = Tweedie(reward) if value is None else value
@@ -48,6 +39,7 @@ __all__ = [
     "Bank",
     "Calibration",
     "Energy",
+    "Explained",
     "FlowMap",
     "Learned",
     "Likelihood",
@@ -55,6 +47,7 @@ __all__ = [
     "Rollout",
     "Tweedie",
     "Value",
+    "explained",
     "fit",
     "fit_energy",
     "lookahead",

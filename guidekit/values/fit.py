@@ -7,6 +7,16 @@ of the paths. There are three targets:
     bellman   the same value, with V at the next recorded state of the path in place of r
     mean      V = E[r | x_t] by least squares, the "Monte Carlo" value of the SVDD paper and its code
 
+**Look-aheads.** A reward that a few thousand rollouts cannot teach to a network is there to be asked. With `looks`,
+
+    V(x_t) = a(t) + sum_j b_j(t) u_j(x_t) + net(x_t, t, cond)
+
+where u_j are other values, such as the mean reward of a few completions (`Rollout`). They know the reward and not how
+far it can be trusted at this time: b_j(t) is near 0 where completions say little of the sample to come, and near 1 at
+the end. a and b are linear between a few knots, so that both losses are convex in them: they are found first, by
+Newton's method (`solved`), and the network learns what they leave over. It is kept if held-out rollouts are predicted
+better with it. With epochs=0 there is no network.
+
 **The soft loss.** With z = (r - V)/alpha take L = exp(z) - z - 1. It is convex in V, and
 
     dL/dV = (1 - exp(z))/alpha,     E[dL/dV | x_t] = 0   <=>   exp(V/alpha) = E[exp(r/alpha) | x_t]
@@ -69,15 +79,17 @@ from ..models.base import Encoded, Model, stack
 from ..models.evaluations import rows_of
 from ..models.networks import lent, networks_in
 from ..solvers import Solver
-from .learned import Calibration, Interval, Learned, Scaled, bins, call, intervals, soft_mean
+from .learned import Calibration, Correction, Interval, Learned, Look, Scaled, bins, call, intervals, soft_mean
+from .names import named
 
 if TYPE_CHECKING:
     from ..engine.guide import Guide
     from ..engine.population import Population
     from ..engine.run import Run
 
-_FORMAT = "guidekit-values-1"
+_FORMAT = "guidekit-values-2"
 _FEWEST = 10  # rollouts
+_NEWTON, _SMALL = 50, 1e-9  # steps at most, and changes that are none
 TARGETS = ("soft", "mean", "bellman")
 _OWN = {
     "max_epochs": "epochs=",
@@ -111,7 +123,7 @@ class Options:
             value, least = getattr(self, name), 0 if name == "decay" else 1e-300
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
                 raise ValueError(f"fit({name}={value!r}): a {'positive number' if least else 'number >= 0'} is needed")
-        for name, least in {"rollouts": _FEWEST, "per_rollout": 1, "batch_size": 1, "epochs": 1, "patience": 1}.items():
+        for name, least in {"rollouts": _FEWEST, "per_rollout": 1, "batch_size": 1, "epochs": 0, "patience": 1}.items():
             if not is_count(getattr(self, name), least):
                 raise ValueError(f"fit({name}={getattr(self, name)!r}): an int of at least {least} is needed")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
@@ -146,6 +158,7 @@ def fit(
     holdout: float = 0.2,
     patience: int = 10,
     decay: float = 0.01,
+    looks: Sequence[Look | str] = (),
     folder: str | Path | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -168,8 +181,12 @@ def fit(
     target        "soft" | "bellman" | "mean", explained in the module's docstring
     per_rollout   states kept of each path, at random steps; memory grows with rollouts * per_rollout
     batch_size    the largest number of rows in one forward pass, of the model and of the net
-    epochs        the largest number; training stops after `patience` epochs without progress on held-out rollouts
+    epochs        the largest number; training stops after `patience` epochs without progress on held-out rollouts. With
+                  looks, 0 leaves out the network
     decay         weight decay of AdamW, in units of the learning rate: larger where rollouts are few
+    looks         look-aheads that the value corrects, or their names (`gk.values.NAMED`), as explained in the module's
+                  docstring: with [gk.values.Rollout(reward, k=8)] some hundred rollouts may be enough. The value then
+                  costs what they cost, and they are asked for each recorded state
     holdout       fraction of the rollouts that is held out, for early stopping and for `calibration`
     folder        keeps the rollouts and the state of training: the same call resumes an interrupted fit and ends with
                   the same weights, and returns those of a finished one
@@ -195,6 +212,7 @@ def fit(
 
     options = Options(alpha, target, rollouts, per_rollout, batch_size, epochs, lr, holdout, patience, seed, decay)
     as_reward(reward)
+    ahead = _looks(looks, reward, options, net)
     run = Run(
         model, rollouts, steps=steps, guides=guides, cond=cond, reward=reward, solver=solver, batch_size=batch_size,
         world=world,
@@ -205,23 +223,27 @@ def fit(
         extra = _trainer_options(trainer)
         conds = stack([model.encode(c) for c in run.conditions])
         _check_net(net, run, conds)
-        config = _config(run, net, options, extra)
+        config = _config(run, net, options, extra, ahead)
         run.world.agree(config)
-        drawn = partial(_draw, run, steps, options, progress)
+        drawn = partial(_draw, run, steps, options, progress, looks=ahead)
         data, unscored = _scored(drawn(None) if folder is None else _kept(Path(folder), config, run, drawn), reward)
         train, held = _split(data, options)
         module = _module(net, model, train, conds, options, config)
         loaders = Batches(train, conds, options, shuffled=True), Batches(held, conds, options, shuffled=False)
         path = folder or held_open.enter_context(tempfile.TemporaryDirectory(prefix="guidekit-"))
-        done = _led(run.world, partial(_train, module, loaders, Path(path), options, progress, model.device, extra))
+        done = 0
+        if epochs:
+            done = _led(run.world, partial(_train, module, loaders, Path(path), options, progress, model.device, extra))
         best = module.best.to(model.device)
         run.world.copy_first(best.state_dict().values())
+        if ahead and epochs:
+            _weighed(module, loaders[1])
         calibration = _calibration(module, loaders[1], len(train), unscored, done, options)
         for mine, theirs in zip(best.parameters(), module.net.parameters(), strict=True):
             mine.requires_grad_(theirs.requires_grad)
     if not calibration.useful:
         warnings.warn(_useless(calibration), stacklevel=2)
-    return Learned(best, calibration)
+    return Learned(best, calibration, ahead)
 
 
 def _useless(found: Calibration) -> str:
@@ -254,6 +276,20 @@ def _trainer_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return given
 
 
+def _looks(looks: Any, reward: Any, options: Options, net: Any) -> tuple[Look, ...]:
+    """The look-aheads, each at the temperature of the fit."""
+    if looks and isinstance(net, Scaled) and net.path is None:
+        raise ValueError("fit(net=..., looks=...): this net is of a value without look-aheads; give its inner net")
+    if not isinstance(looks, (list, tuple)) or not all(isinstance(v, str) or callable(v) for v in looks):
+        raise TypeError(f"fit(looks={looks!r}): a list of values is needed, like [gk.values.Rollout(reward, k=8)]")
+    if not options.epochs and (net is not None or not looks):
+        what = "a net that is not trained" if looks else "a value without a network"
+        raise ValueError(f"fit(epochs=0): {what}; leave out net and give looks=[gk.values.Rollout(reward, k=8)]")
+    values = [named(look, reward, "fit") if isinstance(look, str) else look for look in looks]
+    at = 0.0 if options.target == "mean" else options.alpha
+    return tuple(look.at(at) if hasattr(look, "at") else look for look in values)
+
+
 def _check_net(net: Any, run: Run, conds: Encoded) -> None:
     """The network can be trained, and returns one number for each of two rows of noise."""
     from .nets import default
@@ -278,11 +314,13 @@ def _check_net(net: Any, run: Run, conds: Encoded) -> None:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """R paths: states x (R, k, *shape) with their times t (R, k) in the order of the path; the final state `clean`,
-    with its reward and weight; the group; and the row `root` at the start, which paths that parted on the way share."""
+    """R paths: states x (R, k, *shape) with their times t (R, k) in the order of the path, and what look-aheads see in
+    them, (R, k, looks); the final state `clean`, with its reward and weight; the group; and the row `root` at the
+    start, which paths that parted on the way share."""
 
     x: Tensor
     t: Tensor
+    seen: Tensor
     clean: Tensor
     reward: Tensor
     weight: Tensor
@@ -315,7 +353,9 @@ def _kept(path: Path, config: str, run: Run, drawn: Callable[[Path], Rollouts]) 
     return data
 
 
-def _draw(run: Run, steps: Any, options: Options, progress: bool, file: Path | None) -> Rollouts:
+def _draw(
+    run: Run, steps: Any, options: Options, progress: bool, file: Path | None, looks: tuple[Look, ...] = ()
+) -> Rollouts:
     """Sample with a recorder in the list of guides. `file` is a checkpoint, from which an interrupted run resumes."""
     from ..engine.sample import sample
     from .nets import Record
@@ -326,7 +366,7 @@ def _draw(run: Run, steps: Any, options: Options, progress: bool, file: Path | N
         run.model,
         run.n,
         steps=steps,
-        guides=[*run.guides, Record(options.per_rollout)],
+        guides=[*run.guides, Record(options.per_rollout, looks)],
         cond=run.conditions,
         solver=run.solver,
         seed=random.fold(key, torch.arange(run.groups)).tolist(),
@@ -340,12 +380,12 @@ def _draw(run: Run, steps: Any, options: Options, progress: bool, file: Path | N
         with run.world.together():
             if run.world.rank == 0:
                 file.unlink()
-        return _draw(run, steps, options, progress, file)
-    index, x = ends[0].memos[-1]
+        return _draw(run, steps, options, progress, file, looks)
+    index, x, known = ends[0].memos[-1]
     t = torch.tensor([move.t for move in run.moves], dtype=run.model.dtype, device=x.device)[index]
     with lent(networks_in(run.reward)):
         reward = Scorer(Cost(), run.model.device, world=run.world)(run.reward, result.samples).detach()
-    return Rollouts(x, t, result.x, reward, result.weights * run.n, result.group, ends[0].root)
+    return Rollouts(x, t, known, result.x, reward, result.weights * run.n, result.group, ends[0].root)
 
 
 def _scored(data: Rollouts, reward: Any) -> tuple[Rollouts, int]:
@@ -405,8 +445,9 @@ class Batches:
             batch |= {"next": self._state(row, torch.where(final, index, index + 1)), "final": final}
         return batch
 
-    def _state(self, row: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Encoded]:
-        return self.data.x[row, index], self.data.t[row, index], rows_of(self.conds, self.data.group[row])
+    def _state(self, row: Tensor, index: Tensor) -> tuple[Any, ...]:
+        more = (self.data.seen[row, index],) if self.data.seen.shape[-1] else ()
+        return self.data.x[row, index], self.data.t[row, index], rows_of(self.conds, self.data.group[row]), *more
 
 
 # losses ------------------------------------------------------------------------------------------------------------
@@ -425,19 +466,79 @@ def mean_loss(value: Tensor, target: Tensor, weight: Tensor, scale: float) -> Te
     return weight * ((target - value) / scale).square()
 
 
+def solved(terms: Tensor, left: Tensor, weight: Tensor, alpha: float, count: int, ridge: float) -> Tensor:
+    """The b that minimises sum w L(left - terms b) + ridge |b|^2/2, by Newton's method; it is convex.
+
+    L is alpha^2 times the soft loss, which for large alpha is half the square, or that where alpha is infinite. terms
+    (n, m), left (n,); returns (m,).
+    """
+
+    def loss(b: Tensor) -> Tensor:
+        each = mean_loss(terms @ b, left, weight, 2**0.5) if alpha == math.inf else (
+            alpha**2 * soft_loss(terms @ b, left, weight, alpha, count)
+        )  # fmt: skip
+        return each.sum() + 0.5 * ridge * b.square().sum()
+
+    b, identity = terms.new_zeros(terms.shape[1]), torch.eye(terms.shape[1], dtype=terms.dtype, device=terms.device)
+    for _ in range(_NEWTON):
+        z = left - terms @ b
+        slope, curve = z, torch.ones_like(z)
+        if alpha != math.inf:
+            bound = 1 + math.log(count) - weight.log()
+            near = torch.minimum(z / alpha, bound).exp()
+            slope, curve = alpha * (near - 1), near * (z / alpha < bound)
+        down = terms.T @ (weight * slope) - ridge * b
+        step = torch.linalg.solve(terms.T @ ((weight * curve)[:, None] * terms) + ridge * identity, down)
+        before = loss(b)
+        while not loss(b + step) <= before and float(step.abs().max()) > _SMALL:
+            step = step / 2
+        if float(step.abs().max()) <= _SMALL * (1 + float(b.abs().max())):
+            break
+        b = b + step
+    return b
+
+
 # training ----------------------------------------------------------------------------------------------------------
+
+
+def _path(train: Rollouts, options: Options, loc: float) -> Correction | None:
+    """What look-aheads say of the rollouts, each multiplied by what suits its time."""
+    if not train.seen.shape[-1]:
+        return None
+    t, known, of = train.t.flatten(), train.seen.flatten(0, 1), train.t.shape[1]
+    path, weight = Correction.of(t, known), train.weight.repeat_interleave(of)
+    left = train.reward.repeat_interleave(of) - loc
+    path.weight.copy_(
+        solved(path.terms(t, known), left, weight, options.softness, len(train), of).view(path.weight.shape)
+    )
+    return path
+
+
+def _weighed(module: Any, held: Batches) -> None:
+    """The best network is left out if held-out rollouts are predicted no better with it."""
+    alone = copy.deepcopy(module.best)
+    alone.scale.zero_()
+    with torch.no_grad():
+        losses = [
+            sum(float(module.loss(call(value, *b["state"]), b["reward"], b["weight"]).sum()) for b in held)
+            for value in (module.best, alone)
+        ]
+    if not losses[0] < losses[1]:
+        module.best.scale.zero_()
 
 
 def _module(net: nn.Module | None, model: Model, train: Rollouts, conds: Encoded, options: Options, config: str):
     """The Lightning module: the network, from the best constant on, and its copies."""
-    from .nets import Regression, default, seed_all
+    from .nets import Nothing, Regression, default, seed_all
 
     w, r = train.weight, train.reward
     loc = soft_mean(r, w, options.softness)
     scale = float(((r - (w * r).sum() / w.sum()).square() * w).sum() / w.sum()) ** 0.5 or 1.0
     seed_all((options.seed, -1), model.device)
-    net = default(model, train.clean, conds).to(model.device) if net is None else copy.deepcopy(net)
-    scaled = net if isinstance(net, Scaled) else Scaled(net, loc, scale).to(model.device)
+    if net is None:
+        net = default(model, train.clean, conds).to(model.device) if options.epochs else Nothing()
+    net, path = copy.deepcopy(net), _path(train, options, loc)
+    scaled = net if isinstance(net, Scaled) else Scaled(net, loc, scale, path).to(model.device)
     if options.target == "mean":
         loss = partial(mean_loss, scale=scale)
     else:
@@ -563,10 +664,11 @@ def _variance(v: Tensor, w: Tensor) -> float:
 # files and surroundings --------------------------------------------------------------------------------------------
 
 
-def _config(run: Run, net: Any, options: Options, trainer: dict[str, Any]) -> str:
+def _config(run: Run, net: Any, options: Options, trainer: dict[str, Any], looks: tuple[Look, ...]) -> str:
     """What decides the weights, as JSON, to recognise the folder of another call."""
     plain = {k: v for k, v in trainer.items() if isinstance(v, (bool, int, float, str))}
     own = {"format": _FORMAT, "net": describe(net), "trainer": plain, "options": asdict(options)}
+    own["looks"] = describe(looks)
     return json.dumps(run.describe() | own | {"weights": weights(run.modules())})
 
 

@@ -1,8 +1,12 @@
 r"""Learned values: V(x_t) = net(x_t, t, cond), in the reward's own units.
 
-`gk.values.fit` trains one on rollouts of a model, and any network trained elsewhere can be used too. A learned value
-reads x_t alone, not the model's prediction, so guides that weight by it need no network evaluation for candidates that
-are not selected: to see the prediction too would cost SVDD one evaluation for each candidate instead of each particle.
+`gk.values.fit` trains one on rollouts of a model, and any network trained elsewhere can be used too. A network reads
+x_t alone, not the model's prediction, so guides that weight by it need no network evaluation for candidates that are
+not selected. A learned value may also correct other look-aheads u_j,
+
+    V(x_t) = a(t) + sum_j b_j(t) u_j(x_t) + net(x_t, t, cond),
+
+of which most see the prediction: these cost SVDD one evaluation for each candidate instead of each particle.
 
 Reference: Li et al. (2024), https://arxiv.org/abs/2408.08252 (where the value is learned "by Monte Carlo").
 """
@@ -10,7 +14,7 @@ Reference: Li et al. (2024), https://arxiv.org/abs/2408.08252 (where the value i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -24,7 +28,9 @@ from ..errors import NetworkError
 from ..models.base import Encoded
 from ..models.networks import kind_of, lent, networks_in
 
+KNOTS = 8  # in time, of what look-aheads are multiplied by
 Network = Callable[[Tensor, Tensor, Encoded], Tensor]
+Look = Callable[[View], Tensor]
 
 
 class Bin(NamedTuple):
@@ -127,6 +133,8 @@ class Learned:
                   tensor or dict of tensors with one entry per row, or None. It is called in evaluation mode, on its own
                   device and in its own precision, with gradients if a guide needs those in x. NaN means unknown
     calibration   what `fit` measured, or None
+    looks         look-aheads that the value corrects: their numbers for each row, (rows, looks), are the fourth
+                  argument of net. It sees the prediction if one of them does
 
     A Learned stands for the network's weights at the time of its creation: create a new one after further training.
 
@@ -140,9 +148,12 @@ class Learned:
 
     net: Network
     calibration: Calibration | None = field(default=None, compare=False, repr=False)
+    looks: tuple[Look, ...] = ()
     digest: str = field(init=False, compare=False, repr=False)  # of the weights, for checkpoints
 
-    sees_prediction = False
+    @property
+    def sees_prediction(self) -> bool:
+        return any(getattr(look, "sees_prediction", True) for look in self.looks)
 
     def __post_init__(self) -> None:
         if not callable(self.net):
@@ -157,16 +168,22 @@ class Learned:
         times = torch.full((len(view.x),), view.t, dtype=view.model.dtype, device=view.x.device)
         idle = not view.x.requires_grad and not any(m.training for m in self.modules())
         with nullcontext() if idle else lent(self.modules()), torch.set_grad_enabled(view.x.requires_grad):
-            return call(self.net, view.x, times, view.cond)
+            return call(self.net, view.x, times, view.cond, seen(self.looks, view))
 
 
-def call(net: Network, x: Tensor, t: Tensor, cond: Encoded) -> Tensor:
+def seen(looks: Sequence[Look], view: View) -> Tensor | None:
+    """What look-aheads say of each row, float64 (rows, looks); None where there are none."""
+    return torch.stack([look(view).double() for look in looks], 1) if looks else None
+
+
+def call(net: Callable[..., Tensor], x: Tensor, t: Tensor, cond: Encoded, seen: Tensor | None = None) -> Tensor:
     """Call the network in its own precision and on its own device; returns float64 (rows,) on the device of x."""
     modules = networks_in(net)
     dtype, device = kind_of(modules) if modules else (None, x.device)
     given = x.to(device, dtype if x.is_floating_point() else None)
     version = None if given.is_inference() else given._version
-    out = net(given, t.to(device), _moved(cond, device))
+    more = () if seen is None else (seen.to(device),)
+    out = net(given, t.to(device), _moved(cond, device), *more)
     if version is not None and given._version != version:
         raise NetworkError("the network works on its input x in place; it must leave x as it is (x = x + ..., not +=)")
     shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -185,19 +202,68 @@ def _moved(cond: Encoded, device: torch.device) -> Encoded:
 
 
 class Scaled(nn.Module):
-    """V = loc + scale net(x, t, cond): the network learns numbers of order one, whatever the reward's units are."""
+    """V = loc + scale net(x, t, cond): the network learns numbers of order one, whatever the reward's units are. With a
+    `path` of look-aheads, V = loc + path(t, seen) + scale net(x, t, cond)."""
 
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, net: nn.Module, loc: float = 0.0, scale: float = 1.0):
+    def __init__(self, net: nn.Module, loc: float = 0.0, scale: float = 1.0, path: Correction | None = None):
         super().__init__()
-        self.net = net
+        self.net, self.path = net, path
         self.register_buffer("loc", torch.tensor(loc, dtype=torch.float64))
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
 
-    def forward(self, x: Tensor, t: Tensor, cond: Encoded) -> Tensor:
-        return self.loc + self.scale * self.net(x, t, cond).double()
+    def forward(self, x: Tensor, t: Tensor, cond: Encoded, seen: Tensor | None = None) -> Tensor:
+        value = self.loc + self.scale * self.net(x, t, cond).double()
+        return value if self.path is None else value + self.path(t, seen)
+
+
+class Correction(nn.Module):
+    """a(t) + sum_j b_j(t) (u_j - m_j)/s_j for look-aheads u, with a and b linear between knots in time and constant
+    beyond them, and m_j and s_j the mean and spread of u_j. An unknown u_j counts as m_j."""
+
+    knots: Tensor
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, looks: int, knots: int = KNOTS):
+        super().__init__()
+        self.register_buffer("knots", torch.arange(knots, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(looks, dtype=torch.float64))
+        self.register_buffer("spread", torch.ones(looks, dtype=torch.float64))
+        self.weight = nn.Parameter(torch.zeros(knots, 1 + looks, dtype=torch.float64), requires_grad=False)
+
+    @classmethod
+    def of(cls, t: Tensor, seen: Tensor) -> Correction:
+        """The path of states at times t (n,) that look-aheads see as (n, looks), with weights that are zero."""
+        times = t.double().unique()
+        at = torch.linspace(0, 1, min(KNOTS, len(times)), dtype=torch.float64, device=t.device)
+        path = cls(seen.shape[1], len(at)).to(t.device)
+        path.knots.copy_(times.quantile(at))
+        path.mean.copy_(seen.nanmean(0).nan_to_num(0.0))
+        spread = (seen - path.mean).square().nanmean(0).sqrt()
+        path.spread.copy_(torch.where(spread > 0, spread, 1.0))
+        return path
+
+    def forward(self, t: Tensor, seen: Tensor) -> Tensor:
+        return self.terms(t, seen) @ self.weight.flatten()
+
+    def terms(self, t: Tensor, seen: Tensor) -> Tensor:
+        """What the weights multiply, (n, knots (1 + looks))."""
+        known = ((seen - self.mean) / self.spread).nan_to_num(0.0)
+        each = torch.cat([torch.ones_like(known[:, :1]), known], 1)
+        return (self._hats(t.double())[:, :, None] * each[:, None]).flatten(1)
+
+    def _hats(self, t: Tensor) -> Tensor:
+        """The share of every knot at times t, (n, knots)."""
+        right = torch.searchsorted(self.knots, t.contiguous()).clamp(1, max(len(self.knots) - 1, 1))
+        if len(self.knots) == 1:
+            return torch.ones_like(t)[:, None]
+        a, b = self.knots[right - 1], self.knots[right]
+        share = ((t - a) / (b - a)).clamp(0, 1)[:, None]
+        place = torch.arange(len(self.knots), device=t.device)
+        return (place == right[:, None]) * share + (place == right[:, None] - 1) * (1 - share)
 
 
 # calibration -----------------------------------------------------------------------------------------------------

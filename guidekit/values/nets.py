@@ -24,7 +24,7 @@ from ..engine.view import View
 from ..engine.whole import unwritten
 from ..models.base import Encoded, Model
 from ..process import Gaussian, Masked, Uniform
-from .learned import Scaled, call
+from .learned import Look, Scaled, call, seen
 
 if TYPE_CHECKING:
     from .fit import Options
@@ -38,22 +38,34 @@ _DECAY = 0.99  # of the moving average of the weights, a step
 
 @dataclass(frozen=True)
 class Record(Guide):
-    """Records `count` states of every particle's path, at random steps other than the last, and does nothing else.
+    """Records `count` states of every particle's path, at random steps other than the last, with what look-aheads see
+    in them, and does nothing else.
 
-    The memo is (steps (rows, count), states (rows, count, *shape)), and follows the particle through selections.
+    The memo is (steps (rows, count), states (rows, count, *shape), seen (rows, count, looks)), and follows the particle
+    through selections.
     """
 
     count: int
+    looks: tuple[Look, ...] = ()
 
-    sees_prediction = False
+    @property
+    def sees_prediction(self) -> bool:  # type: ignore[override]
+        return any(getattr(look, "sees_prediction", True) for look in self.looks)
 
     def log_weight(self, view: View, memo: Tree) -> tuple[float, Tree]:
         if memo is None:
             drawn = random.uniform(view.key, (view.step.total,)).argsort(1)[:, : self.count]
-            memo = drawn.sort(1).values, view.x.new_zeros(len(view.x), drawn.shape[1], *view.x.shape[1:])
-        steps, states = memo
-        due = (steps == view.step.index)[(..., *[None] * (view.x.dim() - 1))]
-        return 0.0, (steps, torch.where(due, view.x.detach()[:, None], states))
+            states = view.x.new_zeros(len(view.x), drawn.shape[1], *view.x.shape[1:])
+            memo = drawn.sort(1).values, states, view.zeros().new_zeros(*drawn.shape, len(self.looks))
+        steps, states, known = memo
+        due = steps == view.step.index
+        states = torch.where(due[(..., *[None] * (view.x.dim() - 1))], view.x.detach()[:, None], states)
+        rows = due.any(1).nonzero()[:, 0] if self.looks else due.new_zeros(0, dtype=torch.long)
+        if len(rows):
+            own = seen(self.looks, view.take(rows))
+            assert own is not None
+            known = known.index_put((rows,), torch.where(due[rows][..., None], own.detach()[:, None], known[rows]))
+        return 0.0, (steps, states, known)
 
 
 def default(model: Model, clean: Tensor, conds: Encoded) -> nn.Module:
@@ -166,6 +178,13 @@ class Images(nn.Module):
             h = block(h) + shift(context)[..., None, None]
             h = F.avg_pool2d(h, 2, ceil_mode=True) if min(h.shape[-2:]) > 4 else h
         return self.leave(F.silu(h).mean((2, 3)))[:, 0]
+
+
+class Nothing(nn.Module):
+    """0 for every row: the network of a value that is look-aheads alone."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Encoded) -> Tensor:
+        return torch.zeros(len(x), device=x.device)
 
 
 class Words(nn.Module):
