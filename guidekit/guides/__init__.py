@@ -35,6 +35,7 @@ from .ddrm import DDRM as DDRM
 from .dds import DDS as DDS
 from .diffpir import DiffPIR as DiffPIR
 from .distillation import Distillation as Distillation
+from .drift_lite import DriftLite as DriftLite
 from .dsearch import DSearch as DSearch
 from .dynamic_thresholding import DynamicThresholding as DynamicThresholding
 from .edlm import EDLM as EDLM

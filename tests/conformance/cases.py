@@ -385,6 +385,15 @@ CASES = [
         ("edm-1d",), calls=lambda n, m: n * (m + 1),
     ),
     Case(
+        "DriftLite cfg", lambda p: gk.DriftLite.cfg(1.7), lambda p: gk.DriftLite.cfg(1.0), "own", GAUSSIAN, both,
+        seldom=10,
+    ),
+    Case(
+        "DriftLite tilt", lambda p: gk.DriftLite.tilt(p.reward, p.alpha),
+        lambda p: gk.DriftLite.tilt(p.reward, float("inf")), "own", ("vp-1d", "flow-2d"), calls=lambda n, m: n * m,
+        seldom=10,
+    ),
+    Case(
         "BestOfN", lambda p: gk.BestOfN(p.reward, 3), lambda p: gk.BestOfN(p.reward, 1), "own",
         rows=lambda n, m: 3 * n * m, calls=lambda n, m: 3 * n,
     ),
