@@ -19,8 +19,8 @@ a system of K equations, solved in each group at each step with its weights W. T
 
 For a Gaussian model with a linear reward, `reward` alone leaves no variance but that of the steps.
 
-theta depends on the particles before the move, and on nothing that is drawn later. Given those particles it is a number,
-and the expectation of every weighted mean is that of a drift that was fixed beforehand: to estimate theta from a finite
+theta depends on the particles before the move, and on nothing that is drawn later. Given those it is a number, and the
+expectation of every weighted mean is that of a drift that was fixed beforehand: to estimate theta from a finite
 population costs efficiency, and no bias but in the error of the steps, which all of this shares with FKC. A ridge of
 (K/ESS)^2 of a field's variance keeps the drift small where few particles would decide it. With fewer `probes` than
 dimensions, weights take exp of a noisy integral, an error of the same order. The first move has no drift, as its
@@ -193,29 +193,29 @@ class Controlled(Corrector):
         """h_k dtau/dw, float64 (rows, K), and b_k, float64 (rows, K, *shape)."""
         alpha, sigma = view.model.process.scales(view.t)
         dim = view.x[0].numel()
-        scores = [(alpha * view.evals[need].double() - view.x.double()) for need, _ in self.powers]
+        x = view.x.detach().double()
+        scores = [alpha * view.evals[need].detach().double() - x for need, _ in self.powers]
         count = sum(len(scores) if name == "score" else 1 for name in self.fields)
         if alpha == 0:
-            return view.zeros()[:, None].repeat(1, count), torch.stack(
-                [torch.zeros_like(scores[0])] * count, 1
-            ).detach()
+            return view.zeros()[:, None].repeat(1, count), torch.stack([0 * x] * count, 1)
         w, to_y = alpha**2 / (alpha**2 + sigma**2), alpha / sigma**2
         fields: list[tuple[Tensor | float, Tensor]] = []
-        grad_log_p = sum(c * to_y * s.detach() for s, (_, c) in zip(scores, self.powers, strict=True))
+        grad_log_p = sum(c * to_y * s for s, (_, c) in zip(scores, self.powers, strict=True))
         if self.reward is not None:
             slope = self._slope(view)[1].double() * (alpha * self._beta(view.t, view))
             grad_log_p = grad_log_p + slope
         if "state" in self.fields:
-            fields.append((w * dim, w / alpha * view.x.detach().double()))
+            fields.append((w * dim, w / alpha * x))
         if "score" in self.fields:
-            fields += [(alpha * to_y * self._divergence(view, s), to_y * s.detach()) for s in scores]
+            divs = (alpha * self._divergence(view, view.evals[need]) - dim for need, _ in self.powers)
+            fields += [(alpha * to_y * div, to_y * s) for div, s in zip(divs, scores, strict=True)]
         if "reward" in self.fields:
             fields.append((alpha**2 * self._beta(view.t, view) * self._laplacian(view), slope))
         h = [div + (b * grad_log_p).flatten(1).sum(1) for div, b in fields]
         return torch.stack(h, 1) / w**2, torch.stack([b for _, b in fields], 1)
 
     def _divergence(self, view: View, field: Tensor) -> Tensor:
-        """div_x of a field that was computed from view.x."""
+        """div_x of a prediction."""
         if not field.requires_grad:
             raise NetworkError(
                 "DriftLite takes the divergence of the network's prediction, and no gradient reaches x_t: leave "
