@@ -34,6 +34,10 @@ NEWER = "tests/test_diffusers_newer.py"
 FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
 MUTANTS = [
+    ("a Langevin move that is accepted as pCN", "guides/psi_sampler.py", " + bent(new, z, slope) - bent(z, new, g)", "", "tests/test_psi_sampler.py::test_a_move_keeps_the_tilted_noise[True]"),
+    ("tempers counted after the move", "guides/psi_sampler.py", "log_w = log_w + phi / self.levels", "log_w = log_w + (phi if k == self.levels else 0 * phi)", "tests/test_psi_sampler.py::test_the_start_is_the_tilted_noise_and_its_weights_integrate_it[False]"),
+    ("a start whose tilt is counted twice", "guides/psi_sampler.py", "log_w, (phi, phi)", "log_w, (0 * phi, phi)", "tests/test_psi_sampler.py::test_with_a_deterministic_solver_particles_are_more_even_than_by_importance_sampling"),
+    ("a start without its weights", "engine/run.py", "pop.weighed(seat.place, log_w, memo)", "pop.weighed(seat.place, 0 * log_w, memo)", "tests/test_psi_sampler.py::test_with_a_deterministic_solver_particles_are_more_even_than_by_importance_sampling"),
     ("a drift of the wrong sign", "guides/drift_lite.py", "return -torch.cholesky_solve(", "return torch.cholesky_solve(", "tests/test_drift_lite.py::test_the_least_variance_is_that_of_a_weighted_regression_with_a_ridge"),
     ("a drift that the weights do not know", "guides/drift_lite.py", "log_w = log_w + (before[3]", "log_w = log_w + 0 * (before[3]", "tests/test_drift_lite.py::test_the_law_is_that_of_fkc_and_the_weights_vary_less[quadratic-cosine]"),
     ("a drift of the states as they are scaled", "guides/drift_lite.py", "(a_s * ((s_t / a_t)", "(((s_t / a_t)", "tests/test_drift_lite.py::test_of_a_gaussian_with_a_linear_reward_the_weights_do_not_vary"),

@@ -66,6 +66,7 @@ from .pag import PAG as PAG
 from .perp_neg import PerpNeg as PerpNeg
 from .pigdm import PiGDM as PiGDM
 from .predictor_guidance import PredictorGuidance as PredictorGuidance
+from .psi_sampler import PsiSampler as PsiSampler
 from .regions import Regions as Regions
 from .repaint import RePaint as RePaint
 from .resample import Resample as Resample

@@ -328,6 +328,16 @@ CASES = [
         "FK tempered", _fk(tempering=lambda t: (1 - t) ** 2, ess=0.9), _idle_fk(tempering=0.3), "tilted",
         calls=lambda n, m: n * m,
     ),
+    Case(  # 3 + 1 looks at the start, of two steps each
+        "PsiSampler", lambda p: gk.PsiSampler(p.reward, p.alpha, levels=3, flow=2),
+        lambda p: gk.PsiSampler(p.reward, float("inf"), levels=0), "tilted", GAUSSIAN, lambda n, m: n * (m + 8),
+        lambda n, m: 5 * n, lambda m: m + 8, seldom=15,
+    ),
+    Case(
+        "PsiSampler steps", lambda p: gk.PsiSampler(p.reward, p.alpha, "difference", ess=0.5, levels=2, gradient=False),
+        lambda p: gk.PsiSampler(p.reward, float("inf"), "difference", ess=0.5, levels=0), "tilted", ("vp-1d", "edm-1d"),
+        lambda n, m: n * (m + 12), lambda n, m: n * (m + 3), lambda m: m + 12, seldom=15,
+    ),
     # the last move of a Gaussian process is deterministic, and then there is one child
     Case("SVDD", _svdd(), _idle_svdd(), "tilted", GAUSSIAN, tripled, lambda n, m: 3 * n * (m - 1) + n),
     Case("SVDD tokens", _svdd(), _idle_svdd(), "tilted", TOKENS, tripled, lambda n, m: 3 * n * m),
