@@ -13,6 +13,7 @@ from .fit import fit
 from .flow_map import FlowMap
 from .learned import Calibration, Learned
 from .likelihood import Likelihood
+from .proxy import Proxy, proxy
 from .resubstitution import Resubstitution
 from .rollout import Rollout
 from .tweedie import Tweedie
@@ -49,10 +50,12 @@ __all__ = [
     "FlowMap",
     "Learned",
     "Likelihood",
+    "Proxy",
     "Resubstitution",
     "Rollout",
     "Tweedie",
     "Value",
     "fit",
     "lookahead",
+    "proxy",
 ]
