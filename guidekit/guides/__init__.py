@@ -9,6 +9,7 @@ from ..engine.guide import Guide as Guide
 from ..models.evaluations import At as At
 from .adaptive_guidance import AdaptiveGuidance as AdaptiveGuidance
 from .advdiff import AdvDiff as AdvDiff
+from .amortised import Amortised as Amortised, Couplings as Couplings
 from .apg import APG as APG
 from .apg_mix import APGMix as APGMix
 from .aps import APS as APS

@@ -162,10 +162,14 @@ class PsiSampler(FKSteering):
         """phi, float64 (rows,), and its gradient, or 0. Where a sample cannot be scored both are 0."""
         with torch.set_grad_enabled(self.gradient):
             z = z.detach().requires_grad_(self.gradient)
-            x = view.model.process.prior(z, view.t)
-            evals = view.evaluate(x, view.t)
-            value = FlowMap(self.reward, steps=self.flow)
-            r = value(replace(view, x=x, evals=evals, prediction=evals[Cond()], _cache={}, _kept={}))
+            r = of_noise(view, self.reward, self.flow, z)
             phi = torch.where(r.isfinite(), r / float(self.alpha), 0.0)
             slope = gradient(torch.where(r.isfinite(), r / float(self.alpha), torch.nan), z) if self.gradient else z * 0
         return phi.detach().double(), slope.detach()
+
+
+def of_noise(view: View, reward: Any, flow: int, z: Tensor) -> Tensor:
+    """r(D(z)), (rows,), of other noise in the rows of a view at the start."""
+    x = view.model.process.prior(z, view.t)
+    evals = view.evaluate(x, view.t)
+    return FlowMap(reward, steps=flow)(replace(view, x=x, evals=evals, prediction=evals[Cond()], _cache={}, _kept={}))
