@@ -34,6 +34,8 @@ NEWER = "tests/test_diffusers_newer.py"
 FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
 MUTANTS = [
+    ("a density of noise without its volume", "guides/amortised.py", "return square / 2 - log_det.double()", "return square / 2", "tests/test_amortised.py::test_any_network_of_noise_gives_the_tilted_law"),
+    ("a start of a network that is not weighed", "guides/amortised.py", "view.zeros(), (h, h)", "view.zeros(), (0 * h, h)", "tests/test_amortised.py::test_any_network_of_noise_gives_the_tilted_law"),
     ("a Langevin move that is accepted as pCN", "guides/psi_sampler.py", " + bent(new, z, slope) - bent(z, new, g)", "", "tests/test_psi_sampler.py::test_a_move_keeps_the_tilted_noise[True]"),
     ("tempers counted after the move", "guides/psi_sampler.py", "log_w = log_w + phi / self.levels", "log_w = log_w + (phi if k == self.levels else 0 * phi)", "tests/test_psi_sampler.py::test_the_start_is_the_tilted_noise_and_its_weights_integrate_it[False]"),
     ("a start whose tilt is counted twice", "guides/psi_sampler.py", "log_w, (phi, phi)", "log_w, (0 * phi, phi)", "tests/test_psi_sampler.py::test_with_a_deterministic_solver_particles_are_more_even_than_by_importance_sampling"),

@@ -44,7 +44,6 @@ class Amortised(FKSteering):
 
     reward: Any
     alpha: float | str | Auto
-    net: nn.Module | None = None
     potential: str = "final"
     every: int | Sequence[int] = 1
     ess: float = 0.0
@@ -52,6 +51,7 @@ class Amortised(FKSteering):
     value: Value | str | None = None
     _: KW_ONLY
     tempering: Scale = 1.0
+    net: nn.Module | None = None
 
     card = replace(
         FKSteering.card,
@@ -65,7 +65,7 @@ class Amortised(FKSteering):
             2022,
             "2209.06970",
         ),
-        example="gk.Amortised(reward, 0.5, gk.Couplings((2,)))",
+        example="gk.Amortised(reward, 0.5, net=gk.Couplings((2,)))",
     )
 
     @property
@@ -119,21 +119,23 @@ class Couplings(nn.Module):
         super().__init__()
         size = int(torch.tensor(shape).prod())
         self.shift, self.log_scale = nn.Parameter(torch.zeros(size)), nn.Parameter(torch.zeros(size))
-        self.nets, self.halves = nn.ModuleList(), []
+        self.nets = nn.ModuleList()
         for i in range(layers if size > 1 else 0):
             halves = torch.arange(i % 2, size, 2), torch.arange((i + 1) % 2, size, 2)
             into, out = nn.Linear(len(halves[0]), width), nn.Linear(width, 2 * len(halves[1]))
             nn.init.zeros_(out.weight)
             nn.init.zeros_(out.bias)
             self.nets.append(nn.Sequential(into, nn.Tanh(), out))
-            self.halves.append(halves)
+            for name, places in zip(("kept", "moved"), halves, strict=True):
+                self.register_buffer(f"{name}{i}", places, persistent=False)
 
     def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         z = noise.flatten(1).to(self.shift.dtype) * self.log_scale.exp() + self.shift
         log_det = self.log_scale.sum().expand(len(z))
-        for net, (kept, moved) in zip(self.nets, self.halves, strict=True):
+        for i, net in enumerate(self.nets):
+            kept, moved = getattr(self, f"kept{i}"), getattr(self, f"moved{i}")
             shift, scale = net(z[:, kept]).chunk(2, 1)
             scale = 2 * torch.tanh(scale / 2)  # at most a factor of e^2
-            z = z.index_copy(1, moved.to(z.device), z[:, moved] * scale.exp() + shift)
+            z = z.index_copy(1, moved, z[:, moved] * scale.exp() + shift)
             log_det = log_det + scale.sum(1)
         return z.view_as(noise).to(noise.dtype), log_det

@@ -85,4 +85,4 @@ def amortise(
              "cond": describe(cond), "flow": flow, "rows": rows, "seed": seed}  # fmt: skip
     with run.borrowed():
         trained(net, loss, train, lr, file=path, about=about, progress=progress)
-    return Amortised(reward, alpha, net.eval().requires_grad_(False))
+    return Amortised(reward, alpha, net=net.eval().requires_grad_(False))
