@@ -87,7 +87,7 @@ class PsiSampler(FKSteering):
         about="starts from noise tilted by the reward, drawn by Metropolis moves",
         processes=(Gaussian,),
         refusal="moves Gaussian noise, and tokens start from none: use FKSteering",
-        rows="0, and `flow` x (1 + `levels`) at the start",
+        rows="0, and at the start `flow` for each move, and one",
         paper=Paper(
             "yoon2025psi",
             "Yoon, Taehoon and Min, Yunhong and Yeo, Kyeongmin and Sung, Minhyuk",

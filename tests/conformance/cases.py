@@ -349,7 +349,7 @@ CASES = [
     ),
     Case(
         "Amortised", lambda p: gk.Amortised(p.reward, p.alpha, net=bent(p.name)),
-        lambda p: gk.Amortised(p.reward, float("inf"), net=gk.Couplings(p.model.shape)), "tilted", GAUSSIAN,
+        lambda p: gk.Amortised(p.reward, float("inf"), net=gk.Couplings(p.model.shape).double()), "tilted", GAUSSIAN,
         calls=lambda n, m: n, seldom=15,
     ),
     # the last move of a Gaussian process is deterministic, and then there is one child
