@@ -39,10 +39,10 @@ def trained(
     from tqdm.auto import tqdm
 
     adam, losses, file = torch.optim.Adam(net.parameters(), lr), [], None if file is None else Path(file)
-    about = json.loads(json.dumps({**(about or {}), "steps": steps, "lr": lr}))
+    told: dict[str, Any] = json.loads(json.dumps({**(about or {}), "steps": steps, "lr": lr}))
     if file is not None:
         check_writable(file)
-        losses = _read(file, net, adam, about) if file.exists() else []
+        losses = _read(file, net, adam, told) if file.exists() else []
     with torch.inference_mode(False), torch.enable_grad():
         for i in tqdm(range(len(losses), steps), initial=len(losses), total=steps, desc="train", disable=not progress):
             for group in adam.param_groups:
@@ -53,7 +53,7 @@ def trained(
             adam.step()
             losses.append(float(value.detach()))
             if file is not None and ((i + 1) % _EVERY == 0 or i + 1 == steps):
-                _write(file, net, adam, about, losses)
+                _write(file, net, adam, told, losses)
     return losses
 
 
