@@ -86,8 +86,8 @@ class Pull(Guide):  # Guide adds the keywords steer=False, start=0., stop=1.
     def plan(self, n, step):  # particles of each group at this step, and children of each in the move from here
         return n, self.k
 
-    def begin(self, model, population, noise, step):  # the states from which the run starts
-        return population.x
+    def begin(self, view, noise):  # the states from which the run starts, or (states, log-weights, memo)
+        return view.x
 
     def condition(self, view, cond):  # the encoded condition of each row, as the network is to see it
         return cond

@@ -29,7 +29,7 @@ def name_of(case: Case) -> str:
     if case.name.startswith("DSearch"):
         return "DSearch"
     kind = type(case.make(case.on(case.processes[0]))).__name__
-    return {"Corrector": "FKC"}.get(kind, kind)
+    return {"Corrector": "FKC", "Controlled": "DriftLite"}.get(kind, kind)
 
 
 FIRST: dict[str, Case] = {}
@@ -44,7 +44,7 @@ def test_the_page_is_what_the_catalogue_writes():
 def test_every_guide_is_listed_and_has_its_laws_tested():
     classes = {n for n, o in vars(guides).items() if inspect.isclass(o) and issubclass(o, gk.Guide)}
     assert all(getattr(gk, name) is getattr(guides, name) for name in catalog.GUIDES)
-    assert set(catalog.GUIDES) == (classes - {"Guide"}) | {"FKC", "DSearch"} == set(FIRST)
+    assert set(catalog.GUIDES) == (classes - {"Guide"}) | {"FKC", "DriftLite", "DSearch"} == set(FIRST)
 
 
 @pytest.mark.parametrize("name", catalog.GUIDES)
@@ -97,6 +97,7 @@ def test_every_target_can_be_made_a_proposal(name: str):
     problem = case.on("vp-1d" if "vp-1d" in case.processes else case.processes[0])
     guide = replace(case.make(problem), steer=True)
     refused = {"FKC": "FKC is a path from noise to data: it takes no steer", "TopP": "leaves out tokens of the target"}
+    refused["DriftLite"] = refused["FKC"]
     refused |= {"Typical": "leaves out tokens of the target", "EDLM": "one clean sequence is taken"}
     refused |= dict.fromkeys(("DiffPIR", "DAPS", "ReSample"), "makes moves of its own")
     if name in refused:

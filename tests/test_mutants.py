@@ -34,6 +34,16 @@ NEWER = "tests/test_diffusers_newer.py"
 FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
 MUTANTS = [
+    ("a density of noise without its volume", "guides/amortised.py", "return square / 2 - log_det.double()", "return square / 2", "tests/test_amortised.py::test_any_network_of_noise_gives_the_tilted_law"),
+    ("a start of a network that is not weighed", "guides/amortised.py", "view.zeros(), (h, h)", "view.zeros(), (0 * h, h)", "tests/test_amortised.py::test_any_network_of_noise_gives_the_tilted_law"),
+    ("a Langevin move that is accepted as pCN", "guides/psi_sampler.py", " + bent(new, z, slope) - bent(z, new, g)", "", "tests/test_psi_sampler.py::test_a_move_keeps_the_tilted_noise[True]"),
+    ("tempers counted after the move", "guides/psi_sampler.py", "log_w = log_w + phi / self.levels", "log_w = log_w + (phi if k == self.levels else 0 * phi)", "tests/test_psi_sampler.py::test_the_start_is_the_tilted_noise_and_its_weights_integrate_it[False]"),
+    ("a start whose tilt is counted twice", "guides/psi_sampler.py", "log_w, (phi, phi)", "log_w, (0 * phi, phi)", "tests/test_psi_sampler.py::test_with_a_deterministic_solver_particles_are_more_even_than_by_importance_sampling"),
+    ("a start without its weights", "engine/run.py", "pop.weighed(seat.place, log_w, memo)", "pop.weighed(seat.place, 0 * log_w, memo)", "tests/test_psi_sampler.py::test_with_a_deterministic_solver_particles_are_more_even_than_by_importance_sampling"),
+    ("a drift of the wrong sign", "guides/drift_lite.py", "return -torch.cholesky_solve(", "return torch.cholesky_solve(", "tests/test_drift_lite.py::test_the_least_variance_is_that_of_a_weighted_regression_with_a_ridge"),
+    ("a drift that the weights do not know", "guides/drift_lite.py", "log_w = log_w + (before[3]", "log_w = log_w + 0 * (before[3]", "tests/test_drift_lite.py::test_the_law_is_that_of_fkc_and_the_weights_vary_less[quadratic-cosine]"),
+    ("a drift of the states as they are scaled", "guides/drift_lite.py", "(a_s * ((s_t / a_t)", "(((s_t / a_t)", "tests/test_drift_lite.py::test_the_law_is_that_of_fkc_and_the_weights_vary_less[quadratic-cosine]"),
+    ("a divergence of the prediction alone", "guides/drift_lite.py", "view.evals[need]) - dim for", "view.evals[need]) for", "tests/test_drift_lite.py::test_the_rate_of_every_field_has_the_mean_zero_under_the_path[score]"),
     ("an interpolant with noise on top of its own", "process/interpolant.py", "max(self.gamma(move.s) ** 2 - move.c**2, 0)", "self.gamma(move.s) ** 2", "tests/test_interpolant.py::test_samples_of_one_data_set_become_samples_of_the_other[2.0-clean]"),
     ("no mirror images", "process/reflected.py", "for image in (x, 2 * self.low - x)", "for image in (x, x)", "tests/test_reflected.py::test_folded_kernels_are_densities_of_their_samples[0.8]"),
     ("noise is read at the time that is told", "models/retimed.py", "self.base.read_out(x, times,", "self.base.read_out(x, told,", "tests/test_retimed.py::test_noise_is_read_at_the_time_of_the_solver_and_not_at_the_one_that_is_told"),

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Scale = float | Callable[[float], float]
+Begun = Tensor | tuple[Tensor, Tensor, Tree]  # states, or states with their log-weights and memos
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,11 @@ class Guide:
         always has n particles. Of the step, index, total, t, moves and fraction are known."""
         return n, 1
 
-    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        """The states x from which the run starts; `population.x` holds what the prior makes of `noise`."""
-        return population.x
+    def begin(self, view: View, noise: Tensor) -> Begun:
+        """The states x from which the run starts; `view.x` holds what the prior makes of `noise`, and no network has
+        been asked yet. Or (x, log_w, memo): log-weights by which those states are corrected, float64 (rows,), and the
+        memo that `log_weight` finds at the start."""
+        return view.x
 
     def condition(self, view: View, cond: Encoded) -> Encoded:
         """The encoded condition of every row, as the network is to see it at this step."""

@@ -369,8 +369,17 @@ class Run:
         for seat in self.seats:
             if "begin" in seat.hooks:
                 noise = random.drawn(noise)
-                pop = replace(pop, x=seat.guide.begin(self.model, pop, noise, self.steps[0].own(seat.name, seat.place)))
+                pop = self._started(seat, pop, noise)
         return pop
+
+    def _started(self, seat: Seat, pop: Population, noise: Tensor) -> Population:
+        """The population in the states that a guide has it start from."""
+        view = replace(self.view(pop, 0, seen=False).own(seat.name, None), x=pop.x)
+        begun = seat.guide.begin(view, noise)
+        if isinstance(begun, Tensor):
+            return replace(pop, x=begun)
+        x, log_w, memo = begun
+        return replace(pop.weighed(seat.place, log_w, memo), x=x)
 
     def _chosen(self, pop: Population, index: int) -> tuple[Any, tuple]:
         """The noise of a move, drawn or as a guide chooses it, and the memos."""

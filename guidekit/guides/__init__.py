@@ -9,6 +9,7 @@ from ..engine.guide import Guide as Guide
 from ..models.evaluations import At as At
 from .adaptive_guidance import AdaptiveGuidance as AdaptiveGuidance
 from .advdiff import AdvDiff as AdvDiff
+from .amortised import Amortised as Amortised, Couplings as Couplings
 from .apg import APG as APG
 from .apg_mix import APGMix as APGMix
 from .aps import APS as APS
@@ -35,6 +36,7 @@ from .ddrm import DDRM as DDRM
 from .dds import DDS as DDS
 from .diffpir import DiffPIR as DiffPIR
 from .distillation import Distillation as Distillation
+from .drift_lite import DriftLite as DriftLite
 from .dsearch import DSearch as DSearch
 from .dynamic_thresholding import DynamicThresholding as DynamicThresholding
 from .edlm import EDLM as EDLM
@@ -65,6 +67,7 @@ from .pag import PAG as PAG
 from .perp_neg import PerpNeg as PerpNeg
 from .pigdm import PiGDM as PiGDM
 from .predictor_guidance import PredictorGuidance as PredictorGuidance
+from .psi_sampler import PsiSampler as PsiSampler
 from .regions import Regions as Regions
 from .repaint import RePaint as RePaint
 from .resample import Resample as Resample

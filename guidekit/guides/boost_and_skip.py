@@ -21,8 +21,7 @@ from torch import Tensor
 
 from ..engine.card import Card, Paper
 from ..engine.guide import Guide
-from ..engine.population import Population
-from ..engine.view import Step
+from ..engine.view import View
 from ..errors import is_count
 from ..models.base import Model
 from ..process import Gaussian
@@ -82,6 +81,6 @@ class BoostAndSkip(Guide):
             return moves if self.skip == 0 else []
         return starting_at(moves, firsts[self.skip])
 
-    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        x = model.process.prior(noise, model.process.t_max) if self.skip else population.x
+    def begin(self, view: View, noise: Tensor) -> Tensor:
+        x = view.model.process.prior(noise, view.model.process.t_max) if self.skip else view.x
         return x * self.gamma

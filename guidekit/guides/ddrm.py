@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..engine.card import Paper
 from ..engine.population import Population
-from ..engine.view import Step
+from ..engine.view import Step, View
 from ..measurements.measurement import Problem
 from ..models.base import Model
 from ..process import Gaussian
@@ -79,14 +79,14 @@ class DDRM(Inverse):
         self.one_move_each(moves, "makes the moves itself, and takes the solver's times alone")
         return moves
 
-    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        own, (alpha, sigma) = self.problem, model.process.scales(step.t)
-        if alpha < 1e-3 or step.t < model.process.t_max:
-            return population.x
-        y = own.operator.pinv(own.of(population.group).to(population.x))
+    def begin(self, view: View, noise: Tensor) -> Tensor:
+        own, (alpha, sigma) = self.problem, view.model.process.scales(view.step.t)
+        if alpha < 1e-3 or view.step.t < view.model.process.t_max:
+            return view.x
+        y = own.operator.pinv(own.of(view.group).to(view.x))
         kept = lambda s: (1 - (alpha * _noise(own, s) / sigma).square()).clamp(min=0)  # noqa: E731
         start = own.operator.spectral(lambda s: alpha * own.operator.known(s) * (kept(s) > 0), y)
-        return start + own.operator.spectral(lambda s: torch.where(kept(s) > 0, kept(s), 1.0).sqrt(), population.x)
+        return start + own.operator.spectral(lambda s: torch.where(kept(s) > 0, kept(s), 1.0).sqrt(), view.x)
 
     def propose(self, model: Model, population: Population, kernel: Any, step: Step) -> Any:
         assert step.move is not None

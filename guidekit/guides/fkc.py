@@ -181,8 +181,8 @@ class Corrector(Guide):
             )
         return starting_at(moves, traces[0])
 
-    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        return population.x if self._from_noise(model) else population.x / self.total**0.5
+    def begin(self, view: View, noise: Tensor) -> Tensor:
+        return view.x if self._from_noise(view.model) else view.x / self.total**0.5
 
     def _from_noise(self, model: Model) -> bool:
         """Whether the path starts from the model's own noise."""

@@ -20,8 +20,7 @@ from torch import Tensor, linalg
 
 from ..engine.card import Card, Paper
 from ..engine.guide import Guide
-from ..engine.population import Population
-from ..engine.view import Step
+from ..engine.view import View
 from ..models.base import Model
 from ..process import Gaussian
 from ..solvers import Move, starting_at
@@ -88,12 +87,12 @@ class GaussianStart(Guide):
             )
         return starting_at(moves, below) if below else moves
 
-    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        top = model.process.t_max
+    def begin(self, view: View, noise: Tensor) -> Tensor:
+        top = view.model.process.t_max
         return (
-            population.x
-            if step.t == top
-            else flowed(model.process, self.samples, model.process.prior(noise, top), top, step.t)
+            view.x
+            if view.step.t == top
+            else flowed(view.model.process, self.samples, view.model.process.prior(noise, top), top, view.step.t)
         )
 
 

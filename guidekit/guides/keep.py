@@ -200,21 +200,21 @@ class Keep(Within):
 
     # in the run --------------------------------------------------------------------------------------------------
 
-    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        if isinstance(model.process, Gaussian):
-            k = _of_group(self.known, population.group)
-            return torch.where(self.where, model.process.noised(k, noise.to(k), step.t), population.x)
-        held, known = _of_group(self._held(model), population.group), self._known(population.group)
-        if isinstance(model.process, Lengths):
-            low, high = (_of_group(v, population.group) for v in self._lengths(model.process))
-            return torch.where(held, known, model.process.within(noise, low, high))
-        other = held & (population.x != known) & (population.x < model.vocab_size)  # type: ignore[attr-defined]
-        if getattr(model.process, "alone", False) and bool(other.any()):
+    def begin(self, view: View, noise: Tensor) -> Tensor:
+        if isinstance(view.model.process, Gaussian):
+            k = _of_group(self.known, view.group)
+            return torch.where(self.where, view.model.process.noised(k, noise.to(k), view.step.t), view.x)
+        held, known = _of_group(self._held(view.model), view.group), self._known(view.group)
+        if isinstance(view.model.process, Lengths):
+            low, high = (_of_group(v, view.group) for v in self._lengths(view.model.process))
+            return torch.where(held, known, view.model.process.within(noise, low, high))
+        other = held & (view.x != known) & (view.x < view.model.vocab_size)  # type: ignore[attr-defined]
+        if getattr(view.model.process, "alone", False) and bool(other.any()):
             raise ValueError(
                 "the samples from which the run starts do not begin with the kept part, and the rest of them would not "
                 "fit to it: leave StartFrom (start) or Keep (keep) away"
             )
-        return torch.where(held, known, population.x)
+        return torch.where(held, known, view.x)
 
     def propose(self, model: Model, population: Population, kernel: Any, step: Step) -> Any:
         assert step.move is not None

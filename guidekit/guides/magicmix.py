@@ -21,8 +21,7 @@ from torch import Tensor
 
 from ..engine.card import Card, Paper
 from ..engine.guide import Guide, Scale, at
-from ..engine.population import Population
-from ..engine.view import Step, View
+from ..engine.view import View
 from ..models.base import Model
 from ..process import Gaussian
 
@@ -62,13 +61,13 @@ class MagicMix(Guide):
         own = self.layout.view(-1, *model.shape)
         return self.having(layout=own[list(groups)]) if len(own) == of > 1 else self
 
-    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        given = self.layout.numel() // population.x[0].numel()
-        if given not in (1, len(step.keys)):
+    def begin(self, view: View, noise: Tensor) -> Tensor:
+        given = self.layout.numel() // view.x[0].numel()
+        if given not in (1, len(view.step.keys)):
             raise ValueError(
-                f"MagicMix(layout=...): {given} layouts for {len(step.keys)} conditions; one, or one for each"
+                f"MagicMix(layout=...): {given} layouts for {len(view.step.keys)} conditions; one, or one for each"
             )
-        return population.x
+        return view.x
 
     def finish(self, view: View, prediction: Tensor) -> Tensor:
         own = self.layout.to(prediction).view(-1, *view.model.shape)

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from ..engine.card import Card, Paper
 from ..engine.guide import Guide
-from ..engine.population import Population
 from ..engine.tree import Tree
 from ..engine.view import Step, View
 from ..models.base import Model
@@ -129,15 +128,15 @@ class StartFrom(Guide):
             self._check_begins(moves[below].t, level)
         return starting_at(moves, below) if below else moves
 
-    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        own = self.x.to(population.x).view(-1, *model.shape)
-        row = self._row(len(own), population.group, population.slot, step)
-        if self._apart(model):
+    def begin(self, view: View, noise: Tensor) -> Tensor:
+        own = self.x.to(view.x).view(-1, *view.model.shape)
+        row = self._row(len(own), view.group, view.slot, view.step)
+        if self._apart(view.model):
             level = USUAL if self.level is None else self.level
-            self._check_begins(step.t, model.process.begins(own, level))
-            return model.process.noised(own[row], noise, level)
-        self._check_begins(step.t, model.process.t_max - NEAR - 1e-6 if self.level is None else self.level)
-        return model.process.noised(own[row], noise, step.t)
+            self._check_begins(view.step.t, view.model.process.begins(own, level))
+            return view.model.process.noised(own[row], noise, level)
+        self._check_begins(view.step.t, view.model.process.t_max - NEAR - 1e-6 if self.level is None else self.level)
+        return view.model.process.noised(own[row], noise, view.step.t)
 
     def _apart(self, model: Model) -> bool:
         """Whether the level of noise and the time at which the run begins are two numbers."""

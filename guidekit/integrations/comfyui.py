@@ -23,7 +23,7 @@ from ..engine.guide import Guide
 from ..engine.population import Population
 from ..engine.result import Result
 from ..engine.sample import sample
-from ..engine.view import Step
+from ..engine.view import Step, View
 from ..models import GaussianModel, Model
 
 Run = Callable[..., Result]  # (model, noise, **given) -> the samples of one image, whose best is taken
@@ -94,7 +94,7 @@ class Begin(Guide):
     def __init__(self, image: Image):
         object.__setattr__(self, "image", image)
 
-    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
+    def begin(self, view: View, noise: Tensor) -> Tensor:
         return self.image.started(noise)  # type: ignore[attr-defined]
 
 

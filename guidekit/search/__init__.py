@@ -5,6 +5,7 @@ A strategy proposes noise and receives the rewards of its samples; `run` drives 
 
 from .active import Active, active, information
 from .align import align
+from .amortise import amortise
 from .bank import Bank, bank
 from .budget import Budget
 from .cma import CMA, cma
@@ -58,6 +59,7 @@ __all__ = [
     "ZeroOrder",
     "active",
     "align",
+    "amortise",
     "bank",
     "cma",
     "evolution",

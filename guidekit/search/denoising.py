@@ -26,9 +26,8 @@ from torch import Tensor
 
 from .. import random
 from ..engine.guide import Guide
-from ..engine.population import Population
 from ..engine.sample import sample
-from ..engine.view import Step
+from ..engine.view import View
 from ..models.base import Model
 from ..process import LOG_ZERO, Gaussian, Masked, Uniform
 from .coverage import Coverage, ranked
@@ -124,8 +123,8 @@ class Begin(Guide):
     def __init__(self, x: Tensor):
         object.__setattr__(self, "x", x)
 
-    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        return self.x[population.group].clone()  # type: ignore[attr-defined]
+    def begin(self, view: View, noise: Tensor) -> Tensor:
+        return self.x[view.group].clone()  # type: ignore[attr-defined]
 
 
 def coverage(probe: Probe) -> Finding:

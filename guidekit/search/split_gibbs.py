@@ -39,6 +39,7 @@ from ..engine.describe import describe
 from ..engine.result import Result
 from ..engine.sample import sample
 from ..engine.scoring import Scorer
+from ..engine.view import View
 from ..errors import is_count
 from ..guides import StartFrom
 from ..models import Model
@@ -240,5 +241,5 @@ class _SplitGibbs(Rounds):
 class _At(StartFrom):
     """Begin at these states, which are noised already."""
 
-    def begin(self, model: Model, population: Any, noise: Tensor, step: Any) -> Tensor:
-        return self.x.to(population.x)
+    def begin(self, view: View, noise: Tensor) -> Tensor:
+        return self.x.to(view.x)

@@ -16,6 +16,7 @@ from .flow_map import FlowMap
 from .learned import Calibration, Learned
 from .likelihood import Likelihood
 from .names import NAMED as NAMED, named as named
+from .proxy import Proxy, proxy
 from .resubstitution import Resubstitution
 from .rollout import Rollout
 from .tweedie import Tweedie
@@ -43,6 +44,7 @@ __all__ = [
     "FlowMap",
     "Learned",
     "Likelihood",
+    "Proxy",
     "Resubstitution",
     "Rollout",
     "Tweedie",
@@ -51,4 +53,5 @@ __all__ = [
     "fit",
     "fit_energy",
     "lookahead",
+    "proxy",
 ]

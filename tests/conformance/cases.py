@@ -201,6 +201,15 @@ def with_attention(p: Problem) -> Problem:
     return attended(p.name) if p.model is PROBLEMS[p.name].model else attending(p)
 
 
+@lru_cache
+def bent(name: str) -> gk.Couplings:
+    """A network of noise that was not trained."""
+    net, generator = gk.Couplings(PROBLEMS[name].model.shape, 2, 4).double(), torch.Generator().manual_seed(5)
+    for p in net.requires_grad_(False).parameters():
+        p.copy_(0.2 * torch.randn(p.shape, generator=generator))
+    return net
+
+
 def region(p: Problem) -> torch.Tensor:
     """A mask for one condition."""
     return torch.tensor([[1.0, 0.0, 0.5]]) if p.name in TOKENS else torch.full((1, *p.model.shape), 0.7)
@@ -328,6 +337,21 @@ CASES = [
         "FK tempered", _fk(tempering=lambda t: (1 - t) ** 2, ess=0.9), _idle_fk(tempering=0.3), "tilted",
         calls=lambda n, m: n * m,
     ),
+    Case(  # 3 + 1 looks at the start, of two steps each
+        "PsiSampler", lambda p: gk.PsiSampler(p.reward, p.alpha, levels=3, flow=2),
+        lambda p: gk.PsiSampler(p.reward, float("inf"), levels=0), "tilted", GAUSSIAN, lambda n, m: n * (m + 8),
+        lambda n, m: 5 * n, lambda m: m + 8, seldom=15,
+    ),
+    Case(
+        "PsiSampler steps", lambda p: gk.PsiSampler(p.reward, p.alpha, "difference", ess=0.5, levels=2, gradient=False),
+        lambda p: gk.PsiSampler(p.reward, float("inf"), "difference", ess=0.5, levels=0), "tilted", ("vp-1d", "edm-1d"),
+        lambda n, m: n * (m + 12), lambda n, m: n * (m + 3), lambda m: m + 12, seldom=15,
+    ),
+    Case(
+        "Amortised", lambda p: gk.Amortised(p.reward, p.alpha, net=bent(p.name)),
+        lambda p: gk.Amortised(p.reward, float("inf"), net=gk.Couplings(p.model.shape).double()), "tilted", GAUSSIAN,
+        calls=lambda n, m: n, seldom=15,
+    ),
     # the last move of a Gaussian process is deterministic, and then there is one child
     Case("SVDD", _svdd(), _idle_svdd(), "tilted", GAUSSIAN, tripled, lambda n, m: 3 * n * (m - 1) + n),
     Case("SVDD tokens", _svdd(), _idle_svdd(), "tilted", TOKENS, tripled, lambda n, m: 3 * n * m),
@@ -383,6 +407,15 @@ CASES = [
     Case(  # where the start is x_0 plus noise, it is scored
         "FKC tilt edm", lambda p: gk.FKC.tilt(p.reward, p.alpha), lambda p: gk.FKC.tilt(p.reward, float("inf")), "own",
         ("edm-1d",), calls=lambda n, m: n * (m + 1),
+    ),
+    Case(
+        "DriftLite cfg", lambda p: gk.DriftLite.cfg(1.7), lambda p: gk.DriftLite.cfg(1.0), "own", GAUSSIAN, both,
+        seldom=10,
+    ),
+    Case(
+        "DriftLite tilt", lambda p: gk.DriftLite.tilt(p.reward, p.alpha),
+        lambda p: gk.DriftLite.tilt(p.reward, float("inf")), "own", ("vp-1d", "flow-2d"), calls=lambda n, m: n * m,
+        seldom=10,
     ),
     Case(
         "BestOfN", lambda p: gk.BestOfN(p.reward, 3), lambda p: gk.BestOfN(p.reward, 1), "own",

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ...engine.card import Card
 from ...engine.guide import Guide, at
-from ...engine.population import Population
-from ...engine.view import Step, View
+from ...engine.view import View
 from ...errors import NetworkError, RewardError
 from ...models.base import Model
 from ...models.networks import kind_of, networks_in
@@ -54,11 +53,11 @@ class Labelled(Guide):
             return guide
         return guide.having(label=[label[g] for g in groups])
 
-    def begin(self, model: Model, population: Population, noise: Tensor, step: Step) -> Tensor:
-        if not isinstance(self.label, int | None) and len(self.label) != len(step.keys):
+    def begin(self, view: View, noise: Tensor) -> Tensor:
+        if not isinstance(self.label, int | None) and len(self.label) != len(view.step.keys):
             name = type(self).__name__
-            raise ValueError(f"{name} has {len(self.label)} labels for {len(step.keys)} conditions: one for each")
-        return population.x
+            raise ValueError(f"{name} has {len(self.label)} labels for {len(view.step.keys)} conditions: one for each")
+        return view.x
 
     def log_probs(self, x: Any, t: float) -> Tensor:
         """log p(y | x_t), float64: of all classes (rows, classes), or of the one that the classifier stands for

@@ -89,12 +89,13 @@ def check_reward(guide: Any, positive: bool = True) -> None:
 
 
 def check_differentiable(guide: Any) -> None:
-    """Raise if the reward is declared not to be differentiable."""
-    name = type(guide).__name__
-    if as_reward(guide.reward).differentiable is False:
+    """Raise if what a look-ahead scores is declared not to be differentiable; a network of its own is."""
+    name, value = type(guide).__name__, getattr(guide, "value", None)
+    reward = guide.reward if value is None else getattr(value, "reward", None)
+    if reward is not None and as_reward(reward).differentiable is False:
         raise ValueError(
-            f"{name} takes the gradient of its reward, and {as_reward(guide.reward).name!r} is not differentiable: "
-            "use FKSteering or SVDD, which need none"
+            f"{name} takes the gradient of its reward, and {as_reward(reward).name!r} is not differentiable: use "
+            "FKSteering or SVDD, which need none, or value=gk.values.proxy(model, reward)"
         )
 
 
