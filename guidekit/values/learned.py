@@ -104,7 +104,7 @@ class Calibration:
             import pandas
         except ImportError as error:
             raise ImportError("to_frame() needs pandas: pip install 'guidekit[report]'") from error
-        return pandas.DataFrame(self.rows, columns=Bin._fields)
+        return pandas.DataFrame(list(self.rows))
 
     def __str__(self) -> str:
         head = (

@@ -48,7 +48,9 @@ class Proxy(Learned):
 
     explained: float = field(default=float("nan"), compare=False)
 
-    sees_prediction = True
+    @property
+    def sees_prediction(self) -> bool:
+        return True
 
     def __call__(self, view: View) -> Tensor:
         idle = not any(m.training for m in self.modules())
