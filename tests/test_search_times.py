@@ -84,7 +84,7 @@ def test_tokens_conditions_and_guides_have_times_too():
         ({"keep": 1}, "keep=1"),
         ({"metric": lambda x: float("nan")}, "the metric of 8 samples is nan"),
     ],
-    ids=str,
+    ids=["steps", "points", "candidates", "keep", "metric"],
 )
 def test_what_has_no_times_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
