@@ -35,7 +35,7 @@ class Population:
     branch        children of each parent that are together in this population, side by side
     shown         the prediction that guides and rewards saw, where it is not that of the target (a tilt is `Apart`);
                   else ()
-    spread        what the network says of the variance of the next step (`Model.told`), if it does
+    spread        what the network says of the variance of the next step (`Model.predicted`), if it does
     """
 
     x: Tensor

@@ -309,6 +309,10 @@ class Drifted:
     def history(self) -> tuple[Tensor, ...]:
         return self.kernel.history
 
+    @property
+    def mean(self) -> Tensor:
+        return self.kernel.mean + self.drift
+
     def push(self, noise: Tensor | None) -> Tensor:
         return self.kernel.push(noise) + self.drift
 

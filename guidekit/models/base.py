@@ -89,7 +89,7 @@ class Model:
         """The prediction at x_t, by one forward pass of the network. cond has one entry per row, or is None."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its network predicts")
 
-    def told(self, x: Tensor, t: float, cond: Encoded) -> tuple[Tensor, Tensor | None]:
+    def predicted(self, x: Tensor, t: float, cond: Encoded) -> tuple[Tensor, Tensor | None]:
         """The prediction, and what the same forward pass says of the variance of the step, where the network does."""
         return self(x, t, cond), None
 

@@ -391,7 +391,7 @@ def rows_of(encoded: Encoded, group: Tensor) -> Encoded:
 def _said(net: Model, x: Tensor, t: float | Mixed, cond: Encoded, parts: int = 1) -> tuple[Tensor, Tensor | None]:
     """The predictions of the rows, so many times over, and what is said of the variance of the step."""
     x = x if parts == 1 else torch.cat([x] * parts)
-    return (net.mixed(x, t * parts, cond), None) if isinstance(t, Mixed) else net.told(x, t, cond)
+    return (net.mixed(x, t * parts, cond), None) if isinstance(t, Mixed) else net.predicted(x, t, cond)
 
 
 def joined(conds: list[Encoded]) -> Encoded:

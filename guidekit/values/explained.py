@@ -20,9 +20,8 @@ from torch import Tensor
 from rewards import as_reward
 
 from ..engine.guide import Guide
-from ..engine.population import Population
 from ..engine.tree import Tree
-from ..engine.view import Step, View
+from ..engine.view import View
 from ..errors import is_count
 from ..models import Model
 from .learned import Look, seen
@@ -69,7 +68,7 @@ class _From(Guide):
 
     x: Tensor
 
-    def begin(self, model: Model, population: Population, noise: Any, step: Step) -> Tensor:
+    def begin(self, view: View, noise: Tensor) -> Tensor:
         return self.x
 
 

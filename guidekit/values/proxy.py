@@ -32,7 +32,6 @@ from ..models.networks import lent, networks_in
 from ..process import Gaussian
 from ..solvers import Solver
 from .learned import Learned, Scaled, call
-from .nets import default
 from .trained import trained
 
 _FEWEST = 50  # samples
@@ -96,6 +95,7 @@ def proxy(
     8
     """
     from ..engine.sample import sample
+    from .nets import default
 
     if not isinstance(model.process, Gaussian):
         raise ValueError(

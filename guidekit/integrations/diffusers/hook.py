@@ -46,6 +46,9 @@ class _Live(DiffusersModel):
             )
         return self.prediction
 
+    def predicted(self, x: Tensor, t: float, cond: Encoded) -> tuple[Tensor, None]:
+        return self(x, t, cond), None
+
     def encode_all(self, conds: Any) -> Encoded:
         return None
 

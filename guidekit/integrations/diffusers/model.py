@@ -37,9 +37,9 @@ class DiffusersModel(Model):
         self.solver, self._null = Scheduler(grids.name, grids.noisy, grids.spreads), null
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
-        return self.told(x, t, cond)[0]
+        return self.predicted(x, t, cond)[0]
 
-    def told(self, x: Tensor, t: float, cond: Encoded) -> tuple[Tensor, Tensor | None]:
+    def predicted(self, x: Tensor, t: float, cond: Encoded) -> tuple[Tensor, Tensor | None]:
         seen, timestep = self.process.grids.seen(x, t)
         if not self.process.grids.spreads:
             return self.process.clean_of(self._forward(seen, timestep, cond, self.shape), x, t), None
