@@ -289,7 +289,7 @@ class Spreading(gk.process.Gaussian):
 
 
 class Telling(gk.analytic.GaussianMixture):
-    def told(self, x: torch.Tensor, t: float, cond: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def predicted(self, x: torch.Tensor, t: float, cond: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return self(x, t, cond), x.sin()
 
 
