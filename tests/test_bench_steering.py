@@ -156,6 +156,7 @@ def test_what_is_possible_at_a_divergence_is_that_of_a_tilted_gaussian():
     kl = steering.divergence("best of N", 4, 1.0)
     assert kl == pytest.approx(math.log(4) - 0.75) and study.possible(kl) == pytest.approx(math.sqrt(2 * kl), abs=0.01)
     assert study.gained(1.02938, kl) == pytest.approx(1.02938 / math.sqrt(2 * kl), abs=0.01)
+    assert steering.divergence("best of N, second order", 4, 1.0) == kl
     assert steering.divergence("FK steering", 4, 1.5) == 1.5 and steering.divergence("SVDD", 4, 1.5) is None
     assert math.isnan(study.possible(7.0))  # more than 4,000 samples can tell
 
@@ -173,6 +174,21 @@ def test_ahead_of_best_of_n_is_as_much_reward_without_a_loss():
     assert told == {"good": (True, True, True)} | short
     found["tasks"]["a"]["better"] = "higher"
     assert [r["natural"] for r in steering.ahead(found) if r["method"] == "odd"] == [True]
+    better, close = {"method": "best of N, second order", "size": 16, "held_out": 2.5}, {"held_out": 2.4, "size": 2}
+    found["rows"] += [usual | better, usual | close | {"method": "good, second order"}]
+    told = {r["method"]: r["reached"] for r in steering.ahead(found)}
+    assert told["good"] and not told["good, second order"]  # each is compared with the best of N of its own solver
+
+
+def test_the_network_of_start_noise_is_trained_once_for_all_seeds_and_its_rows_are_not_counted(toys, monkeypatch):
+    made, trained = steering.search.amortise, []
+    monkeypatch.setattr(
+        steering.search, "amortise", lambda *given, **more: (trained.append(given), made(*given, **more))[1]
+    )
+    bench = steering.Bench(toys / "out", ("numbers",), ("amortised",), 6, 4, (3,), (), (0, 1), 0.5, 64)
+    found = bench.run()["runs"]
+    assert len(trained) == 1 and trained[0][2] == bench.studies["numbers"].task.alpha
+    assert [run["rows"] for run in found] == [12.0, 12.0]  # three particles, four steps
 
 
 def test_the_picture_shows_what_the_table_has(tmp_path, monkeypatch):

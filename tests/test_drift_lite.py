@@ -127,6 +127,25 @@ def test_the_rate_of_every_field_has_the_mean_zero_under_the_path(field: str):
     assert abs(mean) < 4.5 * error and error < 0.05 * (w * (h - mean).square()).sum().sqrt()
 
 
+def test_a_reward_with_attention_is_differentiated_twice():
+    """Of two tokens with equal keys attention is the mean of their values: the reward is x_1 + x_2."""
+    base = mixture(([1.0], [[0.4, -0.3]], [0.8]), "cosine")
+
+    def looked(x):
+        v = x[:, None, :, None]
+        return torch.nn.functional.scaled_dot_product_attention(0 * v, 0 * v, v).sum((1, 2, 3))
+
+    results = [
+        gk.sample(base, 20, steps=6, guides=[gk.DriftLite.tilt(r, 1.0, basis=("reward",))]) for r in (looked, total)
+    ]
+    assert torch.allclose(results[0].log_weights, results[1].log_weights, atol=1e-5)
+    assert torch.allclose(results[0].x, results[1].x, atol=1e-5)
+
+
+def total(x):
+    return x.sum(1)
+
+
 def test_what_is_wrong_is_said_before_the_network_is_called():
     with pytest.raises(ValueError, match=r"here there is state, score$"):
         gk.DriftLite.anneal(2.0, basis=("reward",))

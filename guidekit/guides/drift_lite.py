@@ -30,11 +30,13 @@ particles are noise. The paper's other variant, which controls an energy (ECG), 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import random
 from ..engine.card import Paper
@@ -230,11 +232,13 @@ class Controlled(Corrector):
         """r(x_t), 0 where it is unknown; its gradient; and the same with its graph, and the state that it starts at."""
 
         def make() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            with torch.enable_grad():
+            twice = "reward" in self.fields
+            plain = sdpa_kernel(SDPBackend.MATH) if twice else nullcontext()  # others have no second derivative
+            with torch.enable_grad(), plain:
                 x = view.x.detach().requires_grad_()
                 r = view.scorer(self.reward, view.decode(x), view.group)
                 known = r.isfinite()
-                slope = _gradient(torch.where(known, r, 0.0), x, "reward" in self.fields)
+                slope = _gradient(torch.where(known, r, 0.0), x, twice)
                 slope = torch.where(known.view(-1, *[1] * (x.dim() - 1)), slope, 0.0)
             return torch.where(known, r.detach(), 0.0), slope.detach(), slope, x
 

@@ -26,7 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
@@ -46,6 +46,7 @@ from ..engine.strength import strength_of
 from ..models.base import Model
 from ..process import Masked
 from ..search.refine import evolve, refine
+from ..solvers import DDIM, SDEDPMpp
 from .names import import_object, is_reference
 from .specs import ConfigError, find
 
@@ -55,6 +56,7 @@ BATCH = 256  # rows of a forward
 PILOT = 10_000  # seed of the pilot runs
 SLACK = 1.2  # times its rows that a method may take where the rows of a sample are random
 LOSS = 0.1  # of the diversity, that a method may lose against best-of-N
+BEST = ("best of N", "best of N, second order")  # the latter beside methods with the same solver
 NUMBERS = ("reward", "held_out", "natural", "diversity", "unique", "ess", "of_possible", "rows", "calls", "seconds")
 
 
@@ -168,6 +170,23 @@ def moved(model: Model, task: Task, q: Quota) -> Result:
     return replace(found, cost=found.cost + first.cost)
 
 
+def from_tilted_noise(model: Model, task: Task, q: Quota) -> Result:
+    """One particle for each sample, from noise that Metropolis moves have tilted, by a deterministic solver."""
+    flow = min(4, q.steps)
+    levels = q.times(flow / q.steps, 1, first=(1 + flow / q.steps, 2))
+    return q.draw(model, [g.PsiSampler(task.reward, task.alpha, levels=levels, flow=flow)], solver=DDIM())
+
+
+def from_learned_noise(model: Model, task: Task, q: Quota) -> Result:
+    """Particles from noise that a network has learned for the task. Its training is not counted."""
+    return q.draw(model, [_learned(model, task)], particles=q.times(1, 1), solver=DDIM())
+
+
+@lru_cache(maxsize=8)
+def _learned(model: Model, task: Task) -> Guide:
+    return search.amortise(model, task.reward, task.alpha, flow=2, train=60, rows=32, lr=0.03)
+
+
 def grown(model: Model, task: Task, q: Quota) -> Result:
     """Diffusion tree sampling, as far as the quota goes."""
     at_once = max(1, min(q.n, 8))
@@ -234,6 +253,9 @@ def _goal(task: Task, first: Result) -> float:
 METHODS: dict[str, Method] = {
     "unguided": lambda model, task, q: [],
     "best of N": lambda model, task, q: [g.BestOfN(task.reward, q.size)],
+    "best of N, second order": lambda model, task, q: q.draw(
+        model, [g.BestOfN(task.reward, q.size)], solver=SDEDPMpp(order=2)
+    ),
     "CFG": at_its_condition,
     "FK steering": lambda model, task, q: q.draw(
         model, [g.FKSteering(task.reward, task.alpha)], particles=q.times(1, q.steps)
@@ -249,12 +271,20 @@ METHODS: dict[str, Method] = {
     "DAS": lambda model, task, q: q.draw(
         model, [g.DAS(task.reward, task.alpha)], particles=q.times(1, q.steps + 1)
     ),
+    "DAS, second order": lambda model, task, q: q.draw(
+        model, [g.DAS(task.reward, task.alpha)], particles=q.times(1, q.steps + 1), solver=SDEDPMpp(order=2)
+    ),
     "TDS": lambda model, task, q: q.draw(
         model, [g.TDS(task.reward, task.alpha)], particles=q.times(1, q.steps + 1)
+    ),
+    "DriftLite": lambda model, task, q: q.draw(
+        model, [g.DriftLite.tilt(task.reward, task.alpha)], particles=q.times(1, q.steps + 1)
     ),
     "Taylor SMC": lambda model, task, q: q.draw(
         model, [g.TaylorSMC(task.reward, task.alpha)], particles=q.times(1, q.steps + 1)
     ),
+    "psi-sampler": from_tilted_noise,
+    "amortised": from_learned_noise,
     "refine": refined,
     "informed": moved,
     "tree": grown,
@@ -264,12 +294,15 @@ METHODS: dict[str, Method] = {
 }  # fmt: skip
 
 # The KL divergence to the model of what a method samples, where it is known.
-TILTED = ("FK steering", "SVDD, weighted", "DAS", "TDS", "Taylor SMC", "informed", "tree")
+TILTED = (
+    "FK steering", "SVDD, weighted", "DAS", "DAS, second order", "TDS", "DriftLite", "Taylor SMC", "psi-sampler",
+    "amortised", "informed", "tree",
+)  # fmt: skip
 
 
 def divergence(method: str, size: int, kl: float) -> float | None:
     """KL(q || p) in nats: that of best-of-N, log N - (N - 1)/N, and that of the tilted distribution; otherwise None."""
-    if method == "best of N":
+    if method in BEST:
         return math.log(size) - (size - 1) / size
     return kl if method in TILTED else None
 
@@ -490,13 +523,13 @@ class Bench:
                 for task in self.tasks:
                     for method in self.methods:
                         for size in self.sizes(method, by, sizes):
-                            yield task, method, "rows" if method in ("unguided", "best of N") else by, size, seed
+                            yield task, method, "rows" if method in ("unguided", *BEST) else by, size, seed
 
     def sizes(self, method: str, by: str, sizes: Sequence[int]) -> list[int]:
         """The quotas of a method. A best of 1 is the unguided run."""
         if method == "unguided":
             return [1]
-        if method == "best of N":
+        if method in BEST:
             every = {*sizes, *(AHEAD * size for size in sizes)} if by == "rows" else set(sizes)
             return sorted(every - {1})
         return list(sizes)
@@ -625,13 +658,13 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def ahead(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Each method beside the best of N with `AHEAD` times its rows: whether its held-out reward is as high, its
     samples are as natural (up to the standard deviation over seeds of best-of-N), and their diversity is at most a
-    tenth less."""
+    tenth less. Best-of-N has the same solver."""
     by_rows = [row for row in found["rows"] if row["by"] == "rows" and "failed" not in row]
-    best = {(row["task"], row["size"]): row for row in by_rows if row["method"] == "best of N"}
+    best = {(row["task"], row["size"], row["method"]): row for row in by_rows if row["method"] in BEST}
     compared = []
     for row in by_rows:
-        other = best.get((row["task"], AHEAD * row["size"]))
-        if other is None or row["method"] in ("unguided", "best of N", "CFG"):
+        other = best.get((row["task"], AHEAD * row["size"], BEST[row["method"].endswith("second order")]))
+        if other is None or row["method"] in ("unguided", *BEST, "CFG"):
             continue
         sign = 1 if found["tasks"][row["task"]]["better"] == "higher" else -1
         row, other = (_known(r) for r in (row, other))
@@ -676,8 +709,8 @@ def _of_table(found: dict[str, Any], task: str, by: str) -> list[dict[str, Any]]
         row
         for row in own
         if row["method"] == "unguided"
-        or (row["by"] == by and row["method"] != "best of N")
-        or (row["method"] == "best of N" and row["size"] in (sizes if by == "calls" else _of_rows(sizes)))
+        or (row["by"] == by and row["method"] not in BEST)
+        or (row["method"] in BEST and row["size"] in (sizes if by == "calls" else _of_rows(sizes)))
     ]
 
 
@@ -686,8 +719,8 @@ def _of_rows(sizes: Sequence[int]) -> set[int]:
 
 
 def _cells(row: dict[str, Any], judged: bool) -> list[str]:
-    of = {"best of N": f"best of {row['size']}", "unguided": "unguided", "CFG": "CFG"}
-    name = of.get(row["method"], f"{row['method']}, {row['size']}")
+    name = row["method"] if row["method"] in ("unguided", "CFG") else f"{row['method']}, {row['size']}"
+    name = name if row["method"] not in BEST else row["method"].replace("N", str(row["size"]))
     kept = [k for k in NUMBERS if k != "held_out" or judged]
     return [name, *(_cell(row, k) for k in kept)]
 
@@ -734,7 +767,7 @@ def draw(found: dict[str, Any], task: str, file: Path) -> None:
         for name in colours:
             own = sorted((row for row in _of_table(found, task, by) if row["method"] == name), key=lambda r: r[by])
             own = [row for row in own if row[by] and row["held_out"] is not None]
-            line = "-" if name == "best of N" else ":"
+            line = "-" if name in BEST else ":"
             panel.errorbar(
                 [row[by] for row in own], [row["held_out"] for row in own],
                 [row["held_out_sd"] or 0.0 for row in own], label=name if own else None,
