@@ -155,10 +155,10 @@ def test_a_bundled_value_steers_and_costs_one_row_a_particle(name: str):
 
     task, model = TASKS[name], zoo.load(zoo.card(name)["model"])
     reward = task.reward()
-    n = 128 if name == "molecules-value" else 48  # LogP moves by less than it varies
-    plain = gk.sample(model, n, steps=20, reward=reward)
-    steered = gk.sample(model, n, steps=20, guides=[gk.SVDD(reward, candidates=6, value=zoo.value(name))])
-    assert steered.cost.network_rows == n * 20
+    n, steps = (16, 8) if name == "dna-value" else (48, 20)  # LogP moves by less than it varies
+    plain = gk.sample(model, n, steps=steps, reward=reward)
+    steered = gk.sample(model, n, steps=steps, guides=[gk.SVDD(reward, candidates=3, value=zoo.value(name))])
+    assert steered.cost.network_rows == n * steps
     assert (
         reward(steered.samples).nanmean() > plain.rewards.nanmean() + 0.3 * plain.rewards[~plain.rewards.isnan()].std()
     )
@@ -166,24 +166,22 @@ def test_a_bundled_value_steers_and_costs_one_row_a_particle(name: str):
         zoo.network(name)
 
 
-LEAST = {  # explained variance on new rollouts, well below what the cards say of more of them
-    "dna-value": {0.1: 0.03},
-    "molecules-value": {0.75: 0.15, 0.5: 0.25, 0.25: 0.25},
-}
+LEAST = {"dna-value": 0.25, "molecules-value": 0.5}  # explained at t = .25, well below what more rollouts say
 
 
-@pytest.mark.parametrize("name", LEAST)
+@pytest.mark.parametrize("name", [pytest.param("dna-value", marks=pytest.mark.slow), "molecules-value"])
 def test_a_bundled_value_predicts_the_rewards_of_new_rollouts(name: str):
     from guidekit.zoo.values import explained
 
-    found = explained(name, 100, seed=11)
-    assert all(found[t] > least for t, least in LEAST[name].items()), found
+    (row,) = explained(name, 60, seed=11, times=[0.25])
+    assert row.t == pytest.approx(0.25)
+    assert LEAST[name] < row.explained[0] < row.possible + 0.25  # four standard errors, of the two together
 
 
 def test_a_value_that_predicts_nothing_is_not_written(tmp_path: Path, monkeypatch):
     from guidekit.zoo import values
 
-    task = replace(values.TASKS["molecules-value"], reward=lambda: _same, rollouts=20, groups=1, steps=2)
+    task = replace(values.TASKS["molecules-value"], reward=lambda: _same, rollouts=20, steps=2)
     monkeypatch.setitem(values.TASKS, "molecules-value", task)
     message = "no better than a constant"
     with pytest.warns(UserWarning, match=message), pytest.raises(RuntimeError, match=message):

@@ -2,8 +2,9 @@
 
     python -m guidekit.zoo.values dna-value
 
-draws rollouts of the model, trains the soft value alpha log E[exp(r/alpha) | x_t] of one reward (`gk.values.fit`), and
-writes the weights with their card, unless the value is no better than a constant. It resumes from --folder if it was
+draws rollouts of the model, fits the soft value alpha log E[exp(r/alpha) | x_t] of one reward (`gk.values.fit`), and
+writes the weights with their card, unless the value is no better than a constant. Of tokens it is the mean reward of a
+few completions, corrected at each time; of images a network. It resumes from --folder if it was
 interrupted. `python -m guidekit.zoo.evaluate dna-value --n 400` measures it on new rollouts, and steers by it.
 """
 
@@ -25,9 +26,8 @@ from ..engine.sample import sample
 from ..guides import SVDD, BestOfN
 from ..models import Model
 from ..models.base import stack
-from ..models.evaluations import rows_of
-from ..process import Masked, Uniform
-from ..values.learned import Scaled, call
+from ..process import Masked
+from ..values.learned import Correction, Scaled
 from . import WEIGHTS, card, load, network, written
 from .data import CLASSES
 
@@ -36,8 +36,8 @@ from .data import CLASSES
 class Task:
     """The model, the reward with its description for the card, another to judge by, and how the value is fitted.
 
-    Rollouts are drawn in groups of equal size, each from a seed of its own. A value that is `linear` is the linear path
-    of tokens alone.
+    A value with `completions` is that of so many, by what the network said of the parent, corrected; a `linear` one has
+    the linear path of tokens besides.
     """
 
     model: str
@@ -47,10 +47,17 @@ class Task:
     judged: str
     alpha: float
     rollouts: int = 2000
-    groups: int = 1
     steps: int = 40
+    completions: int = 0
     linear: bool = False
     fit: dict[str, Any] = field(default_factory=lambda: {"epochs": 60})
+
+    @property
+    def looks(self) -> tuple[values.Value, ...]:
+        """The look-aheads that the value corrects."""
+        if not self.completions:
+            return ()
+        return (values.Rollout(self.reward(), k=self.completions, alpha=self.alpha, shared=True, parent=True),)
 
 
 def _cell(oracle: str = "dna-oracle") -> Any:
@@ -74,8 +81,7 @@ def _bag(name: str = "fashion-classifier") -> Any:
 TASKS = {
     "dna-value": Task(
         "dna", _cell, "rewards.dna.CellType('HepG2'), log-odds by dna-oracle", partial(_cell, "dna-judge"),
-        "the same by dna-judge", 4, 3000, 3, 20, True,
-        {"per_rollout": 10, "epochs": 12, "patience": 3, "decay": 0.1},
+        "the same by dna-judge", 4, 512, 20, 8, False, {"per_rollout": 4, "epochs": 0},
     ),
     "fashion-value": Task(
         "fashion", _bag, "log-probability of a bag by fashion-classifier", partial(_bag, "fashion-judge"),
@@ -83,20 +89,29 @@ TASKS = {
     ),
     "molecules-value": Task(
         "molecules", partial(_molecule, "LogP"), "rewards.molecules.LogP()", partial(_molecule, "QED"), "QED",
-        1, 5000, 4, 20, True, {"per_rollout": 20, "epochs": 20, "patience": 3, "lr": 1e-2, "decay": 0.01},
+        1, 1000, 20, 8, True, {"per_rollout": 8, "epochs": 20, "patience": 3, "lr": 1e-2},
     ),
 }  # fmt: skip
 
 
 def blank(name: str, model: Model) -> Scaled:
     """The network of a value without a condition, untrained."""
-    from ..values.nets import Words, default
+    from ..values.nets import Nothing, default
 
-    if TASKS[name].linear:
-        assert isinstance(model.process, (Masked, Uniform))
-        return Scaled(Words(model.process.states, model.shape[0]))
+    if TASKS[name].completions:
+        return Scaled(inner(name, model) or Nothing(), path=Correction(1))
     dtype = model.dtype if model.dtype.is_floating_point else torch.float32
     return Scaled(default(model, torch.zeros(2, *model.shape, dtype=dtype), stack([model.encode(None)])))
+
+
+def inner(name: str, model: Model) -> nn.Module | None:
+    """The network beside the completions, untrained."""
+    if not TASKS[name].linear:
+        return None
+    from ..values.nets import Words
+
+    assert isinstance(model.process, Masked)
+    return Words(model.process.states, model.shape[0])
 
 
 def load_value(name: str, device: torch.device | str | None = None) -> values.Learned:
@@ -108,17 +123,16 @@ def load_value(name: str, device: torch.device | str | None = None) -> values.Le
         raise ValueError(f"zoo: {name!r} is a {own['kind']}, and no value")
     net = blank(name, load(own["model"]))
     net.load_state_dict(state(name))
-    return values.Learned(net.eval().requires_grad_(False).to(device or "cpu"))
+    return values.Learned(net.eval().requires_grad_(False).to(device or "cpu"), looks=TASKS[name].looks)
 
 
 def train(name: str, folder: Path, weights: Path = WEIGHTS, progress: bool = True) -> None:
     """Fit a value and write it with its card; one that is no better than a constant is not written."""
     task, began = TASKS[name], time.perf_counter()
     model = load(task.model)
-    net = blank(name, model).net if task.linear else None  # from the best constant on, which fit finds
     value = values.fit(
-        model, task.reward(), net, alpha=task.alpha, rollouts=task.rollouts // task.groups, steps=task.steps,
-        cond=[None] * task.groups, batch_size=256, folder=folder / name, progress=progress, **task.fit,
+        model, task.reward(), inner(name, model), alpha=task.alpha, rollouts=task.rollouts, steps=task.steps,
+        batch_size=256, looks=task.looks, folder=folder / name, progress=progress, **task.fit,
     )  # fmt: skip
     found = value.calibration
     assert isinstance(value.net, nn.Module) and found is not None
@@ -144,32 +158,23 @@ def train(name: str, folder: Path, weights: Path = WEIGHTS, progress: bool = Tru
     written(name, value.net, about, weights)
 
 
-def explained(name: str, n: int, seed: int = 1) -> dict[float, float]:
-    """The explained variance 1 - Var(r - V)/Var(r) at each time, over n rollouts that the value was not fitted to."""
-    task, value = TASKS[name], load_value(name)
-    model, states = load(task.model), {}
-    result = sample(
-        model, n, steps=task.steps, seed=seed, batch_size=256, reward=task.reward(),
-        callbacks=[lambda pop, step: states.update({step.t: pop.x})],
-    )  # fmt: skip
-    cond = rows_of(stack([model.encode(None)]), torch.zeros(n, dtype=torch.long))
-    assert result.rewards is not None
-    found, scored = {}, result.rewards.isfinite()
-    r = result.rewards[scored]
-    for t, x in list(states.items())[:-1]:
-        v = call(value.net, x, torch.full((n,), t), cond)[scored]
-        found[round(t, 3)] = float(1 - (r - v).var() / r.var())
-    return found
+def explained(name: str, n: int, seed: int = 1, **options: Any) -> tuple[values.Explained, ...]:
+    """What the value explains of the reward at each time, and what can be explained, over n new rollouts; `options` as
+    in `gk.values.explained`."""
+    task, model = TASKS[name], load(TASKS[name].model)
+    return values.explained(
+        model, task.reward(), load_value(name), n=n, steps=task.steps, batch_size=256, seed=seed, **options
+    )
 
 
 def measured(name: str, n: int) -> dict[str, Any]:
     """Figures for the card: explained variance on fresh rollouts, and what SVDD reaches with the value and without."""
     task, value = TASKS[name], load_value(name)
     reward, judge, few = task.reward(), task.judge(), max(8, n // 8)
-    curve = explained(name, n)
     found: dict[str, Any] = {
-        f"explained variance at t = {t} on {n} new rollouts": round(curve[t], 3)
-        for t in (0.9, 0.75, 0.5, 0.25, 0.1) if t in curve
+        f"explained variance at t = {row.t:.3g} on {n} new rollouts, and the most that is possible": [
+            round(row.explained[0], 3), round(row.possible, 3)
+        ] for row in explained(name, n)
     }  # fmt: skip
     learned = SVDD(reward, candidates=4, value=value)
     for words, guides in {
