@@ -394,6 +394,8 @@ MUTANTS = [
     ("an entropy of the wrong width", "search/active.py", ".square() / (2 * noise**2)", ".square() / (2 * noise)", "tests/test_measuring_on.py::test_the_entropy_is_that_of_the_formula_under_weights"),
     ("frames that start from unweighted samples", "search/sequential.py", "result.resample(seed) if weighed else result", "result", "tests/test_measuring_on.py::test_frames_follow_a_transition_and_weights_are_resampled"),
     ("a seed of its own", "jobs/measuring.py", "first.simulate(truth, config.seed)", "first.simulate(truth)", "tests/test_reconstruct.py::test_pictures_are_measured_with_the_noise_of_the_seed_and_compared_with"),
+    ("the best of N of another solver", "jobs/steering.py", 'BEST[row["method"].endswith("second order")]', "BEST[0]", "tests/test_bench_steering.py::test_ahead_of_best_of_n_is_as_much_reward_without_a_loss"),
+    ("attention that has no second derivative", "guides/drift_lite.py", "sdpa_kernel(SDPBackend.MATH) if twice", "nullcontext() if twice", "tests/test_drift_lite.py::test_a_reward_with_attention_is_differentiated_twice"),
     ("ranks without a place for the truth", "search/coverage.py", "v * (1 + equal)", "v * equal", "tests/test_measurement_coverage.py::test_ranks_count_weights_and_put_equal_values_in_random_order"),
     ("a drift that the network does not see", "models/drifting.py", "self._share(s) * y[rows]", "0 * y[rows]", "tests/test_drifting.py"),
     ("a stationary variance of twice the size", "solvers/drifts.py", "torch.expm1(-2 * theta)", "torch.expm1(-theta)", "tests/test_drifting.py"),

@@ -155,7 +155,7 @@ def test_a_bundled_value_steers_and_costs_one_row_a_particle(name: str):
 
     task, model = TASKS[name], zoo.load(zoo.card(name)["model"])
     reward = task.reward()
-    n, steps = (16, 8) if name == "dna-value" else (48, 20)  # LogP moves by less than it varies
+    n, steps = (12, 8) if name == "dna-value" else (48, 20)  # LogP moves by less than it varies
     plain = gk.sample(model, n, steps=steps, reward=reward)
     steered = gk.sample(model, n, steps=steps, guides=[gk.SVDD(reward, candidates=3, value=zoo.value(name))])
     assert steered.cost.network_rows == n * steps
