@@ -422,7 +422,19 @@ MUTANTS = [
 
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "scipy.stats", "pytest"])  # imported once, and not for every mutant
+# imported once, and not for every mutant
+SERVER.set_forkserver_preload(
+    ["torch", "scipy.stats", "hypothesis", "pytest", "rdkit.Chem", "pytorch_lightning", "diffusers"]
+)
+PLAIN = [
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:xdist",
+    "-p",
+    "no:hypothesispytest",
+    "--assert=plain",
+]  # whatever takes time
 
 
 def _tested(folder: Path, *options: str) -> None:
@@ -442,7 +454,7 @@ def _tested(folder: Path, *options: str) -> None:
 
 
 def passes(folder: Path, which: str, among: str = "not gpu") -> bool:
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", among, f"--rootdir={folder}", which]
+    options = ["-x", "-q", *PLAIN, "-m", among, f"--rootdir={folder}", which]
     process = SERVER.Process(target=_tested, args=(folder, *options))
     process.start()
     process.join()

@@ -184,7 +184,7 @@ def _check_scales(guide: Guide) -> None:
 def check_result(result: Result, n: int, judge: Any, branched: bool) -> None:
     """Errors and warnings about the samples as a whole: an error where nothing is left of any condition."""
     lost = [] if result.rewards is None else _groups(result, result.rewards.isnan())
-    weightless = [g for g in _groups(result, result.log_weights == -torch.inf) if g not in lost]
+    weightless = sorted({*_groups(result, result.log_weights == -torch.inf)} - {*lost})
     told = []
     if lost:
         name = "?" if judge is None else as_reward(judge).name
@@ -199,12 +199,14 @@ def check_result(result: Result, n: int, judge: Any, branched: bool) -> None:
     if single:
         warnings.warn(f"{single} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=6)
     if n > 4:
-        _warn_of_collapse(result, n, branched, [g for g in range(result.groups) if g not in (*lost, *weightless)])
+        _warn_of_collapse(result, n, branched, sorted({*range(result.groups)} - {*lost, *weightless}))
 
 
 def _groups(result: Result, marked: Tensor) -> list[int]:
     """The groups of which every row is marked."""
-    return [g for g in range(result.groups) if bool(marked[result.group == g].all())]
+    spared = torch.zeros(result.groups, dtype=torch.bool, device=marked.device)
+    spared[result.group[~marked]] = True
+    return (~spared).nonzero()[:, 0].tolist()
 
 
 def _named(groups: Sequence[int]) -> str:
