@@ -18,8 +18,9 @@ of order 2, on steps that are even in sigma/alpha; there the term takes out an e
 
 The first step and the last one, to sigma = 0, are those of the solver.
 
-Reference: Yu, Luo, Wang and Zhao (2025), https://arxiv.org/abs/2506.13058. The formula for e is the paper's, where tau
-is any step before; that it is the last one before, and how c_t grows, is chosen here.
+Reference: Yu, Luo, Wang and Zhao (2025), https://arxiv.org/abs/2506.13058. The formula for e is the paper's as a
+summary of it gives it, where tau is any step before and no c_t is named; that tau is the last one before, and how c_t
+grows, is chosen here.
 """
 
 from __future__ import annotations
