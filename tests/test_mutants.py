@@ -313,6 +313,8 @@ MUTANTS = [
     ("a noise in the place of the one before", "solvers/usf.py", "(0.0, 0.0, 0.0, 0.0, 1.0))", "(0.0, 0.0, 0.0, 1.0))", "tests/test_solver_statistics.py::test_usf_changes_between_clean_means_and_noises_as_it_is_told"),
     ("a Jacobian of half of the probe", "solvers/dpm_v3.py", "/ v.square().sum()", "/ (2 * v.square().sum())", "tests/test_solver_statistics.py::test_the_statistics_of_a_gaussian_are_those_of_the_formula"),
     ("ratios that lead away", "solvers/dc_solver.py", "best = min(_FIRST, key", "best = max(_FIRST, key", "tests/test_solver_statistics.py::test_fitted_ratios_make_unipc_more_accurate_on_other_noises_than_those_of_the_fit"),
+    ("noise moved back to the step before", "solvers/dual_fast.py", "more = c *", "more = -c *", TABLES + "::test_dualfast_replaces_the_noise_in_the_first_order_term_of_dpm_solver"),
+    ("a last step of the reference in six parts", "solvers/fitting.py", "LAST = 12", "LAST = 6", "tests/test_solver_fit.py::test_the_reference_of_many_steps_is_the_flow_down_to_data"),
     ("extrapolated data and kept noise", "solvers/ucgm.py", "-self.kappa * left)", "0.0 * left)", TABLES + "::test_on_a_flow_ucgm_is_its_published_step"),
     ("the error of a fit with half of a term", "solvers/fit.py", "- 2 * (c * rhs).sum(1)", "- (c * rhs).sum(1)", "tests/test_solver_fit.py::test_the_error_that_is_said_is_that_of_the_run"),
     ("noise made longer", "guides/epsilon_scaling.py", "(1 - 1 / at(self.scale, view.t))", "(1 - at(self.scale, view.t))", "tests/test_epsilon_scaling.py"),

@@ -19,6 +19,7 @@ from .ddim import DDIM, DDPM
 from .deis import DEIS
 from .dpm_v3 import DPMv3, Statistics, statistics
 from .dpmpp import DPMpp, SDEDPMpp
+from .dual_fast import DualFast
 from .er_sde import ERSDE
 from .exp_heun import ExponentialHeun
 from .first_hitting import FirstHitting
@@ -68,6 +69,7 @@ __all__ = [
     "DCSolver",
     "DPMpp",
     "DPMv3",
+    "DualFast",
     "Entropy",
     "Euler",
     "ExponentialHeun",
