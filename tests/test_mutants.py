@@ -401,6 +401,8 @@ MUTANTS = [
     ("every rank asks the whole batch", "search/design/loop.py", "Scorer(self.own, self.model.device, world=self.world)", "Scorer(self.own, self.model.device)", "tests/test_world.py::test_bits_callbacks_checkpoints_and_errors"),
     ("compiled for each number of tokens", "models/compiled.py", "torch._dynamo.maybe_mark_dynamic(v, 0)", "pass", "tests/test_compile.py::test_a_network_is_compiled_once_for_the_whole_grid_and_for_later_runs[masked-CFG and FK]"),
     ("the compiler stays after the run", "models/compiled.py", "_compiler.reset(before)", "pass", "tests/test_compile.py::test_nothing_else_is_compiled_after_a_run_that_is_however_it_ends"),
+    ("a mask that is copied in every step", "engine/checks.py", "_there(guide.beside(found, model), model.device)", "guide.beside(found, model)", "tests/test_gpu.py::test_every_guide_gives_the_same_on_host_and_device[Regions-vp-1d-pretended]"),
+    ("the host reads how much is kept", "guides/keep.py", "where.sum(dtype=torch.float64)", "int(where.sum())", "tests/test_gpu.py::test_every_guide_gives_the_same_on_host_and_device[Keep-vp-1d-pretended]"),
     ("rewards before the next forward", "engine/run.py", "if not self.overlaps or self.acts[index].grad", "if True", "tests/test_no_waiting.py::test_the_network_is_asked_for_the_next_rows_before_rewards_of_these[FKSteering]"),
     ("the cost of one rank for that of all", "search/core.py", "own = run.world.cost(run.cost)", "own = run.cost", "tests/test_world.py::test_bits_callbacks_checkpoints_and_errors"),
     ("islands that meet always but then", "engine/islands.py", "step.index % self.every == 0", "step.index % self.every != 0", "tests/test_islands.py::test_nobody_leaves_an_island_between_two_meetings"),
