@@ -85,7 +85,13 @@ def bound(guides: Iterable[Any], model: Model) -> tuple[Guide, ...]:
             raise TypeError(f"guides holds {guide!r}, which is not a Guide; a list like [gk.CFG(3.)] is needed")
         guide.card.refuse(type(guide).__name__, model.process)
     found = tuple(guide.bind(model) for guide in listed)
-    return tuple(guide.beside(found, model) for guide in found)
+    return tuple(_there(guide.beside(found, model), model.device) for guide in found)
+
+
+def _there(guide: Guide, device: torch.device) -> Guide:
+    """The guide with its tensors on the device of the model, to which every step would have to copy them."""
+    far = {k: v for k, v in vars(guide).items() if isinstance(v, Tensor) and v.device != device}
+    return guide.having(**{k: v.to(device) for k, v in far.items()})
 
 
 def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, steps: int) -> None:

@@ -199,7 +199,7 @@ class MixtureKernel:
     def push(self, noise: Tensor) -> Tensor:
         u = torch.special.ndtr(noise[:, -1].double())
         k = _component(self.rho, u)
-        return self.means[torch.arange(len(k)), k] + self.var[k].sqrt()[:, None] * noise[:, :-1]
+        return self.means[torch.arange(len(k), device=k.device), k] + self.var[k].sqrt()[:, None] * noise[:, :-1]
 
     def log_prob(self, x: Tensor) -> Tensor:
         d, square = x.shape[-1], (x[:, None] - self.means).square().sum(-1)

@@ -216,7 +216,9 @@ class Masked(_Tokens):
     def hidden(self, t: float | Tensor, x: Tensor) -> Tensor:
         """Probability that a position is masked at t, of shape () or (length,); of each row at its own t (rows, 1)."""
         if not self.places:
-            return torch.as_tensor(t, dtype=torch.float64, device=x.device)
+            if isinstance(t, Tensor):
+                return t.to(x.device, torch.float64)
+            return torch.full((), t, dtype=torch.float64, device=x.device)
         later = torch.arange(self.places - 1, -1, -1, dtype=torch.float64, device=x.device)
         return (self.places * t - later).clamp(0, 1)
 
@@ -240,7 +242,7 @@ class Masked(_Tokens):
         if not again:
             return self._unmasking(x, self.stays(x, move), prediction)
         stay = (move.s - again * (1 - move.t)) / move.t  # so many more are revealed as tokens are masked
-        kept = self._masking(x, torch.tensor(1 - again, dtype=torch.float64, device=x.device))
+        kept = self._masking(x, torch.full((), 1 - again, dtype=torch.float64, device=x.device))
         return replace(
             kept, hide=torch.where(x == self.V, stay if stay > 1e-15 else 0.0, kept.hide), prediction=prediction
         )

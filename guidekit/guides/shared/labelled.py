@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...engine.card import Card
-from ...engine.guide import Guide, at
+from ...engine.guide import Guide, at, numbers
 from ...engine.view import View
 from ...errors import NetworkError, RewardError
 from ...models.base import Model
@@ -82,7 +82,9 @@ class Labelled(Guide):
                 f"{type(self).__name__}(label={label}): the classifier has {classes} classes, counted from 0; give "
                 "one, or a list with one for each condition"
             )
-        return torch.full_like(group, label) if isinstance(label, int) else torch.tensor(label).to(group)[group]
+        if isinstance(label, int):
+            return torch.full_like(group, label)
+        return numbers(label, group.device).to(group)[group]
 
     def own(self, log_p: Tensor, group: Tensor) -> Tensor:
         """log p(y | x_t) of each row's own label, (rows,)."""
