@@ -132,7 +132,7 @@ def test_groups_equal_runs_of_their_own(case: Case, problem: Problem):
     for i, (cond, seed) in enumerate(zip(conds, seeds, strict=True)):
         alone = run(problem, guides, cond=cond, seed=seed)
         mine = together.group == i
-        # float64 throughout; rounding depends on the number of rows, and a guide may magnify it 10^5 times in pure noise
+        # float64; rounding depends on the number of rows, and a guide may magnify it 10^5 times in pure noise
         assert torch.allclose(together.x[mine].double(), alone.x.double(), rtol=1e-10, atol=1e-10)
         assert torch.allclose(together.log_weights[mine], alone.log_weights, rtol=1e-11, atol=1e-11)
         widths = torch.tensor([stepper.step(j).n for j in range(len(stepper.moves) + 1)])
