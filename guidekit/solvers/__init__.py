@@ -32,6 +32,7 @@ from .langevin import Langevin
 from .lsd import LSD
 from .pndm import PNDM
 from .pseudo_heun import PseudoHeun
+from .rdm import RDM
 from .reddit import ReDDiT
 from .remdm import ReMDM
 from .sa_solver import SASolver
@@ -54,6 +55,7 @@ __all__ = [
     "GHVB",
     "LSD",
     "PNDM",
+    "RDM",
     "UCGM",
     "USF",
     "AcceleratedDDIM",
