@@ -288,6 +288,11 @@ class TokenTable(Model):
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
         return self._marginals(x, t, cond)
 
+    def mixed(self, x: Tensor, times: Mixed, cond: Encoded) -> Tensor:
+        if isinstance(self.process, Masked):  # whose posterior does not depend on t
+            return self(x, 1.0, cond)
+        return torch.cat([self(x[rows], t, None if cond is None else cond[rows]) for t, rows in times.parts()])
+
     def encode(self, cond: Any) -> Encoded:
         if cond is not None and cond not in range(len(self.table) - 1):
             raise ValueError(f"cond={cond!r}: this table has {len(self.table) - 1} classes, counted from 0")

@@ -35,7 +35,7 @@ from .. import random
 from ..solvers import DDPM, Ancestral, Joint, Move, Solver, times
 from ..solvers.token_solver import Leaping, Order, TokenSolver, solver_of
 from .independent import Categorical, Masking
-from .revealing import Joining, Revealing, Revising
+from .revealing import Joining, Revealing, Revising, Routing
 
 LOG_ZERO = -1e3  # of a token that cannot be: its probability is 0 in float64, and differences of two stay finite
 
@@ -231,6 +231,8 @@ class Masked(_Tokens):
             of = prediction, x, self.V, solver, move
             if isinstance(solver, Joint):
                 return Joining(prediction, x, self.V, solver, move)
+            if solver.routes:
+                return Routing(*of, self.still(x))
             if not solver.revises:
                 return Revealing(*of)
             nothing = torch.zeros((*x.shape, 2), dtype=torch.float64, device=x.device)

@@ -33,6 +33,7 @@ from .langevin import Langevin
 from .lsd import LSD
 from .pndm import PNDM
 from .pseudo_heun import PseudoHeun
+from .rdm import RDM
 from .reddit import ReDDiT
 from .remdm import ReMDM
 from .sa_solver import SASolver
@@ -55,6 +56,7 @@ __all__ = [
     "GHVB",
     "LSD",
     "PNDM",
+    "RDM",
     "UCGM",
     "USF",
     "AcceleratedDDIM",

@@ -59,14 +59,15 @@ class Labelled(Guide):
             raise ValueError(f"{name} has {len(self.label)} labels for {len(view.step.keys)} conditions: one for each")
         return view.x
 
-    def log_probs(self, x: Any, t: float) -> Tensor:
+    def log_probs(self, x: Any, t: float | Tensor) -> Tensor:
         """log p(y | x_t), float64: of all classes (rows, classes), or of the one that the classifier stands for
-        (rows,)."""
+        (rows,). t may be a tensor with one time for each row."""
         dtype, device = kind_of(networks_in(self.classifier))[0], x.device if isinstance(x, Tensor) else "cpu"
         if isinstance(x, Tensor) and x.is_floating_point():
             x = x.to(dtype or x.dtype)
             dtype = x.dtype
-        out = self.classifier(x, torch.full((len(x),), t, dtype=dtype or torch.get_default_dtype(), device=device))
+        like = {"dtype": dtype or torch.get_default_dtype(), "device": device}
+        out = self.classifier(x, t.to(**like) if isinstance(t, Tensor) else torch.full((len(x),), t, **like))
         if not isinstance(out, Tensor) or out.dim() not in (1, 2) or len(out) != len(x):
             given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise NetworkError(
