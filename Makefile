@@ -14,10 +14,10 @@ demo: $(READY)  ## design molecules with 400 calls of a reward, beside screening
 		--require 'sa.left_step(4)' --diversity 10 --budget 400 --compare --out out/demo
 
 test: $(READY)  ## the whole test suite, without the long statistical runs
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: $(READY)  ## the long statistical runs
-	$(BIN)/python -m pytest -n auto -m slow
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 test-newest:  ## the test suite with the newest releases of everything, in an environment of its own
 	$(MAKE) test VENV=.venv-newest TESTED=

@@ -72,6 +72,8 @@ def timed(base: gk.Model, which: str, n: int, device: str) -> dict[str, float]:
     options: dict[str, Any] = {"steps": STEPS, "cond": PROMPT, "batch_size": BATCH, "solver": gk.solvers.DDPM()}
     backend = False if "compiled" not in which else True if device != "cpu" else "aot_eager"
     run = gk.Run(base, n, guides=guides(which), compile=backend, **options)
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
     with run.borrowed():
         wait()
         began = time.perf_counter()
@@ -92,12 +94,12 @@ def timed(base: gk.Model, which: str, n: int, device: str) -> dict[str, float]:
 def tested(seconds: float, device: str) -> dict[str, Any]:
     """The tests that need a device."""
     given = os.environ | {"GUIDEKIT_TEST_DEVICE": device}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "-m", "gpu", "-p", "no:cacheprovider"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=given)
+        done = subprocess.run([*command, "tests/test_gpu.py"], capture_output=True, timeout=seconds, env=given)
     except subprocess.TimeoutExpired as stopped:
-        return {"ended": f"after {seconds:.0f} s", "told": str(stopped.stdout)[-2000:]}
-    return {"ended": done.returncode, "told": done.stdout[-2000:]}
+        return {"ended": f"after {seconds:.0f} s", "told": (stopped.stdout or b"").decode()[-6000:]}
+    return {"ended": done.returncode, "told": done.stdout.decode()[-6000:]}
 
 
 def main() -> None:

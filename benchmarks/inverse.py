@@ -20,7 +20,8 @@ mean square standard deviation of the samples over the root mean square error of
 if they are n draws of the posterior.
 
 Populations: the same of weighted particles, of which 4 draws are taken in three ways. DDRM: beside that of deepinv on
-more images, by the PSNR of single images, so that the difference has a standard error.
+more images, by the PSNR of single images, so that the difference has a standard error. MMPS: TMPD beside azula's MMPS,
+the same method, on --more-images with --seeds.
 
 With --peers the samplers of deepinv and of azula, where they are installed, run on the same network and the same
 measurements, through the wrappers of benchmarks.inverse_peers; `--parts --peers coverage` runs those of one part alone.
@@ -334,6 +335,31 @@ def restored(n: int, steps: int, count: int = 12) -> list[dict[str, Any]]:
     return rows
 
 
+def paired(n: int, steps: int, count: int, seeds: int) -> list[dict[str, Any]]:
+    """TMPD and azula's MMPS, which is the same method, on more images, each with the mean over seeds."""
+    if find_spec("azula") is None:
+        print("azula is not installed, and left out")
+        return []
+    model, rows = gk.zoo.load("fashion"), []
+    for name, A, each, truth in simulated(count):
+        found: dict[str, list[Tensor]] = {"TMPD": [], "azula MMPS": []}
+        for seed in range(seeds):
+            result = gk.sample(model, n, steps=steps, cond=[None] * count, guides=[gk.TMPD(each)], seed=seed)
+            other = azula_drawn(Clean(model), A, each, n, steps, "MMPS", seed)
+            for method, x in (("TMPD", result.samples), ("azula MMPS", other)):
+                far = _far(x, truth, n).mean(1)
+                found[method].append(torch.stack([far, _psnr(x, truth, n)]).double())
+        mean = {method: torch.stack(each).mean(0) for method, each in found.items()}
+        gain = mean["TMPD"] - mean["azula MMPS"]
+        error = gain.std(1) / count**0.5
+        for method, (far, psnr) in mean.items():
+            rows.append({"problem": name, "method": method, "distance": float(far.mean()), "psnr": float(psnr.mean())})
+        rows[-2] |= {"farther": float(gain[0].mean()), "width": float(error[0]), "gain": float(gain[1].mean()),
+                     "error": float(error[1])}  # fmt: skip
+        print(*map(_text, rows[-2:]), sep="\n", flush=True)
+    return rows
+
+
 def even(steps: int) -> list[float]:
     """Times whose noise levels, in units of pictures, are even from 1 to 0; the first is pure noise."""
     levels = torch.linspace(1, 0, steps + 1)[1:] / card("fashion")["std"]
@@ -346,6 +372,11 @@ def _psnr(samples: Tensor, truth: Tensor, n: int) -> Tensor:
     return -10 * (mean - truth).square().flatten(1).mean(1).log10()
 
 
+def _far(samples: Tensor, truth: Tensor, n: int) -> Tensor:
+    """The distance of every sample to its truth in features."""
+    return (seen(samples).view(len(truth), n, -1) - seen(truth)[:, None]).norm(dim=-1)
+
+
 def judged(each: ByGroup, truth: Tensor, samples: Tensor, weights: Tensor, n: int) -> dict[str, float]:
     """Residual, PSNR and spread of the samples of every image."""
     residual = torch.cat([m.residual(v) for m, v in zip(each.rewards, samples.split(n), strict=True)])  # type: ignore
@@ -353,7 +384,7 @@ def judged(each: ByGroup, truth: Tensor, samples: Tensor, weights: Tensor, n: in
     mean = (w * x).sum(1)
     error = (mean - truth).square().flatten(1).mean(1)
     spread = (w * (x - mean[:, None]).square()).sum(1).flatten(1).mean(1)
-    far = (seen(samples).view(len(truth), n, -1) - seen(truth)[:, None]).norm(dim=-1)
+    far = _far(samples, truth, n)
     return {
         "residual": float((weights * residual).sum() / len(truth) / NOISE),
         "psnr": float((-10 * error.log10()).mean()),
@@ -405,32 +436,37 @@ def _deepinv(
 def _azula(
     model: gk.Model, name: str, A: Linear, each: ByGroup, truth: Tensor, n: int, steps: int
 ) -> list[dict[str, Any]]:
-    """azula's MMPS, TMPD and DiffPIR, in states, with as many steps of its DDPM."""
-    from azula import guidance, linalg, sample  # type: ignore[import-not-found]
-
-    own, size = problem("azula", each, model), model.shape
-    y = own.y.repeat_interleave(n, 0).flatten(1)
-    apply = lambda x: A.A(x.view(len(x), *size)).flatten(1)  # noqa: E731
-    variance, rows = own.noise**2, []
+    """azula's MMPS, TMPD and DiffPIR."""
+    rows = []
     for method in ("MMPS", "TMPD", "DiffPIR"):
-        net = Clean(model)
-        if method == "MMPS":
-            cov = linalg.covariance.IsotropicCovariance(variance)
-            guided = guidance.mmps.MMPSDenoiser(azula_denoiser(net), y, apply, cov, iterations=3)
-        else:
-            make = guidance.tmpd.TMPDenoiser if method == "TMPD" else guidance.diffpir.DiffPIRDenoiser
-            guided = make(azula_denoiser(net), y, apply, variance)
-        sampler = sample.DDPMSampler(guided, steps=steps, silent=True)
-        start = time.process_time()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            x = sampler(sampler.init((len(y), y.new_zeros(size).numel())))
-        samples = model.decode(x.view(len(y), *size).float())
-        seconds, even = time.process_time() - start, torch.full((len(y),), 1 / n).double()
-        line = {"problem": name, "method": f"azula {method}", **judged(each, truth, samples.clamp(0, 1), even, n)}
+        net, start = Clean(model), time.process_time()
+        samples = azula_drawn(net, A, each, n, steps, method, 0)
+        seconds, even = time.process_time() - start, torch.full((len(samples),), 1 / n).double()
+        line = {"problem": name, "method": f"azula {method}", **judged(each, truth, samples, even, n)}
         rows.append(line | {"rows": net.rows, "seconds": seconds})
         print(_text(rows[-1]), flush=True)
     return rows
+
+
+def azula_drawn(net: Clean, A: Linear, each: ByGroup, n: int, steps: int, method: str, seed: int) -> Tensor:
+    """Samples of a method of azula, in states, with as many steps of its DDPM."""
+    from azula import guidance, linalg, sample  # type: ignore[import-not-found]
+
+    model = net.model
+    own, size = problem("azula", each, model), model.shape
+    y, variance = own.y.repeat_interleave(n, 0).flatten(1), own.noise**2
+    apply = lambda x: A.A(x.view(len(x), *size)).flatten(1)  # noqa: E731
+    if method == "MMPS":
+        cov = linalg.covariance.IsotropicCovariance(variance)
+        guided = guidance.mmps.MMPSDenoiser(azula_denoiser(net), y, apply, cov, iterations=3)
+    else:
+        make = guidance.tmpd.TMPDenoiser if method == "TMPD" else guidance.diffpir.DiffPIRDenoiser
+        guided = make(azula_denoiser(net), y, apply, variance)
+    sampler = sample.DDPMSampler(guided, steps=steps, silent=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        x = sampler(sampler.init((len(y), y.new_zeros(size).numel())))
+    return model.decode(x.view(len(y), *size).float()).clamp(0, 1)
 
 
 def _physics(name: str, A: Linear) -> Any:
@@ -459,6 +495,8 @@ COLUMNS = {
                  "seconds": "seconds"},
     "populations": {"residual": "residual", "psnr": "PSNR", "spread": "spread", "rows": "rows"},
     "DDRM": {"psnr": "PSNR", "gain": "more than deepinv's", "error": "standard error"},
+    "MMPS": {"distance": "features", "farther": "more than azula's", "width": "standard error", "psnr": "PSNR",
+             "gain": "more than azula's", "error": "standard error"},
 }  # fmt: skip
 
 
@@ -470,7 +508,8 @@ def table(found: dict[str, Any], part: str) -> str:
 
     def cell(row: dict[str, Any] | None, name: str) -> str:
         value = None if row is None else row.get(name)
-        digits = {"psnr": ".1f", "p": ".2g", "tarp": ".2g", "rows": "d"}.get(name, ".2f")
+        fine = dict.fromkeys(("distance", "farther", "width"), ".3f")
+        digits = {"psnr": ".1f", "p": ".2g", "tarp": ".2g", "rows": "d", **fine}.get(name, ".2f")
         return "–" if value is None else format(value, digits)
 
     lines = []
@@ -498,6 +537,8 @@ def run(part: str, methods: Methods, args: argparse.Namespace) -> list[dict[str,
         return populations(args.image_steps)
     if part == "DDRM":
         return restored(args.samples, args.image_steps)
+    if part == "MMPS":
+        return paired(args.samples, args.image_steps, args.more_images, args.seeds)
     rows = []
     for name, A in operators().items():
         rows += mixture(methods, name, A, args.noise, args.measurements, args.n, args.steps)
@@ -513,6 +554,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--simulations", type=int, default=100, help="measurements of the test of coverage")
     parser.add_argument("--images", type=int, default=3)
+    parser.add_argument("--more-images", type=int, default=12, help="of the part MMPS")
+    parser.add_argument("--seeds", type=int, default=4, help="of the part MMPS")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--image-steps", type=int, default=24)
     parser.add_argument("--parts", nargs="*", choices=list(COLUMNS), default=list(COLUMNS), help="the others are kept")

@@ -24,13 +24,14 @@ from torch import Tensor
 
 import guidekit as gk
 from benchmarks.solvers import mixture, peer
-from guidekit.solvers import DDIM, DEIS, DPMpp, UniPC, fit
+from guidekit.solvers import BELM, DDIM, DEIS, DPMpp, DualFast, UniPC, fit
 from rewards.images import frechet_distance
 
 OUT = Path(__file__).parent / "results" / "solver_peers.json"
 OURS = {
     "DDIM()": DDIM(), "DPMpp(2)": DPMpp(2), 'DPMpp(2, times="log_snr")': DPMpp(2, times="log_snr"),
-    'UniPC(3, times="log_snr")': UniPC(3, times="log_snr"), "DEIS(3)": DEIS(3),
+    'UniPC(3, times="log_snr")': UniPC(3, times="log_snr"), "DEIS(3)": DEIS(3), "BELM()": BELM(),
+    "DualFast(DPMpp(2))": DualFast(DPMpp(2)),
 }  # fmt: skip
 AZULA = {
     "azula DDIM": ("DDIMSampler", {}), "azula xEAB(2)": ("xEABSampler", {"order": 2}),
@@ -119,8 +120,8 @@ def main() -> None:
         print("azula is not installed: its rows are left out")
     found = json.loads(OUT.read_text()) if only and OUT.exists() else {}
     todo: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "2-D": lambda: compared(mixture(2), 500, None, (5, 8, 12, 20), 120, n=1024, points=40),
-        "64-D": lambda: compared(mixture(64), 500, None, (5, 8, 12, 20), 120, n=256, points=40),
+        "2-D": lambda: compared(mixture(2), 500, None, (5, 8, 12, 20), 400, n=1024, points=40),
+        "64-D": lambda: compared(mixture(64), 500, None, (5, 8, 12, 20), 400, n=256, points=40),
         "fashion": lambda: compared(
             gk.zoo.load("fashion"), 200, list(range(10)), (5, 8), 30, judged, n=20, points=16
         ),

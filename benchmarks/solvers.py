@@ -27,19 +27,27 @@ from torch import Tensor
 
 import guidekit as gk
 from guidekit.solvers import (
+    BDIA,
+    BELM,
     CPS,
     DDIM,
     DDPM,
     DEIS,
     ERSDE,
+    GHVB,
     PNDM,
     UCGM,
     AcceleratedDDIM,
     AcceleratedDDPM,
     AnalyticDPM,
+    Churn,
     DPMpp,
     DPMv3,
+    DualFast,
+    ExponentialHeun,
+    HeavyBall,
     Heun,
+    Langevin,
     PseudoHeun,
     SASolver,
     SDEDPMpp,
@@ -73,13 +81,19 @@ OURS: dict[str, Callable[[str], Solver]] = {
     "Heun": lambda grid: Heun(times=grid),
     "UCGM": lambda grid: UCGM(times=grid),
     "AcceleratedDDIM": lambda grid: AcceleratedDDIM(times=grid),
+    "ExponentialHeun": lambda grid: ExponentialHeun(times=grid),
+    "GHVB(2)": lambda grid: GHVB(2, times=grid),
+    "HeavyBall(2)": lambda grid: HeavyBall(DPMpp(2, times=grid)),
+    "DualFast(1)": lambda grid: DualFast(DDIM(times=grid)),
+    "DualFast(2)": lambda grid: DualFast(DPMpp(2, times=grid)),
+    "BELM": lambda grid: BELM(times=grid),
+    "BDIA": lambda grid: BDIA(times=grid),
 }
 MEASURED: dict[str, Callable[..., Solver]] = {  # on the model, for so many calls
     "DPMv3(2)": lambda model, grid, calls, known, **options: DPMv3(known(), times=grid),
     "DCSolver(2)": lambda model, grid, calls, known, **options: compensated(model, calls, times=grid, **options),
     "USF": lambda model, grid, calls, known, **options: searched(model, calls, times=grid, **options),
 }
-TWICE = ("Heun", "AcceleratedDDIM")  # calls in a step
 NOISY: dict[str, Solver] = {
     "DDPM": DDPM(),
     "DDIM(0.5)": DDIM(0.5),
@@ -90,6 +104,8 @@ NOISY: dict[str, Solver] = {
     "CPS(0.5)": CPS(0.5),
     "AcceleratedDDPM": AcceleratedDDPM(),
     "UCGM(0.1, 0.3)": UCGM(0.1, 0.3),
+    "Churn": Churn(),
+    "Langevin": Langevin(),
 }
 
 
@@ -136,9 +152,9 @@ def compared(
     known = cache(lambda: statistics(model, **options))  # once for all calls
     for name, grid in [(name, grid) for name, grids in plans.items() for grid in grids if wanted(name)]:
         for calls in budgets:
-            steps = (calls + (name in TWICE)) // (1 + (name in TWICE)) - (name == "PNDM")
             if name in OURS:
-                rows.append(row(f"{name}, {grid}", calls, sampled(OURS[name](grid), steps)))
+                solver = OURS[name](grid)
+                rows.append(row(f"{name}, {grid}", calls, sampled(solver, steps_of(model, solver, calls))))
             elif calls in fits:
                 solver = MEASURED[name](model, grid, calls, known, **options)
                 rows.append(row(f"{name}, {grid}", calls, sampled(solver, calls)))
@@ -152,6 +168,13 @@ def compared(
     for name in filter(wanted, PEERS):
         rows += [row(name, calls, peer(model, name, calls, noise, cond)) for calls in budgets]
     return rows
+
+
+def steps_of(model: gk.Model, solver: Solver, calls: int) -> int:
+    """The most steps of a solver that take at most so many calls, one for each row that has a prediction."""
+    return max(
+        steps for steps in range(2, calls + 1) if sum(bool(v.b) for v in model.process.moves(steps, solver)) <= calls
+    )
 
 
 def peer(model: gk.Model, name: str, calls: int, noise: Tensor, cond: Any) -> Tensor:
@@ -184,7 +207,7 @@ def law(only: Collection[str] | None = None) -> list[dict[str, Any]]:
     exact, rows = float(model.log_z(linear=b)), []  # type: ignore[attr-defined]
     for name, solver in {**NOISY, "AnalyticDPM": AnalyticDPM(statistics(model))}.items():
         for calls in CALLS if only is None or name in only else ():
-            w = gk.sample(model, n, steps=calls, solver=solver, seed=3).x[:, 0].exp()
+            w = gk.sample(model, n, steps=steps_of(model, solver, calls), solver=solver, seed=3).x[:, 0].exp()
             rows.append({
                 "solver": name, "calls": calls, "error": round(abs(float(w.mean().log()) - exact), 5),
                 "standard error": round(float(w.std() / w.mean()) / n**0.5, 5),
@@ -253,10 +276,14 @@ def main() -> None:
     few: dict[str, tuple[str, ...]] = {
         "DDIM": ("uniform",), "DPMpp(2)": ("uniform", "log_snr"), "UniPC(2)": ("uniform", "log_snr"),
         "UniPC(3)": ("log_snr",), "DEIS(3)": ("uniform",), "UCGM": ("uniform",), "DPMv3(2)": ("uniform", "log_snr"),
-        "DCSolver(2)": ("uniform", "log_snr"), "USF": ("log_snr",),
+        "DCSolver(2)": ("uniform", "log_snr"), "USF": ("log_snr",), "GHVB(2)": ("uniform",),
+        "HeavyBall(2)": ("uniform",), "DualFast(1)": ("uniform",), "DualFast(2)": ("uniform",), "BELM": ("uniform",),
+        "BDIA": ("uniform",),
     }  # fmt: skip
     todo: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "2-D": lambda: compared(mixture(2), 500, None, every, everything=True, only=solvers, n=1024, points=40),
+        "2-D": lambda: compared(
+            mixture(2), 500, None, every, everything=True, only=solvers, reference=400, n=1024, points=40
+        ),
         "64-D": lambda: compared(
             mixture(64), 500, None, every, everything=True, only=solvers, reference=400, n=256, points=40, inside=8
         ),

@@ -196,7 +196,7 @@ def tokens(name: str, noising: str) -> Problem:
 
     def reward(x: Tensor) -> Tensor:
         if x.dim() == 3:  # one-hot rows, and mixtures of them
-            first, second = ((x[:, i].double() * torch.arange(V)).sum(1) for i in (0, 1))
+            first, second = ((x[:, i].double() * torch.arange(V, device=x.device)).sum(1) for i in (0, 1))
             return 0.5 * first + 0.3 * second * x[:, 2, 1] - 0.4 * x[:, 2, 0]
         return 0.5 * x[:, 0] + 0.3 * x[:, 1] * (x[:, 2] == 1) - 0.4 * (x[:, 2] == 0)
 
@@ -293,13 +293,27 @@ class Embedded(nn.Module):
 
     def __init__(self, model: gk.Model, own):
         super().__init__()
-        self.model, self.own = model, own
+        self.model, self.conds = model, (model.encode(own), model.encode(None))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        own, null = (c.expand(len(x), *c.shape) for c in (self.model.encode(self.own), self.model.encode(None)))
+        own, null = (c.expand(len(x), *c.shape) for c in self.conds)
         share = cond[:, 0].view(-1, *[1] * (len(self.model.shape) + (not x.is_floating_point())))
         given = self.model(x, float(t[0]), null)
         return given + share * (self.model(x, float(t[0]), own) - given)
+
+
+@lru_cache
+def on(name: str, device: torch.device) -> gk.Model:
+    """The model of a problem, on this device."""
+    model = PROBLEMS[name].model
+    if model.device == device:
+        return model
+    if isinstance(model, gk.analytic.TokenTable):
+        table = model.table.view(-1, *[model.vocab_size] * model.length).to(device)
+        noising = "masked" if isinstance(model.process, gk.process.Masked) else "uniform"
+        return gk.analytic.TokenTable(table[0], noising, classes=table[1:])
+    parts = (v.to(device) for v in (model.weights, model.means, model.stds))
+    return gk.analytic.GaussianMixture(*parts, model.schedule, labels=model.labels)
 
 
 def embedding(problem: Problem) -> Problem:

@@ -17,11 +17,17 @@ SHOWN = {  # on the page: in the stored run
     "`UniPC(2)`": "UniPC(2), uniform",
     '`UniPC(3, times="log_snr")`': "UniPC(3), log_snr",
     "`DEIS(3)`": "DEIS(3), uniform",
+    "`UCGM()`": "UCGM, uniform",
+    "`GHVB(2)`": "GHVB(2), uniform",
+    "`HeavyBall(DPMpp(2))`": "HeavyBall(2), uniform",
+    "`DualFast(DDIM())`": "DualFast(1), uniform",
+    "`DualFast(DPMpp(2))`": "DualFast(2), uniform",
+    "`BELM()`": "BELM, uniform",
+    "`BDIA()`": "BDIA, uniform",
     "diffusers, DPM-Solver++ 2M": "diffusers DPM-Solver++ 2M",
     "diffusers, DPM-Solver++ 2M on Karras' levels": "diffusers DPM-Solver++ 2M, Karras",
     "diffusers, UniPC": "diffusers UniPC",
     "diffusers, DEIS": "diffusers DEIS",
-    "`UCGM()`": "UCGM, uniform",
     '`DPMv3(statistics(model), times="log_snr")`': "DPMv3(2), log_snr",
     '`compensated(model, steps, times="log_snr")`': "DCSolver(2), log_snr",
     '`searched(model, steps, times="log_snr")`': "USF, log_snr",
@@ -29,7 +35,7 @@ SHOWN = {  # on the page: in the stored run
 }
 NOISY = (
     "DDPM", "DDIM(0.5)", "SDEDPMpp(2)", "ERSDE(2)", "ERSDE(3)", "SASolver(1)", "CPS(0.5)", "AcceleratedDDPM",
-    "UCGM(0.1, 0.3)", "AnalyticDPM",
+    "UCGM(0.1, 0.3)", "AnalyticDPM", "Churn", "Langevin",
 )  # fmt: skip
 STEPS = ("DCSolver(2)", "USF")  # fitted to a number of steps
 
@@ -81,10 +87,27 @@ def test_the_best_variance_leaves_a_quarter_of_the_error_of_ddpm_or_less(calls: 
 
 
 def test_the_errors_of_many_calls_are_those_of_the_stored_run():
-    coefficients, own, theirs = (
-        errors("64-D", k) for k in ("fitted coefficients", "UniPC(2), uniform", "diffusers UniPC")
-    )
-    assert f"error of {coefficients[35]:.4f} at 35 calls, and\ndiffusers' UniPC {theirs[35]:.4f}" in PAGE
-    assert (
-        f"has {own[50]:.4f}, diffusers' UniPC {theirs[50]:.4f}, and fitted coefficients {coefficients[50]:.4f}" in PAGE
-    )
+    fitted, theirs = (errors("64-D", k) for k in ("fitted coefficients", "diffusers UniPC"))
+    words = " ".join(PAGE.split())
+    assert f"{fitted[35]:.4f} at 35 calls and {fitted[50]:.4f} at 50" in words
+    assert f"has {theirs[35]:.4f} and {theirs[50]:.4f}" in words
+
+
+@pytest.mark.parametrize("panel", ["fashion", "2-D", "64-D"])
+def test_no_peer_is_ahead_at_any_number_of_calls(panel: str):
+    for calls in {row["calls"] for row in FOUND[panel]}:
+        found = {row["solver"]: row["error"] for row in FOUND[panel] if row["calls"] == calls}
+        peers = [error for name, error in found.items() if name.startswith("diffusers")]
+        ours = [error for name, error in found.items() if not name.startswith("diffusers")]
+        assert len(peers) == 4 and min(ours) < min(peers)
+        fitted = [error for name, error in found.items() if name.startswith("fitted")]
+        assert min(fitted, default=0.0) < min(peers)
+
+
+def test_what_the_page_says_of_belm_and_dualfast():
+    for calls in (8, 12, 20):
+        assert errors("2-D", "BELM, uniform")[calls] < errors("2-D", "UniPC(2), uniform")[calls] / 2
+    for own, base in (("DualFast(1)", "DDIM"), ("DualFast(2)", "DPMpp(2)")):
+        found, plain = (errors("fashion", f"{name}, uniform") for name in (own, base))
+        assert all(0.95 < found[calls] / plain[calls] < 0.99 for calls in (5, 8, 12, 20))
+    assert errors("2-D", "DualFast(2), uniform")[12] > errors("2-D", "DPMpp(2), uniform")[12]

@@ -146,6 +146,21 @@ def total(x):
     return x.sum(1)
 
 
+def test_a_large_move_carries_y_by_theta_b_over_the_change_of_u():
+    """dy += theta b dtau in y = x/alpha, u = (sigma/alpha)^2: x_s is carried alpha_s = .85 times as far. Of the cosine
+    schedule u = tan(pi t/2)^2, and the field of the state is b = y/(1 + u)."""
+    guide = gk.DriftLite.tilt(quadratic, 0.4, basis=("state",))
+    run = gk.Run(mixture(A2, "cosine"), 40, steps=[0.9, 0.7, 0.35, 0.0], guides=[guide])
+    with run.borrowed():
+        pop = run.advance(run.start(), 0)
+        p, q = run.kernels(pop, 1)
+    theta = pop.memos[0][-1]
+    u_t, u_s = (np.tan(np.pi * t / 2) ** 2 for t in (0.7, 0.35))
+    carried = (u_t - u_s) * theta * pop.x / np.cos(0.35 * np.pi) / (1 + u_t)
+    assert theta.abs().min() > 1e-3
+    assert torch.allclose(q.mean - p.mean, np.cos(0.175 * np.pi) * carried, rtol=1e-9)
+
+
 def test_what_is_wrong_is_said_before_the_network_is_called():
     with pytest.raises(ValueError, match=r"here there is state, score$"):
         gk.DriftLite.anneal(2.0, basis=("reward",))

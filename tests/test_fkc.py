@@ -241,6 +241,7 @@ def test_the_error_of_the_integral_falls_like_the_square_of_a_step_where_weights
     assert (order > 1.6).all() and error[-1] < 1e-3, (error, order)
 
 
+@pytest.mark.slow
 def test_the_error_falls_like_the_step():
     """Regression of the log of the error of log Z and of E[x^2] on that of the number of steps: slope -1."""
     case = Case("product", "flow", A1, lambda s: gk.FKC.product(mixture(B1, s), ess=0.9), [(A1, 1.0), (B1, 1.0)])

@@ -1,95 +1,139 @@
 """On an accelerator: the same laws, the same noise, and no waiting for the device inside the loop.
 
-GUIDEKIT_TEST_DEVICE=cpu runs these tests on the host, to see that they can run.
+Every test runs on a pretended device (tests/pretended.py) as well, which any host has, but those of compiled networks.
+GUIDEKIT_TEST_DEVICE=cpu runs what needs an accelerator on the host, to see that it can run.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 import guidekit as gk
 from guidekit import random
-from guidekit.models.base import Model
 
-from .conformance.cases import CASES, Case
-from .problems import PROBLEMS, STEPS
+from .conformance.cases import CASES, TOKENS, Case
+from .pretended import NAME, USERS, Seen, device
+from .problems import PROBLEMS, STEPS, Problem, on
 
-DEVICE = os.environ.get("GUIDEKIT_TEST_DEVICE", "cuda")
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no accelerator"),
-    pytest.mark.filterwarnings("ignore::guidekit.CollapseWarning"),
-]
+GIVEN = os.environ.get("GUIDEKIT_TEST_DEVICE", "cuda")
+MISSING = pytest.mark.skipif(GIVEN == "cuda" and not torch.cuda.is_available(), reason="no accelerator")
+REAL = pytest.param(GIVEN, marks=[pytest.mark.gpu, MISSING])
+pytestmark = pytest.mark.filterwarnings("ignore::guidekit.CollapseWarning")
 
-
-def on_device(name: str) -> gk.Model:
-    model, device = PROBLEMS[name].model, torch.device(DEVICE)
-    if isinstance(model, gk.analytic.TokenTable):
-        table = model.table.view(-1, *[model.vocab_size] * model.length).to(device)
-        noising = "masked" if isinstance(model.process, gk.process.Masked) else "uniform"
-        return gk.analytic.TokenTable(table[0], noising, classes=table[1:])
-    parts = (v.to(device) for v in (model.weights, model.means, model.stds))
-    return gk.analytic.GaussianMixture(*parts, model.schedule, labels=model.labels)
+ROWS = {  # of tokens: how many rows or places a forward or a draw is made for, which the host has to know
+    "evaluations.evaluate", "evaluations.distinct",
+    "independent.revealed", "independent.hidden", "independent.log_prob",
+}  # fmt: skip
+OWN = {
+    "AdaptiveGuidance": {"adaptive_guidance.make"},  # the number of rows that it still asks for
+    "DCBG": {"dcbg.ratios"}, "PredictorGuidance": {"dcbg.ratios"},  # that of the neighbours that it classifies
+    "DAPS": {"operators.A", "measurement.score"}, "APS": {"measurement.score"},  # what is measured is on the host
+}  # fmt: skip
 
 
-def test_noise_has_the_same_bits_as_on_the_host():
+@dataclass(frozen=True)
+class Place:
+    """A device, and what is seen of it where it is pretended."""
+
+    name: str
+    seen: Seen | None
+
+    @contextmanager
+    def working(self) -> Iterator[set[str]]:
+        """A context in which the host is not to wait for the device; in the end, where it did so all the same. An
+        accelerator raises at once."""
+        if self.seen is not None:
+            self.seen.waits.clear()
+            yield self.seen.waits
+        elif self.name == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                yield set()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        else:
+            yield set()
+
+
+@pytest.fixture(params=[pytest.param("pretended"), REAL])
+def place(request) -> Iterator[Place]:
+    if request.param != "pretended":
+        yield Place(request.param, None)
+        return
+    with device() as seen:
+        yield Place(NAME, seen)
+
+
+def there(problem: Problem, place: Place) -> Problem:
+    return replace(problem, model=on(problem.name, torch.device(place.name)))
+
+
+def advanced(run: gk.Run, population: gk.Population) -> gk.Population:
+    for index in range(len(run.moves)):
+        population = run.advance(population, index)
+    return population
+
+
+def assert_same(host: gk.Result, found: gk.Result) -> None:
+    assert torch.equal(host.ancestors, found.ancestors.cpu())
+    assert torch.allclose(host.x.double(), found.x.double().cpu(), atol=1e-7)
+    assert torch.allclose(host.log_weights, found.log_weights.cpu(), atol=1e-7)
+
+
+def test_noise_has_the_same_bits_as_on_the_host(place: Place):
     keys = random.fold(random.key(5), torch.arange(100))
-    assert torch.equal(random._bits(keys.to(DEVICE), 33).cpu(), random._bits(keys, 33))
-    assert torch.allclose(random.normal(keys.to(DEVICE), (7,)).cpu(), random.normal(keys, (7,)), atol=1e-5)
+    assert torch.equal(random._bits(keys.to(place.name), 33).cpu(), random._bits(keys, 33))
+    assert torch.allclose(random.normal(keys.to(place.name), (7,)).cpu(), random.normal(keys, (7,)), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("resampler", ["multinomial", "stratified", "systematic", "residual", "ssp"])
-def test_a_steered_run_equals_the_host(name: str, resampler: str):
+def test_a_steered_run_equals_the_host(name: str, resampler: str, place: Place):
     problem = PROBLEMS[name]
     guides = [gk.CFG(1.5), gk.FKSteering(problem.reward, problem.alpha, ess=0.8, resampler=resampler)]
-    runs = [
-        gk.sample(model, 64, steps=STEPS, guides=guides, cond=problem.cond)
-        for model in (problem.model, on_device(name))
-    ]
-    assert torch.equal(runs[0].ancestors, runs[1].ancestors.cpu())
-    assert torch.allclose(runs[0].x.double(), runs[1].x.double().cpu(), atol=1e-8)
-    assert torch.allclose(runs[0].log_weights, runs[1].log_weights.cpu(), atol=1e-8)
+    host, found = (
+        gk.sample(p.model, 64, steps=STEPS, guides=guides, cond=problem.cond) for p in (problem, there(problem, place))
+    )
+    assert_same(host, found)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="nothing to wait for")
 @pytest.mark.parametrize("name", ["vp-1d", "flow-2d", "edm-1d"])
-def test_the_loop_does_not_wait_for_the_device(name: str):
+def test_the_loop_does_not_wait_for_the_device(name: str, place: Place):
     """Of tokens it waits for the number of rows to evaluate and to draw: see tests/test_no_waiting.py."""
-    problem = PROBLEMS[name]
+    problem = there(PROBLEMS[name], place)
     guides = [gk.CFG(1.5), gk.FKSteering(problem.reward, problem.alpha)]
-    run = gk.Run(on_device(name), 64, steps=STEPS, guides=guides, cond=problem.cond)
+    run = gk.Run(problem.model, 64, steps=STEPS, guides=guides, cond=problem.cond)
     with run.borrowed():
-        pop = run.start()  # caches what it needs
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for index in range(STEPS):
-                pop = run.advance(pop, index)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        population = run.start()  # caches what it needs
+        with place.working() as waits:
+            advanced(run, population)
+    assert not waits
 
 
-def test_nan_is_reported_at_the_end_with_its_step_and_rows():
+def test_nan_is_reported_at_the_end_with_its_step_and_rows(place: Place):
     def net(x, t, cond):
         bad = (t < 0.5)[:, None] & (torch.arange(len(x), device=x.device) == 3)[:, None]
         return torch.where(bad, torch.nan, x * 0.5)
 
-    model = gk.GaussianModel(net, (2,), predicts="clean", device=DEVICE)
+    model = gk.GaussianModel(net, (2,), predicts="clean", device=place.name)
     with pytest.raises(gk.NetworkError, match=r"step 3 of 5 .*1 rows: 3"):
         gk.sample(model, 6, steps=5)
 
 
 @pytest.mark.parametrize("tokens", [False, True])
-def test_compiled_networks_give_the_same(tokens: bool):
+@pytest.mark.parametrize("name", [REAL])
+def test_compiled_networks_give_the_same(tokens: bool, name: str):
     """Of Gaussian processes they are replayed as CUDA graphs, whose results are overwritten by the next replay."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.Tanh(), torch.nn.Linear(32, 18 if tokens else 6))
-    net = net.requires_grad_(False).to(DEVICE)
+    net = net.requires_grad_(False).to(name)
 
     def logits(x, t, cond):
         return net(x.float()).view(-1, 6, 3)
@@ -97,9 +141,9 @@ def test_compiled_networks_give_the_same(tokens: bool):
     def clean(x, t, cond):
         return net(x * (1 + t[:, None]))
 
-    model = gk.MaskedModel(logits, 3, 6, device=DEVICE) if tokens else gk.GaussianModel(clean, (6,), device=DEVICE)
+    model = gk.MaskedModel(logits, 3, 6, device=name) if tokens else gk.GaussianModel(clean, (6,), device=name)
     steering = gk.FKSteering(lambda x: x.double().sum(1), 0.5)
-    backend = True if DEVICE == "cuda" else "aot_eager"
+    backend = True if name == "cuda" else "aot_eager"
     plain, fast, again = (
         gk.sample(model, 16, steps=6, guides=[steering], batch_size=8, compile=how) for how in (False, backend, backend)
     )
@@ -107,32 +151,37 @@ def test_compiled_networks_give_the_same(tokens: bool):
     assert torch.allclose(plain.x.double(), fast.x.double(), atol=1e-5)
 
 
-def test_rewards_of_the_host_are_asked_while_the_device_works():
+def test_rewards_of_the_host_are_asked_while_the_device_works(place: Place):
     """The next micro-batch is begun before this one is scored, and the samples are those of the host."""
     problem = PROBLEMS["vp-1d"]
     steering = gk.FKSteering(lambda x: torch.as_tensor(x.cpu().numpy()[:, 0]), 0.5)
-    runs = [
-        gk.sample(model, 12, steps=STEPS, guides=[steering], cond=problem.cond, batch_size=4)
-        for model in (problem.model, on_device("vp-1d"))
-    ]
-    assert torch.equal(runs[0].ancestors, runs[1].ancestors.cpu())
-    assert torch.allclose(runs[0].x, runs[1].x.cpu(), atol=1e-8)
+    options = {"steps": STEPS, "guides": [steering], "cond": problem.cond, "batch_size": 4}
+    assert_same(*(gk.sample(p.model, 12, **options) for p in (problem, there(problem, place))))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_every_guide_gives_the_same_on_host_and_device(case: Case):
-    for name in case.processes:
-        problem = case.on(name)
-        guides = [case.make(problem)]
-        others = [need.model(problem.model) for g in guides for need in g.needs]
-        if any(m is not problem.model for m in others) or any(
-            isinstance(v, Model) for g in guides for v in vars(g).values()
-        ):
-            continue  # a second model or a classifier lives on the host
-        there = case.with_(replace(PROBLEMS[name], model=on_device(name))).model
-        host, device = (
-            gk.sample(model, 12, steps=STEPS, guides=guides, cond=problem.cond) for model in (problem.model, there)
-        )
-        assert torch.equal(host.ancestors, device.ancestors.cpu())
-        assert torch.allclose(host.x.double(), device.x.double().cpu(), atol=1e-7)
-        assert torch.allclose(host.log_weights, device.log_weights.cpu(), atol=1e-7)
+def placed() -> Iterator:
+    """Every guide; on the pretended device by default every third one alone, on one of its processes."""
+    for number, case in enumerate(CASES):
+        for i, name in enumerate(case.processes):
+            marks = [pytest.mark.slow] * (i > 0 or number % 3 > 0)
+            yield pytest.param("pretended", case, name, marks=marks, id=f"{case.name}-{name}-pretended")
+            yield pytest.param(GIVEN, case, name, marks=[pytest.mark.gpu, MISSING], id=f"{case.name}-{name}-{GIVEN}")
+
+
+@pytest.mark.parametrize("place, case, name", list(placed()), indirect=["place"])
+def test_every_guide_gives_the_same_on_host_and_device(place: Place, case: Case, name: str):
+    """And makes the host wait for nothing but how many rows of tokens there are."""
+    problem, steps = case.with_(PROBLEMS[name]), 4
+    far = case.with_(there(PROBLEMS[name], place))
+    host = gk.sample(problem.model, 12, steps=steps, guides=[case.make(problem)], cond=problem.cond)
+    run = gk.Run(far.model, 12, steps=steps, guides=[case.make(far)], cond=far.cond)
+    with run.borrowed():
+        population = run.start()
+        if place.seen is not None:
+            place.seen.waits.clear()
+        population = advanced(run, population)
+        waits = set() if place.seen is None else set(place.seen.waits)
+        found = run.result(population)
+    assert_same(host, found)
+    waits -= {USERS} | OWN.get(case.name.split()[0], set()) | (ROWS if name in TOKENS else set())
+    assert not waits, waits

@@ -240,6 +240,7 @@ def test_tuple_memos_and_solver_history_follow_their_particle(solver):
     assert moved
 
 
+@pytest.mark.slow
 def test_multistep_stochastic_solver_with_steering_is_unbiased_for_its_own_chain():
     """History is part of the state: weights of p/q use each prediction's own history."""
     problem = PROBLEMS["vp-1d"]

@@ -321,10 +321,10 @@ def conditional() -> tuple[float, float, float]:
 @pytest.mark.parametrize(
     ("schedule", "solver", "steps"),
     [
-        ("vp", gk.solvers.DDPM(), 200),
+        pytest.param("vp", gk.solvers.DDPM(), 200, marks=pytest.mark.slow),
         ("vp", gk.solvers.SDEDPMpp(2), 80),
         ("ve", gk.solvers.SDEDPMpp(2, times="karras"), 80),
-        ("flow", gk.solvers.DDPM(), 200),
+        pytest.param("flow", gk.solvers.DDPM(), 200, marks=pytest.mark.slow),
         pytest.param("flow", gk.solvers.DDIM(0.7), 200, marks=pytest.mark.slow),
     ],
 )
@@ -375,6 +375,7 @@ def test_together_with_a_reward_the_law_is_the_tilted_conditional(guides):
         assert float(result.log_z) == pytest.approx(float(log_w.logsumexp(0)), abs=0.15)
 
 
+@pytest.mark.slow
 def test_with_guidance_the_law_is_that_of_the_guided_chain():
     """CFG changes p; Keep then conditions the chain of the changed p, as importance sampling of it does."""
     problem = PROBLEMS["flow-2d"]
@@ -389,6 +390,7 @@ def test_with_guidance_the_law_is_that_of_the_guided_chain():
     assert float(kept.log_z) == pytest.approx(math.log(share), abs=0.2)
 
 
+@pytest.mark.slow
 def test_times_that_go_up_again_leave_the_gaussian_law():
     times = [*np.linspace(1, 0.25, 121), *np.linspace(0.5, 0, 81)]
     result = gk.sample(mixture("vp"), 20_000, steps=times, guides=[gk.Keep(K, M)])

@@ -113,3 +113,59 @@ def test_what_does_not_fit_is_refused():
         gk.search.lsd(gk.analytic.TokenTable(torch.zeros(2, 2, 2), "uniform"))
     with pytest.raises(ValueError, match="draws lengths"):
         gk.search.lsd(gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 2), 2, 2, end=0, lengths=[0.5, 0.5]))
+
+
+def swinging(x: torch.Tensor, t: torch.Tensor, cond: None) -> torch.Tensor:
+    """p(1) = t^2 at every position, whatever the others are."""
+    p = t.double().square().clamp(1e-9, 1 - 1e-9)[:, None, None].expand(*x.shape, 1)
+    return torch.cat([1 - p, p], -1).log()
+
+
+def uncertainty(p: np.ndarray) -> np.ndarray:
+    return -(p * np.log(p) + (1 - p) * np.log(1 - p))
+
+
+def test_times_are_where_the_network_says_what_samples_at_drawn_times_hold():
+    """Of two positions the later time is the larger of two uniform ones: h is the mean of H(t^2) there. What is masked
+    is 1 with probability E t^2 = 1/3 before the first move, and with 1/6, below that time, before the second."""
+    model = gk.MaskedModel(swinging, 2, 2, dtype=torch.float64)
+    fitted = gk.search.lsd(model, 6000, times=50)
+    u = (np.arange(4000) + 0.5) / 4000
+    h = [float((uncertainty(u**2) * w).mean()) for w in (2 * (1 - u), 2 * u)]
+    assert np.allclose(fitted.entropies, h, atol=0.015)
+    assert np.allclose(np.square(fitted.asked), [1 / 6, 1 / 3], atol=0.03)
+    assert np.allclose(fitted.crossed, uncertainty(np.array([1 / 6, 1 / 3])), atol=0.02)
+    assert fitted.loss(1) == pytest.approx(2 * fitted.crossed[1] - sum(fitted.entropies), abs=1e-12)
+    assert fitted.loss(2) == pytest.approx(sum(fitted.crossed) - sum(fitted.entropies), abs=1e-12)
+    learned, drawn = (
+        gk.sample(model, 20_000, steps=1, solver=s, seed=1).x.double().mean() for s in (fitted, LSD(fitted.entropies))
+    )
+    assert abs(float(learned) - fitted.asked[1] ** 2) < 0.015 and abs(float(drawn) - 0.5) < 0.02
+
+
+def test_the_plan_with_times_is_that_of_their_losses_and_a_row_is_asked_by_its_masks():
+    entropies, crossed, asked = (0.1, 1.5, 0.5), (0.1, 0.5, 2.0), (0.2, 0.5, 0.7)
+    solver = LSD(entropies, asked, crossed)
+    assert LSD(entropies).counts(2, 3) == [3, 1, 0] and solver.counts(2, 3) == [3, 2, 0]
+    keep = gk.Keep(torch.tensor([1, 0, 1]), torch.tensor([False, True, False]))
+    model = gk.MaskedModel(swinging, 2, 3, dtype=torch.float64)
+    for guides, time in (([], 0.7), ([keep], 0.5)):
+        run = gk.Run(model, 4, steps=2, solver=solver, guides=guides)
+        with run.borrowed():
+            assert run.start().times is not None and bool((run.start().times == time).all())
+
+
+def test_times_that_mean_nothing_are_refused():
+    class Timeless:
+        timed = False
+
+        def __call__(self, x: torch.Tensor, t: torch.Tensor, cond: None) -> torch.Tensor:
+            return torch.zeros(*x.shape, 2)
+
+    with pytest.raises(ValueError, match="does not read t"):
+        gk.search.lsd(gk.MaskedModel(Timeless(), 2, 3), times=8)
+    with pytest.raises(ValueError, match=r"times=-1.*at least 1"):
+        gk.search.lsd(gk.MaskedModel(swinging, 2, 3), times=-1)
+    for asked, crossed in (((0.5,), (0.1, 0.2)), ((0.5, 0.0), (0.1, 0.2)), ((), (0.1, 0.2))):
+        with pytest.raises(ValueError, match=r"a time in \(0, 1\] and its cross-entropy"):
+            LSD((0.1, 0.2), asked, crossed)

@@ -24,6 +24,7 @@ SOLVERS: dict[str, TokenSolver] = {
     "first hitting": gk.solvers.FirstHitting(),
     "confidence": gk.solvers.Confidence(temperature=0.5),
     "saber": gk.solvers.Saber(),
+    "routing": gk.solvers.RDM(),
     "remasking": gk.solvers.ReMDM(0.3),
     "leaps": gk.solvers.TauLeaping(),
 }

@@ -42,6 +42,7 @@ MUTANTS = [
     ("a start without its weights", "engine/run.py", "pop.weighed(seat.place, log_w, memo)", "pop.weighed(seat.place, 0 * log_w, memo)", "tests/test_psi_sampler.py::test_with_a_deterministic_solver_particles_are_more_even_than_by_importance_sampling"),
     ("a drift of the wrong sign", "guides/drift_lite.py", "return -torch.cholesky_solve(", "return torch.cholesky_solve(", "tests/test_drift_lite.py::test_the_least_variance_is_that_of_a_weighted_regression_with_a_ridge"),
     ("a drift that the weights do not know", "guides/drift_lite.py", "log_w = log_w + (before[3]", "log_w = log_w + 0 * (before[3]", "tests/test_drift_lite.py::test_the_law_is_that_of_fkc_and_the_weights_vary_less[quadratic-cosine]"),
+    ("a drift of the states as they are scaled", "guides/drift_lite.py", "(a_s * ((s_t / a_t)", "(((s_t / a_t)", "tests/test_drift_lite.py::test_a_large_move_carries_y_by_theta_b_over_the_change_of_u"),
     ("a divergence of the prediction alone", "guides/drift_lite.py", "view.evals[need]) - dim for", "view.evals[need]) for", "tests/test_drift_lite.py::test_the_rate_of_every_field_has_the_mean_zero_under_the_path[score]"),
     ("an interpolant with noise on top of its own", "process/interpolant.py", "max(self.gamma(move.s) ** 2 - move.c**2, 0)", "self.gamma(move.s) ** 2", "tests/test_interpolant.py::test_samples_of_one_data_set_become_samples_of_the_other[2.0-clean]"),
     ("no mirror images", "process/reflected.py", "for image in (x, 2 * self.low - x)", "for image in (x, x)", "tests/test_reflected.py::test_folded_kernels_are_densities_of_their_samples[0.8]"),
@@ -51,7 +52,7 @@ MUTANTS = [
     ("times of least divergence by the loss at the end of a step", "solvers/align_your_steps.py", "m[:, None] * (g - g[:, None])", "m * (g - g[:, None])", "tests/test_solver_fit.py::test_of_one_gaussian_the_times_of_least_divergence_are_a_geometric_sequence[cosine]"),
     ("a state counts as final that still moves", "engine/parallel.py", "<= self.tolerance *", "<= 1 + self.tolerance *", "tests/test_parallel.py::test_without_tolerance_samples_are_those_of_the_run[DDPM]"),
     ("a stale prediction in parallel", "engine/parallel.py", "kept | self._looked(seen)", "self._looked(seen) | kept", "tests/test_parallel.py::test_without_tolerance_samples_are_those_of_the_run[DDPM]"),
-    ("in parallel all rows at the first time", "models/base.py", "torch.full((rows,), t, **like) for t, rows in self.spans", "torch.full((rows,), self.spans[0][0], **like) for t, rows in self.spans", "tests/test_parallel.py::test_rows_of_several_times_are_predicted_as_those_of_one[clean]"),
+    ("in parallel all rows at the first time", "models/base.py", "torch.tensor([t for t, rows in self.spans", "torch.tensor([self.spans[0][0] for t, rows in self.spans", "tests/test_parallel.py::test_rows_of_several_times_are_predicted_as_those_of_one[clean]"),
     (
         "a scale of Z-Image that is one too large",
         "integrations/diffusers/newer.py",
@@ -164,8 +165,16 @@ MUTANTS = [
     ("cfg with cond and null swapped", "guides/cfg.py", "view.evals[Cond()], view.evals[Null()], every[0]", "view.evals[Null()], view.evals[Cond()], every[0]", CFG),
     ("noise of t for s", "solvers/ddim.py", "renewed(t, s, eta * s.sigma * max", "renewed(t, s, eta * t.sigma * max", FK),
     ("staying masked with the chance of leaving", "random.py", "return noise.words(index) <= (p", "return noise.words(index) > (p", FK + "::test_the_enumerated_law_of_four_tokens"),
-    ("a step that loses what the next one would", "solvers/lsd.py", "self.entropies[m - 1]", "self.entropies[n - 1]", "tests/test_lsd.py"),
+    ("a step that loses what the next one would", "solvers/lsd.py", "self._lost[m - 1]", "self._lost[n - 1]", "tests/test_lsd.py"),
     ("a plan that forgets the steps after", "solvers/lsd.py", "least = (cost + least).min(1)", "least = cost.min(1)", "tests/test_lsd.py"),
+    ("a time that falls by the masks that are left alone", "solvers/token_solver.py", "_top(gumbel, left) - _top(gumbel, before)", "_top(gumbel, left)", "tests/test_first_hitting.py::test_samples_have_the_law_of_the_ancestral_chain_with_many_steps"),
+    ("a network that is told n/L", "engine/run.py", "at = step.t if pop.times is None else Mixed.of(pop.times)", "at = step.t", "tests/test_first_hitting.py::test_samples_have_the_law_of_the_ancestral_chain_with_many_steps"),
+    ("times of the children before them", "engine/row_clock.py", "of = before.times, noise[..., self.mask], self._masked(before), self._masked(pop)", "of = before.times, noise[..., self.mask], self._masked(before), self._masked(before)", "tests/test_first_hitting.py::test_the_time_falls_from_move_to_move_as_that_of_the_next_position"),
+    ("after a move up, the time before it", "engine/row_clock.py", "return self.started(pop, noise, move.s)", "return self.started(pop, noise, move.t)", "tests/test_first_hitting.py::test_times_begin_where_the_noise_ended"),
+    ("copies with the time of another row", "models/base.py", "each[row], 1) for row in", "each[0], 1) for row in", "tests/test_first_hitting.py::test_a_weaker_network_is_asked_at_the_times_of_the_rows_too"),
+    ("the time at which samples surprise most", "search/lsd.py", "best = [min(zip(", "best = [max(zip(", "tests/test_lsd.py::test_times_are_where_the_network_says_what_samples_at_drawn_times_hold"),
+    ("a plan by the entropies at drawn times", "solvers/lsd.py", "return self.crossed or self.entropies", "return self.entropies", "tests/test_lsd.py::test_the_plan_with_times_is_that_of_their_losses_and_a_row_is_asked_by_its_masks"),
+    ("tokens that lose and stay", "process/revealing.py", "return torch.where(free & ~first, self.mask, x)", "return x", "tests/test_rdm.py::test_samples_follow_the_loop"),
     ("states that are known under any condition", "models/evaluations.py", "zip(parts, before, strict=True)]).all(0)", "zip(parts, before, strict=True)]).any(0)", "tests/test_decided.py"),
     ("what was said of another state", "models/evaluations.py", "for part in last])[place] for", "for part in last])[place.flip(0)] for", "tests/test_decided.py"),
     ("masks revealed a move late", "engine/ahead.py", "found, move = (~below)", "found, move = (~below.roll(1, 0))", "tests/test_decided.py"),
@@ -174,7 +183,7 @@ MUTANTS = [
     ("tokens that hear of themselves", "process/revealing.py", "before = words.cumsum(1) - words", "before = words.cumsum(1)", "tests/test_joint.py"),
     ("tokens that are drawn without each other", "process/revealing.py", "h[rows] += self.order.word(", "h[rows] -= self.order.word(", "tests/test_joint.py"),
     ("an energy of the wrong sign", "values/energy.py", "softplus(ours) + softplus(-theirs)", "softplus(-ours) + softplus(theirs)", "tests/test_energy_fit.py::test_the_loss_is_least_at_the_log_of_the_ratio"),
-    ("an energy at the state of another row", "guides/edlm.py", "view.x[row], view.t", "view.x[row * 0], view.t", "tests/test_edlm.py::test_samples_follow_the_enumerated_chain_of_two_candidates[of the state]"),
+    ("an energy at the state of another row", "guides/edlm.py", "view.x[row], at,", "view.x[row * 0], at,", "tests/test_edlm.py::test_samples_follow_the_enumerated_chain_of_two_candidates[of the state]"),
     ("candidates without their probability", "guides/edlm.py", "log_w = log_w - self._log_probs", "log_w = log_w + self._log_probs", "tests/test_edlm.py::test_samples_follow_the_enumerated_chain_of_two_candidates[residual]"),
     ("kept states of another text", "models/prefixes.py", "(name == names) & (token == text) & (before == there)", "name == names", "tests/test_prefixes.py::test_a_name_that_leads_to_another_text_leads_to_nothing"),
     ("a layer that is fitted to the time before", "search/joint.py", "paths.log_p[k, row], paths.log_p[k + r, row]", "paths.log_p[k, row], paths.log_p[k, row]", "tests/test_joint.py"),
@@ -313,6 +322,8 @@ MUTANTS = [
     ("a noise in the place of the one before", "solvers/usf.py", "(0.0, 0.0, 0.0, 0.0, 1.0))", "(0.0, 0.0, 0.0, 1.0))", "tests/test_solver_statistics.py::test_usf_changes_between_clean_means_and_noises_as_it_is_told"),
     ("a Jacobian of half of the probe", "solvers/dpm_v3.py", "/ v.square().sum()", "/ (2 * v.square().sum())", "tests/test_solver_statistics.py::test_the_statistics_of_a_gaussian_are_those_of_the_formula"),
     ("ratios that lead away", "solvers/dc_solver.py", "best = min(_FIRST, key", "best = max(_FIRST, key", "tests/test_solver_statistics.py::test_fitted_ratios_make_unipc_more_accurate_on_other_noises_than_those_of_the_fit"),
+    ("noise moved back to the step before", "solvers/dual_fast.py", "more = c *", "more = -c *", TABLES + "::test_dualfast_replaces_the_noise_in_the_first_order_term_of_dpm_solver"),
+    ("a last step of the reference in six parts", "solvers/fitting.py", "LAST = 12", "LAST = 6", "tests/test_solver_fit.py::test_the_reference_of_many_steps_is_the_flow_down_to_data"),
     ("extrapolated data and kept noise", "solvers/ucgm.py", "-self.kappa * left)", "0.0 * left)", TABLES + "::test_on_a_flow_ucgm_is_its_published_step"),
     ("the error of a fit with half of a term", "solvers/fit.py", "- 2 * (c * rhs).sum(1)", "- (c * rhs).sum(1)", "tests/test_solver_fit.py::test_the_error_that_is_said_is_that_of_the_run"),
     ("noise made longer", "guides/epsilon_scaling.py", "(1 - 1 / at(self.scale, view.t))", "(1 - at(self.scale, view.t))", "tests/test_epsilon_scaling.py"),
@@ -402,6 +413,8 @@ MUTANTS = [
     ("every rank asks the whole batch", "search/design/loop.py", "Scorer(self.own, self.model.device, world=self.world)", "Scorer(self.own, self.model.device)", "tests/test_world.py::test_bits_callbacks_checkpoints_and_errors"),
     ("compiled for each number of tokens", "models/compiled.py", "torch._dynamo.maybe_mark_dynamic(v, 0)", "pass", "tests/test_compile.py::test_a_network_is_compiled_once_for_the_whole_grid_and_for_later_runs[masked-CFG and FK]"),
     ("the compiler stays after the run", "models/compiled.py", "_compiler.reset(before)", "pass", "tests/test_compile.py::test_nothing_else_is_compiled_after_a_run_that_is_however_it_ends"),
+    ("a mask that is copied in every step", "engine/checks.py", "_there(guide.beside(found, model), model.device)", "guide.beside(found, model)", "tests/test_gpu.py::test_every_guide_gives_the_same_on_host_and_device[Regions-vp-1d-pretended]"),
+    ("the host reads how much is kept", "guides/keep.py", "where.sum(dtype=torch.float64)", "int(where.sum())", "tests/test_gpu.py::test_every_guide_gives_the_same_on_host_and_device[Keep-vp-1d-pretended]"),
     ("rewards before the next forward", "engine/run.py", "if not self.overlaps or self.acts[index].grad", "if True", "tests/test_no_waiting.py::test_the_network_is_asked_for_the_next_rows_before_rewards_of_these[FKSteering]"),
     ("the cost of one rank for that of all", "search/core.py", "own = run.world.cost(run.cost)", "own = run.cost", "tests/test_world.py::test_bits_callbacks_checkpoints_and_errors"),
     ("islands that meet always but then", "engine/islands.py", "step.index % self.every == 0", "step.index % self.every != 0", "tests/test_islands.py::test_nobody_leaves_an_island_between_two_meetings"),
@@ -424,7 +437,19 @@ MUTANTS = [
 
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "scipy.stats", "pytest"])  # imported once, and not for every mutant
+# imported once, and not for every mutant
+SERVER.set_forkserver_preload(
+    ["torch", "scipy.stats", "hypothesis", "pytest", "rdkit.Chem", "pytorch_lightning", "diffusers"]
+)
+PLAIN = [
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:xdist",
+    "-p",
+    "no:hypothesispytest",
+    "--assert=plain",
+]  # whatever takes time
 
 
 def _tested(folder: Path, *options: str) -> None:
@@ -444,7 +469,7 @@ def _tested(folder: Path, *options: str) -> None:
 
 
 def passes(folder: Path, which: str, among: str = "not gpu") -> bool:
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", among, f"--rootdir={folder}", which]
+    options = ["-x", "-q", *PLAIN, "-m", among, f"--rootdir={folder}", which]
     process = SERVER.Process(target=_tested, args=(folder, *options))
     process.start()
     process.join()

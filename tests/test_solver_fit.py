@@ -15,6 +15,7 @@ from guidekit.jobs.config import ConfigError
 from guidekit.jobs.names import make_solver
 from guidekit.solvers import DDIM, DDPM, DEIS, DPMpp, Heun, Table, UniPC, fit
 from guidekit.solvers.fit import network_rows
+from guidekit.solvers.fitting import flow
 from guidekit.solvers.schedules import EDM, VE, Cosine, Flow
 
 ASYMMETRIC = ([0.5, 0.3, 0.2], [-2.0, 0.5, 2.5], [0.5, 0.4, 0.6])
@@ -122,6 +123,16 @@ def test_a_gaussian_is_solved_exactly_since_its_flow_is_linear():
     model = gk.analytic.GaussianMixture(*(torch.tensor([v], dtype=torch.float64) for v in (1.0, 0.0, 0.4)), Flow())
     assert distance(model, DPMpp(2), 2) > 0.02
     assert distance(model, fit(model, DPMpp(2), 2, "coefficients", **SMALL), 2) < 1e-3
+
+
+def test_the_reference_of_many_steps_is_the_flow_down_to_data():
+    """Of one Gaussian N(m, s^2) the flow takes pure noise x to x_0 = m + s x. In the last of 50 steps the prediction
+    still changes by sigma^2/(s^2 + sigma^2) (x_0 - m), which is 0.016 for the largest noise."""
+    m, s, schedule = 0.7, 0.2, Cosine()
+    model = gk.analytic.GaussianMixture(*(torch.tensor([v], dtype=torch.float64) for v in (1.0, m, s)), schedule)
+    noise = noises(model, 3)
+    found = flow(model.process, lambda x, t: model(x, t, None), noise, np.linspace(1, 0, 51).tolist(), inside=6)
+    assert (found[-1] - (m + s * noise)).abs().max() < 5e-4
 
 
 @pytest.mark.parametrize("what", ["times", "coefficients", "both"])

@@ -31,6 +31,7 @@ from guidekit.solvers import (
     DCSolver,
     DPMpp,
     DPMv3,
+    DualFast,
     ExponentialHeun,
     HeavyBall,
     Heun,
@@ -62,6 +63,8 @@ DETERMINISTIC = {
     "dpmpp3": DPMpp(3),
     "ball": HeavyBall(DPMpp(), 0.7),
     "ball3": HeavyBall(DEIS(3), 0.7),
+    "dual": DualFast(DPMpp(), 0.3),
+    "dual3": DualFast(DEIS(3), 0.3),
     "ghvb1": GHVB(1, 0.7),
     "ghvb2": GHVB(2, 0.7),
     "ghvb3": GHVB(3, 0.7),
@@ -94,7 +97,8 @@ STOCHASTIC = {
 SOLVERS = DETERMINISTIC | STOCHASTIC
 ORDERS = {
     "deis2": 2, "deis3": 3, "deis4": 4, "rho3": 3, "log_rho3": 3, "pndm": 2, "unipc1": 2, "unipc2": 3, "unipc3": 4,
-    "dpmpp3": 3, "ball": 1, "ball3": 1, "ghvb1": 1, "ghvb2": 2, "exponential": 2, "pseudo": 2, "sa0": 3,
+    "dpmpp3": 3, "ball": 1, "ball3": 1, "dual": 1, "dual3": 1, "ghvb1": 1, "ghvb2": 2, "exponential": 2,
+    "pseudo": 2, "sa0": 3,
     "ucgm": 2, "accelerated": 2, "conjugate": 1, "dc": 1, "v3_2": 3, "v3_3": 3,
 }  # fmt: skip
 OTHER = {
@@ -371,6 +375,9 @@ def half_more(w):
         (HeavyBall(DEIS(3), 1.0), DEIS(3)),
         (HeavyBall(DDIM(), 0.6), GHVB(1, 0.6)),
         (GHVB(1, 1.0), DDIM()),
+        (DualFast(DPMpp(3), 0.0), DPMpp(3)),
+        (DualFast(DEIS(3), 0.0), DEIS(3)),
+        (DualFast(DDIM(), lambda t: 0.5), GHVB(2, 1.0)),
         (CPS(0.0), DDIM()),
         (CPS(1.0), Consistency()),
         (UCGM(0.0), DDIM()),
@@ -507,6 +514,23 @@ def test_on_a_flow_ucgm_is_its_published_step():
         x = (1 - s) * data + s * (math.sqrt(0.8) * e + math.sqrt(0.2) * noise[i])
         before = now
         np.testing.assert_allclose(found[i + 1], x, rtol=1e-10, atol=1e-12)
+
+
+@some
+def test_dualfast_replaces_the_noise_in_the_first_order_term_of_dpm_solver(schedule):
+    """Of 2M, whose other term is a difference of clean predictions; c grows towards data."""
+    grid, denoise = [0.95, 0.8, 0.7, 0.4, 0.3, 0.05], denoiser(schedule)
+    x = quantile(np.linspace(0.05, 0.95, 19), schedule, grid[0])
+    found = follow(DualFast(DPMpp(2), 0.4).moves(schedule, grid), denoise, x)
+    before = None
+    for i, (t, s) in enumerate(pairwise(grid)):
+        (alpha, sigma), (alpha_s, sigma_s) = scales(schedule, t), scales(schedule, s)
+        d, h = denoise(x, t), math.log(alpha_s / sigma_s) - math.log(alpha / sigma)
+        e, c = (x - alpha * d) / sigma, 0.4 * (1 - t)
+        clean = d if before is None else (x - sigma * ((1 + c) * e - c * before[1])) / alpha
+        change = 0.0 if before is None else (d - before[0]) * h / before[2] / 2
+        x, before = sigma_s / sigma * x + alpha_s * (1 - math.exp(-h)) * (clean + change), (d, e, h)
+        np.testing.assert_allclose(found[i + 1], x, rtol=1e-8, atol=1e-10)
 
 
 @some
@@ -829,6 +853,8 @@ def test_steered_proposals_and_weights_are_exact_with_the_stochastic_solvers(nam
         (lambda: GHVB(2, 0.0), r"GHVB\(beta=0.0\): beta lies in \(0, 1\]"),
         (lambda: HeavyBall(DDPM(), 0.5), r"HeavyBall.*momentum is for deterministic solvers"),
         (lambda: HeavyBall(DDIM(), 1.5), r"HeavyBall\(beta=1.5\): beta lies in \(0, 1\]"),
+        (lambda: DualFast(DDPM()), r"DualFast.*it is for deterministic solvers"),
+        (lambda: DualFast(DDIM(), 1.5), r"DualFast\(c=1.5\): c lies in \[0, 1\]"),
         (lambda: Langevin(DDIM(), 0.8), r"snr lies in \(0, 0.7\]"),
         (lambda: Langevin(DDIM(), 0.1, 0), r"count is at least 1"),
         (lambda: Langevin(AcceleratedDDPM()), r"adds noise early, which a Langevin step would take away"),
@@ -847,9 +873,10 @@ def test_parameters_outside_their_range_are_refused_at_construction(make, messag
         make()
 
 
-def test_momentum_over_a_solver_with_two_evaluations_per_step_is_refused():
-    with pytest.raises(ValueError, match="momentum needs one evaluation per step"):
-        HeavyBall(Heun()).moves(Cosine(), [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("around", [HeavyBall, DualFast])
+def test_what_is_put_around_a_solver_with_two_evaluations_per_step_is_refused(around):
+    with pytest.raises(ValueError, match="needs one evaluation per step"):
+        around(Heun()).moves(Cosine(), [1.0, 0.5, 0.0])
 
 
 def test_a_noise_scale_that_falls_is_refused():

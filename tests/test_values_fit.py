@@ -230,7 +230,8 @@ def enumerated(model: gk.analytic.TokenTable):
     return grid, moves, kernels, law
 
 
-@pytest.mark.parametrize("target", [*(pytest.param(v, marks=pytest.mark.slow) for v in ("soft", "mean")), "bellman"])
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["soft", "mean", "bellman"])
 def test_values_of_tokens_are_the_enumerated_ones(target: str):
     """h_0 = exp(r/alpha), h_t = K_t h_s, V_t = alpha log h_t; for the mean V_0 = r, V_t = K_t V_s."""
     generator = torch.Generator().manual_seed(3)
@@ -302,6 +303,7 @@ def test_a_value_that_predicts_nothing_warns():
     assert not found.useful and found.loss >= found.constant - 2 * found.doubt
 
 
+@pytest.mark.slow
 def test_a_calibration_shows_what_is_explained_at_each_time():
     """The weights of the times together give the whole, and nothing is explained where all is noise."""
     found = linear_fit().calibration

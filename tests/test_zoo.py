@@ -44,7 +44,9 @@ def test_files_are_small_and_have_cards():
             assert own["parameters"] == sum(p.numel() for p in zoo.network(name).parameters())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name.endswith("-weak") else []) for name in MODELS]
+)
 def test_a_model_samples_offline(name: str):
     """In a process of its own, in which nothing may be unpickled and no connection opened."""
     code = f"""

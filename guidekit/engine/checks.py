@@ -85,7 +85,13 @@ def bound(guides: Iterable[Any], model: Model) -> tuple[Guide, ...]:
             raise TypeError(f"guides holds {guide!r}, which is not a Guide; a list like [gk.CFG(3.)] is needed")
         guide.card.refuse(type(guide).__name__, model.process)
     found = tuple(guide.bind(model) for guide in listed)
-    return tuple(guide.beside(found, model) for guide in found)
+    return tuple(_there(guide.beside(found, model), model.device) for guide in found)
+
+
+def _there(guide: Guide, device: torch.device) -> Guide:
+    """The guide with its tensors on the device of the model, to which every step would have to copy them."""
+    far = {k: v for k, v in vars(guide).items() if isinstance(v, Tensor) and v.device != device}
+    return guide.having(**{k: v.to(device) for k, v in far.items()})
 
 
 def check_guides(guides: Sequence[Guide], model: Model, solver: Solver | None, steps: int) -> None:
@@ -184,7 +190,7 @@ def _check_scales(guide: Guide) -> None:
 def check_result(result: Result, n: int, judge: Any, branched: bool) -> None:
     """Errors and warnings about the samples as a whole: an error where nothing is left of any condition."""
     lost = [] if result.rewards is None else _groups(result, result.rewards.isnan())
-    weightless = [g for g in _groups(result, result.log_weights == -torch.inf) if g not in lost]
+    weightless = sorted({*_groups(result, result.log_weights == -torch.inf)} - {*lost})
     told = []
     if lost:
         name = "?" if judge is None else as_reward(judge).name
@@ -199,12 +205,14 @@ def check_result(result: Result, n: int, judge: Any, branched: bool) -> None:
     if single:
         warnings.warn(f"{single} of {len(result)} samples could not be scored; their reward is NaN", stacklevel=6)
     if n > 4:
-        _warn_of_collapse(result, n, branched, [g for g in range(result.groups) if g not in (*lost, *weightless)])
+        _warn_of_collapse(result, n, branched, sorted({*range(result.groups)} - {*lost, *weightless}))
 
 
 def _groups(result: Result, marked: Tensor) -> list[int]:
     """The groups of which every row is marked."""
-    return [g for g in range(result.groups) if bool(marked[result.group == g].all())]
+    spared = torch.zeros(result.groups, dtype=torch.bool, device=marked.device)
+    spared[result.group[~marked]] = True
+    return (~spared).nonzero()[:, 0].tolist()
 
 
 def _named(groups: Sequence[int]) -> str:

@@ -240,3 +240,8 @@ def _regrouped(reward: ByGroup, groups: tuple[int, ...]) -> ByGroup:
 def at(scale: Scale, t: float) -> float:
     """The value of a number or of a function of t."""
     return float(scale(t)) if callable(scale) else float(scale)
+
+
+def numbers(values: Sequence[float], device: torch.device) -> Tensor:
+    """A few numbers in float64, each written by the device itself: it is waited for where they are copied to it."""
+    return torch.stack([torch.full((), v, dtype=torch.float64, device=device) for v in values])

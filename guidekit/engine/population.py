@@ -35,6 +35,8 @@ class Population:
     branch        children of each parent that are together in this population, side by side
     shown         the prediction that guides and rewards saw, where it is not that of the target (a tilt is `Apart`);
                   else ()
+    times         at which a network that reads the time is asked of each row, float64, where the solver has each row at
+                  one of its own (`Order.asked_at`); None is that of the step
     spread        what the network says of the variance of the next step (`Model.predicted`), if it does
     """
 
@@ -52,6 +54,7 @@ class Population:
     branch: int = 1
     shown: tuple[Tensor, ...] = ()
     spread: Tensor | None = None
+    times: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x.shape[0]

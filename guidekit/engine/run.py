@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import random
-from ..models.base import Model
+from ..models.base import Mixed, Model
 from ..models.compiled import Compiler, compiling
 from ..models.evaluations import Cond, Memory, Spread, evaluate, evaluate_at, rows_of
 from ..models.networks import lent, networks_in
@@ -37,6 +37,7 @@ from .islands import Islands
 from .noise import Noise
 from .population import Population
 from .result import Result
+from .row_clock import row_clock
 from .scoring import Scorer, same
 from .seats import Seat, acting, seated
 from .strength import check_auto, unset
@@ -106,6 +107,7 @@ class Run:
         self.order = max(1, *(len(m.b) for m in self.moves))
         self.paste = self.pasted if any("paste" in seat.hooks for seat in self.seats) else None
         self.steered = any(g.steer for g in self.guides)
+        self.clock = row_clock(self.moves, self.models)
         self.blind = not any(g.sees_prediction for g in self.guides if g.has("log_weight") or g.has("select"))
         self.judge = next((r for g in self.guides if (r := g.judge) is not None), None)
 
@@ -236,7 +238,8 @@ class Run:
         x = q.push(noise)
         log_w = pop.log_w if q is p else pop.log_w + q.correction(p, x)
         proposals, came = q.history if pop.proposals else (), p.history or pop.predictions[:1]
-        return replace(pop, x=x, log_w=log_w, memos=memos, predictions=came, proposals=proposals, shown=())
+        moved = replace(pop, x=x, log_w=log_w, memos=memos, predictions=came, proposals=proposals, shown=())
+        return moved if self.clock is None else self.clock.moved(pop, moved, noise, self.moves[index])
 
     def look(self, pop: Population, index: int) -> Population:
         """Evaluate the network, apply the tilts, update the weights and memos."""
@@ -370,7 +373,7 @@ class Run:
             if "begin" in seat.hooks:
                 noise = random.drawn(noise)
                 pop = self._started(seat, pop, noise)
-        return pop
+        return pop if self.clock is None else self.clock.started(pop, noise, self.moves[0].t)
 
     def _started(self, seat: Seat, pop: Population, noise: Tensor) -> Population:
         """The population in the states that a guide has it start from."""
@@ -398,13 +401,14 @@ class Run:
         cond = rows_of(self._encoded, pop.group)
         of = pop.group, pop.slot, {}, None, self.score, self.batch_size
         before = pop.predictions[0] if index and pop.predictions else None
-        view = View(self.model, step, x, cond, *of, paste=self.paste, before=before)
+        view = View(self.model, step, x, cond, *of, paste=self.paste, before=before, times=pop.times)
         if step.t == 0 or not seen:
             return view
         for seat in acts.condition:
             view = replace(view, cond=seat.guide.condition(view.own(seat.name, None), view.cond))
         with torch.set_grad_enabled(x.requires_grad):
-            of = x, step.t, view.cond, self._count, self.batch_size, self.memory
+            at = step.t if pop.times is None else Mixed.of(pop.times)
+            of = x, at, view.cond, self._count, self.batch_size, self.memory
             evals = evaluate(self.model, acts.needs, *of)
         return replace(view, evals=evals, prediction=evals[Cond()])
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import random
-from ..models.base import Encoded, Model
+from ..models.base import Encoded, Mixed, Model
 from ..models.evaluations import Cond, evaluate, rows_of
 from ..solvers import Move, fractions
 from . import tree
@@ -78,6 +78,7 @@ class View:
     shown        the one that guides and rewards see in its place, where a tilt is `Apart`; else None
     cond         the encoded condition of each row
     group, slot  the row's group and its place within it: the address of its random numbers
+    times        at which the network was asked of each row, where the solver has each row at one of its own; else None
     memo         what the guide that reads this remembers of each particle
     before       the prediction by which each row came here, its parent's; None at the start
     paste        (samples, group) -> samples: what guides put into decoded samples; None where they put nothing
@@ -97,12 +98,18 @@ class View:
     memo: Tree = None
     shown: Tensor | None = None
     before: Tensor | None = None
+    times: Tensor | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     _kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def t(self) -> float:
         return self.step.t
+
+    @property
+    def told(self) -> float | Tensor:
+        """What networks that read the time are told: t, or the time of each row, (rows,)."""
+        return self.t if self.times is None else self.times
 
     @property
     def clean(self) -> Tensor:
@@ -143,9 +150,10 @@ class View:
         return self._cache.get(("reward", same(reward)))
 
     def evaluate(self, x: Tensor, t: float, needs: tuple[Cond, ...] = (Cond(),)) -> dict[Cond, Tensor]:
-        """Further network evaluations of these rows, at other states or another time. They are counted as network
-        rows."""
-        return evaluate(self.model, needs, x, t, self.cond, self.scorer.cost.network, self.limit)
+        """Further network evaluations of these rows, at other states or another time; where that is t, at the times of
+        the rows, if they have their own. They are counted as network rows."""
+        at = t if self.times is None or t != self.t else Mixed.of(self.times)
+        return evaluate(self.model, needs, x, at, self.cond, self.scorer.cost.network, self.limit)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """The result of make(), which is called once in this look: for what depends on x_t and not on the
@@ -168,7 +176,7 @@ class View:
         """The view of the rows of an index, which may repeat rows. Nothing is decoded or scored yet."""
         parts = {
             k: tree.take(getattr(self, k), index)
-            for k in ("x", "group", "slot", "prediction", "shown", "memo", "before")
+            for k in ("x", "group", "slot", "prediction", "shown", "memo", "before", "times")
         }
         evals = {k: v[index] for k, v in self.evals.items()}
         return replace(self, **parts, evals=evals, cond=rows_of(self.cond, index), _cache={}, _kept={})

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..engine.card import Card, Paper
-from ..engine.guide import Guide, Scale, at
+from ..engine.guide import Guide, Scale, at, numbers
 from ..engine.view import Step, View
 from ..models.base import Model
 from ..models.evaluations import Cond, Null, listed
@@ -93,7 +93,7 @@ class CFG(Guide):
         every = [at(w, view.t) for w in listed(self.scale)]
         if len(every) == 1:
             return view.model.guided(view.x, view.t, view.evals[Cond()], view.evals[Null()], every[0])
-        own = torch.tensor(every, dtype=torch.float64, device=view.x.device)
+        own = numbers(every, view.x.device)
         scale = view.rows(own[view.group])
         return view.model.guided(view.x, view.t, view.evals[Cond()], view.evals[Null()], scale)
 

@@ -100,17 +100,18 @@ class Exact(Discrete):
     """Base of guides whose classifier evaluates every change of one token."""
 
     def now(self, view: View) -> Tensor:
-        return self.own(self.log_probs(view.x, view.t), view.group)
+        return self.own(self.log_probs(view.x, view.told), view.group)
 
     def ratios(self, view: View, where: Tensor) -> Tensor:
         found = torch.zeros(*view.x.shape, view.model.process.V, dtype=torch.float64, device=view.x.device)  # type: ignore
-        row, place = where.nonzero(as_tuple=True)
+        (row, place), told = where.nonzero(as_tuple=True), view.told
         token = torch.arange(found.shape[-1], device=view.x.device)
         width = max(1, (view.limit or _ROWS) // len(token))
         for rows, places in zip(row.split(width), place.split(width), strict=True) if len(row) else ():
             each = rows.repeat_interleave(len(token))
             x = view.x[each].scatter(1, places.repeat_interleave(len(token))[:, None], token.repeat(len(rows))[:, None])
-            found[rows, places] = self.own(self.log_probs(x, view.t), view.group[each]).view(-1, len(token))
+            at = told[each] if isinstance(told, Tensor) else told
+            found[rows, places] = self.own(self.log_probs(x, at), view.group[each]).view(-1, len(token))
         return found
 
 

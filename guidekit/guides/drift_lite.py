@@ -263,7 +263,7 @@ class Controlled(Corrector):
         exact = self.probes >= dim
         for i in range(min(self.probes, dim)):
             if exact:
-                v = torch.zeros_like(x).flatten(1).index_fill_(1, torch.tensor(i, device=x.device), 1.0).view_as(x)
+                v = (torch.arange(dim, device=x.device) == i).to(x).expand(len(x), dim).view_as(x)
             else:
                 v = random.normal(random.fold(view.key, i), view.model.shape, x.dtype).sign()
             total = total + (v * along(v)).flatten(1).sum(1).double()

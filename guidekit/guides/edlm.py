@@ -152,5 +152,6 @@ class EDLM(Guide):
 
     def _asked(self, view: View, x_0: Tensor, row: Tensor) -> Tensor:
         if isinstance(self.energy, Energy):
-            return self.energy(x_0, view.x[row], view.t, rows_of(view.cond, row))
+            at = view.told[row] if isinstance(view.told, Tensor) else view.told
+            return self.energy(x_0, view.x[row], at, rows_of(view.cond, row))
         return self.energy(x_0)

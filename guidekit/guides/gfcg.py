@@ -84,7 +84,7 @@ class GFCG(Labelled):
         scale = at(self.scale, view.t)
         if scale == 0:
             return 0.0
-        log_p = self.log_probs(view.samples if self.clean else view.x, view.t)
+        log_p = self.log_probs(view.samples if self.clean else view.x, view.told)
         classes = log_p.shape[1] if log_p.dim() == 2 else 1
         if self.references >= classes:
             raise ValueError(

@@ -385,7 +385,7 @@ def _log_normal(x: Tensor, mean: Tensor, std: float, where: Tensor | None = None
     """log N(x; mean, std^2) of the entries `where`, one float64 per row."""
     z = ((x - mean) / std).double()
     square = z.square() if where is None else torch.where(where, z.square(), 0.0)
-    count = x[0].numel() if where is None else int(where.sum())
+    count = x[0].numel() if where is None else where.sum(dtype=torch.float64)
     return -0.5 * square.flatten(1).sum(1) - count * (math.log(std) + 0.5 * math.log(2 * math.pi))
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..engine.card import Card, Paper
-from ..engine.guide import Guide, Scale, at
+from ..engine.guide import Guide, Scale, at, numbers
 from ..engine.tree import Tree
 from ..engine.view import View
 from ..models.base import Model
@@ -120,7 +120,7 @@ class Mixture(Guide):
         """log rho, float64 (rows, 1 + experts)."""
         if memo is None:
             weights = [1.0] * (len(self.needs) + 1) if self.weights is None else self.weights
-            a = torch.tensor([at(w, view.t) for w in weights], dtype=torch.float64, device=view.x.device)
+            a = numbers([at(w, view.t) for w in weights], view.x.device)
             return (a / a.sum()).log().expand(len(view.x), -1)
         return view.once(("rho", id(self)), lambda: self._followed(view, memo))
 

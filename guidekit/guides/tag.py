@@ -59,5 +59,5 @@ class TAG(Discrete):
 
     def ratios(self, view: View, where: Tensor) -> Tensor:
         states = one_hot(view.x, view.model.process.states).to(view.model.dtype)  # type: ignore[attr-defined]
-        rise = slope(lambda x: self.own(self.log_probs(x, view.t), view.group), states).double()
+        rise = slope(lambda x: self.own(self.log_probs(x, view.told), view.group), states).double()
         return rise[..., : view.model.process.V] - rise.gather(-1, view.x[..., None])  # type: ignore[attr-defined]

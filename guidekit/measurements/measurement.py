@@ -367,7 +367,7 @@ def _in_states(name: str, each: Sequence[Measurement], model: Model, scale: floa
 
 def _with_y(name: str, each: Sequence[Measurement], zero: Tensor, scale: float) -> Problem:
     """The problem whose samples are zero + scale x."""
-    A, noise = each[0].operator.at(zero.dtype), each[0].noise
+    A, noise = each[0].operator.at(zero), each[0].noise
     assert isinstance(noise, Gaussian)
     y = torch.stack([m.y for m in each]).to(zero)
     y = (y - A.A(zero)) / scale if scale != 1 or bool(zero.any()) else y

@@ -15,6 +15,7 @@ An operator without a decomposition solves both by conjugate gradients, which ta
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -67,9 +68,12 @@ class Linear:
             return self.spectral(lambda s: torch.where(s > self.cut, s, torch.inf).square().reciprocal(), v)
         return gradients(lambda x: self.adjoint(self.A(x)), v, None, self.iters)
 
-    def at(self, dtype: torch.dtype) -> Linear:
-        """The operator for numbers of any precision, if its own is this one."""
-        return self
+    def at(self, like: Tensor) -> Linear:
+        """The operator for numbers like these: its tensors where these are, and of their precision if it has one."""
+        far = {k: v for k, v in vars(self).items() if isinstance(v, Tensor) and v.device != like.device}
+        other = copy.copy(self) if far else self
+        vars(other).update({k: v.to(like.device) for k, v in far.items()})
+        return other
 
     def known(self, s: Tensor) -> Tensor:
         """Which singular values count as measured."""
@@ -145,7 +149,7 @@ class Blur(Linear):
             raise ValueError(
                 f"a kernel of {tuple(self.kernel.shape)} does not fit into samples of {tuple(x.shape[1:])}"
             )
-        whole = torch.zeros(size, dtype=torch.float64)
+        whole = torch.zeros(size, dtype=torch.float64, device=self.kernel.device)
         whole[: self.kernel.shape[0], : self.kernel.shape[1]] = self.kernel
         centred = whole.roll([-(n // 2) for n in self.kernel.shape], (0, 1))
         return torch.fft.rfft2(centred.to(x))
@@ -178,7 +182,7 @@ class Downsample(Linear):
         return self._spread(y) / self.factor**2
 
     def spectral(self, g: Gain, x: Tensor) -> Tensor:
-        seen, unseen = g(x.new_tensor([1 / self.factor, 0.0]))
+        seen, unseen = g(torch.stack([x.new_full((), 1 / self.factor), x.new_zeros(())]))
         return unseen * x + (seen - unseen) * self._spread(self.A(x))
 
     def _spread(self, y: Tensor) -> Tensor:
@@ -234,8 +238,8 @@ class Given(Linear):
         self._pinv = getattr(operator, "pinv", None) or getattr(operator, "A_dagger", None)
         self.decomposed = all(hasattr(operator, name) for name in ("V", "V_adjoint", "mask"))
 
-    def at(self, dtype: torch.dtype) -> Linear:
-        return Given(self.operator, dtype)
+    def at(self, like: Tensor) -> Linear:
+        return Given(self.operator, like.dtype)
 
     def A(self, x: Tensor) -> Tensor:
         return self._cast(self.operator.A, x)
@@ -261,6 +265,9 @@ class Whitened(Linear):
 
     def __init__(self, operator: Linear, root: Tensor):
         self.operator, self.root = operator, root
+
+    def at(self, like: Tensor) -> Linear:
+        return Whitened(self.operator.at(like), self.root.to(like.device))
 
     def A(self, x: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.root.to(x), self.operator.A(x).flatten(1).mT, upper=False).mT

@@ -33,8 +33,18 @@ class Mixed:
 
     spans: tuple[tuple[float, int], ...]
 
+    @staticmethod
+    def of(times: Tensor) -> Mixed:
+        """The times of rows each of which stands at its own."""
+        return Mixed(tuple((t, 1) for t in times.tolist()))
+
     def __mul__(self, times: int) -> Mixed:
         return Mixed(self.spans * times)
+
+    def take(self, rows: Tensor) -> Mixed:
+        """The times of the rows of an index."""
+        each = [t for t, count in self.spans for _ in range(count)]
+        return Mixed(tuple((each[row], 1) for row in rows.tolist()))
 
     def parts(self) -> Iterator[tuple[float, slice]]:
         """Each time with its rows."""
@@ -45,7 +55,7 @@ class Mixed:
 
     def tensor(self, **like: Any) -> Tensor:
         """One time for each row."""
-        return torch.cat([torch.full((rows,), t, **like) for t, rows in self.spans])
+        return torch.tensor([t for t, rows in self.spans for _ in range(rows)], **like)
 
 
 class Model:

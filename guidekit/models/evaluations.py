@@ -219,16 +219,16 @@ def evaluate(
     hold, equal rows with equal conditions once, and with a memory none that it knows from the step before. `count` is
     called with the number of rows of each forward pass.
 
-    Rows of Gaussian processes may stand at several times, which t then says.
+    Rows may stand at several times, which t then says. Equal ones are then not looked for.
     """
-    if isinstance(t, Mixed):
-        return _evaluated(model, needs, x, t, cond, count, limit)
     decided = model.process.decided(x)
     if decided is not None and bool(decided.any()):
         told, rest = model.process.told(x).to(model.dtype), (~decided).nonzero()[:, 0]
-        own = [need.among(rest) for need in needs]
-        found = evaluate(model, own, x[rest], t, rows_of(cond, rest), count, limit, memory) if len(rest) else {}
+        own, at = [need.among(rest) for need in needs], t.take(rest) if isinstance(t, Mixed) else t
+        found = evaluate(model, own, x[rest], at, rows_of(cond, rest), count, limit, memory) if len(rest) else {}
         return {a: told.index_put((rest,), found[b]) if found else told for a, b in zip(needs, own, strict=True)}
+    if isinstance(t, Mixed):
+        return _evaluated(model, needs, x, t, cond, count, limit)
     whole = x.is_floating_point() or any(type(need).among is not Cond.among for need in needs)
     if whole or memory is None or any(need.model(model).timed for need in needs):
         memory = None

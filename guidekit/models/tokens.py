@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import is_count
 from ..process import LOG_ZERO, Blackout, Lengths, ManyMasks, Masked, Uniform
-from .base import Encoded, Model
+from .base import Encoded, Mixed, Model
 from .evaluations import rows_of
 
 _FEW = 16  # letters below which torch's log_softmax costs more than the sum of exponentials by itself
@@ -45,15 +45,18 @@ class _TokenModel(Model):
     def facts(self) -> list[str]:
         return [f"vocab_size={self.vocab_size}", f"length={self.length}"]
 
-    def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Mixed, cond: Encoded) -> Tensor:
         return normalised(self.logits(x, t, cond))
+
+    def mixed(self, x: Tensor, times: Mixed, cond: Encoded) -> Tensor:
+        return self(x, times, cond)
 
     def at_places(self, x: Tensor, t: float, cond: Encoded, rows: Tensor, places: Tensor) -> Tensor:
         if type(self).__call__ is not _TokenModel.__call__:
             return super().at_places(x, t, cond, rows, places)
         return normalised(self.logits(x, t, cond)[rows, places])
 
-    def logits(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+    def logits(self, x: Tensor, t: float | Mixed, cond: Encoded) -> Tensor:
         """What the network says, which is not normalised yet."""
         return self._forward(x, t, cond, (self.length, self.vocab_size))
 
@@ -130,19 +133,20 @@ class MaskedModel(_TokenModel):
             return Lengths(self.vocab_size, end=self.end, lengths=self.lengths)
         return Masked(self.vocab_size, self.length if self.ordered else 0, self.end, self.alone)
 
-    def logits(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+    def logits(self, x: Tensor, t: float | Mixed, cond: Encoded) -> Tensor:
         logits = self._cut(x, t, cond) if self.cut else super().logits(x, t, cond)
         if self.lengths is None:
             return logits
         return torch.where(torch.arange(self.vocab_size, device=x.device) == self.end, -torch.inf, logits)
 
-    def _cut(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+    def _cut(self, x: Tensor, t: float | Mixed, cond: Encoded) -> Tensor:
         """Logits of rows without their ends, one forward pass for each length."""
         out = torch.zeros(*x.shape, self.vocab_size, dtype=self.dtype, device=x.device)
         size = (x != self.end).sum(1)
         for n in size[size > 0].unique().tolist():
             row = (size == n).nonzero()[:, 0]
-            out[row, :n] = self._forward(x[row, :n], t, rows_of(cond, row), (n, self.vocab_size))
+            at = t.take(row) if isinstance(t, Mixed) else t
+            out[row, :n] = self._forward(x[row, :n], at, rows_of(cond, row), (n, self.vocab_size))
         return out
 
     def state(self, x: Tensor) -> Tensor:
@@ -202,7 +206,7 @@ class BlackoutModel(_TokenModel):
     def _process(self) -> Blackout:
         return Blackout(self.vocab_size)
 
-    def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Mixed, cond: Encoded) -> Tensor:
         if self.predicts == "counts":
             return super().__call__(x, t, cond)
         most = (self.vocab_size - 1 - x).double()[..., None]  # that may still come

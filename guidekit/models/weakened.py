@@ -7,7 +7,7 @@ Compiled networks run uncompiled when weakened. Of a `Stitched` model, each part
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from functools import partial
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import random
 from ..errors import NetworkError
-from .base import Condition, Encoded, Model
+from .base import Condition, Encoded, Mixed, Model
 from .hooked import Where, held_again, in_this_thread, made, named, uncompiled
 from .networks import networks_in
 from .stitched import part_at, parts
@@ -77,10 +77,17 @@ class Weakened(Model):
             _check_name(name, [_modules(part) for part in parts(base)])
 
     def __call__(self, x: Tensor, t: float, cond: Encoded) -> Tensor:
-        every, hit, since = _modules(part_at(self.base, t)), set(), made()
+        return self._heard(part_at(self.base, t), partial(self.base, x, t, cond))
+
+    def mixed(self, x: Tensor, times: Mixed, cond: Encoded) -> Tensor:
+        return self._heard(part_at(self.base, times.spans[0][0]), partial(self.base.mixed, x, times, cond))
+
+    def _heard(self, part: Model, asked: Callable[[], Tensor]) -> Tensor:
+        """What the base model says while the modules of this part of it are weaker."""
+        every, hit, since = _modules(part), set(), made()
         weak = {name: every[name] for name in (*self.drop, *self.skip) if name in every}
         with self._weak(weak, hit, in_this_thread()):
-            out = self.base(x, t, cond)
+            out = asked()
         missed = [name for name in weak if name not in hit]
         if missed:
             raise NetworkError(

@@ -103,6 +103,6 @@ def binomial(V: int, p: float, device: torch.device | None = None) -> Tensor:
     n = torch.arange(V, dtype=torch.float64, device=device)
     k, n = n[None], n[:, None]
     choose = (n + 1).lgamma() - (k + 1).lgamma() - (n - k).clamp(min=0).add(1).lgamma()
-    share = torch.tensor(min(p, 1.0), dtype=torch.float64, device=device)  # 1 up to rounding
+    share = torch.full((), min(p, 1.0), dtype=torch.float64, device=device)  # 1 up to rounding
     log_p = choose + torch.xlogy(k, share) + torch.xlogy((n - k).clamp(min=0), 1 - share)
     return torch.where(k <= n, log_p.exp(), 0.0)

@@ -132,3 +132,23 @@ class Revising(Revealing):
         found = torch.where(shown[..., None], torch.stack([chance, p.amax(-1)], -1), self.memory)
         self.kept[:] = [torch.where(back[..., None], 0.0, found)]
         return torch.where(back, self.mask, x)
+
+
+@dataclass(frozen=True, eq=False)
+class Routing(Revealing):
+    """The kernel of solvers whose tokens compete with the masks: the positions that come first in the order hold tokens
+    after the move, all others masks. `still` are positions that never hold a mask, bool, of a shape that broadcasts."""
+
+    still: Tensor
+
+    @cached_property
+    def log_probs(self) -> Tensor:  # type: ignore[override]
+        """log p everywhere: the network judges tokens too."""
+        return self.prediction.double().log_softmax(-1)
+
+    def push(self, noise: Any) -> Tensor:
+        free = torch.ones_like(self.masked) & ~self.still
+        count = free.sum(-1, keepdim=True) - self.order.left(self.masked.sum(-1, keepdim=True), self.move)
+        first = self.order.first(self.log_probs, noise[..., self.mask], free, count, self.move)
+        x = revealed(self.x, first & self.masked, self.prediction, noise)
+        return torch.where(free & ~first, self.mask, x)

@@ -35,7 +35,7 @@ from .. import random
 from ..solvers import DDPM, Ancestral, Joint, Move, Solver, times
 from ..solvers.token_solver import Leaping, Order, TokenSolver, solver_of
 from .independent import Categorical, Masking
-from .revealing import Joining, Revealing, Revising
+from .revealing import Joining, Revealing, Revising, Routing
 
 LOG_ZERO = -1e3  # of a token that cannot be: its probability is 0 in float64, and differences of two stay finite
 
@@ -216,7 +216,9 @@ class Masked(_Tokens):
     def hidden(self, t: float | Tensor, x: Tensor) -> Tensor:
         """Probability that a position is masked at t, of shape () or (length,); of each row at its own t (rows, 1)."""
         if not self.places:
-            return torch.as_tensor(t, dtype=torch.float64, device=x.device)
+            if isinstance(t, Tensor):
+                return t.to(x.device, torch.float64)
+            return torch.full((), t, dtype=torch.float64, device=x.device)
         later = torch.arange(self.places - 1, -1, -1, dtype=torch.float64, device=x.device)
         return (self.places * t - later).clamp(0, 1)
 
@@ -229,6 +231,8 @@ class Masked(_Tokens):
             of = prediction, x, self.V, solver, move
             if isinstance(solver, Joint):
                 return Joining(prediction, x, self.V, solver, move)
+            if solver.routes:
+                return Routing(*of, self.still(x))
             if not solver.revises:
                 return Revealing(*of)
             nothing = torch.zeros((*x.shape, 2), dtype=torch.float64, device=x.device)
@@ -240,7 +244,7 @@ class Masked(_Tokens):
         if not again:
             return self._unmasking(x, self.stays(x, move), prediction)
         stay = (move.s - again * (1 - move.t)) / move.t  # so many more are revealed as tokens are masked
-        kept = self._masking(x, torch.tensor(1 - again, dtype=torch.float64, device=x.device))
+        kept = self._masking(x, torch.full((), 1 - again, dtype=torch.float64, device=x.device))
         return replace(
             kept, hide=torch.where(x == self.V, stay if stay > 1e-15 else 0.0, kept.hide), prediction=prediction
         )

@@ -19,6 +19,7 @@ from .ddim import DDIM, DDPM
 from .deis import DEIS
 from .dpm_v3 import DPMv3, Statistics, statistics
 from .dpmpp import DPMpp, SDEDPMpp
+from .dual_fast import DualFast
 from .er_sde import ERSDE
 from .exp_heun import ExponentialHeun
 from .first_hitting import FirstHitting
@@ -32,6 +33,7 @@ from .langevin import Langevin
 from .lsd import LSD
 from .pndm import PNDM
 from .pseudo_heun import PseudoHeun
+from .rdm import RDM
 from .reddit import ReDDiT
 from .remdm import ReMDM
 from .sa_solver import SASolver
@@ -54,6 +56,7 @@ __all__ = [
     "GHVB",
     "LSD",
     "PNDM",
+    "RDM",
     "UCGM",
     "USF",
     "AcceleratedDDIM",
@@ -68,6 +71,7 @@ __all__ = [
     "DCSolver",
     "DPMpp",
     "DPMv3",
+    "DualFast",
     "Entropy",
     "Euler",
     "ExponentialHeun",

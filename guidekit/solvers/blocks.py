@@ -32,7 +32,8 @@ class Blocks(Order):
     def __post_init__(self) -> None:
         if not is_count(self.size):
             raise ValueError(f"Blocks(size={self.size!r}): positions of a block, an int of at least 1")
-        if not isinstance(self.inner, Order) or isinstance(self.inner, Blocks) or self.inner.revises:
+        orders = isinstance(self.inner, Order) and not isinstance(self.inner, Blocks)
+        if not orders or self.inner.revises or self.inner.routes:
             raise ValueError(f"Blocks(inner={self.inner!r}): a solver that orders positions, like FirstHitting()")
 
     @property

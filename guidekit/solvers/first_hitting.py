@@ -4,14 +4,28 @@ In the absorbing process every position has one time at which it is revealed, an
 of them is the next one with probability 1/n, whatever the time is. So the chain is run from one of these times to the
 next: every evaluation of the network reveals one position, chosen uniformly, and
 
-    x_i ~ p(x_0^i = v | x_t)
+    x_i ~ p(x_0^i = v | x_t, t)
 
-is drawn for that position alone. With a network whose prediction does not depend on t, samples have the law of the
-ancestral chain with infinitely many steps, from as many evaluations as there are positions. With `tokens` > 1 at a
-time, or fewer steps than positions, those of one move are drawn independently.
+is drawn for that position alone. Samples have the law of the ancestral chain with infinitely many steps, from as many
+evaluations as there are positions. With `tokens` > 1 at a time, or fewer steps than positions, those of one move are
+drawn independently.
 
-The paper also draws the times, which only a network that reads t would notice. Here the network is told n/L, the
-share of positions that are masked, which is the mode of that time.
+The times. Let 1 - alpha(t), which is t in guidekit, be the share that is masked. A position that is masked at t is
+still so at s < t with probability (1 - alpha(s))/(1 - alpha(t)) = s/t, whatever the others do. So it is revealed at t
+U_i with U_i uniform, and the next time of a row with n masks is
+
+    t' = t max_i U_i,        P(t' < s) = (s/t)^n,  that is  t' = t u^(1/n).
+
+The network is asked at t'. Which position is the next one is independent of t', and given t' the times of the others
+are again uniform below it. So the order of the U_i decides the positions, and their sizes decide the times: after a
+move from the masks M that has revealed S, with U_i = exp(-exp(-g_i)) and g the Gumbel numbers by which positions were
+chosen,
+
+    t'' = t' max_{M \ S} U_i / max_M U_i.
+
+Each row has its own times, which belong to its particle, so that weights stay exact. They are drawn where a network
+reads t, and a classifier then gets them too. Scales that are functions of t, and learned values, are told n/L. What is
+known of a sample (`Keep`) is there from the start, and the times are those of the rest.
 """
 
 from __future__ import annotations
@@ -33,6 +47,8 @@ class FirstHitting(Order):
     """
 
     tokens: int = 1
+
+    clocked = True
 
     def __post_init__(self) -> None:
         if not is_count(self.tokens):

@@ -22,7 +22,7 @@ greedy: a worse state at one point could have led to a better end. If it ends be
 taken.
 
 **Cost**: `network_rows` says how many rows it is at most; guidance doubles them. With the defaults and 8 steps these
-are n 136 for coefficients, n 162 for the KL divergence and about n 500 for both. Nothing is differentiated, and what is
+are n 136 for coefficients, n 168 for the KL divergence and about n 500 for both. Nothing is differentiated, and what is
 fitted has so few numbers that 64 images do. It serves this model, this number of steps and this strength of guidance.
 
 References: Pei et al. (2025), Optimal Stepsize, https://arxiv.org/abs/2503.21774; Zhang et al. (2024), IIA,

@@ -21,7 +21,7 @@ from .times import Grid
 from .unipc import UniPC
 
 INSIDE = 12  # steps of the reference in one step of a table, where nothing is said
-LAST = 6  # parts of the last step of the reference
+LAST = 12  # parts of the last step of the reference, at least: of six, the longest leave an error of their own
 
 Predict = Callable[[Tensor, float], Tensor]
 

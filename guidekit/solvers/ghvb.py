@@ -28,8 +28,8 @@ import numpy as np
 from .base import Move, Point, Solver
 from .ddim import posterior
 from .dpmpp import DPMpp
-from .multistep import Line, noise, remembered
-from .schedules import Schedule, scales
+from .multistep import Line, gap, memories, noise, remembered
+from .schedules import Schedule
 from .times import Grid
 
 _USUAL = DPMpp()
@@ -62,17 +62,12 @@ class HeavyBall(Solver):
         table = self.solver.moves(schedule, times)
         if len(table) != len(times) - 1:
             raise ValueError(f"{self!r}: momentum needs one evaluation per step, as DPMpp() and DEIS() have")
-        order, fresh, known, found = max(len(move.b) for move in table), True, 0, []
-        for move in table:
-            t, s = (Point(v, *scales(schedule, v)) for v in (move.t, move.s))
-            own = move.keep or remembered((0.0, 1.0), min(order - 2, known)) or ()
-            found.append(move if s.t > t.t else self._beside(move, t, s, own, fresh))
-            fresh, known = s.t > t.t, 0 if s.t > t.t else len(own)
-        return found
+        rows = memories(schedule, table)
+        return [move if s.t > t.t else self._beside(move, t, s, own, fresh) for move, t, s, own, fresh in rows]
 
     def _beside(self, move: Move, t: Point, s: Point, own: tuple[Line, ...], fresh: bool) -> Move:
         """A row of the solver with v before its own memory."""
-        b, own = _gap(move.b, 1), tuple(_gap(line, 2) for line in own)
+        b = gap(move.b, 1)
         if fresh or s.sigma == 0:
             return move._replace(b=move.b if fresh else b, keep=(noise(t), *own))
         straight, width = s.alpha / t.alpha, s.sigma - s.alpha * t.sigma / t.alpha
@@ -118,10 +113,6 @@ def weights(order: int, beta: float) -> list[float]:
     series = np.polynomial.Polynomial(_ADAMS[:order]) * np.polynomial.Polynomial([1.0, (1 - beta) / beta])
     shift = np.polynomial.Polynomial(series.coef[:order])(np.polynomial.Polynomial([1.0, -1.0]))
     return [float(c) for c in shift.coef]
-
-
-def _gap(line: Line, place: int) -> Line:
-    return (*line[:place], 0.0, *line[place:])
 
 
 def _check_beta(solver: HeavyBall | GHVB) -> None:

@@ -40,6 +40,7 @@ class Joint(Order):
     heard: Tensor
     tokens: int = 4
 
+    clocked = True
     factorised = False
 
     def __post_init__(self) -> None:

@@ -12,6 +12,17 @@ Summed over the steps, this is KL(p || q) of a sample with the order in which it
 if the network's conditionals fit together. For samples alone it is a bound. The numbers that make it least follow
 from h by dynamic programming, for any number of steps; `gk.search.lsd` measures h on a model. Positions are chosen
 uniformly, as by `FirstHitting`, and moves have a log-probability.
+
+LSD+ also learns the times, which only a network that reads t notices. One by one is then revealed at the drawn times of
+`FirstHitting`, and h(m) is the entropy at these. Let
+
+    c(m, t) = E[-log p_i(x_0^i | x with m masks, t)],      c(m) = min_t c(m, t),
+
+with x and x_0 of such samples, and i any of the masks. A step that reveals k of m masks, asked at the time t_m of that
+minimum, loses k c(m) in place of h(m) + ... + h(m - k + 1), if the law of x_0^i given x does not depend on how soon i
+is revealed, and at any rate if k = m. The numbers of the steps are those that make the sum least. It bounds KL(p || q)
+of samples with their order: it is the mean of log p - log q with p given the drawn times, which without them is less
+likely on average. With `asked` empty the times are drawn, as those of `FirstHitting` are.
 """
 
 from __future__ import annotations
@@ -22,6 +33,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .base import Move
@@ -33,19 +45,36 @@ class LSD(Order):
     """Reveals in each step as many positions, chosen at random, as loses least in so many steps; `times` is not used.
 
     entropies   h(1), ..., h(length), in nats: of the prediction at a mask, on average, where so many are masked
+    asked       t_1, ..., t_length, at which a network that reads t is asked where so many are masked; empty: drawn
+    crossed     c(1), ..., c(length), in nats: the cross-entropies at these times
 
     >>> LSD((0.1, 0.5, 0.6, 0.6)).counts(2, 4), round(LSD((0.1, 0.5, 0.6, 0.6)).loss(2), 3)
     ([4, 1, 0], 0.1)
     """
 
     entropies: tuple[float, ...]
+    asked: tuple[float, ...] = ()
+    crossed: tuple[float, ...] = ()
+
+    clocked = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "entropies", tuple(float(h) for h in self.entropies))
-        if not self.entropies or not all(math.isfinite(h) and h >= 0 for h in self.entropies):
+        for name in ("entropies", "asked", "crossed"):
+            object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+        if not self.entropies or not all(math.isfinite(h) and h >= 0 for h in (*self.entropies, *self.crossed)):
             raise ValueError(
                 f"LSD(entropies={self.entropies}): the mean entropy of a mask for each number of them, at least 0; "
                 "gk.search.lsd(model) measures them"
+            )
+        if self.asked or self.crossed:
+            self._check_asked()
+
+    def _check_asked(self) -> None:
+        sizes = {len(self.entropies), len(self.asked), len(self.crossed)}
+        if len(sizes) > 1 or not all(0 < t <= 1 for t in self.asked):
+            raise ValueError(
+                f"LSD(asked={self.asked}, crossed={self.crossed}): a time in (0, 1] and its cross-entropy for each of "
+                f"the {len(self.entropies)} numbers of masks, as gk.search.lsd(model, times=16) finds them"
             )
 
     def counts(self, steps: int, length: int) -> list[int]:
@@ -54,13 +83,23 @@ class LSD(Order):
                 f"LSD has entropies for {len(self.entropies)} positions, and the model has {length}: "
                 "fit it to this model, gk.search.lsd(model)"
             )
-        return list(_planned(self.entropies, min(steps, length)))
+        return list(_planned(self._lost, min(steps, length)))
+
+    @property
+    def _lost(self) -> tuple[float, ...]:
+        """What a position costs that is revealed where so many are masked."""
+        return self.crossed or self.entropies
 
     def loss(self, steps: int) -> float:
         """By how many nats at most samples of so many steps differ in law from those that are revealed one by one."""
         left = self.counts(steps, len(self.entropies))
-        revealed = sum((m - n) * self.entropies[m - 1] for m, n in pairwise(left))
+        revealed = sum((m - n) * self._lost[m - 1] for m, n in pairwise(left))
         return revealed - sum(self.entropies)
+
+    def asked_at(self, t: float | Tensor, gumbel: Tensor, before: Tensor | None, left: Tensor) -> Tensor:
+        if not self.asked:
+            return super().asked_at(t, gumbel, before, left)
+        return torch.tensor((0.0, *self.asked), dtype=torch.float64, device=left.device)[left.sum(-1)]
 
     def keys(self, log_p: Tensor, gumbel: Tensor, move: Move) -> Tensor:
         return gumbel

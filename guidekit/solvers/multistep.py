@@ -9,12 +9,13 @@ u = sigma/alpha) and in the variable in which the polynomial is one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from .base import Move, Point
+from .schedules import Schedule, scales
 
 Line = tuple[float, ...]
 
@@ -82,6 +83,22 @@ def noise(t: Point) -> Line:
 def remembered(newest: Line, older: int) -> tuple[Line, ...] | None:
     """Lines of `keep` that put one thing before so many earlier ones; nothing if a method has no memory (-1)."""
     return None if older < 0 else (newest, *((0.0,) * (2 + i) + (1.0,) for i in range(older)))
+
+
+def gap(line: Line, place: int) -> Line:
+    """These coefficients with room for one more thing."""
+    return (*line[:place], 0.0, *line[place:])
+
+
+def memories(schedule: Schedule, table: Sequence[Move]) -> Iterator[tuple[Move, Point, Point, tuple[Line, ...], bool]]:
+    """Each row with its points t and s, what it keeps behind one thing more that is remembered before it, and whether
+    it starts afresh; for solvers around another one of one evaluation per step."""
+    order, fresh, known = max(len(move.b) for move in table), True, 0
+    for move in table:
+        t, s = (Point(v, *scales(schedule, v)) for v in (move.t, move.s))
+        own = move.keep or remembered((0.0, 1.0), min(order - 2, known)) or ()
+        yield move, t, s, tuple(gap(line, 2) for line in own), fresh
+        fresh, known = s.t > t.t, 0 if s.t > t.t else len(own)
 
 
 def afresh(move: Move, t: Point, order: int) -> Move:

@@ -89,10 +89,16 @@ class Order(TokenSolver):
 
     In a move from t to s, a row with m masks keeps ceil(m s/t) of them. In a grid whose times are the shares that are
     masked, n/L, a row thus has exactly n masks; one with fewer masks, of which a part was known, waits for its turn.
+
+    A solver that is `clocked` says at which time a network that reads t is asked of each row. If it chooses positions
+    uniformly, these are the times at which the rows of the process itself reveal their next positions; see
+    `guidekit.solvers.first_hitting`.
     """
 
+    clocked: ClassVar[bool] = False  # whether rows are asked at times of their own; others are at n/L
     factorised: ClassVar[bool] = True  # whether the tokens of a move are drawn independently of each other
     revises: ClassVar[bool] = False  # whether it reveals more than that, and takes tokens back
+    routes: ClassVar[bool] = False  # whether tokens compete with the masks, and are masked again where they lose
 
     def grid(self, steps: int, t_max: float) -> list[float]:
         if steps < 1 or isinstance(steps, bool):
@@ -111,6 +117,17 @@ class Order(TokenSolver):
     def left(self, masks: Tensor, move: Move) -> Tensor:
         """How many of a row's masks are left after a move down."""
         return (masks * (move.s / move.t) - 1e-9).ceil().long()
+
+    def asked_at(self, t: float | Tensor, gumbel: Tensor, before: Tensor | None, left: Tensor) -> Tensor:
+        """The times at which the network is asked of rows with the masks `left`, bool (rows, length), float64 (rows,).
+
+        Before the move that brought them there they had the masks `before` and were asked at t (rows,); None if they
+        have just been noised up to t. `gumbel` (rows, length) are the numbers by which that move chose its positions,
+        or fresh ones. The latest of the times t exp(-exp(-g)) is t' at the masks that are left; of the masks before it
+        was t itself.
+        """
+        fall = _top(gumbel, left) if before is None else _top(gumbel, left) - _top(gumbel, before)
+        return torch.where(left.any(-1), t * fall.neg().exp(), 0.0)
 
     def keys(self, log_p: Tensor, gumbel: Tensor, move: Move) -> Tensor:
         """What orders the positions, (rows, length): the largest are revealed first. log_p is the prediction, and
@@ -159,6 +176,11 @@ class Order(TokenSolver):
         block = self.blocks(marked.shape[-1]).to(marked.device)
         found = torch.zeros(len(marked), int(block[-1]) + 1, dtype=torch.float64, device=marked.device)
         return found.index_add_(1, block, marked.double())
+
+
+def _top(gumbel: Tensor, where: Tensor) -> Tensor:
+    """-log of the largest exp(-exp(-g)) there, (rows,)."""
+    return gumbel.masked_fill(~where, -torch.inf).amax(-1).neg().exp()
 
 
 def solver_of(move: Move) -> TokenSolver | None:

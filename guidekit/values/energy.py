@@ -76,8 +76,8 @@ class Energy:
             )
         object.__setattr__(self, "digest", weights(networks_in(self.net)))
 
-    def __call__(self, x_0: Tensor, x_t: Tensor, t: float, cond: Encoded) -> Tensor:
-        times = torch.full((len(x_0),), t, device=x_0.device)
+    def __call__(self, x_0: Tensor, x_t: Tensor, t: float | Tensor, cond: Encoded) -> Tensor:
+        times = t.float() if isinstance(t, Tensor) else torch.full((len(x_0),), t, device=x_0.device)
         with torch.no_grad():
             return self.net(x_0, x_t, times, cond)
 

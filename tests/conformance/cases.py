@@ -23,7 +23,7 @@ import torch
 
 import guidekit as gk
 
-from ..problems import PROBLEMS, Problem, attending, embedding
+from ..problems import PROBLEMS, Problem, attending, embedding, on
 
 ALL = tuple(PROBLEMS)
 TOKENS = ("masked", "uniform")
@@ -85,9 +85,14 @@ def tripled(n: int, m: int) -> int:
     return n + 3 * n * (m - 1)
 
 
+def plain(p: Problem) -> gk.Model:
+    """The model of the problem without what has been done to it, on the same device."""
+    return on(p.name, p.model.device)
+
+
 @lru_cache
-def _other(name: str) -> gk.Model:
-    base = PROBLEMS[name].model
+def _other(name: str, device: torch.device) -> gk.Model:
+    base = on(name, device)
     if isinstance(base, gk.analytic.TokenTable):
         tables = base.table.flip(1).view(-1, *(base.vocab_size,) * base.length)
         noising = "masked" if isinstance(base.process, gk.process.Masked) else "uniform"
@@ -97,7 +102,7 @@ def _other(name: str) -> gk.Model:
 
 def other(p: Problem) -> gk.Model:
     """Another model of the same noising law."""
-    return _other(p.name)
+    return _other(p.name, p.model.device)
 
 
 def target(p: Problem) -> torch.Tensor:
@@ -164,7 +169,7 @@ def recurring(n: int, m: int) -> int:
 
 def component(p: Problem) -> Callable:
     """The exact classifier of a mixture's components."""
-    base = PROBLEMS[p.name].model
+    base = plain(p)
     return lambda x, t: base.responsibilities(x, float(t[0])).log()  # type: ignore[attr-defined]
 
 
@@ -172,7 +177,7 @@ def condition(p: Problem) -> Callable:
     """The exact classifier of a mixture's labels; of tokens a smooth function of them."""
     if p.name in TOKENS:
         return lambda x, t: torch.stack([x.double().sum(1).cos(), x[:, 0].double() - 1], 1)
-    base = PROBLEMS[p.name].model
+    base = plain(p)
     labels = torch.nn.functional.one_hot(base.labels).double()  # type: ignore[attr-defined]
     return lambda x, t: (base.responsibilities(x, float(t[0])) @ labels).clamp(min=1e-300).log()  # type: ignore
 
@@ -202,12 +207,21 @@ def with_attention(p: Problem) -> Problem:
 
 
 @lru_cache
-def bent(name: str) -> gk.Couplings:
-    """A network of noise that was not trained."""
+def _bent(name: str, device: torch.device) -> gk.Couplings:
     net, generator = gk.Couplings(PROBLEMS[name].model.shape, 2, 4).double(), torch.Generator().manual_seed(5)
     for p in net.requires_grad_(False).parameters():
         p.copy_(0.2 * torch.randn(p.shape, generator=generator))
-    return net
+    return net.to(device)
+
+
+def bent(p: Problem) -> gk.Couplings:
+    """A network of noise that was not trained."""
+    return _bent(p.name, p.model.device)
+
+
+def identity(p: Problem) -> gk.Couplings:
+    """A network of noise that leaves it as it is."""
+    return gk.Couplings(p.model.shape).double().to(p.model.device)
 
 
 def region(p: Problem) -> torch.Tensor:
@@ -348,8 +362,8 @@ CASES = [
         lambda n, m: n * (m + 12), lambda n, m: n * (m + 3), lambda m: m + 12, seldom=15,
     ),
     Case(
-        "Amortised", lambda p: gk.Amortised(p.reward, p.alpha, net=bent(p.name)),
-        lambda p: gk.Amortised(p.reward, float("inf"), net=gk.Couplings(p.model.shape).double()), "tilted", GAUSSIAN,
+        "Amortised", lambda p: gk.Amortised(p.reward, p.alpha, net=bent(p)),
+        lambda p: gk.Amortised(p.reward, float("inf"), net=identity(p)), "tilted", GAUSSIAN,
         calls=lambda n, m: n, seldom=15,
     ),
     # the last move of a Gaussian process is deterministic, and then there is one child

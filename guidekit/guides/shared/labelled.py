@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...engine.card import Card
-from ...engine.guide import Guide, at
+from ...engine.guide import Guide, at, numbers
 from ...engine.view import View
 from ...errors import NetworkError, RewardError
 from ...models.base import Model
@@ -59,14 +59,15 @@ class Labelled(Guide):
             raise ValueError(f"{name} has {len(self.label)} labels for {len(view.step.keys)} conditions: one for each")
         return view.x
 
-    def log_probs(self, x: Any, t: float) -> Tensor:
+    def log_probs(self, x: Any, t: float | Tensor) -> Tensor:
         """log p(y | x_t), float64: of all classes (rows, classes), or of the one that the classifier stands for
-        (rows,)."""
+        (rows,). t may be a tensor with one time for each row."""
         dtype, device = kind_of(networks_in(self.classifier))[0], x.device if isinstance(x, Tensor) else "cpu"
         if isinstance(x, Tensor) and x.is_floating_point():
             x = x.to(dtype or x.dtype)
             dtype = x.dtype
-        out = self.classifier(x, torch.full((len(x),), t, dtype=dtype or torch.get_default_dtype(), device=device))
+        like = {"dtype": dtype or torch.get_default_dtype(), "device": device}
+        out = self.classifier(x, t.to(**like) if isinstance(t, Tensor) else torch.full((len(x),), t, **like))
         if not isinstance(out, Tensor) or out.dim() not in (1, 2) or len(out) != len(x):
             given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise NetworkError(
@@ -82,7 +83,9 @@ class Labelled(Guide):
                 f"{type(self).__name__}(label={label}): the classifier has {classes} classes, counted from 0; give "
                 "one, or a list with one for each condition"
             )
-        return torch.full_like(group, label) if isinstance(label, int) else torch.tensor(label).to(group)[group]
+        if isinstance(label, int):
+            return torch.full_like(group, label)
+        return numbers(label, group.device).to(group)[group]
 
     def own(self, log_p: Tensor, group: Tensor) -> Tensor:
         """log p(y | x_t) of each row's own label, (rows,)."""

@@ -31,7 +31,7 @@ class Table:
         t = torch.as_tensor(t)
         if self.kind == "flow":
             return 1 - t, t
-        angle = torch.as_tensor(np.interp(t.double().numpy(), self.times, self.angles), dtype=t.dtype)
+        angle = torch.as_tensor(np.interp(t.double().cpu().numpy(), self.times, self.angles)).to(t)
         if self.kind == "vp":
             return angle.cos(), angle.sin()
         return torch.ones_like(angle), angle.tan()
