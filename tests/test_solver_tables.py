@@ -390,7 +390,7 @@ def half_more(w):
         (DPMv3(known(1.0, 0.0), 2), SASolver(0.0, 2)),
         (DPMv3(known(0.0, -1.0), 3, False), DEIS(3, "log_rho")),
     ],
-    ids=lambda solver: str(solver).split(", phi=")[0].split("statistics=")[0],  # functions have addresses
+    ids=lambda solver: re.sub(r" at 0x\w+", "", str(solver).split(", phi=")[0].split("statistics=")[0]),
 )
 def test_solvers_that_are_the_same_method_go_the_same_way(schedule, one, other):
     grid = [0.97, 0.8, 0.65, 0.5, 0.3, 0.12, 0.04, 0.0]
