@@ -4,6 +4,7 @@ what they remember."""
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 
 import numpy as np
