@@ -19,3 +19,10 @@ def every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Masked, "apart", lambda self, move: False)
     monkeypatch.setattr(evaluations, "distinct", lambda x, cond: None)
     monkeypatch.setattr(evaluations, "_remembered", lambda memory, *of: evaluations._evaluated(*of))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Names are the same in every process, or workers would disagree on what is to be done."""
+    for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid}: an address is in the name of this test: give it an id")
