@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -105,7 +106,8 @@ class GaussianMixture(Model):
         if cond is not None and self.labels is not None:
             own = self.labels == cond[:, None]
             log_p = torch.where(own | (cond < 0)[:, None], log_p, -torch.inf)
-        return log_p.T.softmax(0).T
+        p = (log_p.T - log_p.T.amax(0).detach()).exp()
+        return (p / _sum(p)).T
 
     def exact(self) -> GaussianMixture:
         """The same mixture with its true reverse kernels. Guidance has no effect on it, since no prediction is used."""
@@ -171,14 +173,20 @@ def _denoise(mixture: GaussianMixture, x: Tensor, t: float, cond: Encoded) -> Te
     alpha, sigma = mixture.process.scales(t)
     rho = mixture.responsibilities(x, t, cond).T[..., None]
     gain = (alpha * mixture.stds**2 / ((alpha * mixture.stds) ** 2 + sigma**2))[:, None, None]
-    return (rho * (1 - alpha * gain) * mixture.means[:, None]).sum(0) + (rho * gain).sum(0) * x
+    return _sum(rho * (1 - alpha * gain) * mixture.means[:, None]) + _sum(rho * gain) * x
 
 
 def _log_normal(x: Tensor, means: Tensor, var: Tensor) -> Tensor:
-    """log N(x; means_k, var_k I), shape (rows, K); sums go over the first axis, which is much faster than the last."""
+    """log N(x; means_k, var_k I), shape (rows, K)."""
     d = x.shape[-1]
-    square = (x.T[:, None] - means.T[..., None]).square().sum(0).T
+    square = _sum((x.T[:, None] - means.T[..., None]).square()).T
     return -0.5 * (square / var + d * var.log() + d * math.log(2 * math.pi))
+
+
+def _sum(v: Tensor) -> Tensor:
+    """The sum over the first axis, in an order that does not depend on the number of rows, as that of torch may. A few
+    rows of memory are added much faster than a short last axis."""
+    return reduce(torch.add, v.unbind()) if len(v) <= 16 else v.movedim(0, -1).contiguous().sum(-1)
 
 
 def _component(p: Tensor, u: Tensor) -> Tensor:
