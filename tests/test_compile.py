@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import guidekit as gk
+from benchmarks import compiled
+from guidekit import random
 
 
 class Net(nn.Module):
@@ -104,3 +106,30 @@ def test_the_compiler_of_torch_changes_nothing_but_rounding():
     plain, fast = (gk.sample(base, 16, compile=how, **options) for how in (False, True))
     assert torch.equal(fast.ancestors, plain.ancestors)
     assert torch.allclose(fast.x.double(), plain.x.double(), rtol=1e-7, atol=1e-9)
+
+
+def test_the_step_that_the_benchmark_compiles_is_that_of_the_engine():
+    """States and log-weights, with the noise of the run, which weighs nothing before its first move."""
+    base, n = compiled.networks()["trivial"], 3
+    guides = [gk.CFG(compiled.SCALE), gk.FKSteering(lambda x: x.double().flatten(1).mean(1), compiled.ALPHA, ess=0.0)]
+    run, given = gk.Run(base, n, steps=compiled.STEPS, guides=guides, cond=3), compiled.inputs(base, n)
+    step, log_w = compiled.Moved(base.net), torch.zeros(n, dtype=torch.float64)  # type: ignore[arg-type]
+    with run.borrowed():
+        population, r = run.start(), log_w
+        for index, (times, conds, row, _) in enumerate(given):
+            noise = random.drawn(run.noise(population, index + 1))
+            x, log_w, r = step(population.x, times, conds, row, noise, log_w, r)
+            torch.testing.assert_close(log_w * (index > 0), population.log_w, atol=1e-5, rtol=1e-5)
+            population = run.advance(population, index)
+            torch.testing.assert_close(x, population.x, atol=1e-5, rtol=1e-5)
+    assert len(given) == compiled.STEPS - 1 and float(log_w.abs().max()) > 0.01
+
+
+def test_times_are_compared_in_the_round_in_which_they_were_taken():
+    spent = {name: [1.0, 2.0, 9.0] for name in ("plain", "engine", "engine, compiled")}
+    spent |= {"net": [0.5, 1.0, 4.5], "network": [2.0, 4.0, 9.0], "whole": [1.0, 1.0, 9.0]}
+    spent |= {"wrapper": [1.0, 4.0, 18.0], "exported": [4.0, 8.0, 9.0]}
+    found = compiled.ratios(spent)
+    assert found["around"] == 0.5
+    assert found["over plain"] == {"network": 2, "whole": 1, "wrapper": 2, "exported": 4}
+    assert found["over network"] == {"whole": 0.5, "wrapper": 1, "exported": 2}

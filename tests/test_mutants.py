@@ -48,6 +48,7 @@ MUTANTS = [
     ("no mirror images", "process/reflected.py", "for image in (x, 2 * self.low - x)", "for image in (x, x)", "tests/test_reflected.py::test_folded_kernels_are_densities_of_their_samples[0.8]"),
     ("noise is read at the time that is told", "models/retimed.py", "self.base.read_out(x, times,", "self.base.read_out(x, told,", "tests/test_retimed.py::test_noise_is_read_at_the_time_of_the_solver_and_not_at_the_one_that_is_told"),
     ("a calibration of the wrong sign", "guides/score_calibration.py", "(x - torch.cat(told)).mean(0", "(torch.cat(told) - x).mean(0", "tests/test_corrections.py::test_a_bias_of_the_score_is_taken_away[flow]"),
+    ("a folder that is not locked", "jobs/folder.py", "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "tests/test_config.py::test_two_runs_of_one_process_do_not_share_a_folder_either"),
     ("a start with the level of the noise alone", "guides/gaussian_start.py", "(a_s * singular) ** 2 + s_s**2", "s_s**2", "tests/test_corrections.py::test_for_gaussian_data_the_start_is_where_the_flow_would_be[flow]"),
     ("times of least divergence by the loss at the end of a step", "solvers/align_your_steps.py", "m[:, None] * (g - g[:, None])", "m * (g - g[:, None])", "tests/test_solver_fit.py::test_of_one_gaussian_the_times_of_least_divergence_are_a_geometric_sequence[cosine]"),
     ("a state counts as final that still moves", "engine/parallel.py", "<= self.tolerance *", "<= 1 + self.tolerance *", "tests/test_parallel.py::test_without_tolerance_samples_are_those_of_the_run[DDPM]"),

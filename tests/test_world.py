@@ -441,7 +441,7 @@ def test_alone_every_world_is_this_process():
         gk.sample(model, 3, world=2)
 
 
-@pytest.mark.parametrize("name", ["world", "memory", "kills"])
+@pytest.mark.parametrize("name", ["world", "memory", "kills", "compiled"])
 def test_the_tables_of_the_page_are_those_of_the_stored_runs(name: str):
     module = runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
     page, file = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"), module["RESULTS"]
