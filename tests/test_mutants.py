@@ -375,6 +375,8 @@ MUTANTS = [
     ("a value that sums over children", "search/tree.py", "math.log(np.exp(values - most).mean())", "math.log(np.exp(values - most).sum())", "tests/test_tree.py"),
     ("leaves weighted by rewards alone", "search/tree.py", "return leaf.value - sum(", "return leaf.value - 0 * sum(", "tests/test_tree.py"),
     ("walks away from high values", "search/tree.py", "(values + rng.gumbel(", "(rng.gumbel(", "tests/test_tree.py"),
+    ("quotas that do not roll over", "search/rbf.py", "self.left = most - tried if", "self.left = 0 * tried if", "tests/test_rbf.py::test_what_is_left_goes_to_the_moves_that_need_it"),
+    ("candidates that need only be as good", "search/rbf.py", "(score <= goal) & (tried < most)", "(score < goal) & (tried < most)", "tests/test_rbf.py::test_without_preferences_samples_are_those_of_the_model"),
     ("exchanges uphill", "search/replica_exchange.py", "(self.beta[low] - self.beta[low + 1])", "(self.beta[low + 1] - self.beta[low])", "tests/test_replica_exchange.py"),
     ("moves at the temperature of the model", "search/replica_exchange.py", "self.beta[:, None] * _rise", "0 * self.beta[:, None] * _rise", "tests/test_replica_exchange.py"),
     ("a bank at the noise level of the data", "values/bank.py", "alpha * own.double()", "own.double()", "tests/test_bank_value.py"),

@@ -20,6 +20,7 @@ from .lsd import lsd
 from .particle_gibbs import particle_gibbs
 from .paths import paths
 from .random_search import Random, random
+from .rbf import rbf
 from .replica_exchange import replica_exchange
 from .sequential import sequential
 from .share import share
@@ -73,6 +74,7 @@ __all__ = [
     "particle_gibbs",
     "paths",
     "random",
+    "rbf",
     "replica_exchange",
     "run",
     "sequential",
