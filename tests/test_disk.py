@@ -50,7 +50,7 @@ def full(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("name, size", [("sample", 9000), ("search", 12000), ("refine", 4600), ("design", 2000)])
+@pytest.mark.parametrize("name, size", [("sample", 10000), ("search", 12000), ("refine", 4600), ("design", 2000)])
 def test_on_a_full_disk_what_is_saved_stays_and_the_same_call_goes_on(name, size, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_SHARE", 1e9)  # write after every step
     make, place = RUNS[name], tmp_path / "kept"
