@@ -160,10 +160,10 @@ def test_rewards_of_the_host_are_asked_while_the_device_works(place: Place):
 
 
 def placed() -> Iterator:
-    """Every guide; on the pretended device by default every third one alone, on one of its processes."""
+    """Every guide; on the pretended device by default every ninth one alone, on one of its processes."""
     for number, case in enumerate(CASES):
         for i, name in enumerate(case.processes):
-            marks = [pytest.mark.slow] * (i > 0 or number % 3 > 0)
+            marks = [pytest.mark.slow] * (i > 0 or number % 9 > 0)
             yield pytest.param("pretended", case, name, marks=marks, id=f"{case.name}-{name}-pretended")
             yield pytest.param(GIVEN, case, name, marks=[pytest.mark.gpu, MISSING], id=f"{case.name}-{name}-{GIVEN}")
 

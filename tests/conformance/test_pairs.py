@@ -35,12 +35,12 @@ def refused(problem: Problem, guides: Sequence[gk.Guide]) -> bool:
 
 
 def pairs() -> Iterator[Any]:
-    """Each pair on one of the problems that both serve, in turn; in the default run one pair in four."""
+    """Each pair on one of the problems that both serve, in turn; in the default run one pair in eight."""
     for i, (a, b) in enumerate(combinations_with_replacement(CASES, 2)):
         names = [name for name in ("vp-1d", "flow-2d", "masked") if name in a.processes and name in b.processes]
         if names:
             j = i % len(names)
-            marks = [pytest.mark.slow] if (i - j) % (4 * len(names) * max(a.seldom, b.seldom)) else []
+            marks = [pytest.mark.slow] if (i - j) % (8 * len(names) * max(a.seldom, b.seldom)) else []
             yield pytest.param(a, b, names[j], marks=marks, id=f"{a.name} and {b.name} on {names[j]}")
 
 
