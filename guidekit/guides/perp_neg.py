@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..engine.card import Paper
 from ..engine.guide import at
 from ..engine.view import View
-from .shared.contrast import Negative, along, both
+from .shared.contrast import Negative, along, both, dot
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class PerpNeg(Negative):
         cond, null = both(view)
         own = cond - null
         shift = at(self.scale, view.t) * own
+        least = 4 * torch.finfo(own.dtype).eps
+        own = own * view.rows(dot(own, own) > least**2 * dot(cond, cond))  # rounding alone is no direction
         for need, weight in self.weighted(view.t):
             other = view.evals[need] - null
             shift = shift - at(self.scale, view.t) * weight * (other - along(view, other, own))
