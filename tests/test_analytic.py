@@ -19,7 +19,7 @@ from guidekit.solvers.schedules import EDM, VE, Cosine, Flow, Linear
 SCHEDULES = {"cosine": Cosine(), "linear": Linear(), "flow": Flow(), "edm": EDM(), "ve": VE()}
 WEIGHTS, MEANS, STDS = [0.5, 0.3, 0.2], [-2.0, 0.5, 2.5], [0.5, 0.4, 0.6]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-dimensions = pytest.mark.parametrize("d", [1, 2, 16])
+dimensions = pytest.mark.parametrize("d", [1, 2, 16, 20])
 
 
 def parameters(d):
@@ -27,6 +27,8 @@ def parameters(d):
     if d == 1:
         return np.array(WEIGHTS), np.array(MEANS)[:, None], np.array(STDS)
     rng = np.random.default_rng(d)
+    if d == 20:
+        return rng.dirichlet(np.ones(40)), rng.normal(size=(40, d)), rng.uniform(0.3, 0.9, 40)
     return np.array([0.1, 0.5, 0.15, 0.25]), rng.normal(size=(4, d)) * 1.5, np.array([0.4, 0.9, 0.3, 0.6])
 
 

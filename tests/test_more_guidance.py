@@ -182,6 +182,24 @@ def test_contrastive_cfg_follows_the_vectors_with_weights_of_their_own_lengths()
     assert torch.allclose(found.x, gk.sample(spheres(net), 50, steps=12).x, atol=1e-8)
 
 
+def test_perp_neg_takes_no_direction_from_rounding():
+    """The prediction of the condition is that of none, but for the last digit."""
+
+    def net(last: float):
+        def usual(guess, x, t, cond):
+            own = guess(x, t, PLACES[torch.where(cond == 0, 4, cond)])
+            return torch.where(cond[:, None] == 0, own * (1 + last), own)
+
+        return lambda guess: lambda x, t, cond: usual(guess, x, t, cond)
+
+    exact, rounded = (
+        gk.sample(spheres(net(last)), 50, steps=12, cond=0, guides=[gk.PerpNeg(2.0, [1, 3])]).x
+        for last in (0.0, torch.finfo(torch.float64).eps)
+    )
+    assert torch.allclose(exact, rounded, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(exact, gk.sample(spheres(), 50, steps=12, cond=None).x, atol=0.1)
+
+
 @pytest.mark.parametrize("guide", [gk.PerpNeg, gk.ContrastiveCFG])
 def test_negative_conditions_share_their_evaluations_and_are_checked(guide):
     result = gk.sample(model(), 6, steps=5, cond=2, guides=[guide(2.0, [1, 3]), gk.CFG(1.5), gk.Compose(3, 0.1)])

@@ -436,6 +436,7 @@ MUTANTS = [
     ("queries that are keys", "external/edm2.py", "q, k, v = unit", "k, q, v = unit", "tests/test_from_checkpoint.py::test_edm2_keeps_magnitudes_and_is_built_from_the_names_of_its_weights"),
     ("a signal of one letter for all", "external/dit.py", "signal if signal.ndim == 3 else", "signal[:, :1] if signal.ndim == 3 else", "tests/test_from_checkpoint.py::test_d3s_transformer_adds_the_signal_to_every_letter_or_to_each_its_own"),
     ("logits one after their position", "external/bidirectional.py", "out.roll(1, 1)", "out.roll(-1, 1)", "tests/test_from_checkpoint.py::test_dream_shares_keys_and_reads_a_position_one_before_it"),
+    ("a direction from rounding", "guides/perp_neg.py", "least = 4 *", "least = 0 *", MORE + "::test_perp_neg_takes_no_direction_from_rounding"),
 ]  # fmt: skip
 
 

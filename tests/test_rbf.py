@@ -75,7 +75,8 @@ def test_where_nothing_is_better_than_the_start_it_is_greedy_svdd():
     options: dict[str, Any] = {"steps": 5, "seed": 2}
     found = gk.search.rbf(BASE, 6, lambda x: reward(x) + out_of_reach(x), quota=3, **options)
     svdd = gk.sample(BASE, 6, guides=[gk.SVDD(reward, candidates=3)], **options)
-    assert torch.equal(found.x, svdd.x) and found.cost.network_rows == svdd.cost.network_rows
+    assert torch.allclose(found.x, svdd.x, rtol=1e-10, atol=1e-10)  # forwards have other numbers of rows
+    assert found.cost.network_rows == svdd.cost.network_rows
 
 
 def by_hand(quota: int, steps: int, seed: int) -> tuple[torch.Tensor, list[int]]:

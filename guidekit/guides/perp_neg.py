@@ -5,7 +5,8 @@ With D = d_cond - d_null and D_i = d_i - d_null of the i-th negative condition,
     d <- d_null + w (D - sum_i b_i D_i_perp),      D_i_perp = D_i - <D_i, D>/|D|^2 D
 
 Only the part of a negative prompt that is perpendicular to the prompt is subtracted, so that what the two have in
-common stays. b_i = 0 is CFG. The paper writes its weights as -b_i.
+common stays. b_i = 0 is CFG. The paper writes its weights as -b_i. Where D is 0, or as small as rounding, there is no
+direction, and all of D_i is perpendicular.
 """
 
 from __future__ import annotations

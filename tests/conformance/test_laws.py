@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,17 +19,14 @@ from .cases import CASES, Case, N
 pytestmark = pytest.mark.filterwarnings("ignore::guidekit.CollapseWarning")
 
 
-def in_turn(applies: Callable[[Case], bool]) -> Iterator[Any]:
+def where(applies: Callable[[Case], bool]):
     """The cases that a law speaks of, in the default run on one problem each, in turn."""
+    found = []
     for i, case in enumerate(c for c in CASES if applies(c)):
         for j, name in enumerate(case.processes):
             marks = [pytest.mark.slow] if (i - j) % len(case.processes) else []
-            yield pytest.param(case, case.on(name), marks=marks, id=f"{case.name}-{name}")
-
-
-def where(applies: Callable[[Case], bool]):
-    """Only the cases that a law speaks of."""
-    return pytest.mark.parametrize("case, problem", list(in_turn(applies)))
+            found.append(pytest.param(case, case.on(name), marks=marks, id=f"{case.name}-{name}"))
+    return pytest.mark.parametrize("case, problem", found)
 
 
 every = where(lambda case: True)
