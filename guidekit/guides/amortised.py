@@ -22,35 +22,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine import resampling
 from ..engine.card import Paper
-from ..engine.guide import Guide, Scale
-from ..engine.strength import Auto
 from ..engine.view import View
 from ..errors import NetworkError
 from ..models.base import Model
 from ..process import Gaussian
-from ..values import Value
 from .fk_steering import FKSteering
+from .shared.tilted_start import TiltedStart
 
 
 @dataclass(frozen=True)
-class Amortised(FKSteering):
+class Amortised(TiltedStart):
     """Feynman-Kac steering towards p exp(reward/alpha) from the noise that a trained network makes. No extra NFE; by
     default only the samples are scored, and none is resampled.
 
     net     eps (rows, *shape) -> (z, log |det dz/deps| (rows,)), invertible; `gk.search.amortise` trains one
     """
 
-    reward: Any
-    alpha: float | str | Auto
-    potential: str = "final"
-    every: int | Sequence[int] = 1
-    ess: float = 0.0
-    resampler: str | resampling.Resampler = "systematic"
-    value: Value | str | None = None
     _: KW_ONLY
-    tempering: Scale = 1.0
     net: nn.Module | None = None
 
     card = replace(
@@ -68,20 +57,9 @@ class Amortised(FKSteering):
         example="gk.Amortised(reward, 0.5, net=gk.Couplings((2,)))",
     )
 
-    @property
-    def stochastic(self) -> bool:
-        return self.steer or self.ess > 0
-
     def check(self, model: Model, steps: int) -> None:
         if not callable(self.net):
             raise ValueError("Amortised(net=...): a network of noise is needed, as gk.search.amortise makes it")
-
-    def clashes(self, other: Guide, after: bool) -> str | None:
-        if other.has("begin"):
-            return "both say where the run starts; take one of them"
-        if not after and other.twist == self.twist:
-            return f"the weights of the first of two equal rewards count: put Amortised before {type(other).__name__}"
-        return None
 
     def begin(self, view: View, noise: Tensor) -> Any:
         assert self.net is not None

@@ -31,7 +31,6 @@ particle is resampled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
@@ -41,22 +40,20 @@ from torch import Tensor
 from rewards import as_reward
 
 from .. import random
-from ..engine import resampling
 from ..engine.card import Paper
-from ..engine.guide import Guide, Scale
-from ..engine.strength import Auto
 from ..engine.view import Step, View
 from ..errors import is_count
 from ..models.base import Model
 from ..models.evaluations import Cond
 from ..process import Gaussian
-from ..values import FlowMap, Value
+from ..values import FlowMap
 from .fk_steering import FKSteering
+from .shared.tilted_start import TiltedStart
 from .shared.twist import gradient
 
 
 @dataclass(frozen=True)
-class PsiSampler(FKSteering):
+class PsiSampler(TiltedStart):
     """Feynman-Kac steering towards p exp(reward/alpha) from tilted noise. NFE: for each particle at the start
     `flow` (1 + levels moves_each), with 1 + levels moves_each reward calls, and later those of `FKSteering`.
 
@@ -67,15 +64,7 @@ class PsiSampler(FKSteering):
     flow       deterministic steps of D
     """
 
-    reward: Any
-    alpha: float | str | Auto
-    potential: str = "final"
-    every: int | Sequence[int] = 1
-    ess: float = 0.0
-    resampler: str | resampling.Resampler = "systematic"
-    value: Value | str | None = None
     _: KW_ONLY
-    tempering: Scale = 1.0
     levels: int = 10
     moves_each: int = 1
     rho: float = 0.8
@@ -106,23 +95,12 @@ class PsiSampler(FKSteering):
         if not 0 < self.rho < 1:
             raise ValueError(f"PsiSampler(rho={self.rho!r}): how much of the noise a move keeps, between 0 and 1")
 
-    @property
-    def stochastic(self) -> bool:
-        return self.steer or self.ess > 0
-
     def check(self, model: Model, steps: int) -> None:
         if self.gradient and as_reward(self.reward).differentiable is False:
             raise ValueError(
                 f"PsiSampler moves along the gradient of its reward, and {as_reward(self.reward).name!r} is not "
                 "differentiable: give gradient=False"
             )
-
-    def clashes(self, other: Guide, after: bool) -> str | None:
-        if other.has("begin"):
-            return "both say where the run starts; take one of them"
-        if not after and other.twist == self.twist:
-            return f"the weights of the first of two equal rewards count: put PsiSampler before {type(other).__name__}"
-        return None
 
     def further(self, step: Step) -> int:
         return self.flow * (1 + self.levels * self.moves_each) if step.index == 0 and self.levels else 0
