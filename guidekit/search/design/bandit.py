@@ -1,7 +1,8 @@
-r"""Which proposals get a round's candidates: Thompson sampling on how often a call brought one of the best.
+r"""Which proposals get a round's slots: Thompson sampling on how often a slot brought one of the best.
 
-A call succeeds if its reward is among the best `top` when it is made. With s successes and f failures of a proposal,
-both forgotten at the rate `memory` a round,
+A slot is worth as many candidates as its proposal makes for a call, and brings a call if the surrogate chooses one of
+them. A call succeeds if its reward is among the best `top` when it is made. With s successes of a proposal in n slots,
+f = max(n - s, 0) failures, both forgotten at the rate `memory` a round,
 
     theta_i ~ Beta(1 + s_i, 1 + f_i),      share_i = (1 - floor m) P(theta_i is the largest) + floor,
 
@@ -44,7 +45,7 @@ def divided(total: int, parts: np.ndarray, u: float = 0.5) -> list[int]:
 
 
 def discounted(rounds: Sequence[tuple[int, int]], memory: float = 0.9) -> tuple[float, float]:
-    """Successes and failures of rounds (successes, calls), of which the last counts most."""
+    """Successes and failures of rounds (successes, slots), of which the last counts most."""
     weights = [memory**i for i in range(len(rounds))][::-1]
     wins = sum(w * s for w, (s, _) in zip(weights, rounds, strict=True))
-    return wins, sum(w * n for w, (_, n) in zip(weights, rounds, strict=True)) - wins
+    return wins, sum(w * max(n - s, 0) for w, (s, n) in zip(weights, rounds, strict=True))

@@ -100,6 +100,7 @@ class Design:
         self.scorer = Scorer(self.own, self.model.device, world=self.world)
         self.trace, self.scaffolds = Trace(), None if self.diversity is None else Scaffolds(self.diversity)
         self.before, self.stale, self.ended = 0.0, 0, ""
+        self.slots: dict[str, int] = {}  # of this round, by proposal
         self.sources = self._sources()
         self.given = self._given()
         self._check_budget()
@@ -205,7 +206,7 @@ class Design:
         known = None if self.known is None else describe(measured(self.known))
         own |= {} if self.distinct is None else {"distinct": describe(self.distinct)}
         return own | {
-            "search": "design", "start": describe(start), "known": known, "population": self.size,
+            "search": "design", "bandit": "slots", "start": describe(start), "known": known, "population": self.size,
             "proposals": describe(self.sources), "content": self.memory.domain.content,
         }  # fmt: skip
 
@@ -343,11 +344,12 @@ class Design:
     def _proposed(self, size: int, trusted: bool, key: Tensor) -> Pool:
         """Candidates of a round: as many as the surrogate is to screen, or as there are calls."""
         parts = bandit.shares(*self._record(), seed=int(random.fold(key, "shares")) % 2**32)
-        pool = self._pool()
+        pool, self.slots = self._pool(), dict.fromkeys((p.name for p in self.sources), 0)
         for attempt in range(TRIES):
             u = float(random.uniform(_address(key, "divided", attempt), (1,)))
-            for source, calls in zip(self.sources, bandit.divided(size, parts, u), strict=True):
-                count = calls * (source.screen if trusted else 1)
+            for source, slots in zip(self.sources, bandit.divided(size, parts, u), strict=True):
+                self.slots[source.name] += slots
+                count = slots * (source.screen if trusted else 1)
                 if count:
                     pool.add(source.name, source.propose(self.study, count, _address(key, source.name, attempt)))
             if len(pool) >= size:
@@ -394,13 +396,14 @@ class Design:
         return scores.tolist()
 
     def _record(self) -> tuple[list[float], list[float]]:
-        """Successes and failures of every proposal, of which the last rounds count most."""
-        tallies = {p.name: [[0, 0] for _ in self.log.rounds[1:]] for p in self.sources}
+        """Successes and failures of every proposal, of which the last rounds count most. A slot that brought no call is
+        a failure: else one whose candidates the surrogate never chooses would look untried, and get most of a round."""
+        wins = {p.name: [0] * len(self.log.rounds) for p in self.sources}
         for call, won in zip(self.memory.calls, self._successes(), strict=True):
-            if call.proposal in tallies and call.round > 0:
-                tally = tallies[call.proposal][call.round - 1]
-                tally[0], tally[1] = tally[0] + won, tally[1] + 1
-        found = [bandit.discounted([(s, n) for s, n in own]) for own in tallies.values()]
+            if call.proposal in wins and call.round > 0:
+                wins[call.proposal][call.round] += won
+        slots = {name: [row["trace"]["slots"][name] for row in self.log.rounds[1:]] for name in wins}
+        found = [bandit.discounted(list(zip(wins[name][1:], slots[name], strict=True))) for name in wins]
         return [s for s, _ in found], [f for _, f in found]
 
     def _successes(self) -> list[bool]:
@@ -443,6 +446,7 @@ class Design:
             "candidates": candidates,
             "correlation": correlation,
             "trusted": trusted,
+            "slots": self.slots,
             "shares": {name: sum(c.proposal == name for c in new) / max(len(new), 1) for name in sources},
         }
 
