@@ -342,6 +342,21 @@ def test_a_proposal_of_ones_own_takes_part():
     assert late
 
 
+@dataclass(frozen=True)
+class Known(S.Proposal):
+    """What was asked already, so that none of it is asked."""
+
+    def propose(self, study: S.Study, count: int, key: Tensor) -> S.Candidates:
+        return S.Candidates(study.memory.batch(study.memory.parents(count, key)))
+
+
+def test_a_proposal_that_brings_no_calls_gets_few_slots():
+    result = gk.evolve(letters(), 8, landscape, budget=Budget(calls=200), proposals=[Known(), S.Crossover()])
+    late = [row["slots"] for row in result.trace][-8:]
+    assert sum(row["Known"] for row in late) < 0.15 * sum(map(sum, (row.values() for row in late)))
+    assert all(row["shares"].get("Known", 0) == 0 for row in result.trace)
+
+
 def test_children_of_a_crossover_have_the_letters_of_their_parents_in_their_places():
     design = Design(letters(), ["AAAAAAAAAAAAAA", "BBBBBBBBBBBBBB"], landscape, Budget(calls=60), population=2)
     design.memory.add(

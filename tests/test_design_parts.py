@@ -176,6 +176,7 @@ def test_the_bandit_prefers_what_improves_and_drops_nobody():
 
 def test_old_rounds_count_less():
     assert bandit.discounted([(5, 10), (0, 10)], memory=0.5) == (2.5, 12.5)
+    assert bandit.discounted([(5, 2), (0, 10)], memory=0.5) == (2.5, 10)  # more calls than slots
 
 
 def test_a_round_is_divided_with_the_shares_as_means():
