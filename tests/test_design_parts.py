@@ -181,9 +181,13 @@ def test_old_rounds_count_less():
 
 def test_a_round_is_divided_with_the_shares_as_means():
     parts, rng = np.array([0.55, 0.39, 0.06]), np.random.default_rng(0)
-    found = np.array([bandit.divided(10, parts, u) for u in rng.random(4000)])
-    assert (found.sum(1) == 10).all() and found.min() >= 0
-    assert np.abs(found.mean(0) - 10 * parts).max() < 4 * 0.5 / 4000**0.5
+    for total, portion in ((1, 1), (10, 5), (20, 5)):
+        found = np.array([bandit.divided(total, parts, u) for u in rng.random(10_000)])
+        assert (found.sum(1) == total).all() and (found % portion == 0).all() and found.min() >= 0
+        assert np.abs(found.mean(0) - total * parts).max() < 4 * 0.5 * portion / 10_000**0.5
+    for total in (7, 23, 48):
+        found = np.array([bandit.divided(total, parts, u) for u in rng.random(2000)])
+        assert (found.sum(1) == total).all() and np.abs(found.mean(0) - total * parts).max() < 0.5
 
 
 def test_in_a_loop_the_proposal_that_improves_gets_most_calls():

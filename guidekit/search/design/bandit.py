@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 DRAWS = 400
+PORTION = 5
 
 
 def shares(successes: Sequence[float], failures: Sequence[float], seed: int, floor: float = 0.05) -> np.ndarray:
@@ -34,14 +35,18 @@ def shares(successes: Sequence[float], failures: Sequence[float], seed: int, flo
 
 
 def divided(total: int, parts: np.ndarray, u: float = 0.5) -> list[int]:
-    """Whole numbers that add up to the total, each with its share as mean over u uniform in [0, 1).
+    """Whole numbers that add up to the total, each with its share as mean over u uniform in [0, 1), up to rounding.
+    They come in portions of about `PORTION`: of a small share, a few at a time and seldom, as a run of the model is dear.
 
-    >>> divided(10, np.array([0.55, 0.39, 0.06]))
-    [6, 3, 1]
+    >>> divided(20, np.array([0.55, 0.39, 0.06]))
+    [10, 10, 0]
+    >>> divided(20, np.array([0.55, 0.39, 0.06]), u=0.1)
+    [10, 5, 5]
     """
-    ends = np.floor(total * np.cumsum(parts) / parts.sum() + u)
-    ends[-1] = total
-    return np.diff(np.minimum(ends, total), prepend=0).astype(int).tolist()
+    portions = -(-total // PORTION)
+    ends = np.floor(portions * np.cumsum(parts) / parts.sum() + u).clip(max=portions)
+    ends[-1] = portions
+    return np.diff(np.round(ends * total / portions), prepend=0).astype(int).tolist()
 
 
 def discounted(rounds: Sequence[tuple[int, int]], memory: float = 0.9) -> tuple[float, float]:
