@@ -21,6 +21,7 @@ class GraphOperators(Proposal):
     mutation   probability of a mutation of one parent, otherwise two are crossed
     """
 
+    screen: int = 16  # they take milliseconds
     mutation: float = 0.1
 
     def __post_init__(self) -> None:
