@@ -481,18 +481,6 @@ DRUGS = [
 ]  # fmt: skip
 
 
-def test_the_tables_of_the_page_are_those_of_the_stored_runs():
-    import json
-
-    from benchmarks.design import lines
-
-    root = Path(__file__).parent.parent
-    rows = json.loads((root / "benchmarks" / "results" / "design.json").read_text(encoding="utf-8"))["rows"]
-    page = (root / "docs" / "search.md").read_text(encoding="utf-8")
-    for calls in sorted({row["budget"] for row in rows}):
-        assert "\n".join(lines(rows, calls)) in page
-
-
 # informed moves as a proposal ----------------------------------------------------------------------------------------
 
 
