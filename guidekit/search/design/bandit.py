@@ -36,7 +36,7 @@ def shares(successes: Sequence[float], failures: Sequence[float], seed: int, flo
 
 def divided(total: int, parts: np.ndarray, u: float = 0.5) -> list[int]:
     """Whole numbers that add up to the total, each with its share as mean over u uniform in [0, 1), up to rounding.
-    They come in portions of about `PORTION`: of a small share, a few at a time and seldom, as a run of the model is dear.
+    They come in portions of about `PORTION`: of a small share a few at a time, and seldom, as runs of a model are dear.
 
     >>> divided(20, np.array([0.55, 0.39, 0.06]))
     [10, 10, 0]
