@@ -17,14 +17,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, fields, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import RewardError
+from rewards.base import Listener
+
+from .. import errors
 from . import tree
 from .cost import Cost
 from .population import Population
@@ -36,6 +38,15 @@ _HEAVY = tuple(f.name for f in fields(Population) if f.name not in (*_LIGHT, "me
 Selection = Callable[[Population], Population]
 Made = TypeVar("Made")
 Rows = TypeVar("Rows", Tensor, Tensor | None)
+
+
+class Hearing(Protocol):
+    """A `Scorer`, as far as the processes are concerned."""
+
+    @property
+    def listeners(self) -> list[Listener]: ...
+
+    def listen(self) -> None: ...
 
 
 class Alone:
@@ -52,9 +63,12 @@ class Alone:
         return self
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Work of this rank. What it raises is raised on all ranks."""
+    def together(self, *scorers: Hearing) -> Iterator[None]:
+        """Work of this rank. What it raises is raised on all ranks. A plain reward that raised on all samples of this
+        rank is an error only if it has answered on none of them; otherwise these samples are lost."""
         yield
+        for scorer in scorers:
+            scorer.listen()
 
     def agree(self, about: Any) -> None:
         """Raise unless all ranks say the same."""
@@ -107,22 +121,42 @@ class Shared(Alone):
         return self if rows >= self.size else Alone()
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        error = None
+    def together(self, *scorers: Hearing) -> Iterator[None]:
+        error, heard = None, list[Listener]()
         try:
             yield
         except Exception as raised:
             error = raised
-        failed = self._gathered(torch.tensor([error is not None]), [1] * self.size)
-        if not failed.any():
-            return
-        first = int(failed.nonzero()[0])
-        text = "" if error is None else f"{type(error).__name__}: {error}"
-        texts = self._texts([text])
+        else:
+            heard = [listener for scorer in scorers for listener in scorer.listeners]
+        silent = any(listener.error is not None and not listener.answered for listener in heard)
+        found = self._gathered(torch.tensor([2 if error is not None else int(silent)]), [1] * self.size)
+        if bool((found == 2).any()):
+            self._raise(error)
+        elif found.any():
+            self._excuse(heard)
+        for scorer in scorers:
+            scorer.listen()
+
+    def _raise(self, error: Exception | None) -> NoReturn:
+        """Raise this rank's own error, or what the first rank that has one says of it."""
+        texts = self._texts(["" if error is None else _said(error)])
         if error is not None:
             raise error
-        kind = RewardError if texts[first].startswith(RewardError.__name__) else RuntimeError
+        first = next(r for r, text in enumerate(texts) if text)
+        kind = getattr(errors, texts[first].split(":")[0], RuntimeError)
         raise kind(f"rank {first} of {self.size} failed: {texts[first]}")
+
+    def _excuse(self, heard: list[Listener]) -> None:
+        """Plain rewards have raised on all samples of a rank: an error where no rank has had an answer."""
+        own = [(listener.answered, "" if listener.error is None else _said(listener.error)) for listener in heard]
+        told = [json.loads(text) for text in self._texts([json.dumps(own)])]
+        for i, listener in enumerate(heard):
+            listener.answered = any(row[i][0] for row in told if i < len(row))
+        guilty = [listener.error for listener in heard if listener.error is not None and not listener.answered]
+        lost = any(row[i][1] and not listener.answered for row in told for i, listener in enumerate(heard))
+        if lost:
+            self._raise(guilty[0] if guilty else None)
 
     def agree(self, about: Any) -> None:
         text = json.dumps(about, sort_keys=True, default=str)
@@ -270,6 +304,10 @@ def world_of(given: Any, device: torch.device) -> Alone:
     if dist.is_available() and isinstance(given, dist.ProcessGroup):
         return Shared(given, device) if dist.get_world_size(given) > 1 else Alone()
     raise TypeError(f'world={given!r}: None (this process), "auto" or a process group of torch.distributed is needed')
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _without_states(selection: Selection, light: Population) -> Population:
