@@ -152,6 +152,7 @@ def _carry_out(ranks: Ranks, job: Job, out: Path | None, shown: bool, caught: li
             guides = _best_of(job, number)
             best = _load_or_make(ranks, out, "best_of_n", number, lambda file: _run_plain(job, guides, file, shown))
             told += _take_warnings("best of N", caught)
+    ranks.end()
     summary = _summarise(job, result, base, best, told)
     if job.measured is not None:
         listed = reconstructed.found(result, job.measured.each, job.measured.names, job.measured.truth)
