@@ -52,7 +52,7 @@ class Scorer:
         listener = self._heard.setdefault(same(reward), Listener())
         with listening(listener):
             scores = self._scored(reward, samples, group)
-        if listener.error is not None and bool(scores.isfinite().any()):
+        if listener.error is not None and self.world.size == 1 and bool(scores.isfinite().any()):
             listener.answered = True
         if not self.stepwise:
             self._listen()

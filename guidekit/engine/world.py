@@ -64,8 +64,8 @@ class Alone:
 
     @contextmanager
     def together(self, *scorers: Hearing) -> Iterator[None]:
-        """Work of this rank. What it raises is raised on all ranks. A plain reward that raised on all samples of this
-        rank is an error only if it has answered on none of them; otherwise these samples are lost."""
+        """Work of this rank. What it raises is raised on all ranks. Where a plain reward has raised on all samples of a
+        rank and scores others, and that rank can score one of these too, the samples are lost and nothing else."""
         yield
         for scorer in scorers:
             scorer.listen()
@@ -148,15 +148,16 @@ class Shared(Alone):
         raise kind(f"rank {first} of {self.size} failed: {texts[first]}")
 
     def _excuse(self, heard: list[Listener]) -> None:
-        """Plain rewards have raised on all samples of a rank: an error where no rank has had an answer."""
-        own = [(listener.answered, "" if listener.error is None else _said(listener.error)) for listener in heard]
-        told = [json.loads(text) for text in self._texts([json.dumps(own)])]
+        """Plain rewards have raised on all samples of a rank: these cannot be scored, or this rank cannot score. It is
+        asked for a sample that another rank has scored, and if it fails there, too, that is an error on all."""
+        told = [json.loads(text) for text in self._texts([json.dumps([_sent(v.scored) for v in heard])])]
         for i, listener in enumerate(heard):
-            listener.answered = any(row[i][0] for row in told if i < len(row))
-        guilty = [listener.error for listener in heard if listener.error is not None and not listener.answered]
-        lost = any(row[i][1] and not listener.answered for row in told for i, listener in enumerate(heard))
-        if lost:
-            self._raise(guilty[0] if guilty else None)
+            scored = next((row[i] for row in told if i < len(row) and row[i] is not None), None)
+            if listener.error is not None and not listener.answered and scored is not None:
+                listener.answered = listener.works(_received(scored, self.device))
+        own = next((v.error for v in heard if v.error is not None and not v.answered), None)
+        if self._gathered(torch.tensor([own is not None]), [1] * self.size).any():
+            self._raise(own)
 
     def agree(self, about: Any) -> None:
         text = json.dumps(about, sort_keys=True, default=str)
@@ -308,6 +309,20 @@ def world_of(given: Any, device: torch.device) -> Alone:
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
+
+
+def _sent(sample: Any) -> Any:
+    """One sample, in a batch, as JSON has it; None where that is not known."""
+    if isinstance(sample, Tensor):
+        return {"dtype": str(sample.dtype).removeprefix("torch."), "values": sample.tolist()}
+    return sample if isinstance(sample, list) and all(isinstance(s, str) for s in sample) else None
+
+
+def _received(sent: Any, device: torch.device) -> Any:
+    """The sample that was sent."""
+    if isinstance(sent, list):
+        return sent
+    return torch.tensor(sent["values"], dtype=getattr(torch, sent["dtype"]), device=device)
 
 
 def _without_states(selection: Selection, light: Population) -> Population:
