@@ -171,10 +171,7 @@ def bare(kind: type) -> bool:
 def solvers() -> Iterator:
     """All solvers; by default every sixth one alone."""
     kinds = [v for v in vars(gk.solvers).values() if isinstance(v, type) and issubclass(v, gk.solvers.Solver)]
-    mixed = gk.solvers.USF((gk.solvers.DDIM(), gk.solvers.DPMpp(), gk.solvers.DEIS(), gk.solvers.DDIM()))
-    for number, solver in enumerate(
-        [*(v() for v in kinds if bare(v)), gk.solvers.Blocks(1), gk.solvers.ReMDM(0.1), mixed]
-    ):
+    for number, solver in enumerate([*(v() for v in kinds if bare(v)), gk.solvers.Blocks(1), gk.solvers.ReMDM(0.1)]):
         yield pytest.param(solver, marks=[pytest.mark.slow] * (number % 6 > 0), id=type(solver).__name__)
 
 
