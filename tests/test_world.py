@@ -326,6 +326,25 @@ def staged() -> list[list[Any]]:
     return [ended]
 
 
+MINE = """
+import torch, guidekit as gk
+
+def load():
+    return gk.analytic.TokenTable(torch.linspace(-1, 1, 27).sin().view(3, 3, 3))
+
+def score(x):
+    return x.double().sum(1)
+"""
+
+
+def written(folder: str) -> list[list[list[float]]]:
+    """Runs of a configuration: one that is recorded on its way, and one that is not, as it may take several runs."""
+    given = {"rewards": [f"{folder}/mine.py:score"], "guides": ["fk_steering:alpha=1"], "n": 6, "steps": 3}
+    runs = [gk.Config(f"{folder}/mine.py:load", **given, unique=unique) for unique in (False, True)]
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    return [run.run(f"{folder}/{size}{run.unique}").result.x.tolist() for run in runs]
+
+
 def few_scored(x: torch.Tensor) -> torch.Tensor:
     if bool((x[:, 0] < 0).any()):
         raise ValueError("a sample that cannot be scored")
@@ -437,12 +456,14 @@ def several(file: str) -> dict[str, Any]:
     found["searched"]["shuffled"] = shuffled()
     found["searched"] |= {"unscored": unscored(), "tuned": tuned(f"{file}.tune")}
     found |= {"odd": odd(), "fitted": fitted(f"{file}.fit"), "staged": staged()}
+    found["written"] = written(str(Path(file).parent))
     return found | seen_and_interrupted(file)
 
 
 @pytest.mark.usefixtures("every_row")
 def test_bits_callbacks_checkpoints_and_errors(tmp_path: Path):
     file = tmp_path / "run.ckpt"
+    (tmp_path / "mine.py").write_text(MINE)
     answers = on(2, tmp_path / "world", several, str(file))
     for found in answers:
         assert "error" not in found, found
@@ -465,6 +486,7 @@ def test_bits_callbacks_checkpoints_and_errors(tmp_path: Path):
         assert "FileExistsError: the folder is taken" in led
         assert found["odd"] == 1
         assert found["fitted"] < 1e-9
+    assert written(str(tmp_path)) == answers[0]["written"] == answers[1]["written"]
     assert [found["staged"] for found in answers] == [[[7]], [["base", 0], ["best_of_n", 3]]]
     whole = gk.search.evolution(PLANE, 3, reward, steps=4, rounds=4)
     more = gk.search.evolution(PLANE, 3, reward, steps=4, rounds=4, folder=f"{file}.search")  # goes on alone

@@ -304,6 +304,8 @@ def world_of(given: Any, device: torch.device) -> Alone:
         return Shared(dist.group.WORLD, device) if ready else Alone()
     if dist.is_available() and isinstance(given, dist.ProcessGroup):
         return Shared(given, device) if dist.get_world_size(given) > 1 else Alone()
+    if dist.is_available() and given is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("world= is a process group that this process is not in: only its members make this call")
     raise TypeError(f'world={given!r}: None (this process), "auto" or a process group of torch.distributed is needed')
 
 
