@@ -118,11 +118,28 @@ class Listener:
     answered   whether a plain function has scored anything
     error      the first error of a plain function that raised on every sample of a call; without a listener it is
                raised at once
+    scored     a sample that a plain function has scored, by itself in a batch
+    function   the one that has raised
     """
 
     told: set[str] = field(default_factory=set)
     answered: bool = False
     error: RewardError | None = None
+    scored: Any = None
+    function: Callable[[Any], Any] | None = None
+
+    def hear(self, scored: Any) -> None:
+        """A plain function has scored the first of these samples."""
+        self.answered = True
+        if self.scored is None:
+            self.scored = scored[:1].detach().clone() if isinstance(scored, Tensor) else scored[:1]
+
+    def works(self, scored: Any) -> bool:
+        """Whether the function that has raised scores a sample that is scored elsewhere: then it was the samples."""
+        try:
+            return self.function is not None and len(self.function(scored)) == 1
+        except Exception:
+            return False
 
     def settle(self) -> None:
         """Raise the error if no plain function has scored anything so far, otherwise warn about it."""
@@ -209,7 +226,7 @@ class Function(Reward):
                 raise
             return self._one_by_one(samples, error, listener)
         if listener is not None:
-            listener.answered = True
+            listener.hear(samples)
         return found
 
     def _asked(self, samples: Any) -> Any:
@@ -233,13 +250,13 @@ class Function(Reward):
         if known is None and listener is None:
             raise error
         if known is None and listener is not None:
-            listener.error = listener.error or _raised(self.name, error)
+            listener.error, listener.function = listener.error or _raised(self.name, error), self._asked
         elif errors:
             _warn(self.name, f"raised on {len(errors)} of {count} samples, first {_text(errors[0])}")
         else:
             _warn(self.name, f"raised {_text(error)} for {count} samples together, and was asked one by one")
         if listener is not None and known is not None:
-            listener.answered = True
+            listener.hear(samples[next(i for i, v in enumerate(found) if v is known) :])
         lost = _unknown(samples) if known is None else known.detach().new_full((1,), math.nan)
         return torch.cat([v if isinstance(v, Tensor) else lost for v in found])
 

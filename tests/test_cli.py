@@ -445,9 +445,10 @@ def test_times_are_read(text: str, told: float):
 
 @pytest.mark.parametrize("text", ["", "soon", "1 h", "-5", "5x", "h"])
 def test_what_is_not_a_time_is_refused_before_the_run(text: str):
-    answer = ask(*SAMPLE, "--time-limit", text)
-    assert answer.exit_code == 2
-    assert "is not a time: 90s, 30m or 11h30m is" in answer.stderr
+    for command in (SAMPLE, ("design", "dna", "-r", "gc")):
+        answer = ask(*command, "--time-limit", text)
+        assert answer.exit_code == 2
+        assert "is not a time: 90s, 30m or 11h30m is" in answer.stderr
 
 
 def test_runs_with_different_seeds_are_merged(tmp_path):
@@ -465,3 +466,27 @@ def test_runs_with_different_seeds_are_merged(tmp_path):
     assert "runs 0 and 1 have the same seed" in again.stderr
     assert "0 is run1, 1 is run1" in again.stderr
     assert ask("merge", "run1", "run2", "--out", "both").exit_code == 2
+    assert ask("report", "both").exit_code == 0
+    assert Path("both/report.html").exists()
+
+
+def test_a_merge_that_cannot_be_written_leaves_nothing_behind(monkeypatch):
+    for seed in ("1", "2"):
+        assert ask(*SAMPLE, "--seed", seed, "-o", f"run{seed}").exit_code == 0
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("guidekit.report.export.write", full)
+    answer = ask("merge", "run1", "run2", "--out", "both")
+    assert answer.exit_code == 1 and "both could not be written ([Errno 28] No space left" in answer.stderr
+    assert not Path("both").exists()
+
+
+@pytest.mark.parametrize("args", [("merge", "a", "b", "--out", "c"), ("report", "a"), ("compare", "a", "b")])
+def test_commands_of_one_process_are_refused_under_torchrun(args: tuple[str, ...], monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    answer = ask(*args)
+    assert answer.exit_code == 2
+    assert f"guidekit {args[0]} works in one process, and torchrun has started 2" in answer.stderr

@@ -10,12 +10,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 
 import pytest
 import torch
 
 import guidekit as gk
 from guidekit import random
+from guidekit.solvers.token_solver import TokenSolver
 
 from .conformance.cases import CASES, TOKENS, Case
 from .pretended import NAME, USERS, Seen, device
@@ -30,6 +32,7 @@ ROWS = {  # of tokens: how many rows or places a forward or a draw is made for, 
     "evaluations.evaluate", "evaluations.distinct",
     "independent.revealed", "independent.hidden", "independent.log_prob",
 }  # fmt: skip
+CHOSEN = {"token_solver._block_of", "revealing.log_probs", "base.of"}  # solvers that choose where tokens are revealed
 OWN = {
     "AdaptiveGuidance": {"adaptive_guidance.make"},  # the number of rows that it still asks for
     "DCBG": {"dcbg.ratios"}, "PredictorGuidance": {"dcbg.ratios"},  # that of the neighbours that it classifies
@@ -157,6 +160,36 @@ def test_rewards_of_the_host_are_asked_while_the_device_works(place: Place):
     steering = gk.FKSteering(lambda x: torch.as_tensor(x.cpu().numpy()[:, 0]), 0.5)
     options = {"steps": STEPS, "guides": [steering], "cond": problem.cond, "batch_size": 4}
     assert_same(*(gk.sample(p.model, 12, **options) for p in (problem, there(problem, place))))
+
+
+def bare(kind: type) -> bool:
+    """Whether a solver needs no arguments. ReDDiT waits for a network of its own."""
+    given = signature(kind).parameters.values()
+    return kind not in (gk.solvers.Solver, gk.solvers.ReDDiT) and all(v.default is not v.empty for v in given)
+
+
+def solvers() -> Iterator:
+    """All solvers; by default every sixth one alone."""
+    kinds = [v for v in vars(gk.solvers).values() if isinstance(v, type) and issubclass(v, gk.solvers.Solver)]
+    for number, solver in enumerate([*(v() for v in kinds if bare(v)), gk.solvers.Blocks(1), gk.solvers.ReMDM(0.1)]):
+        yield pytest.param(solver, marks=[pytest.mark.slow] * (number % 6 > 0), id=type(solver).__name__)
+
+
+@pytest.mark.parametrize("solver", list(solvers()))
+def test_no_solver_waits_for_the_device(solver: gk.solvers.Solver):
+    """Of tokens, those who choose where to reveal count what is left to be revealed, besides the rows."""
+    problem = PROBLEMS["masked" if isinstance(solver, TokenSolver) else "vp-1d"]
+    host = gk.sample(problem.model, 6, steps=4, solver=solver, cond=problem.cond)
+    with device() as seen:
+        far = on(problem.name, torch.device(NAME))
+        run = gk.Run(far, 6, steps=4, solver=solver, cond=problem.cond)
+        with run.borrowed():
+            population = run.start()
+            seen.waits.clear()
+            population = advanced(run, population)
+            waits, found = seen.waits - {USERS}, run.result(population)
+    assert_same(host, found)
+    assert not (waits - ROWS - CHOSEN if problem.name in TOKENS else waits), waits
 
 
 def placed() -> Iterator:

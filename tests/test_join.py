@@ -68,11 +68,43 @@ def test_a_joined_result_is_saved_selected_and_joined_again(tmp_path):
     assert whole.trace[-1]["distinct"][0] == sum(part.trace[-1]["distinct"][0] for part in (a, b, c))
 
 
+def test_runs_that_share_the_seed_of_a_group_or_are_inside_another_are_refused():
+    def run(n, seed):
+        return gk.sample(PROBLEMS["vp-1d"].model, n, steps=3, cond=[0, 1], seed=seed)
+
+    a, b = run(3, [3, 4]), run(4, [4, 3])
+    both = gk.join([a, b])  # group by group, all seeds differ
+    for other in (run(5, [5, 3]), run(5, 4), a, gk.join([b, run(5, 9)])):
+        with pytest.raises(ValueError, match="runs 0 and 1 have the same seed"):
+            gk.join([both, other])
+    assert len(gk.join([both, run(5, [5, 6])])) == 24
+
+
+def test_islands_estimate_the_same_z_and_may_be_joined():
+    problem = PROBLEMS["masked"]
+    given = {"steps": STEPS, "guides": [gk.FKSteering(problem.reward, 0.5)]}
+    islands = [None, gk.Islands(2, 3), gk.Islands(4, 3)]
+    parts = [gk.sample(problem.model, 8, **given, seed=s, islands=i) for s, i in enumerate(islands)]
+    assert torch.allclose(gk.join(parts).log_z.exp(), sum(part.log_z.exp() for part in parts) / 3)
+
+
+def test_samples_without_copies_are_joined():
+    """One run was made again for more samples, the other was not: both estimate the same Z."""
+    model = PROBLEMS["masked"].model
+    parts = [gk.sample(model, n, steps=STEPS, seed=n, unique=True) for n in (1, 19)]
+    assert "unique" in parts[1].config and "unique" not in parts[0].config
+    assert len(gk.join(parts)) == 20
+
+
 def test_what_cannot_be_joined_is_refused():
     a, b = runs((3, 4))
     with pytest.raises(ValueError, match="runs 0 and 1 have the same seed"):
         gk.join([a, a])
     with pytest.raises(ValueError, match="not of one kind: moves"):
         gk.join([a, replace(b, config=b.config | {"moves": b.config["moves"][1:]})])
+    with pytest.raises(ValueError, match=r"not of one kind: guides\[0\].alpha is 0.5 and 0.6"):
+        problem = PROBLEMS["masked"]
+        steering = gk.FKSteering(problem.reward, 0.6, ess=0.7)
+        gk.join([a, gk.sample(problem.model, 4, steps=STEPS, guides=[steering], cond=[problem.cond, None], seed=9)])
     with pytest.raises(ValueError, match="a list of results"):
         gk.join([])

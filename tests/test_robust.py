@@ -176,15 +176,15 @@ def test_an_interrupt_right_after_a_selection_leaves_a_checkpoint_that_can_be_re
     problem, file = PROBLEMS["vp-1d"], tmp_path / "run"
     options = {"steps": STEPS, "cond": 1, "guides": [gk.FKSteering(problem.reward, 0.5)]}
     whole = gk.sample(problem.model, 8, **options)
-    forget, count = scoring.Scorer.forget, iter(range(100))
+    let_go, count = scoring.Scorer.let_go, iter(range(100))
 
     def interrupted(self):
-        forget(self)
+        let_go(self)
         if next(count) == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(scoring.Scorer, "forget", interrupted)
+        patch.setattr(scoring.Scorer, "let_go", interrupted)
         gk.sample(problem.model, 8, **options, checkpoint=file)
     resumed = gk.sample(problem.model, 8, **options, checkpoint=file)
     assert torch.equal(whole.x, resumed.x)

@@ -22,6 +22,7 @@ import torch.multiprocessing as mp
 
 import guidekit as gk
 from guidekit import random
+from guidekit.jobs.ranks import joined
 
 from .conformance.cases import CASES
 from .problems import PROBLEMS, STEPS
@@ -188,13 +189,29 @@ SEARCHES: dict[str, Callable[..., Any]] = {
     "informed": lambda **o: gk.search.informed(TABLE, 5, ones, alpha=0.5, rounds=3, max_edits=2, **o),
     "slopes": lambda **o: gk.search.informed(TABLE, 5, ones, alpha=0.5, rounds=3, gradient=True, exact=True, **o),
     "single": lambda **o: gk.search.informed(TABLE, 1, ones, alpha=0.5, rounds=2, **o),
+    "sequential": lambda **o: gk.search.sequential(PLANE, [FAR, FAR], lambda m: [gk.PiGDM(m)], 5, steps=4, **o)[-1],
+    "active": lambda **o: (
+        gk.search.active(
+            PLANE,
+            lambda a: torch.tensor([1.0, 0.0]),
+            torch.eye(2).bool(),
+            lambda m: [gk.PiGDM(m)],
+            5,
+            budget=1,
+            steps=3,
+            **o,
+        ).result
+    ),
     "split": lambda **o: gk.search.split_gibbs(TABLE, 5, TOTAL, rounds=2, moves=2, **o),
     "gibbs": lambda **o: gk.search.particle_gibbs(
         PLANE, 2, [gk.FKSteering(reward, 0.5)], particles=3, sweeps=2, steps=3, **o
     ),
     "replicas": lambda **o: gk.search.replica_exchange(PLANE, 3, reward, alphas=[0.5], sweeps=2, steps=3, **o),
 }
-ROUNDS = {"refine", "evolve", "informed", "slopes", "single", "split", "gibbs", "replicas"}  # with steps of their own
+ROUNDS = {  # with steps of their own
+    "refine", "evolve", "informed", "slopes", "single", "split", "gibbs", "replicas", "sequential", "active",
+}  # fmt: skip
+FAR = gk.Measurement(torch.tensor([[1.0, 0.0]]), torch.tensor([0.4]), 0.3)
 TABLE = gk.analytic.TokenTable(torch.linspace(-1, 1, 81, dtype=torch.float64).sin().view(3, 3, 3, 3))
 TOTAL = gk.Measurement(lambda x: x.double().sum(1, keepdim=True), torch.tensor([5.0], dtype=torch.float64), noise=0.3)
 LETTERS = gk.MaskedModel(lambda x, t, cond: torch.zeros(*x.shape, 4, dtype=torch.float64), 4, 6, dtype=torch.float64)
@@ -264,6 +281,10 @@ def refused() -> list[str]:
         lambda: gk.sample(model, 4, steps=3, world="all"),
         lambda: gk.sample(model, 4, steps=3, guides=[Nosy()], world="auto"),
         lambda: gk.search.tree(PLANE, 2, reward, alpha=1.0, steps=3, world="auto"),
+        lambda: gk.search.rbf(PLANE, 2, reward, steps=3, world="auto"),
+        lambda: gk.sample(model, 4, steps=3, callbacks=[_shown], world="auto"),
+        lambda: gk.sample(model, 4, steps=3, holdout=_knows_nothing, world="auto"),
+        lambda: _led(),
     )
     for run in runs:
         try:
@@ -271,6 +292,85 @@ def refused() -> list[str]:
         except Exception as error:
             texts.append(f"{type(error).__name__}: {error}")
     return texts
+
+
+def _shown(population: gk.Population, step: gk.Step) -> None:
+    if dist.get_rank():
+        raise OSError("no room for a picture")
+
+
+def _knows_nothing(x: torch.Tensor) -> torch.Tensor:
+    raise LookupError("the tables are missing")
+
+
+def _led() -> None:
+    """The leader of a command fails between two stages."""
+    with joined() as ranks:
+        if ranks.leads:
+            raise FileExistsError("the folder is taken")
+        list(ranks.stages())
+
+
+def staged() -> list[list[Any]]:
+    """The stages that the others are told, and that they need not wait for the leader's files after the last one."""
+    with joined() as ranks:
+        if not ranks.leads:
+            stages = [list(stage) for stage in ranks.stages()]
+            ranks.world.told(0)
+            return stages
+        for name, number in (("base", 0), ("best_of_n", 3)):
+            with ranks.stage(name, number):
+                pass
+        ranks.end()
+        (ended := ranks.world.told(7))  # the others are out of their stages
+    return [ended]
+
+
+MINE = """
+import torch, guidekit as gk
+
+def load():
+    return gk.analytic.TokenTable(torch.linspace(-1, 1, 27).sin().view(3, 3, 3))
+
+def score(x):
+    return x.double().sum(1)
+"""
+
+
+def written(folder: str) -> list[list[list[float]]]:
+    """Runs of a configuration: one that is recorded on its way, and one that is not, as it may take several runs."""
+    given = {"rewards": [f"{folder}/mine.py:score"], "guides": ["fk_steering:alpha=1"], "n": 6, "steps": 3}
+    runs = [gk.Config(f"{folder}/mine.py:load", **given, unique=unique) for unique in (False, True)]
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    return [run.run(f"{folder}/{size}{run.unique}").result.x.tolist() for run in runs]
+
+
+def few_scored(x: torch.Tensor) -> torch.Tensor:
+    if bool((x[:, 0] < 0).any()):
+        raise ValueError("a sample that cannot be scored")
+    return x[:, 0].double()
+
+
+def unscored() -> list[str]:
+    """A rank of whose samples none can be scored loses these samples and no others, as one process does."""
+    found = []
+    for seed in range(3):  # the last two leave a rank without any score
+        given: dict[str, Any] = {"steps": 4, "seed": seed, "reward": few_scored, "holdout": few_scored}
+        found += differences(gk.sample(PLANE, 4, **given), gk.sample(PLANE, 4, **given, world="auto"))
+        given = {"steps": 4, "seed": seed, "guides": [gk.FKSteering(few_scored, 1.0)]}
+        found += differences(gk.sample(PLANE, 4, **given), gk.sample(PLANE, 4, **given, world="auto"))
+    return found
+
+
+def tuned(file: str) -> list[str]:
+    """Settings and their metrics, and what the first rank has written of them."""
+    given: dict[str, Any] = {"space": {"alpha": 1.0}, "n": 5, "sweeps": 1, "steps": 3}
+    tables = [
+        gk.tune(gk.SVDD(reward, 1.0), PLANE, lambda result: result.x[:, 0], **given, **more).table
+        for more in ({}, {"world": "auto", "checkpoint": file}, {"checkpoint": file})
+    ]
+    rows = [[(round(row["metric"], 9), row["network_rows"], row["reward_calls"]) for row in t] for t in tables]
+    return [f"{rows}"] if rows[1:] != rows[:-1] else []
 
 
 class Shuffle(gk.Guide):
@@ -354,13 +454,16 @@ def several(file: str) -> dict[str, Any]:
     all_rows()
     found = {"bits": same_batches(), "refused": refused(), "searched": searched(f"{file}.search")}
     found["searched"]["shuffled"] = shuffled()
-    found |= {"odd": odd(), "fitted": fitted(f"{file}.fit")}
+    found["searched"] |= {"unscored": unscored(), "tuned": tuned(f"{file}.tune")}
+    found |= {"odd": odd(), "fitted": fitted(f"{file}.fit"), "staged": staged()}
+    found["written"] = written(str(Path(file).parent))
     return found | seen_and_interrupted(file)
 
 
 @pytest.mark.usefixtures("every_row")
 def test_bits_callbacks_checkpoints_and_errors(tmp_path: Path):
     file = tmp_path / "run.ckpt"
+    (tmp_path / "mine.py").write_text(MINE)
     answers = on(2, tmp_path / "world", several, str(file))
     for found in answers:
         assert "error" not in found, found
@@ -370,15 +473,21 @@ def test_bits_callbacks_checkpoints_and_errors(tmp_path: Path):
         assert found["strings"] == answers[0]["strings"]
         assert {k: v for k, v in found["searched"].items() if v} == {}
         assert {"other", "design", "islands"} < found["searched"].keys()
-        few, other, failed, world, nosy, tree = found["refused"]
+        few, other, failed, world, nosy, tree, rbf, shown, nothing, led = found["refused"]
         assert "2 processes, and 1 particles" in few
         assert "rank 1 of 2 is about to make another run than rank 0" in other
         assert "no oracle here" in failed
         assert "world='all'" in world
         assert "have its log_weight put what it needs into its memo" in nosy
         assert "a tree grows in one process" in tree
+        assert "particles end their search one by one" in rbf
+        assert "OSError: no room for a picture" in shown
+        assert nothing == "RewardError: reward '_knows_nothing' raised LookupError: the tables are missing"
+        assert "FileExistsError: the folder is taken" in led
         assert found["odd"] == 1
         assert found["fitted"] < 1e-9
+    assert written(str(tmp_path)) == answers[0]["written"] == answers[1]["written"]
+    assert [found["staged"] for found in answers] == [[[7]], [["base", 0], ["best_of_n", 3]]]
     whole = gk.search.evolution(PLANE, 3, reward, steps=4, rounds=4)
     more = gk.search.evolution(PLANE, 3, reward, steps=4, rounds=4, folder=f"{file}.search")  # goes on alone
     assert differences(whole, more) == []

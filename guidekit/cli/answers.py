@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,17 @@ def answered(debug: bool = False, out: Path | None = None, limit: str | None = N
         wrong = isinstance(error, (ConfigError, ImportError))
         _say(f"error: {error}" if wrong or not _nameless(error) else f"error: {type(error).__name__}: {error}")
         raise typer.Exit(2 if wrong else 1) from None
+
+
+@contextmanager
+def alone(command: str) -> Iterator[None]:
+    """Context of a command that processes cannot share: under torchrun each of them would do all of it."""
+    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise ConfigError(
+            f"guidekit {command} works in one process, and torchrun has started {os.environ['WORLD_SIZE']}: start it "
+            "without torchrun"
+        )
+    yield
 
 
 def _nameless(error: Exception) -> bool:

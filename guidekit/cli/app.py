@@ -14,7 +14,7 @@ from .. import __version__
 from ..jobs.config import Config
 from ..jobs.specs import ConfigError, find, literal, plain
 from . import completion
-from .answers import answered, lines, listed, put, show, warn, written
+from .answers import alone, answered, lines, listed, put, show, warn, written
 from .groups import Bench
 
 _HELP = """Steer a trained diffusion model with guides and rewards, at inference time.
@@ -353,6 +353,7 @@ def design(
     report: Report = True,
     progress: Progress = None,
     as_json: Json = False,
+    time_limit: TimeLimit = None,
     debug: Debug = False,
 ) -> None:
     """Find the best samples that a number of reward calls can find.
@@ -360,7 +361,7 @@ def design(
     guidekit design molecules -r objective:perindopril_mpo --budget 2000 --start lead.smi -o out/design
     guidekit design druglike -r qed --keep '[*:1]c1ccc2[nH]ccc2c1' --dock-top 10 --dock-target EGFR -o out/indoles
     """
-    with answered(debug, out):
+    with answered(debug, out, time_limit):
         from .designing import Designing
 
         config = Config(
@@ -402,7 +403,7 @@ def check(
 
     guidekit check my_model.py:load --domain dna --data enhancers.fasta -g cfg:2 -c HepG2
     """
-    with answered(debug, out):
+    with answered(debug, out), alone("check"):
         from .checking import checked
 
         config = Config(model, _tuple(reward), _tuple(guide), n, steps, seed, _conditions(cond), device=device,
@@ -442,7 +443,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="An output folder.")], title: Title = None, debug: Debug = False
 ) -> None:
     """Write the report.html of an output folder again."""
-    with answered(debug):
+    with answered(debug), alone("report"):
         _finished(folder)
         from ..report import write
 
@@ -454,7 +455,7 @@ def compare(
     folders: Annotated[list[Path], typer.Argument(help="Output folders.")], as_json: Json = False, debug: Debug = False
 ) -> None:
     """Print one table of several output folders."""
-    with answered(debug):
+    with answered(debug), alone("compare"):
         from ..jobs.folder import load_summary, name_rows
         from ..report.table import text
 
@@ -473,7 +474,7 @@ def merge(
     debug: Debug = False,
 ) -> None:
     """Join the samples of several runs, each by its estimate of the normalising constant."""
-    with answered(debug):
+    with answered(debug), alone("merge"):
         from ..jobs.merge import merge as merged
 
         whole = merged(folders, out)
@@ -500,7 +501,7 @@ def evaluate(
 
     guidekit evaluate designs.sdf --domain molecules -r qed -r sa:0.5 --top 10
     """
-    with answered(debug):
+    with answered(debug), alone("evaluate"):
         from ..report.table import shown
         from .evaluation import evaluated
 
@@ -529,7 +530,7 @@ def bench_guides(
     debug: Debug = False,
 ) -> None:
     """Measure how much longer guided sampling takes than unguided."""
-    with answered(debug):
+    with answered(debug), alone("bench"):
         from ..report.table import text
         from .timing import GUIDES, ratios
 
@@ -559,7 +560,7 @@ def bench_pmo(
 
     guidekit bench pmo --budget 300 --tasks perindopril_mpo,jnk3 --methods "screening; evolve" --out out/pmo
     """
-    with answered(debug, out):
+    with answered(debug, out), alone("bench"):
         from ..jobs.pmo import TASKS, Bench as Pmo, lines as table
 
         numbers = _numbers(seeds, "seeds")
@@ -591,7 +592,7 @@ def bench_steering(
 
     guidekit bench steering --tasks dna_cell_type --methods "best of N; SVDD; refine" --rows 2,4 --out out/steering
     """
-    with answered(debug, out):
+    with answered(debug, out), alone("bench"):
         from ..jobs.steering import Bench as Steering, lines as table
 
         sizes = {"rows": _numbers(rows, "rows"), "calls": _numbers(calls, "calls"), "seeds": _numbers(seeds, "seeds")}

@@ -112,6 +112,7 @@ class Designing:
             if self.compare:
                 with ranks.stage("screening"):
                     screened = self._screened(ranks, task)
+            ranks.end()
         told = list(dict.fromkeys(" ".join(str(w.message).split()) for w in caught))
         for text in told:
             self.tell(text)

@@ -84,8 +84,7 @@ class Checkpoint:
         world, due = self.run.world, force or (now - self._saved_at) * _SHARE >= self._took
         if index == self._index or world.told(due) == [False]:
             return
-        with world.together():
-            self.run.settle()
+        self.run.settle()
         pop, cost = world.whole(pop), world.cost(replace(self.run.cost, seconds=self.run.seconds))
         with world.together():
             self._write(pop, index, cost)

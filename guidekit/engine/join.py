@@ -24,9 +24,12 @@ from .describe import difference
 from .population import effective_size
 from .result import Result, Trace, picked
 
+_OWN = ("n", "seed", "noise", "islands", "joined", "unique", "strength")  # in what runs of one kind may differ
+
 
 def join(results: Sequence[Result]) -> Result:
-    """One result with the samples of several runs of the same model, conditions and guides, whose seeds differ.
+    """One result with the samples of several runs of the same model, conditions and guides, whose seeds differ; their
+    sizes and islands may.
 
     Its weights and log Z are right: see the formula in `guidekit.engine.join`. `trace` has one row, that of the end.
 
@@ -48,6 +51,7 @@ def join(results: Sequence[Result]) -> Result:
     samples = picked(_all([result.samples for result in results]), order)
     memos = tree.take(tree.cat([result.memos for result in results]), order)
     log_w = rows["log_weights"].view(results[0].groups, -1)
+    made = [each for result in results for each in _made(result)]
     return Result(
         **rows,
         samples=samples,
@@ -57,28 +61,43 @@ def join(results: Sequence[Result]) -> Result:
         trace=Trace([_end(results, log_w)]),
         cost=sum((r.cost for r in results), Cost()),
         memos=memos,
-        config=results[0].config | {"n": log_w.shape[1], "seed": [result.config.get("seed") for result in results]},
+        config={k: v for k, v in results[0].config.items() if k != "unique"}
+        | {"n": log_w.shape[1], "seed": [r.config.get("seed") for r in results], "joined": made},
     )
 
 
 def _check(results: list[Result]) -> None:
     if not results or not all(isinstance(result, Result) and len(result) for result in results):
         raise ValueError(f"join takes a list of results that have samples, and was given {results!r}")
-    own = [{k: v for k, v in r.config.items() if k not in ("n", "seed", "noise")} for r in results]
+    names = dict.fromkeys(k for r in results for k in r.config if k not in _OWN)
+    own = [{k: r.config.get(k) for k in names} for r in results]
     for i, config in enumerate(own[1:], 1):
         if (other := difference(own[0], config)) is not None:
-            place, here, there = other
+            place, (here, there) = other[0], (f"{v!r:.80}" for v in other[1:])
             raise ValueError(
-                f"runs 0 and {i} are not of one kind: {place} is {here!r} and {there!r}. Only runs of the same model, "
+                f"runs 0 and {i} are not of one kind: {place} is {here} and {there}. Only runs of the same model, "
                 "steps, conditions, guides and reward estimate the same Z"
             )
     seen: dict[str, int] = {}
     for i, result in enumerate(results):
-        same = seen.setdefault(repr((result.config.get("seed"), result.config.get("noise"))), i)
-        if same != i:
-            raise ValueError(
-                f"runs {same} and {i} have the same seed, so they hold the same samples: give each its own"
-            )
+        for name in [name for made in _made(result) for name in _streams(made, result.groups)]:
+            same = seen.setdefault(name, i)
+            if same != i:
+                raise ValueError(
+                    f"runs {same} and {i} have the same seed, so they hold the same samples: give each its own"
+                )
+
+
+def _made(result: Result) -> list[dict[str, Any]]:
+    """The seed and the noise of a run, or of all that were joined into it."""
+    return result.config.get("joined") or [{k: result.config.get(k) for k in ("seed", "noise")}]
+
+
+def _streams(made: dict[str, Any], groups: int) -> list[str]:
+    """What tells the random numbers of every group from those of the same group in another run."""
+    seed = made["seed"]
+    each = seed if isinstance(seed, (list, tuple)) else [seed] * groups
+    return [repr((group, own, made["noise"])) for group, own in enumerate(each)]
 
 
 def _rows(results: list[Result], name: str, order: Tensor) -> Any:
@@ -122,6 +141,7 @@ def _end(results: list[Result], log_w: Tensor) -> dict[str, Any]:
         "t": last[0]["t"],
         "seconds": max(row["seconds"] for row in last),
         "ess": effective_size(log_w).tolist(),
+        "resampled": [False] * results[0].groups,
         "distinct": torch.tensor([row["distinct"] for row in last]).sum(0).tolist(),
         "mean_reward": ((n * mean).sum(0) / n.sum()).tolist(),
         "max_reward": torch.where(best.isinf(), torch.nan, best).tolist(),

@@ -206,13 +206,13 @@ class Run:
                 pop = self.look(pop, index)
         width, after = self.widths[index], index + 1
         late = width > 1 and self.blind
-        with self.world.together():
+        with self.world.together(self.score):
             chunks = self._chunks(slice(0, len(pop) * width), after)
             parts = (self.move(self.branch(pop, index, rows), index) for rows in chunks)
             pop = Population.cat(
                 [self._look_blind(p, after) for p in parts] if late else list(self._looks(parts, after))
             )
-            self.score.forget()
+            self.score.let_go()
         pop = self._survivors(pop, after)
         if not late:
             return pop
@@ -249,8 +249,8 @@ class Run:
 
     def select(self, pop: Population, index: int) -> Population:
         """The guides' selections, in the order of the list, and a line of the trace."""
-        with self.world.together():
-            self.score.forget()
+        with self.world.together(self.score):
+            self.score.let_go()
         return self._survivors(pop, index)
 
     def share(self, index: int) -> slice:
@@ -496,10 +496,14 @@ class Run:
 
     def settle(self) -> None:
         """Read what was left on the device: faults of the network and counts."""
+        with self.world.together(self.score):
+            self._read()
+
+    def _read(self) -> None:
         for fault in self._faults:
             fault.raise_if_any(self.moves)
         self._faults.clear()
-        self.score.settle()
+        self.score.add_up()
 
     def _count(self, rows: int) -> None:
         self.cost.network(rows)
@@ -527,14 +531,13 @@ class Run:
 
     def result(self, pop: Population) -> Result:
         """The result, from the population after the last move."""
-        with self.world.together():
-            self.settle()
+        apart = Scorer(Cost(), pop.x.device, stepwise=True)
+        with self.world.together(self.score, apart):
             samples = self.decode(pop.x, pop.group)
             rewards = pop.rewards if self.judge is not None else None
             if self.reward is not None and same(self.reward) != same(self.judge):
                 rewards = self.score(self.reward, samples, pop.group)
-                self.settle()
-            apart = Scorer(Cost(), pop.x.device)
+            self._read()
             holdout = None if self.holdout is None else apart(self.holdout, samples, pop.group)
             self.cost.seconds = self.seconds
         noise = self.world.rows(self.start_noise(pop.root))

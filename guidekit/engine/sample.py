@@ -148,6 +148,14 @@ def _result(
         return run.result(_loop(run, bar, callbacks, Checkpoint(checkpoint, run) if checkpoint else None))
 
 
+def _show(run: Run, pop: Population, done: int, callbacks: Sequence[Callback]) -> None:
+    """Call them with the whole population."""
+    seen = run.world.whole(pop)
+    with run.world.together():
+        for callback in callbacks:
+            callback(seen, run.step(done))
+
+
 def _loop(run: Run, bar: Bar, callbacks: Sequence[Callback], file: Checkpoint | None) -> Population:
     """branch -> move -> look -> select, for every move of the table."""
     pop, done = file.load() if file else (None, 0)
@@ -155,9 +163,8 @@ def _loop(run: Run, bar: Bar, callbacks: Sequence[Callback], file: Checkpoint | 
     try:
         for index in range(done, len(run.moves)):
             pop, done = run.advance(pop, index), index + 1
-            seen = run.world.whole(pop) if callbacks else pop
-            for callback in callbacks:
-                callback(seen, run.step(done))
+            if callbacks:
+                _show(run, pop, done, callbacks)
             bar.update(done)
             if file:
                 file.save(pop, done, force=done == len(run.moves))

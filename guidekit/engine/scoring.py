@@ -52,7 +52,7 @@ class Scorer:
         listener = self._heard.setdefault(same(reward), Listener())
         with listening(listener):
             scores = self._scored(reward, samples, group)
-        if listener.error is not None and bool(scores.isfinite().any()):
+        if listener.error is not None and self.world.size == 1 and bool(scores.isfinite().any()):
             listener.answered = True
         if not self.stepwise:
             self._listen()
@@ -77,26 +77,42 @@ class Scorer:
             listener.answered = False
 
     def forget(self) -> None:
-        """The step is over: those without a score may be tried again, and of very many the oldest are let go."""
+        """The step is over, and what plain functions have raised in it is an error or a warning now."""
+        self.let_go()
+        self._listen()
+
+    def let_go(self) -> None:
+        """Of the step that is over, those without a score may be tried again; of very many the oldest are let go."""
         for key, name in self._failed:
             self._known[key].pop(name, None)
         self._failed.clear()
         for key, known in self._known.items():
             if len(known) > _MOST:
                 self._known[key] = dict(list(known.items())[-_MOST:])
-        self._listen()
 
     def settle(self) -> None:
+        """The run is over: as `forget`, and what was left on the device is added up."""
+        self.add_up()
+        self._listen()
+
+    def add_up(self) -> None:
         """Add up what was left on the device, so that the loop need not wait for it."""
         self.cost.unscored += int(sum(int(v) for v in self._unscored))
         self._unscored.clear()
-        self._listen()
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """What has been heard of each reward, in the order in which they were first asked."""
+        return list(self._heard.values())
+
+    def listen(self) -> None:
+        """Raise or warn of what plain functions have raised on all samples of a call."""
+        for listener in self.listeners:
+            listener.settle()
 
     def _listen(self) -> None:
-        """Raise or warn of what plain functions have raised on all samples of a call."""
-        with self.world.together():
-            for listener in self._heard.values():
-                listener.settle()
+        with self.world.together(self):
+            pass
 
     def _scored(self, reward: Any, samples: Any, group: Tensor | None) -> Tensor:
         if isinstance(reward, ByGroup) and group is not None:

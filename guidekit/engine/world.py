@@ -17,14 +17,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, fields, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import RewardError
+from rewards.base import Listener
+
+from .. import errors
 from . import tree
 from .cost import Cost
 from .population import Population
@@ -36,6 +38,15 @@ _HEAVY = tuple(f.name for f in fields(Population) if f.name not in (*_LIGHT, "me
 Selection = Callable[[Population], Population]
 Made = TypeVar("Made")
 Rows = TypeVar("Rows", Tensor, Tensor | None)
+
+
+class Hearing(Protocol):
+    """A `Scorer`, as far as the processes are concerned."""
+
+    @property
+    def listeners(self) -> list[Listener]: ...
+
+    def listen(self) -> None: ...
 
 
 class Alone:
@@ -52,9 +63,12 @@ class Alone:
         return self
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Work of this rank. What it raises is raised on all ranks."""
+    def together(self, *scorers: Hearing) -> Iterator[None]:
+        """Work of this rank. What it raises is raised on all ranks. Where a plain reward has raised on all samples of a
+        rank and scores others, and that rank can score one of these too, the samples are lost and nothing else."""
         yield
+        for scorer in scorers:
+            scorer.listen()
 
     def agree(self, about: Any) -> None:
         """Raise unless all ranks say the same."""
@@ -107,22 +121,43 @@ class Shared(Alone):
         return self if rows >= self.size else Alone()
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        error = None
+    def together(self, *scorers: Hearing) -> Iterator[None]:
+        error, heard = None, list[Listener]()
         try:
             yield
         except Exception as raised:
             error = raised
-        failed = self._gathered(torch.tensor([error is not None]), [1] * self.size)
-        if not failed.any():
-            return
-        first = int(failed.nonzero()[0])
-        text = "" if error is None else f"{type(error).__name__}: {error}"
-        texts = self._texts([text])
+        else:
+            heard = [listener for scorer in scorers for listener in scorer.listeners]
+        silent = any(listener.error is not None and not listener.answered for listener in heard)
+        found = self._gathered(torch.tensor([2 if error is not None else int(silent)]), [1] * self.size)
+        if bool((found == 2).any()):
+            self._raise(error)
+        elif found.any():
+            self._excuse(heard)
+        for scorer in scorers:
+            scorer.listen()
+
+    def _raise(self, error: Exception | None) -> NoReturn:
+        """Raise this rank's own error, or what the first rank that has one says of it."""
+        texts = self._texts(["" if error is None else _said(error)])
         if error is not None:
             raise error
-        kind = RewardError if texts[first].startswith(RewardError.__name__) else RuntimeError
+        first = next(r for r, text in enumerate(texts) if text)
+        kind = getattr(errors, texts[first].split(":")[0], RuntimeError)
         raise kind(f"rank {first} of {self.size} failed: {texts[first]}")
+
+    def _excuse(self, heard: list[Listener]) -> None:
+        """Plain rewards have raised on all samples of a rank: these cannot be scored, or this rank cannot score. It is
+        asked for a sample that another rank has scored, and if it fails there, too, that is an error on all."""
+        told = [json.loads(text) for text in self._texts([json.dumps([_sent(v.scored) for v in heard])])]
+        for i, listener in enumerate(heard):
+            scored = next((row[i] for row in told if i < len(row) and row[i] is not None), None)
+            if listener.error is not None and not listener.answered and scored is not None:
+                listener.answered = listener.works(_received(scored, self.device))
+        own = next((v.error for v in heard if v.error is not None and not v.answered), None)
+        if self._gathered(torch.tensor([own is not None]), [1] * self.size).any():
+            self._raise(own)
 
     def agree(self, about: Any) -> None:
         text = json.dumps(about, sort_keys=True, default=str)
@@ -269,7 +304,27 @@ def world_of(given: Any, device: torch.device) -> Alone:
         return Shared(dist.group.WORLD, device) if ready else Alone()
     if dist.is_available() and isinstance(given, dist.ProcessGroup):
         return Shared(given, device) if dist.get_world_size(given) > 1 else Alone()
+    if dist.is_available() and given is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("world= is a process group that this process is not in: only its members make this call")
     raise TypeError(f'world={given!r}: None (this process), "auto" or a process group of torch.distributed is needed')
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _sent(sample: Any) -> Any:
+    """One sample, in a batch, as JSON has it; None where that is not known."""
+    if isinstance(sample, Tensor):
+        return {"dtype": str(sample.dtype).removeprefix("torch."), "values": sample.tolist()}
+    return sample if isinstance(sample, list) and all(isinstance(s, str) for s in sample) else None
+
+
+def _received(sent: Any, device: torch.device) -> Any:
+    """The sample that was sent."""
+    if isinstance(sent, list):
+        return sent
+    return torch.tensor(sent["values"], dtype=getattr(torch, sent["dtype"]), device=device)
 
 
 def _without_states(selection: Selection, light: Population) -> Population:

@@ -87,7 +87,8 @@ def run(
 def _follow(ranks: Ranks, config: Config, out: Path | None) -> Outcome:
     """The share of a rank that does not lead: it writes nothing and has no summary."""
     job, made = prepare(config), dict[str, Result]()
-    file, watching = (None, []) if out is None else (out / "checkpoint", [lambda population, step: None])
+    file = None if out is None else out / "checkpoint"
+    watching = [lambda population, step: None] if _is_watched(job, out) else []  # all ranks gather for it, or none
     for stage, number in ranks.stages():
         if stage == "result":
             made[stage] = _run_steered(job, out, file, False, watching)
@@ -135,8 +136,7 @@ def _run(
 
 def _carry_out(ranks: Ranks, job: Job, out: Path | None, shown: bool, caught: list[warnings.WarningMessage]) -> Outcome:
     """The run, the runs for comparison, and all files about them."""
-    one_run = out is not None and job.search is None and not job.config.unique
-    recorder, seen = _make_recorder(job) if one_run else None, list[int]()
+    recorder, seen = _make_recorder(job) if _is_watched(job, out) else None, list[int]()
     watching = [] if recorder is None else [recorder, lambda population, step: seen.append(step.index)]
     told = list(job.remarks)
     result = _load_or_make(ranks, out, "result", 0, lambda file: _run_steered(job, out, file, shown, watching))
@@ -152,6 +152,7 @@ def _carry_out(ranks: Ranks, job: Job, out: Path | None, shown: bool, caught: li
             guides = _best_of(job, number)
             best = _load_or_make(ranks, out, "best_of_n", number, lambda file: _run_plain(job, guides, file, shown))
             told += _take_warnings("best of N", caught)
+    ranks.end()
     summary = _summarise(job, result, base, best, told)
     if job.measured is not None:
         listed = reconstructed.found(result, job.measured.each, job.measured.names, job.measured.truth)
@@ -161,6 +162,11 @@ def _carry_out(ranks: Ranks, job: Job, out: Path | None, shown: bool, caught: li
     if out is not None:
         _write_files(job, out, result, summary)
     return Outcome(result, summary, base, best, out)
+
+
+def _is_watched(job: Job, out: Path | None) -> bool:
+    """Whether the estimates on the way are recorded: of one run that is written."""
+    return out is not None and job.search is None and not job.config.unique
 
 
 def _best_of(job: Job, number: int) -> list[Guide]:

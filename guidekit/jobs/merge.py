@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ..engine.join import join
 from ..engine.result import Result, load_result
+from ..engine.whole import unwritten
 from ..report import export
 from .config import Config
 from .folder import load_summary
@@ -26,6 +30,10 @@ def merge(folders: Sequence[Path], out: Path) -> Result:
     except ValueError as error:
         names = ", ".join(f"{i} is {folder}" for i, folder in enumerate(folders))
         raise ConfigError(f"{error} ({names})") from error
-    whole.save(out / "result")
-    export.write(out, whole, domains[0], {}, Config.load(folders[0] / "run.toml").cond or (None,))
+    try:
+        whole.save(out / "result")
+        export.write(out, whole, domains[0], {}, Config.load(folders[0] / "run.toml").cond or (None,))
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(out, ignore_errors=True)  # it was new
+        raise unwritten(out, error) from error
     return whole

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ class Ranks:
     """The processes of a run."""
 
     def __init__(self, world: Alone):
-        self.world, self.ready = world, True
+        self.world, self.ready, self.ended = world, True, False
 
     @property
     def leads(self) -> bool:
@@ -40,13 +40,21 @@ class Ranks:
         while True:
             stage, number = self.world.told(0, 0)
             if stage == 0:
-                return
+                break
             yield STAGES[stage], number
+        with self.world.together():
+            pass
 
-    def end(self) -> None:
-        """The leader has finished, or failed between two stages."""
-        if self.leads and self.ready:
-            self.world.told(0, 0)
+    def end(self, error: Exception | None = None) -> None:
+        """The leader has no further stage, or failed between two of them, which the others raise as well. They need
+        not wait while it writes its files."""
+        if not self.leads or not self.ready or self.ended:
+            return
+        self.ended = True
+        self.world.told(0, 0)
+        with self.world.together():
+            if error is not None:
+                raise error
 
 
 @contextmanager
@@ -60,8 +68,12 @@ def joined() -> Iterator[Ranks]:
     ranks = Ranks(world_of("auto", torch.device(device())))
     try:
         yield ranks
-    finally:
         ranks.end()
+    except Exception as error:
+        with suppress(Exception):  # where the others are lost, too, this one says what it knows
+            ranks.end(error)
+        raise
+    finally:
         if begun:
             dist.destroy_process_group()
 

@@ -97,7 +97,7 @@ def _evaluated(search: Search, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with world.together():
         found = [gradients(run, whole[:, rows], search.verifier.rewards[0], rows) for rows in parts]
         rewards, grads, x = (torch.cat(v, d) for v, d in zip(zip(*found, strict=True), (0, 1, 0), strict=True))
-        run.settle()
+    run.settle()
     rewards, grads, x = (world.rows(v) for v in (rewards, grads.transpose(0, 1).contiguous(), x))
     search.spent(run, 2 * space.cells * sum(search.looks), search.cost)
     return rewards, grads[:, 0] if space.moves is None else grads, x

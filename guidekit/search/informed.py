@@ -163,10 +163,10 @@ class _Informed(Rounds):
             scorer.settle()
             return rewards, None
         world, own = self.world.over(len(x)), Cost()
-        mine = world.share(len(x))
-        with lent(networks), world.together():
-            rewards, slope = self.moves.sloped(scorer := Scorer(own, x.device), self.reward, x[mine], group[mine])
-            scorer.settle()
+        mine, scorer = world.share(len(x)), Scorer(own, x.device, stepwise=True)
+        with lent(networks), world.together(scorer):
+            rewards, slope = self.moves.sloped(scorer, self.reward, x[mine], group[mine])
+            scorer.add_up()
         book(cost, world.cost(own))
         return world.rows(rewards), world.rows(slope)
 

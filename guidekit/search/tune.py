@@ -31,6 +31,7 @@ from ..engine.describe import describe, difference
 from ..engine.result import Result
 from ..engine.sample import sample
 from ..engine.whole import whole
+from ..engine.world import Alone, world_of
 from ..errors import CheckpointError, NetworkError, RewardError
 from ..guides import Guide
 from ..models import Model
@@ -84,6 +85,7 @@ def tune(
     batch_size: int | None = None,
     progress: bool = False,
     checkpoint: str | Path | None = None,
+    world: Any = None,
 ) -> Tuned:
     """Search for the strengths of a guide that maximise a metric.
 
@@ -97,6 +99,8 @@ def tune(
     repeats      runs of each setting, with different seeds; a metric of one number has no error without them
     guides       further guides, which come before it in the list
     checkpoint   a JSON file to which every row is added, and from which the same call resumes
+    world        as in `gk.sample`: several processes share the samples of every run; each computes the metric of all of
+                 them, and the first writes the checkpoint
 
     The other arguments are those of gk.sample. A setting for which the network or reward fails has no metric and comes
     last.
@@ -112,16 +116,21 @@ def tune(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"tune({name}={value!r}): an int of at least 1 is needed")
     run = {"steps": steps, "cond": cond, "solver": solver, "batch_size": batch_size}
-    search = _Search(guide, model, metric, dict(space), factor, n, repeats, tuple(guides), seed, run)
-    known = search.opened(None if checkpoint is None else Path(checkpoint))
+    ranks = world_of(world, model.device)
+    search = _Search(guide, model, metric, dict(space), factor, n, repeats, tuple(guides), seed, run, ranks)
+    ranks.agree(search._described())
+    known = ranks.first(lambda: search.opened(None if checkpoint is None else Path(checkpoint)))
+    ranks.agree(("settings in the checkpoint", list(known)))
     rows: dict[Levels, dict[str, Any]] = {}
     kept: list[Levels] = [(0,) * len(search.space)]
-    with tqdm(disable=not progress, desc="tune", unit=" settings") as bar:
+    with tqdm(disable=not progress or ranks.rank > 0, desc="tune", unit=" settings") as bar:
         for sweep in range(sweeps + 1):
             for levels in [moved for at in kept for moved in search.moves(at)] if sweep else kept:
                 if levels not in rows:
                     rows[levels] = known[levels] if levels in known else search.measured(levels)
-                    search.save(known | rows)
+                    with ranks.together():
+                        if ranks.rank == 0:
+                            search.save(known | rows)
                     bar.update()
             before, kept = kept, sorted(rows, key=lambda levels: _rank(rows[levels]))[:beam]
             if sweep and kept == before:
@@ -148,6 +157,7 @@ class _Search:
     guides: tuple[Guide, ...]
     seed: int
     run: dict[str, Any]
+    world: Alone
     file: Path | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -195,7 +205,8 @@ class _Search:
                 result = self._sampled(levels, repeat)
                 for name in ("network_rows", "reward_calls", "seconds"):
                     row[name] += getattr(result.cost, name)
-                parts.append(self._scored(result))
+                with self.world.together():
+                    parts.append(self._scored(result))
         except (NetworkError, RewardError) as error:
             return row | {"failed": str(error)}
         value, weight = (torch.cat(v) for v in zip(*parts, strict=True))
@@ -210,7 +221,8 @@ class _Search:
         cond = self.run["cond"]
         key = random.fold(random.fold(random.key(self.seed), "tune"), repeat)
         seeds = [int(random.fold(key, g)) for g in range(len(cond) if isinstance(cond, list) else 1)]
-        return sample(self.model, self.n, guides=self.made(self.settings(levels)), seed=seeds, **self.run)
+        guides = self.made(self.settings(levels))
+        return sample(self.model, self.n, guides=guides, seed=seeds, world=self.world, **self.run)
 
     def _scored(self, result: Result) -> tuple[Tensor, Tensor]:
         """Values of the metric with their weights: one per sample, or a single one."""
@@ -263,5 +275,6 @@ class _Search:
     def _described(self) -> dict[str, Any]:
         """The arguments that determine the result."""
         run = {k: v for k, v in self.run.items() if k != "batch_size"}
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("file", "config", "run")} | run
+        left = ("file", "config", "run", "world")
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left} | run
         return json.loads(json.dumps({k: describe(v) for k, v in given.items()}))
