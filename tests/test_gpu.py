@@ -33,6 +33,7 @@ ROWS = {  # of tokens: how many rows or places a forward or a draw is made for, 
     "independent.revealed", "independent.hidden", "independent.log_prob",
 }  # fmt: skip
 CHOSEN = {"token_solver._block_of", "revealing.log_probs", "base.of"}  # solvers that choose where tokens are revealed
+GIVEN = gk.solvers.Blocks(1), gk.solvers.ReMDM(0.1), gk.solvers.USF((gk.solvers.DPMpp(2),) * 3)
 OWN = {
     "AdaptiveGuidance": {"adaptive_guidance.make"},  # the number of rows that it still asks for
     "DCBG": {"dcbg.ratios"}, "PredictorGuidance": {"dcbg.ratios"},  # that of the neighbours that it classifies
@@ -171,7 +172,7 @@ def bare(kind: type) -> bool:
 def solvers() -> Iterator:
     """All solvers; by default every sixth one alone."""
     kinds = [v for v in vars(gk.solvers).values() if isinstance(v, type) and issubclass(v, gk.solvers.Solver)]
-    for number, solver in enumerate([*(v() for v in kinds if bare(v)), gk.solvers.Blocks(1), gk.solvers.ReMDM(0.1)]):
+    for number, solver in enumerate([*(v() for v in kinds if bare(v)), *GIVEN]):
         yield pytest.param(solver, marks=[pytest.mark.slow] * (number % 6 > 0), id=type(solver).__name__)
 
 
