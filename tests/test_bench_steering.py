@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,6 +155,7 @@ def test_what_is_possible_at_a_divergence_is_that_of_a_tilted_gaussian():
     pilot = replace(plain, rewards=rewards, log_weights=torch.zeros(4000, dtype=torch.float64), x=rewards)
     study = steering.Study(numbers(), numbers().model, pilot, None, 1.0)
     kl = steering.divergence("best of N", 4, 1.0)
+    assert kl is not None
     assert kl == pytest.approx(math.log(4) - 0.75) and study.possible(kl) == pytest.approx(math.sqrt(2 * kl), abs=0.01)
     assert study.gained(1.02938, kl) == pytest.approx(1.02938 / math.sqrt(2 * kl), abs=0.01)
     assert steering.divergence("best of N, second order", 4, 1.0) == kl
@@ -196,7 +198,8 @@ def test_a_value_that_completes_what_it_sees_has_fewer_chains_for_its_calls_and_
     completes every candidate twice before the last step."""
     task = tokens()
     twice = gk.values.Rollout(task.reward, k=2, shared=True, parent=True)
-    value = gk.values.Learned(lambda x, t, cond, seen: seen[:, 0], looks=(twice,))
+    corrected: Any = lambda x, t, cond, seen: seen[:, 0]  # noqa: E731
+    value = gk.values.Learned(corrected, looks=(twice,))
     for of, calls, chains in ((value, 56, 2), (value, 55, 1), (gk.values.Learned(lambda x, t, cond: 0 * t), 56, 14)):
         quota = steering.Quota(3, 4, "calls", calls, 0, 4.0)
         for method in (steering.by_value, steering.by_weighted_value):

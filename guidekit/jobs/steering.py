@@ -870,6 +870,7 @@ def _lost(row: dict[str, Any]) -> str:
 
 COLOURS = {"": "0.2", "rows": "C0", "calls": "C1"}
 MARKS = {"": "s", "rows": "o", "calls": "D"}
+HEIGHTS = {"": 0.0, "rows": 0.17, "calls": -0.17}  # on the line of a method, so that no dot hides another
 
 
 @dataclass(frozen=True)
@@ -889,7 +890,7 @@ def dots(found: dict[str, Any], task: str) -> list[Dot]:
     made = {}
     for by in ("rows", "calls"):
         for row in _of_table(found, task, by):
-            other = rival(found, row, by)
+            other = rival(found, row, by) or rival(found, row | {"method": BEST[0]}, by)
             both = row["method"] in ("unguided", "CFG", *BEST)
             whole = both or other is None or all(kept(found, row, other))
             dot = Dot(_name(row), "" if both else by, _known(row)["held_out"], row["held_out_sd"] or 0.0, whole)
@@ -918,7 +919,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
     for panel in axes.flat[len(own) :]:
         panel.set_axis_off()
     figure.legend(handles=_legend(found["settings"]), loc="outside upper center", ncols=4, fontsize="small")
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=100)
     plt.close(figure)
 
 
@@ -929,8 +930,8 @@ def _panel(panel: Any, own: Sequence[Dot], about: dict[str, Any], task: str) -> 
     for dot in own:
         colour = COLOURS[dot.by]
         panel.errorbar(
-            dot.value, places[dot.name], xerr=dot.spread, color=colour, marker=MARKS[dot.by], capsize=2, markersize=5,
-            markerfacecolor=colour if dot.whole else "white", label=dot.name, alpha=0.9,
+            dot.value, places[dot.name] + HEIGHTS[dot.by], xerr=dot.spread, capsize=2, label=dot.name, alpha=0.9,
+            color=colour, marker=MARKS[dot.by], markersize=4, markerfacecolor=colour if dot.whole else "white",
         )  # fmt: skip
         if dot.name.startswith("best of"):
             panel.axvline(dot.value, color="0.2", linewidth=0.6, linestyle=":")
@@ -946,7 +947,7 @@ def _legend(settings: dict[str, Any]) -> list[Any]:
 
     sizes = {k: ", ".join(map(str, settings[k])) for k in ("rows", "calls")}
     said = {"rows": f"with {sizes['rows']} times the rows", "calls": f"with {sizes['calls']} calls a sample"}
-    said[""] = "in both tables"
+    said[""] = "unguided, CFG and best of N"
     shown = [by for by in COLOURS if not by or settings[by]]
     handles = [Line2D([], [], color=COLOURS[by], marker=MARKS[by], linestyle="", label=said[by]) for by in shown]
     less = Line2D(
