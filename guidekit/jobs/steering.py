@@ -12,7 +12,7 @@ failed are tried again.
     OUT/runs/TASK/METHOD/BY-SIZE-SEED.json   the numbers of a run, or why it failed
     OUT/pilots/                              unguided samples, and those at the condition of a task
     OUT/results.json, OUT/table.md           all runs, and their tables
-    OUT/TASK.png                             the reward against cost, if matplotlib is installed
+    OUT/rewards.png                          a panel for each task, if matplotlib is installed
 
 A method of your own is one more line of `METHODS`, or on the command line `--methods mine.py:NAME`: a function of the
 model, the task and the quota that returns a list of guides, which then draw `quota.n` samples, or a Result.
@@ -43,6 +43,7 @@ from ..engine.guide import Guide
 from ..engine.result import Result, load_result, without_nan
 from ..engine.sample import sample
 from ..engine.strength import strength_of
+from ..engine.view import View
 from ..models.base import Model
 from ..process import Masked
 from ..search.refine import evolve, refine
@@ -52,6 +53,9 @@ from .specs import ConfigError, find
 
 AHEAD = 8  # times the rows of a method, with which best-of-N stands beside it
 CANDIDATES = 10  # of SVDD where a child costs no network row
+FEW = 4  # the same, where a bundled value looks at each
+BLOCKS = 4  # of CoDe in a run
+CHAIN = 4  # particles of a sweep of particle Gibbs
 BATCH = 256  # rows of a forward
 PILOT = 10_000  # seed of the pilot runs
 SLACK = 1.2  # times its rows that a method may take where the rows of a sample are random
@@ -70,6 +74,7 @@ class Task:
     natural    of samples and those of the model at `cond`: how well they fit the model; `better` says which way
     diversity  of samples; higher is better
     cond       the model's own condition that comes nearest to the reward, or None
+    value      a bundled value that was learned for the reward or one like it, in its units, or None
     alpha      the temperature, as the pilot run finds it
     """
 
@@ -82,6 +87,7 @@ class Task:
     judge: Any = None
     better: str = "higher"
     cond: Any = None
+    value: Any = None
     alpha: float = math.nan
 
 
@@ -138,11 +144,51 @@ Method = Callable[[Model, Task, Quota], "Result | list[Guide]"]
 # the methods ---------------------------------------------------------------------------------------------------------
 
 
-def by_the_parent(task: Task, q: Quota) -> list[Guide]:
-    """By rows, the best of chains whose candidates are free; by calls, one chain."""
+def by_the_parent(model: Model, task: Task, q: Quota, candidates: int = CANDIDATES) -> list[Guide]:
+    """By rows, the best of chains whose candidates are free; by calls, one chain, with as many as it may score."""
     if q.by == "calls":
+        if candidates != CANDIDATES:
+            raise ValueError("has as many candidates as its calls allow: see SVDD by the parent")
         return [g.SVDD(task.reward, 0.0, q.times(1, q.steps), value="parent")]
-    return [g.SVDD(task.reward, 0.0, CANDIDATES, value="parent"), g.BestOfN(task.reward, q.size)]
+    return [g.SVDD(task.reward, 0.0, candidates, value="parent"), g.BestOfN(task.reward, q.size)]
+
+
+def by_value(model: Model, task: Task, q: Quota) -> Result:
+    """The best of chains whose candidates a bundled value chooses."""
+    chains = _chains_by_value(task, q)
+    return q.draw(model, [g.SVDD(task.reward, 0.0, FEW, value=task.value), g.BestOfN(task.reward, chains)])
+
+
+def by_weighted_value(model: Model, task: Task, q: Quota) -> Result:
+    """The same candidates, weighted and resampled in one population."""
+    chains = _chains_by_value(task, q)
+    return q.draw(model, [g.SVDD(task.reward, task.alpha, FEW, value=task.value), g.Resample()], particles=chains)
+
+
+def _chains_by_value(task: Task, q: Quota) -> int:
+    """The network is not asked about candidates; a value that completes them calls the reward of each."""
+    if task.value is None:
+        raise ValueError("no bundled value was learned for this reward")
+    completions = sum(look.k for look in getattr(task.value, "looks", ()))
+    return q.times(1, FEW * (1 + completions * (q.steps - 1)))
+
+
+def in_blocks(model: Model, task: Task, q: Quota) -> list[Guide]:
+    """Children that live side by side for a quarter of the run, of which the best stays."""
+    block = math.ceil(q.steps / BLOCKS)
+    return [g.CoDe(task.reward, 0.0, q.times(1, math.ceil(q.steps / block), least=2), block=block)]
+
+
+def funnelled(model: Model, task: Task, q: Quota) -> list[Guide]:
+    """FK steering with many particles early, and at the end one for each sample.
+
+    The width falls linearly from F to 1 over T steps. The first move is made by F particles too, so that a sample that
+    asks the network U times, T or fewer, takes the rows of U F - (F - 1) (U - 1) (U - 2)/(2 T) unguided steps. Half a
+    particle is left for rounding.
+    """
+    size, late = q.times(1, q.steps), (q.unit - 1) * (q.unit - 2) / (2 * q.unit * q.steps)
+    first = max(1.0, (size - late) / (1 - late) - 0.5 / q.n)
+    return [g.FKSteering(task.reward, task.alpha), g.Funnel((first, 1))]
 
 
 def at_its_condition(model: Model, task: Task, q: Quota) -> Result:
@@ -159,6 +205,27 @@ def refined(model: Model, task: Task, q: Quota) -> Result:
     half = q.steps // 2
     rounds = q.times(half / q.steps, 1, first=(1, 1))
     return refine(model, q.n, task.reward, rounds=rounds, steps=half, seed=q.seed, batch_size=BATCH)
+
+
+def budgeted(model: Model, task: Task, q: Quota) -> Result:
+    """Rollover budget forcing: all that is left after the start, in every move that draws."""
+    quota = q.times((q.steps - 1) / q.steps, q.steps, first=(1 / q.steps, 1))
+    return search.rbf(model, q.n, task.reward, quota=quota, steps=q.steps, seed=q.seed, batch_size=BATCH)
+
+
+def in_sweeps(model: Model, task: Task, q: Quota) -> Result:
+    """A chain of particle Gibbs for each sample, scored half of the way and at the end."""
+    sweeps = q.times(CHAIN, 2 * CHAIN, least=2)
+    guides = [g.FKSteering(task.reward, task.alpha, every=math.ceil(q.steps / 2))]
+    options: dict[str, Any] = {"steps": q.steps, "seed": q.seed, "batch_size": BATCH}
+    return search.particle_gibbs(model, q.n, guides, particles=CHAIN, sweeps=sweeps, **options)
+
+
+def exchanged(model: Model, task: Task, q: Quota) -> Result:
+    """A chain for each sample, which exchanges with one of the unguided model."""
+    sweeps = q.times(2, 2, first=(2, 2))
+    options: dict[str, Any] = {"steps": q.steps, "seed": q.seed, "batch_size": BATCH}
+    return search.replica_exchange(model, q.n, task.reward, alphas=[task.alpha], sweeps=sweeps, **options)
 
 
 def moved(model: Model, task: Task, q: Quota) -> Result:
@@ -267,7 +334,12 @@ METHODS: dict[str, Method] = {
     "SVDD, weighted": lambda model, task, q: [
         g.SVDD(task.reward, task.alpha, q.times(1, q.steps, least=2)), g.Resample()
     ],
-    "SVDD by the parent": lambda model, task, q: by_the_parent(task, q),
+    "SVDD by the parent": by_the_parent,
+    "SVDD by the parent, 40 each": partial(by_the_parent, candidates=40),
+    "SVDD by a value": by_value,
+    "SVDD by a value, weighted": by_weighted_value,
+    "CoDe": in_blocks,
+    "FK steering, funnel": funnelled,
     "DAS": lambda model, task, q: q.draw(
         model, [g.DAS(task.reward, task.alpha)], particles=q.times(1, q.steps + 1)
     ),
@@ -285,6 +357,9 @@ METHODS: dict[str, Method] = {
     ),
     "psi-sampler": from_tilted_noise,
     "amortised": from_learned_noise,
+    "rbf": budgeted,
+    "particle Gibbs": in_sweeps,
+    "replica exchange": exchanged,
     "refine": refined,
     "informed": moved,
     "tree": grown,
@@ -295,8 +370,9 @@ METHODS: dict[str, Method] = {
 
 # The KL divergence to the model of what a method samples, where it is known.
 TILTED = (
-    "FK steering", "SVDD, weighted", "DAS", "DAS, second order", "TDS", "DriftLite", "Taylor SMC", "psi-sampler",
-    "amortised", "informed", "tree",
+    "FK steering", "FK steering, funnel", "SVDD, weighted", "SVDD by a value, weighted", "DAS", "DAS, second order",
+    "TDS", "DriftLite", "Taylor SMC", "psi-sampler", "amortised", "particle Gibbs", "replica exchange", "informed",
+    "tree",
 )  # fmt: skip
 
 
@@ -320,7 +396,8 @@ def dna_cell_type() -> Task:
     from rewards.dna import CellType
 
     judge = CellType("HepG2", "dna-judge")
-    return _dna("log-odds of HepG2 by `dna-oracle`", CellType("HepG2"), judge=judge, cond="HepG2")
+    own = {"judge": judge, "cond": "HepG2", "value": zoo.value("dna-value")}
+    return _dna("log-odds of HepG2 by `dna-oracle`", CellType("HepG2"), **own)
 
 
 def dna_motif() -> Task:
@@ -366,7 +443,21 @@ def images_caption() -> Task:
     from rewards.images import ClipScore
 
     reward = ClipScore("a photo of a bag", model=zoo.clip(), scale=10.0)
-    return _images("ten times the score of `fashion-clip` for 'a photo of a bag'", reward, "bag")
+    task = _images("ten times the score of `fashion-clip` for 'a photo of a bag'", reward, "bag")
+    return replace(task, value=Rescaled(zoo.value("fashion-value"), 0.45))
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """A value in another unit. `fashion-value` is of the log-probability of a bag, whose standard deviation over
+    unguided samples is 1 / .45 of that of the caption's score. What is added to a value changes no weight."""
+
+    value: Any
+    factor: float
+    sees_prediction = False
+
+    def __call__(self, view: View) -> Tensor:
+        return self.factor * self.value(view)
 
 
 def _molecules(about: str, reward: Any) -> Task:
@@ -576,7 +667,8 @@ class Bench:
                 result = (METHODS | self.own)[method](study.model, study.task, quota)
                 result = result if isinstance(result, Result) else quota.draw(study.model, result)
             seconds = time.process_time() - began
-            quota.check(result)
+            if method != "unguided":  # its rows are the unit
+                quota.check(result)
             return about | study.measured(method, result, quota) | {"seconds": seconds}
         except Exception as error:  # of any method, also of the user's: the others go on
             return about | {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
@@ -596,8 +688,7 @@ class Bench:
         (self.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         (self.out / "table.md").write_text("\n".join(lines(found)) + "\n", encoding="utf-8")
         if find_spec("matplotlib") is not None:
-            for task in self.tasks:
-                draw(found, task, self.out / f"{task}.png")
+            draw(found, self.out / "rewards.png")
 
 
 def _about(task: Task) -> dict[str, Any]:
@@ -655,25 +746,37 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def ahead(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each method beside the best of N with `AHEAD` times its rows: whether its held-out reward is as high, its
-    samples are as natural (up to the standard deviation over seeds of best-of-N), and their diversity is at most a
-    tenth less. Best-of-N has the same solver."""
-    by_rows = [row for row in found["rows"] if row["by"] == "rows" and "failed" not in row]
-    best = {(row["task"], row["size"], row["method"]): row for row in by_rows if row["method"] in BEST}
+def ahead(found: dict[str, Any], by: str = "rows") -> list[dict[str, Any]]:
+    """Each method beside a best of N, with `AHEAD` times its rows or with as many calls: whether its held-out reward is
+    as high, its samples are as natural, and as diverse."""
     compared = []
-    for row in by_rows:
-        other = best.get((row["task"], AHEAD * row["size"], BEST[row["method"].endswith("second order")]))
-        if other is None or row["method"] in ("unguided", *BEST, "CFG"):
+    for row in found["rows"]:
+        if row["by"] != by or row["method"] in ("unguided", *BEST, "CFG") or "failed" in row:
             continue
-        sign = 1 if found["tasks"][row["task"]]["better"] == "higher" else -1
-        row, other = (_known(r) for r in (row, other))
-        reached = row["held_out"] >= other["held_out"]
-        natural = sign * (row["natural"] - other["natural"]) >= -(other["natural_sd"] or 0.0)
-        diverse = row["diversity"] >= (1 - LOSS) * other["diversity"]
-        own = {k: row[k] for k in ("task", "method", "size")} | {"n": other["size"]}
-        compared.append(own | {"reached": reached, "natural": natural, "diverse": diverse})
+        other = rival(found, row, by)
+        if other is not None:
+            own = {k: row[k] for k in ("task", "method", "size")} | {"n": other["size"]}
+            natural, diverse = kept(found, row, other)
+            reached = _known(row)["held_out"] >= _known(other)["held_out"]
+            compared.append(own | {"reached": reached, "natural": natural, "diverse": diverse})
     return compared
+
+
+def rival(found: dict[str, Any], row: dict[str, Any], by: str) -> dict[str, Any] | None:
+    """The best of N with the same solver that a row is compared with."""
+    size = row["size"] * (AHEAD if by == "rows" else 1)
+    wanted = row["task"], size, BEST[row["method"].endswith("second order")]
+    best = (r for r in found["rows"] if (r["task"], r["size"], r["method"]) == wanted and "failed" not in r)
+    return next(best, None)
+
+
+def kept(found: dict[str, Any], row: dict[str, Any], other: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether the samples of a row are as natural as those of another, up to the standard deviation of the other over
+    seeds, and whether their diversity is at most a tenth less."""
+    sign = 1 if found["tasks"][row["task"]]["better"] == "higher" else -1
+    row, other = _known(row), _known(other)
+    natural = sign * (row["natural"] - other["natural"]) >= -(other["natural_sd"] or 0.0)
+    return natural, row["diversity"] >= (1 - LOSS) * other["diversity"]
 
 
 def _known(row: dict[str, Any]) -> dict[str, Any]:
@@ -681,7 +784,10 @@ def _known(row: dict[str, Any]) -> dict[str, Any]:
     return row | {k: math.nan for k in ("held_out", "natural", "diversity") if row[k] is None}
 
 
-HEAD = ("method", "reward", "held out", "", "diversity", "unique", "ESS", "of possible", "rows", "calls", "seconds")
+HEAD = (
+    "method", "reward", "held out", "", "diversity", "unique", "ESS", "of possible", "rows", "calls", "seconds",
+    "seeds",
+)  # fmt: skip
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -719,10 +825,13 @@ def _of_rows(sizes: Sequence[int]) -> set[int]:
 
 
 def _cells(row: dict[str, Any], judged: bool) -> list[str]:
-    name = row["method"] if row["method"] in ("unguided", "CFG") else f"{row['method']}, {row['size']}"
-    name = name if row["method"] not in BEST else row["method"].replace("N", str(row["size"]))
-    kept = [k for k in NUMBERS if k != "held_out" or judged]
-    return [name, *(_cell(row, k) for k in kept)]
+    sized = row["method"] not in ("unguided", "CFG", *BEST)
+    name = f"{row['method']}, {row['size']}" if sized else _name(row)
+    return [name, *(_cell(row, k) for k in NUMBERS if k != "held_out" or judged), str(row["seeds"])]
+
+
+def _name(row: dict[str, Any]) -> str:
+    return row["method"].replace("N", str(row["size"])) if row["method"] in BEST else row["method"]
 
 
 def _cell(row: dict[str, Any], name: str) -> str:
@@ -736,50 +845,112 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 
 def _verdict(found: dict[str, Any]) -> list[str]:
-    """For each task, the methods that have the held-out reward of best-of-N at an eighth of its rows."""
+    """For each task, the methods that have the held-out reward of a best-of-N: at an eighth of its rows, and with its
+    calls."""
     text = []
-    compared = ahead(found)
-    for task in found["tasks"]:
-        own = [row for row in compared if row["task"] == task]
-        good = [row for row in own if row["reached"] and row["natural"] and row["diverse"]]
-        part = [row for row in own if row["reached"] and row not in good]
-        said = ", ".join(f"{r['method']} ({r['size']} against {r['n']})" for r in good) or "none"
-        less = ", ".join(f"{r['method']} ({r['size']}: {_lost(r)})" for r in part)
-        text.append(f"* {task}: {said}" + (f"; as high, but with a loss: {less}" if less else ""))
-    return [f"As high a held-out reward as best-of-N at 1/{AHEAD} of its rows:", "", *text] if compared else text
+    for by, than in (("rows", f"at 1/{AHEAD} of its rows"), ("calls", "with as many calls")):
+        compared = ahead(found, by)
+        if compared:
+            text += [f"As high a held-out reward as best-of-N {than}:", ""]
+            text += [_of_task([row for row in compared if row["task"] == task], task) for task in found["tasks"]] + [""]
+    return text[:-1]
+
+
+def _of_task(own: Sequence[dict[str, Any]], task: str) -> str:
+    good = [row for row in own if row["reached"] and row["natural"] and row["diverse"]]
+    part = [row for row in own if row["reached"] and row not in good]
+    said = ", ".join(f"{r['method']} ({r['size']} against {r['n']})" for r in good) or "none"
+    less = ", ".join(f"{r['method']} ({r['size']}: {_lost(r)})" for r in part)
+    return f"* {task}: {said}" + (f"; as high, but with a loss: {less}" if less else "")
 
 
 def _lost(row: dict[str, Any]) -> str:
     return " and ".join(name for name, kept in (("natural", row["natural"]), ("diversity", row["diverse"])) if not kept)
 
 
-def draw(found: dict[str, Any], task: str, file: Path) -> None:
-    """The held-out reward against the cost of a sample, by rows and by calls, as a picture."""
+COLOURS = {"": "0.2", "rows": "C0", "calls": "C1"}
+MARKS = {"": "s", "rows": "o", "calls": "D"}
+HEIGHTS = {"": 0.0, "rows": 0.17, "calls": -0.17}  # on the line of a method, so that no dot hides another
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A number of the picture: of which method, in which table ("" where it is in both), and whether the samples are
+    natural and diverse."""
+
+    name: str
+    by: str
+    value: float
+    spread: float
+    whole: bool
+
+
+def dots(found: dict[str, Any], task: str) -> list[Dot]:
+    """All numbers of a task, in the order of its tables."""
+    made = {}
+    for by in ("rows", "calls"):
+        for row in _of_table(found, task, by):
+            other = rival(found, row, by) or rival(found, row | {"method": BEST[0]}, by)
+            both = row["method"] in ("unguided", "CFG", *BEST)
+            whole = both or other is None or all(kept(found, row, other))
+            dot = Dot(_name(row), "" if both else by, _known(row)["held_out"], row["held_out_sd"] or 0.0, whole)
+            made.setdefault((_name(row), dot.by, row["size"] if dot.by else 0), dot)
+    return [dot for dot in made.values() if not math.isnan(dot.value)]
+
+
+def draw(found: dict[str, Any], file: Path) -> None:
+    """A panel for each task: the held-out reward of all methods, at equal rows and at equal calls, the best on top.
+    Dots are hollow where samples are less natural or diverse than those of best-of-N."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
-    colours = {name: f"C{i % 10}" for i, name in enumerate(dict.fromkeys(row["method"] for row in found["rows"]))}
-    marks = {name: "osD^vPX*<>p"[i % 11] for i, name in enumerate(colours)}
-    for panel, by in zip(axes, ("rows", "calls"), strict=True):
-        for name in colours:
-            own = sorted((row for row in _of_table(found, task, by) if row["method"] == name), key=lambda r: r[by])
-            own = [row for row in own if row[by] and row["held_out"] is not None]
-            line = "-" if name in BEST else ":"
-            panel.errorbar(
-                [row[by] for row in own], [row["held_out"] for row in own],
-                [row["held_out_sd"] or 0.0 for row in own], label=name if own else None,
-                color=colours[name], marker=marks[name], linestyle=line, capsize=2,
-            )  # fmt: skip
-        panel.set(xscale="log", xlabel={"rows": "network rows a sample", "calls": "reward calls a sample"}[by])
-        panel.grid(alpha=0.3)
-    judged = found["tasks"][task]["judged"]
-    axes[0].set_ylabel("held-out reward" if judged else "reward")
-    handles = {h.get_label(): h for panel in axes for h in panel.get_legend_handles_labels()[0]}
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
-    figure.suptitle(f"{task}: {found['tasks'][task]['about']}")
-    figure.savefig(file, dpi=110)
+    own = {task: dots(found, task) for task in found["tasks"]}
+    columns = min(2, len(own))
+    counts = [len({dot.name for dot in some}) for some in own.values()]
+    lines = [max(counts[i : i + columns]) for i in range(0, len(counts), columns)]
+    size = (6.5 * columns, 0.2 * sum(lines) + 0.9 * len(lines) + 0.4)
+    figure, axes = plt.subplots(
+        len(lines), columns, figsize=size, height_ratios=[n + 3 for n in lines], squeeze=False, layout="constrained"
+    )
+    for panel, task in zip(axes.flat, own, strict=False):
+        _panel(panel, own[task], found["tasks"][task], task)
+    for panel in axes.flat[len(own) :]:
+        panel.set_axis_off()
+    figure.legend(handles=_legend(found["settings"]), loc="outside upper center", ncols=4, fontsize="small")
+    figure.savefig(file, dpi=100)
     plt.close(figure)
+
+
+def _panel(panel: Any, own: Sequence[Dot], about: dict[str, Any], task: str) -> None:
+    """The methods of a task, each on a line, and best-of-N across all lines."""
+    top = {dot.name: max(d.value for d in own if d.name == dot.name) for dot in own}
+    places = {name: place for place, name in enumerate(sorted(top, key=lambda name: top[name]))}
+    for dot in own:
+        colour = COLOURS[dot.by]
+        panel.errorbar(
+            dot.value, places[dot.name] + HEIGHTS[dot.by], xerr=dot.spread, capsize=2, label=dot.name, alpha=0.9,
+            color=colour, marker=MARKS[dot.by], markersize=4, markerfacecolor=colour if dot.whole else "white",
+        )  # fmt: skip
+        if dot.name.startswith("best of"):
+            panel.axvline(dot.value, color="0.2", linewidth=0.6, linestyle=":")
+    panel.set_yticks(list(places.values()), list(places), fontsize="small")
+    panel.set_ylim(-0.7, len(places) - 0.3)
+    panel.set_xlabel("held-out reward" if about["judged"] else "reward", fontsize="small")
+    panel.set_title(f"{task}: {about['about']}".replace("`", ""), fontsize="small")
+    panel.grid(axis="y", alpha=0.3)
+
+
+def _legend(settings: dict[str, Any]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    sizes = {k: ", ".join(map(str, settings[k])) for k in ("rows", "calls")}
+    said = {"rows": f"with {sizes['rows']} times the rows", "calls": f"with {sizes['calls']} calls a sample"}
+    said[""] = "unguided, CFG and best of N"
+    shown = [by for by in COLOURS if not by or settings[by]]
+    handles = [Line2D([], [], color=COLOURS[by], marker=MARKS[by], linestyle="", label=said[by]) for by in shown]
+    less = Line2D(
+        [], [], color="0.2", marker="o", markerfacecolor="white", linestyle="", label="less natural or diverse"
+    )
+    return [*handles, less]
