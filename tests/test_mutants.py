@@ -231,6 +231,7 @@ MUTANTS = [
     ("look-aheads of other rows", "values/nets.py", "torch.where(due[rows][..., None], own", "torch.where(due[: len(rows)][..., None], own", "tests/test_values_looks.py::test_states_are_seen_where_they_were_recorded"),
     ("the knots of a correction the other way round", "values/learned.py", "(place == right[:, None]) * share", "(place == right[:, None]) * (1 - share)", "tests/test_values_looks.py::test_a_correction_is_linear_between_its_knots"),
     ("what can be explained by one completion", "values/explained.py", "(both - both.mean()).prod(0)", "(both - both.mean())[0].square()", "tests/test_values_looks.py::test_what_can_be_explained_is_the_variance_of_the_exact_mean"),
+    ("second completions of other rows", "values/explained.py", "self.x[view.group * view.step.n + view.slot]", "self.x[: len(view.x)]", "tests/test_values_looks.py::test_what_is_explained_does_not_depend_on_the_batch[30]"),
     ("the soft value of a rollout without 1/k", "values/rollout.py", "soft = log_mean_exp(torch.where(known, scores / self.alpha, -torch.inf))", "soft = torch.where(known, scores / self.alpha, -torch.inf).logsumexp(-1)", "tests/test_potentials.py::test_one_step_of_tokens_draws_from_the_factorised_posterior[0.5-3-masked]"),
     ("codes taken a step late", "guides/ddcm.py", "0 if codes is None else codes.shape[1]", "0 if codes is None else codes.shape[1] - 1", "tests/test_ddcm.py"),
     ("the codeword farthest from the target", "guides/ddcm.py", ".mT).argmax(1)", ".mT).argmin(1)", "tests/test_ddcm.py"),

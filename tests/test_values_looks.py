@@ -305,6 +305,16 @@ def test_what_can_be_explained_is_the_variance_of_the_exact_mean():
         assert abs(row.explained[0]) < 0.15 and possible > 0.2
 
 
+@pytest.mark.parametrize("batch_size", [30, 100])
+def test_what_is_explained_does_not_depend_on_the_batch(batch_size: int):
+    """Second completions start from the states of their own rows, in any part of the run."""
+    model, value = table()[0], gk.values.Tweedie(token_reward)
+    options = {"n": 100, "times": [0.5], "steps": 6, "seed": 1}
+    (whole,) = gk.values.explained(model, token_reward, value, **options)
+    (row,) = gk.values.explained(model, token_reward, value, batch_size=batch_size, **options)
+    assert row.explained == pytest.approx(whole.explained, abs=1e-6) and row.possible == pytest.approx(whole.possible)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [({"n": 2}, "at least 3 rollouts"), ({"times": [0.0]}, "numbers in"), ({"times": []}, "numbers")],

@@ -64,12 +64,12 @@ class _Asked(Guide):
 
 @dataclass(frozen=True, eq=False)
 class _From(Guide):
-    """Begins a run at these states."""
+    """Begins a run at these states, those of one group after the other."""
 
     x: Tensor
 
     def begin(self, view: View, noise: Tensor) -> Tensor:
-        return self.x
+        return self.x[view.group * view.step.n + view.slot]
 
 
 def explained(
