@@ -35,6 +35,7 @@ FORBIDS = "tests/test_zoo_fragments.py::test_the_grammar_forbids"
 
 MUTANTS = [
     ("a bandit that forgets slots without a call", "search/design/loop.py", 'row["trace"]["slots"][name] for', '(row["trace"]["shares"][name] > 0) * row["trace"]["slots"][name] for', "tests/test_design.py::test_a_proposal_that_brings_no_calls_gets_few_slots"),
+    ("prefixes that outlive the table of the grammar", "zoo/grammatical.py", "if full or len(self._known)", "if len(self._known)", "tests/test_zoo_parts.py::test_a_full_table_of_the_grammar_is_emptied_and_samples_stay_the_same"),
     ("a density of noise without its volume", "guides/amortised.py", "return square / 2 - log_det.double()", "return square / 2", "tests/test_amortised.py::test_any_network_of_noise_gives_the_tilted_law"),
     ("a start of a network that is not weighed", "guides/amortised.py", "view.zeros(), (h, h)", "view.zeros(), (0 * h, h)", "tests/test_amortised.py::test_any_network_of_noise_gives_the_tilted_law"),
     ("a Langevin move that is accepted as pCN", "guides/psi_sampler.py", " + bent(new, z, slope) - bent(z, new, g)", "", "tests/test_psi_sampler.py::test_a_move_keeps_the_tilted_noise[True]"),

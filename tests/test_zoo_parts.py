@@ -73,6 +73,13 @@ def test_the_next_token_is_drawn_from_the_network_among_what_the_grammar_allows(
         assert torch.allclose(p, expected, atol=1e-6)
 
 
+def test_a_full_table_of_the_grammar_is_emptied_and_samples_stay_the_same(model, monkeypatch):
+    x, met = gk.sample(model, 20, steps=LENGTH, seed=4).x, model.net.grammar.met
+    monkeypatch.setattr("guidekit.zoo.grammatical.MET", 50)
+    assert torch.equal(gk.sample(model, 20, steps=LENGTH, seed=4).x, x)
+    assert model.net.grammar.met < met / 2
+
+
 def test_where_no_likely_token_is_allowed_all_that_are_allowed_are(model, tokens):
     grammar = Grammar.of(tokens)
     states = grammar.read(torch.as_tensor(tokens.read(SMILES[:2], LENGTH)[:, :1]).long())

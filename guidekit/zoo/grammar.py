@@ -123,6 +123,15 @@ class Grammar:
             need[at] = torch.minimum(torch.minimum(more, close) - each, new + each)
         return need + each * labels
 
+    @property
+    def met(self) -> int:
+        """How many states of fragments are kept in the table."""
+        return len(self._syntax)
+
+    def forget(self) -> None:
+        """Empty the table. States from before mean nothing afterwards."""
+        self._syntax.forget()
+
     # one symbol -------------------------------------------------------------------------------------------------------
 
     def _step(self, state: Tensor, symbol: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from .grammar import Grammar
 
 IMPOSSIBLE = -1e4
 LEAST, RARE = 1e-5, -25.0  # tokens of less probability are not asked about, and their logits lowered by so much
-REMEMBERED = 1 << 16  # states of the grammar
+REMEMBERED, MET = 1 << 16, 1 << 17  # most prefixes, and states of fragments in the grammar's table (some 300 MB)
 
 
 class Grammatical(nn.Module):
@@ -50,7 +50,9 @@ class Grammatical(nn.Module):
     def states(self, prefixes: Tensor) -> Tensor:
         """The states of the grammar after these rows of tokens, each computed once."""
         names = [row.tobytes() for row in prefixes.contiguous().numpy()]
-        if len(self._known) > REMEMBERED:
+        if full := self.grammar.met > MET:
+            self.grammar.forget()
+        if full or len(self._known) > REMEMBERED:
             self._known.clear()
         new = {name: i for i, name in enumerate(names) if name not in self._known}
         if new:

@@ -291,11 +291,18 @@ class Syntax:
         self._usual = sorted(usual, key=lambda i: _promise(symbols[i]))
         self._answers = [i for i, s in enumerate(symbols) if s.kind in (ATOM, RING)]
         self._label = next((i for i, s in enumerate(symbols) if s.kind == LABEL), None)
+        self.forget()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def forget(self) -> None:
+        """Begin anew: numbers that were given so far mean nothing afterwards."""
         self._states: list[State] = []
         self._ids: dict[State, int] = {}
         self._moves: dict[tuple[int, int], int] = {}
         self._known: tuple[dict[int, int], ...] = ({}, {}, {})
-        self._after = torch.empty(0, len(symbols), dtype=torch.int32)
+        self._after = torch.empty(0, len(self.symbols), dtype=torch.int32)
         self._need = torch.empty(0, 3, dtype=torch.int32)
         self._rough = torch.empty(0, 2, dtype=torch.int32)
         for state in (_NONE, State(BEGIN)):
@@ -358,14 +365,29 @@ class Syntax:
         return self._ids[state]
 
     def _needed(self, start: int, mode: int) -> int:
-        """The number of symbols of a completion: the first that is found, the most promising beginnings first."""
+        """The number of symbols of a completion, one step of which is the first of a short completion of each state. It
+        depends on the state alone, not on what was asked before, and falls by one with every step."""
+        known, way = self._known[mode], dict[int, None]()
+        while start not in known and start not in way:
+            if (ends := self._ends(start, mode)) < FAR:
+                known[start] = ends
+            elif (after := self._first(start, mode)) is None:
+                known[start] = FAR
+            else:
+                way[start], start = None, after
+        need = known.get(start, FAR)  # unknown only where the steps go round in a circle
+        for state in reversed(way):
+            need = known[state] = min(need + 1, FAR)
+        return need
+
+    def _first(self, start: int, mode: int) -> int | None:
+        """The first step of the first completion that is found, the most promising beginnings first."""
         queue: list[tuple[int, int, tuple[int, ...], Iterator[int]]] = [(0, 0, (start,), self._next(start))]
         seen, number = {start}, count(1)
         while queue and len(seen) < TRIED:
             guess, _, way, rest = heappop(queue)
-            ends = self._ends(way[-1], mode)
-            if ends < FAR:
-                return self._noted(way, ends, mode)
+            if len(way) > 1 and self._ends(way[-1], mode) < FAR:
+                return way[1]
             for after in rest:
                 if after not in seen:
                     seen.add(after)
@@ -374,17 +396,10 @@ class Syntax:
                     if now <= guess:  # the others wait until this has been tried
                         heappush(queue, (guess + 1, next(number), way, rest))
                         break
-        return self._noted((start,), FAR, mode)
-
-    def _noted(self, way: tuple[int, ...], ends: int, mode: int) -> int:
-        for i, state in enumerate(way[::-1]):
-            self._known[mode].setdefault(state, ends + i)
-        return self._known[mode][way[0]]
+        return None
 
     def _ends(self, i: int, mode: int) -> int:
-        """In how many symbols the text is known to be complete."""
-        if i in self._known[mode] or i == BROKEN:
-            return self._known[mode].get(i, FAR)
+        """With how many symbols the text is complete, if at once."""
         if mode == 0:
             return 0 if whole(self._states[i]) else FAR
         after = BROKEN if self._label is None else self._follow(i, self._label)
