@@ -116,23 +116,6 @@ def test_a_fitted_head_is_the_ridge_regression_by_hand():
     assert terms.shape[1] == path.weight.numel() + 9 and path.head.shape == (3, 3) and path.head.abs().max() > 0
 
 
-def alike(x: Tensor) -> Tensor:
-    return (x[:, 1] == x[:, 2]).double()
-
-
-@pytest.mark.parametrize("head", [True, False])
-def test_a_head_explains_what_independent_completions_do_not(head: bool):
-    """The first token says whether the others are equal, and completions draw these independently: after it they are
-    equal with probability .58 or .5, for 1 or 0. The log-probabilities of .7 and .3, or .5, tell the two apart."""
-    p = torch.full((2, 2, 2), 1e-4, dtype=torch.float64)
-    p[0, 0, 0], p[0, 1, 1], p[1, 0, 1], p[1, 1, 0] = 0.35, 0.15, 0.25, 0.25
-    model = gk.analytic.TokenTable(p.log(), "ordered")
-    looks = [gk.values.Rollout(alike, k=2), *([Pooled(2)] if head else [])]
-    value = gk.values.fit(model, alike, rollouts=1000, steps=3, target="mean", looks=looks, epochs=0)
-    (row,) = gk.values.explained(model, alike, value, n=100, times=[2 / 3], steps=3)
-    assert row.possible > 0.95 and (row.explained[0] > 0.8 if head else row.explained[0] < 0.3)
-
-
 def test_children_are_evaluated_for_a_head_and_survivors_once():
     """10 rows at the start, and 3 x 10 at each of the next steps; the survivor's evaluation is the run's own."""
     logits = drawn(8, 4)
@@ -145,9 +128,3 @@ def test_children_are_evaluated_for_a_head_and_survivors_once():
 def test_what_cannot_be_read_is_an_error():
     with pytest.raises(ValueError, match="the log-probabilities of 3 tokens, not of"):
         gk.sample(gk.analytic.GaussianMixture([1.0], [0.0], [1.0]), 4, steps=3, guides=[Asked(Pooled(3))])
-
-    class Blind(Asked):
-        sees_prediction = False
-
-    with pytest.raises(ValueError, match="the guide that asks says sees_prediction = False"):
-        gk.sample(table()[0], 4, steps=3, guides=[Blind(Pooled(3))])
