@@ -152,15 +152,17 @@ def test_minority_guidance_by_the_bundled_classifier_makes_samples_rarer():
     ],
 )
 @pytest.mark.usefixtures("every_row")
-def test_a_bundled_value_steers_and_costs_one_row_a_particle(name: str):
+def test_a_bundled_value_steers_and_costs_a_row_for_each_state_that_is_read(name: str):
     from guidekit.zoo.values import TASKS
 
     task, model = TASKS[name], zoo.load(zoo.card(name)["model"])
     reward = task.reward()
     n, steps = (12, 8) if name == "dna-value" else (48, 20)  # LogP moves by less than it varies
     plain = gk.sample(model, n, steps=steps, reward=reward)
-    steered = gk.sample(model, n, steps=steps, guides=[gk.SVDD(reward, candidates=3, value=zoo.value(name))])
-    assert steered.cost.network_rows == n * steps
+    value = zoo.value(name)
+    steered = gk.sample(model, n, steps=steps, guides=[gk.SVDD(reward, candidates=3, value=value)])
+    assert steered.cost.network_rows <= n + 3 * n * (steps - 1)  # of children, where the value sees the prediction
+    assert value.sees_prediction or steered.cost.network_rows == n * steps
     assert (
         reward(steered.samples).nanmean() > plain.rewards.nanmean() + 0.3 * plain.rewards[~plain.rewards.isnan()].std()
     )
@@ -183,7 +185,7 @@ def test_a_bundled_value_predicts_the_rewards_of_new_rollouts(name: str):
 def test_a_value_that_predicts_nothing_is_not_written(tmp_path: Path, monkeypatch):
     from guidekit.zoo import values
 
-    task = replace(values.TASKS["molecules-value"], reward=lambda: _same, rollouts=20, steps=2)
+    task = replace(values.TASKS["molecules-value"], reward=lambda: _same, rollouts=20, steps=2, head=0)
     monkeypatch.setitem(values.TASKS, "molecules-value", task)
     message = "no better than a constant"
     with pytest.warns(UserWarning, match=message), pytest.raises(RuntimeError, match=message):

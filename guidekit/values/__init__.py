@@ -16,6 +16,7 @@ from .flow_map import FlowMap
 from .learned import Calibration, Learned
 from .likelihood import Likelihood
 from .names import NAMED as NAMED, named as named
+from .pooled import Pooled
 from .proxy import Proxy, proxy
 from .resubstitution import Resubstitution
 from .rollout import Rollout
@@ -44,6 +45,7 @@ __all__ = [
     "FlowMap",
     "Learned",
     "Likelihood",
+    "Pooled",
     "Proxy",
     "Resubstitution",
     "Rollout",

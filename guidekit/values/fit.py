@@ -15,7 +15,8 @@ where u_j are other values, such as the mean reward of a few completions (`Rollo
 far it can be trusted at this time: b_j(t) is near 0 where completions say little of the sample to come, and near 1 at
 the end. a and b are linear between a few knots, so that both losses are convex in them: they are found first, by
 Newton's method (`solved`), and the network learns what they leave over. It is kept if held-out rollouts are predicted
-better with it. With epochs=0 there is no network.
+better with it. With epochs=0 there is no network. `Pooled` says many numbers of what a model of tokens predicts; a
+linear head on these (`Correction`) is found together with the rest, and so is as convex.
 
 **The soft loss.** With z = (r - V)/alpha take L = exp(z) - z - 1. It is convex in V, and
 
@@ -79,7 +80,7 @@ from ..models.base import Encoded, Model, stack
 from ..models.evaluations import rows_of
 from ..models.networks import lent, networks_in
 from ..solvers import Solver
-from .learned import Calibration, Correction, Interval, Learned, Look, Scaled, bins, call, intervals, soft_mean
+from .learned import Calibration, Correction, Interval, Learned, Look, Scaled, bins, call, intervals, soft_mean, wide
 from .names import named
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def fit(
         drawn = partial(_draw, run, steps, options, progress, looks=ahead)
         data, unscored = _scored(drawn(None) if folder is None else _kept(Path(folder), config, run, drawn), reward)
         train, held = _split(data, options)
-        module = _module(net, model, train, conds, options, config)
+        module = _module(net, model, train, conds, options, config, sum(map(wide, ahead)))
         loaders = Batches(train, conds, options, shuffled=True), Batches(held, conds, options, shuffled=False)
         path = folder or held_open.enter_context(tempfile.TemporaryDirectory(prefix="guidekit-"))
         done = 0
@@ -287,6 +288,7 @@ def _looks(looks: Any, reward: Any, options: Options, net: Any) -> tuple[Look, .
         raise ValueError(f"fit(epochs=0): {what}; leave out net and give looks=[gk.values.Rollout(reward, k=8)]")
     values = [named(look, reward, "fit") if isinstance(look, str) else look for look in looks]
     at = 0.0 if options.target == "mean" else options.alpha
+    values.sort(key=lambda look: wide(look) > 0)  # a head reads the last numbers
     return tuple(look.at(at) if hasattr(look, "at") else look for look in values)
 
 
@@ -315,7 +317,7 @@ def _check_net(net: Any, run: Run, conds: Encoded) -> None:
 @dataclass(frozen=True)
 class Rollouts:
     """R paths: states x (R, k, *shape) with their times t (R, k) in the order of the path, and what look-aheads see in
-    them, (R, k, looks); the final state `clean`, with its reward and weight; the group; and the row `root` at the
+    them, (R, k, numbers); the final state `clean`, with its reward and weight; the group; and the row `root` at the
     start, which paths that parted on the way share."""
 
     x: Tensor
@@ -501,16 +503,14 @@ def solved(terms: Tensor, left: Tensor, weight: Tensor, alpha: float, count: int
 # training ----------------------------------------------------------------------------------------------------------
 
 
-def _path(train: Rollouts, options: Options, loc: float) -> Correction | None:
-    """What look-aheads say of the rollouts, each multiplied by what suits its time."""
+def _path(train: Rollouts, options: Options, loc: float, many: int) -> Correction | None:
+    """What look-aheads say of the rollouts, each multiplied by what suits its time; `many` numbers are of a head."""
     if not train.seen.shape[-1]:
         return None
     t, known, of = train.t.flatten(), train.seen.flatten(0, 1), train.t.shape[1]
-    path, weight = Correction.of(t, known), train.weight.repeat_interleave(of)
+    path, weight = Correction.of(t, known, many), train.weight.repeat_interleave(of)
     left = train.reward.repeat_interleave(of) - loc
-    path.weight.copy_(
-        solved(path.terms(t, known), left, weight, options.softness, len(train), of).view(path.weight.shape)
-    )
+    path.put(solved(path.terms(t, known), left, weight, options.softness, len(train), of))
     return path
 
 
@@ -527,7 +527,9 @@ def _weighed(module: Any, held: Batches) -> None:
         module.best.scale.zero_()
 
 
-def _module(net: nn.Module | None, model: Model, train: Rollouts, conds: Encoded, options: Options, config: str):
+def _module(
+    net: nn.Module | None, model: Model, train: Rollouts, conds: Encoded, options: Options, config: str, many: int
+):
     """The Lightning module: the network, from the best constant on, and its copies."""
     from .nets import Nothing, Regression, default, seed_all
 
@@ -537,7 +539,7 @@ def _module(net: nn.Module | None, model: Model, train: Rollouts, conds: Encoded
     seed_all((options.seed, -1), model.device)
     if net is None:
         net = default(model, train.clean, conds).to(model.device) if options.epochs else Nothing()
-    net, path = copy.deepcopy(net), _path(train, options, loc)
+    net, path = copy.deepcopy(net), _path(train, options, loc, many)
     scaled = net if isinstance(net, Scaled) else Scaled(net, loc, scale, path).to(model.device)
     if options.target == "mean":
         loss = partial(mean_loss, scale=scale)

@@ -29,6 +29,7 @@ from ..models.base import Encoded
 from ..models.networks import kind_of, lent, networks_in
 
 KNOTS = 8  # in time, of what look-aheads are multiplied by
+_POWERS, _TRUST = 3, 1 / 8  # of time, of what many numbers are multiplied by, and a scale that keeps these small
 Network = Callable[[Tensor, Tensor, Encoded], Tensor]
 Look = Callable[[View], Tensor]
 
@@ -133,7 +134,7 @@ class Learned:
                   tensor or dict of tensors with one entry per row, or None. It is called in evaluation mode, on its own
                   device and in its own precision, with gradients if a guide needs those in x. NaN means unknown
     calibration   what `fit` measured, or None
-    looks         look-aheads that the value corrects: their numbers for each row, (rows, looks), are the fourth
+    looks         look-aheads that the value corrects: their numbers for each row, side by side, are the fourth
                   argument of net. It sees the prediction if one of them does
 
     A Learned stands for the network's weights at the time of its creation: create a new one after further training.
@@ -172,8 +173,13 @@ class Learned:
 
 
 def seen(looks: Sequence[Look], view: View) -> Tensor | None:
-    """What look-aheads say of each row, float64 (rows, looks); None where there are none."""
-    return torch.stack([look(view).double() for look in looks], 1) if looks else None
+    """What look-aheads say of each row, float64 (rows, numbers); None where there are none."""
+    return torch.cat([look(view).double().view(len(view.x), -1) for look in looks], 1) if looks else None
+
+
+def wide(look: Look) -> int:
+    """How many numbers a look-ahead says at once; 0 of one that is a value, and says one."""
+    return getattr(look, "width", 0)
 
 
 def call(net: Callable[..., Tensor], x: Tensor, t: Tensor, cond: Encoded, seen: Tensor | None = None) -> Tensor:
@@ -221,25 +227,32 @@ class Scaled(nn.Module):
 
 class Correction(nn.Module):
     """a(t) + sum_j b_j(t) (u_j - m_j)/s_j for look-aheads u, with a and b linear between knots in time and constant
-    beyond them, and m_j and s_j the mean and spread of u_j. An unknown u_j counts as m_j."""
+    beyond them, and m_j and s_j the mean and spread of u_j. An unknown u_j counts as m_j.
+
+    Of the last `many` numbers b_j is a cubic, (w_1j t + w_2j t^2 + w_3j t^3)/8: a linear head that vanishes at t = 0,
+    where a look-ahead knows the reward. The 8 makes the same ridge on w 64 times as strong on it.
+    """
 
     knots: Tensor
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, looks: int, knots: int = KNOTS):
+    def __init__(self, looks: int, knots: int = KNOTS, many: int = 0):
         super().__init__()
+        self.few = looks - many
         self.register_buffer("knots", torch.arange(knots, dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(looks, dtype=torch.float64))
         self.register_buffer("spread", torch.ones(looks, dtype=torch.float64))
-        self.weight = nn.Parameter(torch.zeros(knots, 1 + looks, dtype=torch.float64), requires_grad=False)
+        self.weight = nn.Parameter(torch.zeros(knots, 1 + self.few, dtype=torch.float64), requires_grad=False)
+        head = nn.Parameter(torch.zeros(_POWERS, many, dtype=torch.float64), requires_grad=False) if many else None
+        self.register_parameter("head", head)
 
     @classmethod
-    def of(cls, t: Tensor, seen: Tensor) -> Correction:
+    def of(cls, t: Tensor, seen: Tensor, many: int = 0) -> Correction:
         """The path of states at times t (n,) that look-aheads see as (n, looks), with weights that are zero."""
         times = t.double().unique()
         at = torch.linspace(0, 1, min(KNOTS, len(times)), dtype=torch.float64, device=t.device)
-        path = cls(seen.shape[1], len(at)).to(t.device)
+        path = cls(seen.shape[1], len(at), many).to(t.device)
         path.knots.copy_(times.quantile(at))
         path.mean.copy_(seen.nanmean(0).nan_to_num(0.0))
         spread = (seen - path.mean).square().nanmean(0).sqrt()
@@ -247,13 +260,22 @@ class Correction(nn.Module):
         return path
 
     def forward(self, t: Tensor, seen: Tensor) -> Tensor:
-        return self.terms(t, seen) @ self.weight.flatten()
+        return self.terms(t, seen) @ torch.cat([own.flatten() for own in self.parameters()])
+
+    def put(self, b: Tensor) -> None:
+        """Take the weights that multiply the terms."""
+        for own, new in zip(self.parameters(), b.split([own.numel() for own in self.parameters()]), strict=True):
+            own.copy_(new.view_as(own))
 
     def terms(self, t: Tensor, seen: Tensor) -> Tensor:
-        """What the weights multiply, (n, knots (1 + looks))."""
+        """What the weights multiply, (n, knots (1 + few) + 3 many)."""
         known = ((seen - self.mean) / self.spread).nan_to_num(0.0)
-        each = torch.cat([torch.ones_like(known[:, :1]), known], 1)
-        return (self._hats(t.double())[:, :, None] * each[:, None]).flatten(1)
+        each = torch.cat([torch.ones_like(t.double())[:, None], known[:, : self.few]], 1)
+        powers = _TRUST * torch.stack([t.double() ** i for i in range(1, 1 + _POWERS)], 1)
+        own, many = (
+            a[:, :, None] * b[:, None] for a, b in ((self._hats(t.double()), each), (powers, known[:, self.few :]))
+        )
+        return torch.cat([own.flatten(1), many.flatten(1)], 1)
 
     def _hats(self, t: Tensor) -> Tensor:
         """The share of every knot at times t, (n, knots)."""

@@ -24,7 +24,7 @@ from ..engine.view import View
 from ..engine.whole import unwritten
 from ..models.base import Encoded, Model
 from ..process import Gaussian, Masked, Uniform
-from .learned import Look, Scaled, call, seen
+from .learned import Look, Scaled, call, seen, wide
 
 if TYPE_CHECKING:
     from .fit import Options
@@ -41,8 +41,8 @@ class Record(Guide):
     """Records `count` states of every particle's path, at random steps other than the last, with what look-aheads see
     in them, and does nothing else.
 
-    The memo is (steps (rows, count), states (rows, count, *shape), seen (rows, count, looks)), and follows the particle
-    through selections.
+    The memo is (steps (rows, count), states (rows, count, *shape), seen (rows, count, numbers)), and follows the
+    particle through selections.
     """
 
     count: int
@@ -56,7 +56,8 @@ class Record(Guide):
         if memo is None:
             drawn = random.uniform(view.key, (view.step.total,)).argsort(1)[:, : self.count]
             states = view.x.new_zeros(len(view.x), drawn.shape[1], *view.x.shape[1:])
-            memo = drawn.sort(1).values, states, view.zeros().new_zeros(*drawn.shape, len(self.looks))
+            numbers = sum(wide(look) or 1 for look in self.looks)
+            memo = drawn.sort(1).values, states, view.zeros().new_zeros(*drawn.shape, numbers)
         steps, states, known = memo
         due = steps == view.step.index
         states = torch.where(due[(..., *[None] * (view.x.dim() - 1))], view.x.detach()[:, None], states)

@@ -1,11 +1,12 @@
-"""Learned values of the bundled models, for look-aheads without evaluations: `gk.zoo.value("dna-value")`.
+"""Learned values of the bundled models, as look-aheads: `gk.zoo.value("dna-value")`.
 
     python -m guidekit.zoo.values dna-value
 
 draws rollouts of the model, fits the soft value alpha log E[exp(r/alpha) | x_t] of one reward (`gk.values.fit`), and
 writes the weights with their card, unless the value is no better than a constant. Of tokens it is the mean reward of a
-few completions, corrected at each time; of images a network. It resumes from --folder if it was
-interrupted. `python -m guidekit.zoo.evaluate dna-value --n 400` measures it on new rollouts, and steers by it.
+few completions, corrected at each time, of molecules together with a linear head on what the model says; of images it
+is a network. It resumes from --folder if it was interrupted. `python -m guidekit.zoo.evaluate dna-value --n 400`
+measures it on new rollouts, and steers by it.
 """
 
 from __future__ import annotations
@@ -19,14 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from .. import values
 from ..engine.sample import sample
 from ..guides import SVDD, BestOfN
 from ..models import Model
 from ..models.base import stack
-from ..process import Masked
 from ..values.learned import Correction, Scaled
 from . import WEIGHTS, card, load, network, written
 from .data import CLASSES
@@ -36,8 +35,9 @@ from .data import CLASSES
 class Task:
     """The model, the reward with its description for the card, another to judge by, and how the value is fitted.
 
-    A value with `completions` is that of so many, by what the network said of the parent, corrected; a `linear` one has
-    the linear path of tokens besides.
+    A value with `completions` is the mean reward of so many, corrected: by what the network said of the parent, at no
+    evaluation of its own; or, with a `head` of so many tokens, of the state itself, and together with a linear
+    head that reads the same prediction.
     """
 
     model: str
@@ -49,7 +49,7 @@ class Task:
     rollouts: int = 2000
     steps: int = 40
     completions: int = 0
-    linear: bool = False
+    head: int = 0
     fit: dict[str, Any] = field(default_factory=lambda: {"epochs": 60})
 
     @property
@@ -57,7 +57,8 @@ class Task:
         """The look-aheads that the value corrects."""
         if not self.completions:
             return ()
-        return (values.Rollout(self.reward(), k=self.completions, alpha=self.alpha, shared=True, parent=True),)
+        own = values.Rollout(self.reward(), k=self.completions, alpha=self.alpha, shared=True, parent=not self.head)
+        return (own, values.Pooled(self.head)) if self.head else (own,)
 
 
 def _cell(oracle: str = "dna-oracle") -> Any:
@@ -81,7 +82,7 @@ def _bag(name: str = "fashion-classifier") -> Any:
 TASKS = {
     "dna-value": Task(
         "dna", _cell, "rewards.dna.CellType('HepG2'), log-odds by dna-oracle", partial(_cell, "dna-judge"),
-        "the same by dna-judge", 4, 512, 20, 8, False, {"per_rollout": 4, "epochs": 0},
+        "the same by dna-judge", 4, 512, 20, 8, 0, {"per_rollout": 4, "epochs": 0},
     ),
     "fashion-value": Task(
         "fashion", _bag, "log-probability of a bag by fashion-classifier", partial(_bag, "fashion-judge"),
@@ -89,7 +90,7 @@ TASKS = {
     ),
     "molecules-value": Task(
         "molecules", partial(_molecule, "LogP"), "rewards.molecules.LogP()", partial(_molecule, "QED"), "QED",
-        1, 1000, 20, 8, True, {"per_rollout": 8, "epochs": 20, "patience": 3, "lr": 1e-2},
+        1, 6000, 20, 8, 512, {"per_rollout": 6, "epochs": 0},
     ),
 }  # fmt: skip
 
@@ -99,19 +100,10 @@ def blank(name: str, model: Model) -> Scaled:
     from ..values.nets import Nothing, default
 
     if TASKS[name].completions:
-        return Scaled(inner(name, model) or Nothing(), path=Correction(1))
+        head = TASKS[name].head
+        return Scaled(Nothing(), path=Correction(1 + head, many=head))
     dtype = model.dtype if model.dtype.is_floating_point else torch.float32
     return Scaled(default(model, torch.zeros(2, *model.shape, dtype=dtype), stack([model.encode(None)])))
-
-
-def inner(name: str, model: Model) -> nn.Module | None:
-    """The network beside the completions, untrained."""
-    if not TASKS[name].linear:
-        return None
-    from ..values.nets import Words
-
-    assert isinstance(model.process, Masked)
-    return Words(model.process.states, model.shape[0])
 
 
 def load_value(name: str, device: torch.device | str | None = None) -> values.Learned:
@@ -131,11 +123,11 @@ def train(name: str, folder: Path, weights: Path = WEIGHTS, progress: bool = Tru
     task, began = TASKS[name], time.perf_counter()
     model = load(task.model)
     value = values.fit(
-        model, task.reward(), inner(name, model), alpha=task.alpha, rollouts=task.rollouts, steps=task.steps,
+        model, task.reward(), alpha=task.alpha, rollouts=task.rollouts, steps=task.steps,
         batch_size=256, looks=task.looks, folder=folder / name, progress=progress, **task.fit,
     )  # fmt: skip
     found = value.calibration
-    assert isinstance(value.net, nn.Module) and found is not None
+    assert isinstance(value.net, torch.nn.Module) and found is not None
     if not found.useful:
         raise RuntimeError(f"{name} is not written, for it predicts no better than a constant:\n{found}")
     epochs = card(task.model)["training"]["epochs"]
