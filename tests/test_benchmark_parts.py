@@ -35,6 +35,9 @@ def test_the_page_says_what_was_measured():
         assert quality == f"{100 * plain['quality']:.1f} %" and steered == f"{100 * svdd['quality']:.1f} %"
         assert shares == f"{100 * plain['validity']:.1f} %, {100 * plain['unique']:.1f} %"
         assert distance == f"{plain['distance']:.2f}" and plain["retained"] == svdd["retained"] == 1
+    later = FOUND["SVDD, later"]["scaffold_decoration"]
+    assert later["validity"] == later["retained"] == 1 and later["n"] == 100
+    assert f"{100 * later['unique']:.1f} % differ, and the quality is {100 * later['quality']:.1f} %" in PAGE
 
 
 def test_a_structure_is_opened_at_one_or_two_of_its_hydrogens():
