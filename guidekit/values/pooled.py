@@ -32,8 +32,9 @@ class Pooled:
 
     >>> import torch, guidekit as gk
     >>> table = gk.analytic.TokenTable(torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0)))
-    >>> options = {"rollouts": 100, "steps": 6, "epochs": 0}
-    >>> value = gk.values.fit(table, lambda x: (x == 2).sum(1), looks=[Pooled(3)], **options)
+    >>> twos = lambda x: (x == 2).sum(1)
+    >>> looks = [gk.values.Rollout(twos, k=8), Pooled(3)]
+    >>> value = gk.values.fit(table, twos, looks=looks, rollouts=200, steps=6, epochs=0)
     >>> value.sees_prediction
     True
     """
