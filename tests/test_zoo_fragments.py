@@ -10,7 +10,7 @@ import pytest
 import torch
 from rdkit import Chem, rdBase
 
-from guidekit.zoo import data, druglike, fragments, grammar, measure, nets, tokens, train
+from guidekit.zoo import data, druglike, fragments, grammar, measure, nets, syntax, tokens, train
 from guidekit.zoo.fragments import FIRST, LABELS, split
 from guidekit.zoo.grammatical import likely
 from rewards.molecules import Part
@@ -306,6 +306,31 @@ def test_a_fragment_that_can_join_nothing_more_must_have_joined_all():
     read = lambda text: rules.read(torch.tensor([[ids[s] for s in split(text)]]))  # noqa: E731
     assert not rules.alive(read(".C%10.C%11.F%10"))[0] and rules.alive(read(".C%10.C%11.C%10"))[0]
     assert rules.alive(read(".C%10%11.F%10"))[0] and rules.alive(read(".C%10.C%11.F%12"))[0]
+
+
+@pytest.mark.parametrize("text, fine", [(".c1=C", ".c1(=C"), (".C1(C)(CC=1", ".C1(C)(CC1")])
+def test_the_beginning_of_a_text_that_cannot_be_completed_is_forbidden(text, fine):
+    """An aromatic atom that needs a third bond, and a branch at an atom to which nothing more can be bound."""
+    rules, ids = plain(text, fine, ".O")
+    read = lambda text: rules.read(torch.tensor([[ids[s] for s in split(text)]]))  # noqa: E731
+    assert rules.alive(read(fine))[0] and not rules.alive(read(text))[0]
+
+
+def test_no_state_is_a_dead_end_and_no_completion_takes_more_symbols_than_are_allowed_for():
+    """After random symbols of which each is allowed, kinds with equal probability."""
+    rules, _ = plain("C1=CN(C#CO)CC1", ".c2cc(nosc2)n[nH]F%10", "[NH+]S%11")
+    states, pick = rules._syntax, np.random.default_rng(0)
+    for i in range(300):
+        state = syntax.NOTHING
+        for _ in range(int(pick.choice([4, 8, 16]))):
+            fine = [j for j in range(1, len(states.symbols)) if states._follow(state, j) != syntax.BROKEN]
+            kind = pick.choice(sorted({states.symbols[j].kind for j in fine}))
+            state = states._follow(state, pick.choice([j for j in fine if states.symbols[j].kind == kind]))
+        here = torch.tensor([state])
+        rough, closed = int(states.rough(here)[0]), syntax.final(states._states[state])
+        need = [int(states.need(here, mode)) for mode in (0, 1, 2)]
+        assert need[0] <= rough, (i, need, states._states[state])
+        assert closed or max(need) <= rough, (i, need, states._states[state])
 
 
 @pytest.mark.slow

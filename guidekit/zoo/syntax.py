@@ -34,7 +34,7 @@ ALONE, INSIDE, DOUBLE = range(3)  # an aromatic atom: in no ring so far; in a ri
 
 BROKEN, NOTHING, UNKNOWN = 0, 1, -1  # states by number: that of forbidden texts, that of the empty text, not yet asked
 FAR = 10_000  # symbols to complete what cannot be completed
-SPARE = 8  # symbols, by which the number of those that complete a text is overestimated where there is room
+SPARE = 4  # symbols, by which the number of those that complete a text is overestimated where there is room
 TRIED = 300  # states that are looked at in search of a completion
 
 
@@ -255,10 +255,11 @@ def _possible(s: State) -> frozenset[Way]:
 def _lives(s: State, way: Way) -> bool:
     first = next((i for i, a in enumerate(s.path) if a.rings), len(s.path))  # before it, nothing comes into a ring
     for i, (atom, (role, due)) in enumerate(zip(s.path, way, strict=True)):
-        alone = (
-            i < first and atom.ring and role == ALONE and (i + 1 < len(s.path) or s.last != AFTER_ATOM or atom.free < 2)
-        )
-        if alone or (due and i <= first) or not _fits(atom, role):
+        ahead = i + 1 < len(s.path)
+        alone = i < first and atom.ring and role == ALONE and (ahead or s.last != AFTER_ATOM or atom.free < 2)
+        short = ahead and not atom.branch and atom.ring == FULL and atom.free  # nothing more can be bound to it
+        spent = atom.branch and not atom.free  # nothing can follow its branch
+        if alone or short or spent or (due and i <= first) or not _fits(atom, role):
             return False
     if not s.path or not _full(s.path[-1], way[-1][0]):
         return not s.order or s.path[-1].ring not in (CARBON, CATION) or _goes_on(s.path[-1], way[-1][0], s.order)
