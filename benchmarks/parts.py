@@ -92,7 +92,7 @@ def judged(samples: list[str], drug: str, kept: str) -> dict[str, float]:
 
 def measured(task: str, n: int, seeds: int, steered: bool) -> dict[str, Any]:
     """Means over drugs and seeds."""
-    model, rows = gk.zoo.load(MODEL), list[list[dict[str, float]]]()
+    model, rows = gk.zoo.load(MODEL, ahead=steered), list[list[dict[str, float]]]()
     with (FOLDER / "data" / "fragments.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     for seed in range(seeds):

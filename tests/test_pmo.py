@@ -72,7 +72,7 @@ def test_the_two_numbers_are_those_of_pmo():
     assert [(p["calls"], p["top10"]) for p in many] == [(100, 0), (200, 1), (230, 1)]
 
 
-def chains(name: str) -> gk.MaskedModel:
+def chains(name: str, ahead: bool = True) -> gk.MaskedModel:
     """A model of chains of carbon, nitrogen and oxygen."""
     flat = lambda x, t, cond: torch.tensor([1.0, 0.0, 0.0]).expand(*x.shape, 3)  # noqa: E731
     return gk.MaskedModel(flat, 3, 7, decode=lambda x: ["".join("CNO"[v] for v in row) for row in x.tolist()])

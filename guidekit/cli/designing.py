@@ -78,7 +78,7 @@ class Designing:
             from rewards.base import needs
 
             needs("jinja2", "report", "a report")
-        model, domain = names.make_model(c.model, job.find_device(c.device))
+        model, domain = names.make_model(c.model, job.find_device(c.device), ahead=bool(c.guides))
         domain = c.domain or domain
         parts = names.make_components(c.rewards)
         reward = names.total(parts)

@@ -201,8 +201,12 @@ def is_reference(text: Any) -> bool:
 # making objects ------------------------------------------------------------------------------------------------------
 
 
-def make_model(text: str, device: str | None = None) -> tuple[Model, str | None]:
-    """Make a base model; also returns its domain if that is known."""
+def make_model(text: str, device: str | None = None, ahead: bool = True) -> tuple[Model, str | None]:
+    """Make a base model; also returns its domain if that is known.
+
+    ahead   whether anything may read predictions of more than the next token; without it, bundled models that draw from
+            the left take less time for the same samples
+    """
     spec = parse(text, models())
     if not is_reference(spec.name):
         names = list(models())
@@ -211,7 +215,7 @@ def make_model(text: str, device: str | None = None) -> tuple[Model, str | None]
         if spec.args or spec.options:
             raise ConfigError(f"{text!r}: bundled models have no options")
         name = find(spec.name, names, "model")
-        return zoo.load(name, device), KINDS[zoo.card(name)["kind"]]
+        return zoo.load(name, device, ahead or not zoo.continues(name)), KINDS[zoo.card(name)["kind"]]
     found = import_object(spec.name)
     if not isinstance(found, Model):
         if not callable(found):

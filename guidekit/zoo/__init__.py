@@ -95,6 +95,15 @@ def value(name: str, device: torch.device | str | None = None) -> Any:
     return load_value(name, device)
 
 
+def continues(name: str) -> bool:
+    """Whether a model draws tokens from the left, each by what it keeps of those before: `load(name, ahead=False)`.
+
+    >>> continues("druglike"), continues("dna")
+    (True, False)
+    """
+    return hasattr(getattr(nets, card(name)["network"], None), "extend")
+
+
 def load(name: str, device: torch.device | str | None = None, ahead: bool = True) -> Model:
     """A base model with its decoder, conditions and null condition; see docs/zoo.md.
 
@@ -106,9 +115,9 @@ def load(name: str, device: torch.device | str | None = None, ahead: bool = True
     own = card(name)
     if own["kind"] not in _MODELS:
         raise ValueError(f"zoo: {name!r} is a {own['kind']}, which network() loads; models are {', '.join(names())}")
-    net = network(name, device)
-    if not ahead and not hasattr(net, "extend"):
+    if not ahead and not continues(name):
         raise ValueError(f"zoo: ahead=False is for models that draw from the left, and {name!r} draws in any order")
+    net = network(name, device)
     return _MODELS[own["kind"]](net if ahead else Prefixes(net, end=0), own)
 
 

@@ -6,8 +6,7 @@ branch that is not closed, aromatic atoms among which no double bonds can be pla
 fragment texts do not contain (a bond between two parts that are already connected, an atom with more bonds than its
 valence, a branch at the end of a chain). Every row that is allowed can be completed.
 
-The states of many rows are one tensor of integers (rows, SIZE), so that they are gathered like particles. The symbols
-of all tokens form a prefix tree, along which the allowed tokens are found for all rows at once.
+The states of many rows are one tensor of integers (rows, SIZE), so that they are gathered like particles.
 """
 
 from __future__ import annotations
@@ -41,25 +40,33 @@ class Grammar:
     def of(fragments: Fragments) -> Grammar:
         return Grammar(tuple(tuple(split(word)) for word in fragments.words()))
 
-    def start(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
+    def start(self, rows: int) -> Tensor:
         """The state of empty rows."""
-        state = torch.zeros(rows, SIZE, dtype=torch.int32, device=device)
+        state = torch.zeros(rows, SIZE, dtype=torch.int32)
         state[:, FRAGMENT] = syntax.NOTHING
         return state
 
     def after(self, state: Tensor, tokens: Tensor) -> Tensor:
         """The states after one more token. A row that breaks the grammar stays broken, and only the end may follow."""
-        symbols, lengths = (v.to(state.device) for v in self._tables)
+        dot, labels = (v[tokens] for v in self._tables)
+        fine = ~dot | _own(state) | (state[:, FRAGMENT] == syntax.NOTHING)
+        fine &= (tokens != 0) | (state[:, PART] == 0).all(1)
         state = state.clone()
-        for j in range(symbols.shape[1]):
-            at = (j < lengths[tokens]).nonzero()[:, 0]
-            state[at] = self._step(state[at], symbols[tokens[at], j])
-        state[~self.fits(state, FAR), FRAGMENT] = syntax.BROKEN
+        state[:, FRAGMENT] = self._syntax.read(state[:, FRAGMENT], tokens)
+        state[:, PARTS] += dot
+        state[:, HERE] = torch.where(dot, state[:, PARTS], state[:, HERE])
+        for number in labels.unbind(1):
+            at = (number >= 0).nonzero()[:, 0]
+            if len(at):
+                state[at, PART], new = _labelled(state[at, PART], state[at, HERE], number[at])
+                fine[at] &= new
+        fine &= self.fits(state, FAR)
+        state[~fine, FRAGMENT] = syntax.BROKEN
         return state
 
     def read(self, tokens: Tensor) -> Tensor:
         """The states after whole rows (rows, positions)."""
-        state = self.start(len(tokens), tokens.device)
+        state = self.start(len(tokens))
         for column in tokens.unbind(1):
             state = self.after(state, column)
         return state
@@ -70,20 +77,9 @@ class Grammar:
         With `left`, the number of tokens for which there is room, only those after which the row can be completed by as
         many as it `need`s; this also forbids a few rows that only longer tokens could complete in time.
         """
-        nodes, first, count, own = (v.to(state.device) for v in self._tree)
-        fine = torch.zeros(len(state), len(nodes), dtype=torch.bool, device=state.device)
-        row = torch.arange(len(state), device=state.device)
-        at = torch.zeros_like(row)
-        while len(row):
-            many = count[at]
-            parent = torch.arange(len(row), device=row.device).repeat_interleave(many)
-            offset = torch.arange(len(parent), device=row.device) - (many.cumsum(0) - many)[parent]
-            at = first[at][parent] + offset
-            state = self._step(state[parent], nodes[at])
-            ok = self.alive(state)
-            state, row, at = state[ok], row[parent][ok], at[ok]
-            fine[row, at] = self.fits(state, FAR if left is None else left - 1)
-        fine = fine[:, own]
+        rows, words = len(state), len(self.tokens)
+        after = self.after(state.repeat_interleave(words, 0), torch.arange(words).repeat(rows))
+        fine = self.fits(after, FAR if left is None else left - 1).view(rows, words)
         fine[:, 0] |= ~fine.any(1)
         return fine
 
@@ -91,16 +87,19 @@ class Grammar:
         """Whether rows have kept to the grammar so far."""
         return state[:, FRAGMENT] != syntax.BROKEN
 
-    def fits(self, state: Tensor, left: int) -> Tensor:
+    def fits(self, state: Tensor, left: int, worth: Tensor | None = None) -> Tensor:
         """Whether rows can be completed by so many tokens, or by any number of them where `left` is FAR.
 
-        Those that they `need` are counted only where there might be too few, as that takes a search.
+        Those that they `need` are counted only where there might be too few, as that takes a search. `worth` says of
+        which rows it is worth one; others do not fit then.
         """
         rough, bound = self._syntax.rough(state[:, FRAGMENT])
         labels = (state[:, PART] > 0).sum(1)
         most = rough + self._each * labels + torch.where(_own(state) | (labels == 0), 0, bound)
         fine = most < FAR
-        at = (fine & (most > left)).nonzero()[:, 0]
+        close = fine & (most > left)
+        at = (close if worth is None else close & worth).nonzero()[:, 0]
+        fine &= ~close
         if len(at):
             fine[at] = self.need(state[at]) <= left
         return fine
@@ -132,27 +131,10 @@ class Grammar:
         """Empty the table. States from before mean nothing afterwards."""
         self._syntax.forget()
 
-    # one symbol -------------------------------------------------------------------------------------------------------
-
-    def _step(self, state: Tensor, symbol: Tensor) -> Tensor:
-        """The states after one symbol per row."""
-        kind, number = (v.to(state.device)[symbol] for v in self._symbols)
-        before, part, state = state, state[:, PART], state.clone()
-        state[:, FRAGMENT] = self._syntax.step(state[:, FRAGMENT], symbol)
-        dot, label = kind == syntax.DOT, kind == syntax.LABEL
-        fine = ~dot | _own(before) | (before[:, FRAGMENT] == syntax.NOTHING)
-        fine &= (kind != syntax.END) | (part == 0).all(1)
-        state[:, PARTS] += dot
-        state[:, HERE] = torch.where(dot, state[:, PARTS], state[:, HERE])
-        at = label.nonzero()[:, 0]
-        if len(at):
-            state[at, PART], fine[at] = _labelled(part[at], before[at, HERE], number[at])
-        state[:, FRAGMENT] = torch.where(fine, state[:, FRAGMENT], syntax.BROKEN)
-        return state
-
     @cached_property
     def _syntax(self) -> Syntax:
-        return Syntax([_meaning(s) for s in self._names])
+        ids = {s: i for i, s in enumerate(self._names)}
+        return Syntax([_meaning(s) for s in self._names], [tuple(ids[s] for s in t) or (0,) for t in self.tokens])
 
     @cached_property
     def _each(self) -> int:
@@ -164,38 +146,13 @@ class Grammar:
         return ["", *sorted({s for token in self.tokens for s in token})]
 
     @cached_property
-    def _symbols(self) -> tuple[Tensor, Tensor]:
-        """The kind and number of each symbol."""
-        kind, number = zip(*((s.kind, s.number) for s in self._syntax.symbols), strict=True)
-        return torch.tensor(kind), torch.tensor(number)
-
-    @cached_property
-    def _rows(self) -> list[tuple[int, ...]]:
-        ids = {s: i for i, s in enumerate(self._names)}
-        return [tuple(ids[s] for s in token) or (0,) for token in self.tokens]
-
-    @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:
-        """The symbols of each token, and their number."""
-        longest = max(map(len, self._rows))
-        symbols = torch.tensor([[*row, *[0] * (longest - len(row))] for row in self._rows])
-        return symbols, torch.tensor([len(row) for row in self._rows])
-
-    @cached_property
-    def _tree(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The prefix tree, level by level: symbol, first child and number of children; and the nodes of the tokens."""
-        prefixes = {row[:i] for row in self._rows for i in range(1, len(row) + 1)}
-        order = [(), *sorted(prefixes, key=lambda p: (len(p), p))]
-        place = {p: i for i, p in enumerate(order)}
-        children: list[list[int]] = [[] for _ in order]
-        for p in order[1:]:
-            children[place[p[:-1]]].append(place[p])
-        columns = (
-            [p[-1] if p else 0 for p in order], [c[0] if c else 0 for c in children], [len(c) for c in children],
-            [place[row] for row in self._rows],
-        )  # fmt: skip
-        nodes, first, count, own = (torch.tensor(c) for c in columns)
-        return nodes, first, count, own
+        """Of each token, whether a dot is its first symbol, and its labels, -1 where there are no more."""
+        kinds = [[self._syntax.symbols[i] for i in word] for word in self._syntax.words]
+        labels = [[s.number for s in word if s.kind == syntax.LABEL] for word in kinds]
+        most = max(1, *map(len, labels))
+        padded = torch.tensor([[*own, *[-1] * (most - len(own))] for own in labels])
+        return torch.tensor([word[0].kind == syntax.DOT for word in kinds]), padded
 
 
 def _own(state: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from .grammar import Grammar
 
 IMPOSSIBLE = -1e4
 LEAST, RARE = 1e-5, -25.0  # tokens of less probability are not asked about, and their logits lowered by so much
+WORTH = 1e-3  # probability of a token that is worth a search for a completion where there is little room
 REMEMBERED, MET = 1 << 16, 1 << 17  # most prefixes, and states of fragments in the grammar's table (some 300 MB)
 
 
@@ -18,7 +19,8 @@ class Grammatical(nn.Module):
     """Logits of a network for positions unmasked in order, (tokens, t, cond) -> (rows, length, vocab), where at the
     first mask of each row only those tokens are possible after which the row can still be completed. The grammar is
     asked about tokens with a probability of at least 1e-5 (about all, where it allows none of these); those of less are
-    all but impossible, so that they are never drawn, and parts that are kept may hold them.
+    all but impossible, so that they are never drawn, and parts that are kept may hold them. Whether there is room for a
+    completion is looked at more closely for tokens of at least 1e-3.
 
     Behind the first mask the grammar says nothing, so at least as many steps as positions are needed for all samples to
     follow it. The states of the grammar after prefixes are remembered, since most prefixes are longer by one token than
@@ -74,7 +76,7 @@ def likely(grammar: Grammar, states: Tensor, p: Tensor, left: int) -> tuple[Tens
     asked = p >= LEAST
     row, token = asked.nonzero().unbind(1)
     after = grammar.after(states[row], token)
-    fine = grammar.fits(after, left - 1)
+    fine = grammar.fits(after, left - 1, p[row, token] >= WORTH)
     allowed = torch.zeros_like(asked).index_put((row, token), fine)
     none = (~allowed.any(1)).nonzero()[:, 0]
     if len(none):

@@ -284,10 +284,10 @@ def _better(path: tuple[Atom, ...], one: Way, other: Way) -> bool:
 
 
 class Syntax:
-    """The states that were met, and what follows them."""
+    """The states that were met, and what follows them. words: rows of symbols, by number, that are read at once."""
 
-    def __init__(self, symbols: Sequence[Symbol]):
-        self.symbols = symbols
+    def __init__(self, symbols: Sequence[Symbol], words: Sequence[Sequence[int]]):
+        self.symbols, self.words = symbols, words
         usual = [i for i, s in enumerate(symbols) if s.kind in _USUAL or s in _ATOMS]
         self._usual = sorted(usual, key=lambda i: _promise(symbols[i]))
         self._answers = [i for i, s in enumerate(symbols) if s.kind in (ATOM, RING)]
@@ -303,21 +303,36 @@ class Syntax:
         self._ids: dict[State, int] = {}
         self._moves: dict[tuple[int, int], int] = {}
         self._known: tuple[dict[int, int], ...] = ({}, {}, {})
-        self._after = torch.empty(0, len(self.symbols), dtype=torch.int32)
+        self._after = torch.empty(0, len(self.words), dtype=torch.int32)  # of states from which words are read
+        self._row, self._rows = torch.empty(0, dtype=torch.int32), 0
         self._need = torch.empty(0, 3, dtype=torch.int32)
         self._rough = torch.empty(0, 2, dtype=torch.int32)
         for state in (_NONE, State(BEGIN)):
             self._number(state)
 
-    def step(self, states: Tensor, symbols: Tensor) -> Tensor:
-        """The numbers of the states after one more symbol each."""
-        found = self._after[states, symbols]
+    def read(self, states: Tensor, words: Tensor) -> Tensor:
+        """The numbers of the states after one more word each."""
+        for i in states[self._row[states] == UNKNOWN].unique().tolist():
+            self._row[i] = self._rows
+            self._rows += 1
+        if self._rows > len(self._after):
+            more = max(256, 2 * self._rows - len(self._after))
+            self._after = torch.cat([self._after, self._after.new_full((more, len(self.words)), UNKNOWN)])
+        row = self._row[states]
+        found = self._after[row, words]
         unknown = found == UNKNOWN
         if unknown.any():
-            for i, j in {*zip(states[unknown].tolist(), symbols[unknown].tolist(), strict=True)}:
-                self._follow(i, j)
-            found = self._after[states, symbols]
+            for i, j in {*zip(states[unknown].tolist(), words[unknown].tolist(), strict=True)}:
+                self._after[self._row[i], j] = self._spelled(i, j)
+            found = self._after[row, words]
         return found
+
+    def _spelled(self, i: int, word: int) -> int:
+        for j in self.words[word]:
+            i = self._follow(i, j)
+            if i == BROKEN:
+                break
+        return i
 
     def rough(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """More symbols than complete the fragment; and how many more with one or several labels."""
@@ -343,7 +358,6 @@ class Syntax:
             if after is not None and self.symbols[j].kind == BOND and not self._answered(number):
                 number = BROKEN
             self._moves[i, j] = number
-            self._after[i, j] = number
         return self._moves[i, j]
 
     def _answered(self, i: int) -> bool:
@@ -354,9 +368,9 @@ class Syntax:
         if state not in self._ids:
             i = self._ids[state] = len(self._states)
             self._states.append(state)
-            if i == len(self._after):
+            if i == len(self._row):
                 more = max(1024, i)
-                self._after = torch.cat([self._after, self._after.new_full((more, len(self.symbols)), UNKNOWN)])
+                self._row = torch.cat([self._row, self._row.new_full((more,), UNKNOWN)])
                 self._need = torch.cat([self._need, self._need.new_full((more, 3), UNKNOWN)])
                 self._rough = torch.cat([self._rough, self._rough.new_full((more, 2), FAR)])
             if state == _NONE:
