@@ -250,6 +250,17 @@ def test_a_crossover_has_pieces_of_both_parents():
     assert all(Chem.MolFromSmiles(s).GetNumAtoms() <= heavy for s in found)
 
 
+def test_no_child_is_larger_than_asked_unless_its_larger_parent_is():
+    """Chains of 12 and 18 atoms, without a limit and with one."""
+    size = lambda found: max(parsed(s).GetNumHeavyAtoms() for s in found)  # noqa: E731
+    short, long = "CCOCCNCCOCCN", "CCOCCNCCOCCNCCOCCN"
+    pairs, seeds = [(short, "CCNCCOCCNCCO")] * 60, range(60)
+    assert size(graph.offspring(pairs, 0.3, seeds)) > 14
+    assert size(graph.offspring(pairs, 0.3, seeds, 14)) == 14
+    assert size(graph.offspring([(short, long), (long, short)] * 30, 0.3, seeds, 14)) == 18
+    assert size(graph.offspring([(short, long)] * 60, 1.0, seeds, 6)) == 12  # a mutation has one parent
+
+
 def test_children_are_the_same_for_the_same_seed_alone():
     pairs = list(zip(DRUGS, DRUGS[::-1], strict=True))
     one = graph.offspring(pairs, 0.3, range(len(pairs)))

@@ -4,13 +4,15 @@ https://doi.org/10.1039/C8SC05372C.
 Mutations: append, insert, delete or change an atom; change the order of a bond; open or close a ring. Crossovers: each
 of two parents is cut at a single bond outside of rings, or at two bonds of one ring, and a piece of one is joined to a
 piece of the other. What comes out must be one molecule that rdkit accepts, without rings of more than six atoms,
-without cumulated double bonds in rings, and without double bonds in rings of three or four.
+without cumulated double bonds in rings, and without double bonds in rings of three or four; and no larger than is
+asked, for rewards that rise with size are else followed to molecules of hundreds of atoms.
 
 A molecule is edited as a graph with alternating single and double bonds, with hydrogens left to the valences.
 """
 
 from __future__ import annotations
 
+import math
 import random as python
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,21 +29,25 @@ TRIES = 20
 PARENTS, CUTS = 1 << 10, 1 << 12  # that are remembered: good parents are drawn again and again
 
 
-def mutated(smiles: str, rng: python.Random) -> str | None:
-    """Canonical SMILES of the molecule after one random mutation, or None if none of some tries is a molecule."""
+def mutated(smiles: str, rng: python.Random, atoms: float = math.inf) -> str | None:
+    """Canonical SMILES of the molecule after one random mutation, or None if none of some tries is one of at most
+    so many heavy atoms, or as many as it has itself."""
     with blocked():
-        return _tried(lambda: _mutation(smiles, rng), {smiles})
+        return _tried(lambda: _mutation(smiles, rng), {smiles}, atoms)
 
 
-def crossed(first: str, second: str, rng: python.Random) -> str | None:
-    """Canonical SMILES of a molecule made of a piece of each, or None if none of some tries is a molecule."""
+def crossed(first: str, second: str, rng: python.Random, atoms: float = math.inf) -> str | None:
+    """Canonical SMILES of a molecule made of a piece of each, or None if none of some tries is a molecule of at most so
+    many heavy atoms, or as many as the larger one has."""
     with blocked():
-        return _tried(lambda: _crossover(first, second, rng), {first, second})
+        return _tried(lambda: _crossover(first, second, rng), {first, second}, atoms)
 
 
-def _tried(make: Callable[[], Any], parents: set[str]) -> str | None:
+def _tried(make: Callable[[], Any], parents: set[str], atoms: float) -> str | None:
+    most = max(atoms, *(_graph(s).GetNumHeavyAtoms() for s in parents))
     for _ in range(TRIES):
-        found = finished(make())
+        mol = make()
+        found = finished(mol) if mol is not None and mol.GetNumHeavyAtoms() <= most else None
         if found is not None and found not in parents:
             return found
     return None
@@ -73,8 +79,6 @@ def finished(mol: Any) -> str | None:
     """Canonical SMILES of an edited graph, or None where it is no acceptable molecule."""
     from rdkit import Chem
 
-    if mol is None:
-        return None
     try:
         Chem.SanitizeMol(mol)
         smiles = Chem.MolToSmiles(mol)
@@ -297,11 +301,13 @@ def _joined(a: _Piece, b: _Piece, rng: python.Random) -> Any:
     return mol
 
 
-def offspring(parents: Sequence[tuple[str, str]], mutation: float, seeds: Sequence[int]) -> list[str]:
+def offspring(
+    parents: Sequence[tuple[str, str]], mutation: float, seeds: Sequence[int], atoms: float = math.inf
+) -> list[str]:
     """One child of each pair where it gave one: by a mutation of the first with this probability, or by crossover."""
     found = []
     for (first, second), seed in zip(parents, seeds, strict=True):
         rng = python.Random(seed)
         alone = first == second or rng.random() < mutation
-        found.append(mutated(first, rng) if alone else crossed(first, second, rng))
+        found.append(mutated(first, rng, atoms) if alone else crossed(first, second, rng, atoms))
     return [s for s in found if s is not None]
