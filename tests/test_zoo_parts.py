@@ -117,11 +117,14 @@ def test_a_kept_part_is_in_every_molecule_and_log_z_is_its_probability(model, to
     assert len({Chem.MolToSmiles(mol) for mol in found}) > 15
     first = tokens.beginning(part, LENGTH)
     assert torch.equal(result.x[:, : len(first)], torch.as_tensor(first).long().expand(30, -1))
-    log_p = 0.0
-    for k in range(len(first)):
+    log_p, words = 0.0, Grammar.of(tokens).tokens
+    ends = torch.tensor([not word or word[0] == "." for word in words])  # the last atom of the part does not go on
+    for k in range(len(first) + 1):
         x = torch.full((1, LENGTH), tokens.vocab)
         x[0, :k] = torch.as_tensor(first[:k]).long()
-        log_p += float(model.net(x, None, torch.tensor([[3, 2]]))[0, k].double().log_softmax(-1)[int(first[k])])
+        each = model.net(x, None, torch.tensor([[3, 2]]))[0, k].double().log_softmax(-1)
+        log_p += float(each[int(first[k])] if k < len(first) else each[ends].logsumexp(0))
+    assert ends[result.x[:, len(first)]].all()
     assert float(result.log_z) == pytest.approx(log_p, abs=1e-6) and float(result.ess) == pytest.approx(30)
 
 

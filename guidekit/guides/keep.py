@@ -17,7 +17,8 @@ where d is the last clean mean, and the last step, which has no noise, is given 
 Tokens. A kept token is a set of one letter, and a template has a set of letters for each position. Particles move by
 the kernel within these sets, and the weights take the probability of what was forced (see `shared/constrained`). In a
 masked process the known tokens are there from the start, and the network conditions on them. That is exact, with equal
-weights, for a network of any order, and for an ordered one where they are its first tokens.
+weights, for a network of any order, and for an ordered one where they are its first tokens; there the next position may
+have a set too, since all rows reach it alike.
 
     method = "replace"   no weights: parts are put in place and the rest is left to the network's attention to them
                          (Song et al., 2021, https://arxiv.org/abs/2011.13456); a heuristic, biased even in the limit
@@ -128,7 +129,7 @@ class Keep(Within):
         language = letters(allowed)
         apart = isinstance(model.process, Lengths)
         own = self.having(template=allowed, known=None, where=None, language=language, apart=apart)
-        return own.having(even=not apart and bool((own._held(model) | language.allowed.all(-1)).all()))
+        return own.having(even=not apart and bool((own._shared(model) | language.allowed.all(-1)).all()))
 
     def _bound(self, model: Model) -> Guide:
         """With states, their mask and, if the mask is of samples, what of these is pasted."""
@@ -277,6 +278,14 @@ class Keep(Within):
         if not isinstance(model.process, Masked):
             return torch.zeros_like(one)
         return one.cumprod(-1).bool() if model.process.places else one
+
+    def _shared(self, model: Model) -> Tensor:
+        """The positions whose tokens are forced with the same probability in all rows: those that are known, and the next
+        one of an ordered text, which all rows reach with the same tokens before it."""
+        held = self._held(model)
+        if not (isinstance(model.process, Masked) and model.process.places):
+            return held
+        return held | (held.cumprod(-1).bool().roll(1, -1).index_fill(-1, torch.tensor([0], device=held.device), True))
 
     def _known(self, group: Tensor) -> Tensor:
         """The one letter of each position that has one."""

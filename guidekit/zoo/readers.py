@@ -60,7 +60,8 @@ class Parts:
         return _nearest(smiles, self)
 
     def template(self, part: str) -> Tensor:
-        """The tokens of each position in molecules that hold this part, bool (length, V)."""
+        """The tokens of each position in molecules that hold this part, bool (length, V): its own, and behind them the
+        end or another fragment, for else its last atom might go on."""
         from .nearest import nearest
 
         try:
@@ -69,6 +70,7 @@ class Parts:
             raise ValueError(f"{error}{nearest(part, lambda other: _works(self._first, other))}") from error
         allowed = torch.ones(self.length, self.tokens.vocab, dtype=torch.bool)
         allowed[: len(first)] = torch.nn.functional.one_hot(first, self.tokens.vocab).bool()
+        allowed[len(first)] = torch.tensor([word[:1] in ((), (".",)) for word in self._grammar.tokens])
         return allowed
 
     def begun(self, x: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
