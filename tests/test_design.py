@@ -15,6 +15,7 @@ from torch import Tensor
 
 import guidekit as gk
 from guidekit.search.design import Design
+from guidekit.search.design.memory import measured
 from rewards import Reward, RewardError
 from rewards.molecules import objective
 from rewards.molecules.descriptors import canonical
@@ -414,9 +415,18 @@ def test_what_is_wrong_is_said_before_the_first_call():
         ("surrogate=1", {"surrogate": 1}),
         ("proposals=", {"proposals": [1]}),
         ("require=1", {"require": 1}),
+        ("seed='a'", {"seed": "a"}),
+        ("proposals=", {"proposals": 1}),
     ):
         with pytest.raises(TypeError, match=match):
             gk.evolve(model, 4, landscape, **options)
+    for start in (None, True, 2.5, 0, {}):
+        with pytest.raises(TypeError, match="start="):
+            gk.evolve(model, start, landscape, budget=Budget(calls=60))
+    with pytest.raises(
+        ValueError, match=r"SVDD asks the reward on the way too, at up to 14 steps of each of 50 samples"
+    ):
+        gk.evolve(model, 4, landscape, budget=Budget(calls=600), guides=[gk.SVDD(landscape)])
     with pytest.raises(ValueError, match=r"start: sample 1 of 2 \('C1CC'\) is no molecule"):
         gk.evolve(gk.zoo.load("molecules"), ["CC", "C1CC"], landscape)
     assert not calls and not asked
@@ -432,6 +442,10 @@ def test_known_files_are_checked(tmp_path: Path):
         file.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=match):
             gk.evolve(letters(), 4, landscape, known=file)
+    with pytest.raises(ValueError, match=r"nofile\.csv' cannot be read"):
+        gk.evolve(letters(), 4, landscape, known="nofile.csv")
+    file.write_text("\ufeffsequence;y\nABCDABCDABCDAB;1.5\n", encoding="utf-8")  # as spreadsheets write it
+    assert measured(file) == (["ABCDABCDABCDAB"], [1.5])
     with pytest.raises(ValueError, match="2 samples and 1 values"):
         gk.evolve(letters(), 4, landscape, known=(["A", "B"], [1.0]))
     assert not asked

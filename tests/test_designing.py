@@ -154,6 +154,13 @@ def test_what_is_wrong_with_a_design_is_said_before_the_first_call(args, said):
     assert not Path("out/calls.csv").exists() and "Traceback" not in answer.output
 
 
+def test_a_folder_is_not_continued_under_another_requirement():
+    given = ("mine.py:chains", "--domain", "molecules", "-r", "qed", *LOOP, "--require")
+    assert ask(*given, "mol_wt.left_step(400)").exit_code == 0
+    answer = ask(*given, "mol_wt.left_step(60)")
+    assert answer.exit_code != 0 and "mol_wt.left_step(60)" in answer.stderr, answer.output
+
+
 def test_docking_that_is_not_installed_is_said_before_the_first_call(monkeypatch):
     monkeypatch.setitem(sys.modules, "vina", None)
     answer = ask("mine.py:chains", "--domain", "molecules", "-r", "qed", "--dock-top", "2", "--dock-target", "CA2")

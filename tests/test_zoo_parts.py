@@ -151,6 +151,7 @@ def test_what_cannot_be_read_is_an_error_that_says_why(model, bad: str, why: str
     [
         ("c1ccccc1", "where it goes on by single bonds"), ("[*:1]=CC", "no part of a molecule"),
         ("[*:1]C[Si](C)(C)C", "which the model does not know"), ("[*:1]" + "CN" * 40, "tokens"),
+        ("[*:1]/C=C/c1ccccc1", "an open bond decides the stereo of a double bond"),
         ("[*:1]C([*:2])([*:3])C([*:4])([*:5])C([*:6])([*:7])C([*:8])([*:9])[*:10]", "cannot be kept: it takes"),
     ],
 )  # fmt: skip

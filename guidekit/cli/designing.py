@@ -100,7 +100,8 @@ class Designing:
             sources = _SOURCES.get(domain)
         dock = _docking(self.dock, self.target, domain)
         start = c.n if c.start is None else inputs.read(Path(c.start), domain)
-        require = None if not checks else lambda samples: torch.stack([check(samples) for check in checks]).all(0)
+        told = (*self.require, *([c.keep] if c.keep is not None else []))
+        require = Required(told, checks) if checks else None
         return Task(model, domain, parts, reward, guides, start, require, sources, dock)
 
     def _carried_out(self, ranks: Ranks, task: Task) -> list[dict[str, Any]]:
@@ -192,6 +193,20 @@ class Designing:
             "rows": [{"name": row["name"], **{k: row.get(k) for k in kept}} for row in rows], "warnings": told,
             "version": __version__, "bibtex": cite(task.guides),
         }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Required:
+    """True of samples that pass all checks, which are known again by what was given for them."""
+
+    told: tuple[str, ...]
+    checks: list[Predicate]
+
+    def __call__(self, samples: Any) -> Tensor:
+        return torch.stack([check(samples) for check in self.checks]).all(0)
+
+    def identity(self) -> tuple[str, ...]:
+        return self.told
 
 
 @dataclass(frozen=True)

@@ -280,8 +280,8 @@ class Keep(Within):
         return one.cumprod(-1).bool() if model.process.places else one
 
     def _shared(self, model: Model) -> Tensor:
-        """The positions whose tokens are forced with the same probability in all rows: those that are known, and the next
-        one of an ordered text, which all rows reach with the same tokens before it."""
+        """The positions whose tokens are forced with the same probability in all rows: those that are known, and the
+        next one of an ordered text, which all rows reach with the same tokens before it."""
         held = self._held(model)
         if not (isinstance(model.process, Masked) and model.process.places):
             return held

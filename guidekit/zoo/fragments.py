@@ -68,6 +68,18 @@ def text(smiles: str, rng: np.random.Generator | None = None) -> str:
     return _stereo(written, mol, [a for _, atoms in pieces for a in atoms], ends)
 
 
+def _unnumbered(part: str) -> str:
+    """The canonical SMILES of a part whose dummy atoms are all alike."""
+    from rdkit import Chem
+
+    mol = Chem.MolFromSmiles(part)
+    for atom in mol.GetAtoms():
+        if not atom.GetAtomicNum():
+            atom.SetAtomMapNum(0)
+            atom.SetIsotope(0)
+    return Chem.CanonSmiles(Chem.MolToSmiles(mol))
+
+
 @lru_cache(maxsize=1 << 14)
 def begun(molecule: str, first: str) -> str:
     """The molecule as a text that begins with these fragments; or "", if it does not hold them as they are written,
@@ -168,6 +180,11 @@ class Fragments(Merged):
             raise ValueError(
                 f"{part!r} is no part of a molecule that can be kept: give its SMILES with [*:1], [*:2], ... where it "
                 "goes on by single bonds"
+            )
+        if smiles(_ended(written, [*open_labels(written).values()])) != _unnumbered(part):
+            raise ValueError(
+                f"{part!r} cannot be kept as it is: an open bond decides the stereo of a double bond; write this one "
+                "without / and \\, or add the next atom to the part"
             )
         row = self.row(split(written), length)
         row = row[row > 0]

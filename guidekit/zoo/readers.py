@@ -40,6 +40,12 @@ class Molecules:
     def nearest(self, smiles: Any) -> str:
         return _nearest(smiles, self)
 
+    def template(self, part: str) -> Tensor:
+        raise ValueError(
+            f"{part!r} cannot be kept: this model writes a molecule from one of its ends, and keeps no parts; take one "
+            "that writes fragments, as gk.zoo.load('druglike')"
+        )
+
 
 @dataclass(frozen=True)
 class Parts:

@@ -119,6 +119,12 @@ class Design:
         for name, value in (counts | {"steps": self.steps}).items():
             if value is not None and not is_count(value):
                 raise ValueError(f"{name}={value!r}: an int of at least 1 is needed, or None")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"seed={self.seed!r}: an int is needed")
+        if self.start is None or (isinstance(self.start, (bool, int, float, dict)) and not is_count(self.start)):
+            raise TypeError(
+                f"start={self.start!r}: a number of samples, at least 1, or samples to start from are needed"
+            )
         if self.require is not None and not callable(self.require):
             raise TypeError(f"require={self.require!r}: a function of samples, true for those that may be asked")
         if not isinstance(self.surrogate, Surrogate | bool):
@@ -130,7 +136,7 @@ class Design:
     def _sources(self) -> list[Proposal]:
         if self.proposals is None:
             return [p for p in USUAL if p.refuses(self.study) is None]
-        own = list(self.proposals)
+        own: list[Any] = list(self.proposals) if isinstance(self.proposals, Iterable) else [self.proposals]
         if not own or not all(isinstance(p, Proposal) for p in own):
             raise TypeError(f"proposals={own!r}: a list of gk.search.Proposal is needed")
         if len({p.name for p in own}) < len(own):
@@ -177,12 +183,27 @@ class Design:
         known = len(measured(self.known)[0]) if self.known is not None else 0
         first = max(self.size - known, 0)
         if calls is not None and calls < first:
+            given = 0 if self.given is None else len(self.given.samples)
+            other = f"population={calls // 2 or 1} or so" if given <= calls else f"at most {calls} of the samples"
             raise ValueError(
                 f"Budget(calls={calls}) is below the population of {first} samples that are asked first: raise it, or "
-                f"give population={calls // 2 or 1} or so"
+                f"give {other}"
             )
+        self._check_asking(first)
         if calls is not None and self.wanted > calls + known:
             raise ValueError(f"{self.wanted} samples are wanted of Budget(calls={calls}): ask for fewer, or raise it")
+
+    def _check_asking(self, first: int) -> None:
+        """Raise where guides might spend the budget on the way to the first samples."""
+        calls, steps = self.budget.calls, self.study.chain
+        asks = lambda g: getattr(g, "reward", None) is not None and getattr(g, "value", None) is None  # noqa: E731
+        asking = [type(g).__name__ for g in self.guides if asks(g)]
+        if calls is not None and asking and calls < first * steps:
+            raise ValueError(
+                f"Budget(calls={calls}): {' and '.join(asking)} asks the reward on the way too, at up to {steps} steps "
+                f"of each of {first} samples, so that the budget would be spent before the loop begins. Raise it, or "
+                "leave the guide away: the loop follows the reward by itself"
+            )
 
     @property
     def wanted(self) -> int:

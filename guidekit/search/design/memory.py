@@ -8,6 +8,7 @@ its last complete round; calls that were made since then are in the log, and are
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -284,8 +285,12 @@ def measured(known: Any) -> tuple[list[str] | Any, list[float]]:
         if len(samples) != len(values):
             raise ValueError(f"known: {len(samples)} samples and {len(values)} values; one value for each is needed")
         return samples, values
-    with Path(known).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        text = Path(known).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"known={str(known)!r} cannot be read: {error}") from error
+    head = text.partition("\n")[0]
+    rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count)))
     columns = list(rows[0]) if rows else []
     sample, value = (next((c for c in columns if c and c.lower() in names), None) for names in (_SAMPLE, _VALUE))
     if sample is None or value is None:
