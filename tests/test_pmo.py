@@ -174,3 +174,17 @@ def test_the_kappas_are_compared_on_the_page_as_they_are_stored():
         assert f"| {greedy['task']} | {' | '.join(cells)} |" in page
     areas = {(row["task"], row["seed"], row["kappa"]): float(row["area"]) for row in rows}
     assert all(areas[task, seed, "1"] > area for (task, seed, kappa), area in areas.items() if kappa == "0.3")
+
+
+def test_mol_ga_with_a_limit_asks_no_larger_molecule():
+    pytest.importorskip("mol_ga")
+    asked: list[str] = []
+
+    def size(smiles: list[str]) -> torch.Tensor:
+        asked.extend(smiles)
+        return torch.tensor([float(parsed(s).GetNumHeavyAtoms()) for s in smiles])
+
+    first = ["CCOCCNCC", "CCNCCOCC", "CC(C)CCOC", "CCCCCCO", "CCOC(C)=O", "CCNC(C)=O"]
+    calls = pmo.by_mol_ga(size, first, 80, 0, atoms=10)
+    assert len(calls) == 80 and max(parsed(s).GetNumHeavyAtoms() for s in asked) == 10
+    assert max(parsed(c.sample).GetNumHeavyAtoms() for c in pmo.by_mol_ga(size, first, 80, 0)) > 10
