@@ -206,6 +206,7 @@ MUTANTS = [
     ("a ring that is open at the end of its branch", "zoo/syntax.py", "not s.path[-2].branch or s.path[-1].rings:", "not s.path[-2].branch:", FORBIDS),
     ("a closed ring that leaves its bonds due", "zoo/syntax.py", "*((role, False) for role, _ in way[i + 1 : -1])", "*way[i + 1 : -1]", "tests/test_zoo_fragments.py::test_aromatic_rings_are_allowed_as_rdkit_allows_them"),
     ("a kept part whose last atom goes on", "zoo/readers.py", "allowed[len(first)] = torch.tensor(", "_ = torch.tensor(", "tests/test_zoo_parts.py::test_a_kept_part_is_in_every_molecule_and_log_z_is_its_probability[[*:1]c1ccccc1]"),
+    ("rows that fit without a search though there may be no room", "zoo/grammar.py", "fine &= ~close", "fine &= True", "tests/test_zoo_fragments.py::test_rows_that_are_not_worth_a_search_fit_where_there_is_room_for_sure"),
     ("children of any size", "search/design/graph.py", "mol.GetNumHeavyAtoms() <= most", "True", "tests/test_design_parts.py::test_no_child_is_larger_than_asked_unless_its_larger_parent_is"),
     ("children of large parents that must be small", "search/design/graph.py", "most = max(atoms, *(", "most = min(atoms, *(", "tests/test_design_parts.py::test_no_child_is_larger_than_asked_unless_its_larger_parent_is"),
     ("an aromatic atom whose last bond has no place", "zoo/syntax.py", "if alone or short or", "if alone or", "tests/test_zoo_fragments.py::test_the_beginning_of_a_text_that_cannot_be_completed_is_forbidden"),

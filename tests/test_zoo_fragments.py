@@ -333,6 +333,19 @@ def test_no_state_is_a_dead_end_and_no_completion_takes_more_symbols_than_are_al
         assert closed or max(need) <= rough, (i, need, states._states[state])
 
 
+def test_rows_that_are_not_worth_a_search_fit_where_there_is_room_for_sure(own):
+    """Of beginnings of real texts: with a search, as many as need no more than is left; without one, some of these."""
+    rules = grammar.Grammar.of(own)
+    rows = torch.from_numpy(own.rows([split(fragments.text(s, rng(i))) for i, s in enumerate(SMILES)], 60)[0]).long()
+    state = rules.read(rows[:, :5])
+    need, none = rules.need(state), torch.zeros(len(rows), dtype=torch.bool)
+    for left in range(1, 30):
+        searched, sure = rules.fits(state, left, ~none), rules.fits(state, left, none)
+        assert torch.equal(searched, need <= left) and not (sure & ~searched).any()
+    counts = [int(rules.fits(state, left, none).sum()) for left in (1, 8, 30)]
+    assert counts[0] < counts[2] == len(rows) and counts[1] < int((need <= 8).sum())
+
+
 @pytest.mark.slow
 def test_a_row_is_completed_by_as_many_tokens_as_it_needs(own):
     """From the beginning of real texts, always by a token after which less is needed."""
